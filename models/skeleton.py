@@ -1,0 +1,132 @@
+"""The joints of a person, how they hang together, and how tightly people agree on each."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Skeleton:
+    """The joints of one annotation scheme; the order of ``joints`` is that of K everywhere."""
+
+    name: str
+    joints: tuple[str, ...]
+    edges: tuple[tuple[int, int], ...]
+    """Pairs of joint indices that a limb connects."""
+    flip_pairs: tuple[tuple[int, int], ...]
+    """Pairs of joint indices that a mirror exchanges."""
+    oks_sigmas: tuple[float, ...]
+    """Per joint, the annotators' spread over the root of the person's area (COCO's sigma)."""
+    upper_body: tuple[int, ...]
+    """Indices of the joints above the hips, for half-body augmentation."""
+
+    def __post_init__(self) -> None:
+        if len(self.oks_sigmas) != self.num_joints:
+            raise ValueError(
+                f"a skeleton needs one OKS sigma a joint, got {len(self.oks_sigmas)} sigmas for "
+                f"{self.num_joints} joints ({self.name}); change oks_sigmas"
+            )
+        used = [index for pair in (*self.edges, *self.flip_pairs) for index in pair]
+        outside = [i for i in (*used, *self.upper_body) if not 0 <= i < self.num_joints]
+        if outside:
+            raise ValueError(
+                f"edges, flip_pairs and upper_body must name joints 0 to {self.num_joints - 1}, "
+                f"got {outside} ({self.name})"
+            )
+
+    @property
+    def num_joints(self) -> int:
+        return len(self.joints)
+
+    @property
+    def flip_order(self) -> tuple[int, ...]:
+        """The joint that a mirror puts at each place: ``mirrored = keypoints[flip_order]``."""
+        order = list(range(self.num_joints))
+        for left, right in self.flip_pairs:
+            order[left], order[right] = right, left
+        return tuple(order)
+
+    def adjacency(self) -> Tensor:
+        """1 where two joints share an edge or are the same joint, else 0; (K, K)."""
+        matrix = torch.eye(self.num_joints)
+        for start, end in self.edges:
+            matrix[start, end] = matrix[end, start] = 1.0
+        return matrix
+
+
+COCO = Skeleton(
+    name="coco",
+    joints=(
+        "nose",
+        "left_eye",
+        "right_eye",
+        "left_ear",
+        "right_ear",
+        "left_shoulder",
+        "right_shoulder",
+        "left_elbow",
+        "right_elbow",
+        "left_wrist",
+        "right_wrist",
+        "left_hip",
+        "right_hip",
+        "left_knee",
+        "right_knee",
+        "left_ankle",
+        "right_ankle",
+    ),
+    edges=(
+        *((0, 1), (0, 2), (1, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 6), (5, 7), (6, 8)),
+        *((7, 9), (8, 10), (5, 11), (6, 12), (11, 12), (11, 13), (12, 14), (13, 15), (14, 16)),
+    ),
+    flip_pairs=((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16)),
+    oks_sigmas=(
+        *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
+        *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
+    ),
+    upper_body=tuple(range(11)),
+)
+
+CROWDPOSE = Skeleton(
+    name="crowdpose",
+    joints=(
+        "left_shoulder",
+        "right_shoulder",
+        "left_elbow",
+        "right_elbow",
+        "left_wrist",
+        "right_wrist",
+        "left_hip",
+        "right_hip",
+        "left_knee",
+        "right_knee",
+        "left_ankle",
+        "right_ankle",
+        "head",
+        "neck",
+    ),
+    edges=(
+        *((12, 13), (13, 0), (13, 1), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5)),
+        *((0, 6), (1, 7), (6, 7), (6, 8), (7, 9), (8, 10), (9, 11)),
+    ),
+    flip_pairs=((0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (10, 11)),
+    oks_sigmas=(
+        *(0.079, 0.079, 0.072, 0.072, 0.062, 0.062),
+        *(0.107, 0.107, 0.087, 0.087, 0.089, 0.089, 0.079, 0.079),
+    ),
+    upper_body=(0, 1, 2, 3, 4, 5, 12, 13),
+)
+
+SKELETONS = {skeleton.name: skeleton for skeleton in (COCO, CROWDPOSE)}
+
+
+def shared_joints(first: Skeleton, second: Skeleton) -> list[tuple[int, int]]:
+    """Index pairs (in first, in second) of the joints that both name, in the first one's order."""
+    return [
+        (index, second.joints.index(joint))
+        for index, joint in enumerate(first.joints)
+        if joint in second.joints
+    ]
