@@ -1,0 +1,102 @@
+"""From a name to a model, and from an exported folder to a pose estimator that is ready to use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from models.codec import CODECS, HeatmapCodec
+from models.igp_gcn import IgpGcn
+from models.mobile_net import SIZES, MobileNet
+from models.refined_pose import RefinedPose
+from models.skeleton import SKELETONS, Skeleton
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+"""ImageNet's, RGB in 0..255."""
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+MODELS = {"mobile_net": MobileNet}
+STRIDE = 4
+
+
+def normalise(crops: Tensor) -> Tensor:
+    """Crops (B, 3, h, w), RGB in 0..255, with ImageNet's mean and deviation taken out."""
+    mean = torch.tensor(PIXEL_MEAN, device=crops.device).view(3, 1, 1)
+    return (crops - mean) / torch.tensor(PIXEL_STD, device=crops.device).view(3, 1, 1)
+
+
+def build_model(name: str, size: str, skeleton: Skeleton) -> MobileNet:
+    """A model with random weights that puts out one heatmap a joint."""
+    return MODELS[name](skeleton.num_joints, SIZES[size])
+
+
+def build_codec(name: str, input_size: tuple[int, int], sigma: float) -> HeatmapCodec:
+    """The codec of heatmaps a quarter of ``input_size``, (height, width)."""
+    height, width = input_size
+    return CODECS[name](
+        input_size=(height, width), heatmap_size=(height // STRIDE, width // STRIDE), sigma=sigma
+    )
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> list[str]:
+    """Copies the weights of a safetensors file; returns the keys that were left at random.
+
+    Only a head of another joint count may differ; everything else must agree by name and shape.
+
+    Raises:
+        ValueError: other keys or shapes differ; names the first of them.
+    """
+    try:
+        loaded = load_file(path)
+    except Exception as error:  # safetensors has no exported exception type
+        raise ValueError(f"{path} must be a safetensors file of weights: {error}") from None
+    own = model.state_dict()
+    head = [k for k in own if k.startswith("final_layer.") and k in loaded]
+    dropped = [key for key in head if loaded[key].shape != own[key].shape]
+    kept = {key: value for key, value in loaded.items() if key not in dropped}
+    differing = sorted(set(own) - set(loaded)) + sorted(set(loaded) - set(own))
+    differing += [k for k in kept if k in own and own[k].shape != kept[k].shape]
+    if differing:
+        raise ValueError(
+            f"{path} must hold this model's weights by name and shape; {len(differing)} differ, "
+            f"the first are {differing[:5]}; change the model's name and size, or the file"
+        )
+    model.load_state_dict(kept, strict=False)
+    return dropped
+
+
+def build_refined_pose(info: Mapping[str, Any]) -> RefinedPose:
+    """The pose estimator that an export's ``config.json`` describes, weights at random."""
+    skeleton = SKELETONS[info["skeleton"]]
+    height, width = info["input_size"]
+    student = build_model(info["student"]["name"], info["student"]["size"], skeleton)
+    codec = build_codec(info["codec"]["name"], (height, width), info["codec"]["sigma"])
+    refiner = None
+    if info["refiner"] is not None:
+        refiner = IgpGcn(skeleton, student.pyramid_channels, **info["refiner"])
+    return RefinedPose(student, codec, refiner)
+
+
+def load_export(folder: Path) -> tuple[RefinedPose, dict[str, Any]]:
+    """The exported pose estimator in eval mode, and its ``config.json``.
+
+    Raises:
+        ValueError: the folder is no export.
+    """
+    try:
+        info = json.loads((folder / "config.json").read_text())
+        weights = load_file(folder / "model.safetensors")
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{folder} must be an export, with config.json and model.safetensors: {error}; "
+            "make one by python study/export.py STUDY"
+        ) from None
+    model = build_refined_pose(info)
+    model.load_state_dict(weights)
+    return model.eval(), info

@@ -1,0 +1,253 @@
+"""IGP-GCN: moves a pose level by level, looking at the picture where its joints are now.
+
+Stage 2. The graph layers are those of SemGCN (Zhao et al., CVPR 2019) as OPEC-Net uses them (Qiu
+et al., ECCV 2020), with their state-dict names. Node features are (B, K, C) throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.skeleton import Skeleton
+
+MAX_DEPTH = 6
+
+
+class SemGraphConv(nn.Module):
+    """One matrix for the joint itself, one for its neighbours, a learned weight per edge."""
+
+    def __init__(self, in_channels: int, out_channels: int, adjacency: Tensor) -> None:
+        """Start with all edges of a joint alike.
+
+        Args:
+            in_channels: channels of a node before.
+            out_channels: channels of a node after.
+            adjacency: (K, K), not 0 where joints are joined; a joint is joined to itself.
+        """
+        super().__init__()
+        self.num_joints = len(adjacency)
+        rows, columns = adjacency.nonzero().unbind(dim=1)
+        self.W = nn.Parameter(torch.empty(2, in_channels, out_channels))
+        self.e = nn.Parameter(torch.ones(len(rows)))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        nn.init.xavier_uniform_(self.W[0], gain=2**0.5)
+        nn.init.xavier_uniform_(self.W[1], gain=2**0.5)
+        self.rows: Tensor
+        self.columns: Tensor
+        self.itself: Tensor
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("columns", columns, persistent=False)
+        self.register_buffer("itself", torch.eye(self.num_joints), persistent=False)
+
+    def forward(self, nodes: Tensor) -> Tensor:
+        """Mix each node (B, K, in) with its neighbours into (B, K, out)."""
+        unjoined = self.e.new_full((self.num_joints, self.num_joints), -9e15)
+        logits = unjoined.index_put((self.rows, self.columns), self.e)
+        weights = logits.softmax(dim=1)
+        own = (weights * self.itself) @ (nodes @ self.W[0])
+        neighbours = (weights * (1 - self.itself)) @ (nodes @ self.W[1])
+        return own + neighbours + self.bias
+
+
+class GraphConv(nn.Module):
+    """A graph convolution, batch norm over people and joints, ReLU and dropout."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, adjacency: Tensor, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.gconv = SemGraphConv(in_channels, out_channels, adjacency)
+        self.bn = nn.BatchNorm1d(out_channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, nodes: Tensor) -> Tensor:
+        return self.dropout(F.relu(_per_channel(self.bn, self.gconv(nodes))))
+
+
+class NodeAttention(nn.Module):
+    """A gate per joint, from the mean over the joints, that adds to the joint's own features."""
+
+    def __init__(self, channels: int, num_joints: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Sequential(
+            nn.Linear(channels, channels // 4),
+            nn.ReLU(),
+            nn.Linear(channels // 4, num_joints),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, nodes: Tensor) -> Tensor:
+        gates = self.squeeze(nodes.mean(dim=1))  # (B, K)
+        return nodes + nodes * gates[..., None]
+
+
+class _PlainGraphConv(nn.Module):
+    """A graph convolution without norm, under the published name ``gconv``."""
+
+    def __init__(self, in_channels: int, out_channels: int, adjacency: Tensor) -> None:
+        super().__init__()
+        self.gconv = SemGraphConv(in_channels, out_channels, adjacency)
+
+    def forward(self, nodes: Tensor) -> Tensor:
+        out: Tensor = self.gconv(nodes)
+        return out
+
+
+class ResGraphBlock(nn.Module):
+    """Two graph convolutions through half the channels, added to the input, then attention."""
+
+    def __init__(self, channels: int, adjacency: Tensor, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.gconv1 = GraphConv(channels, channels // 2, adjacency, dropout)
+        self.gconv2 = _PlainGraphConv(channels // 2, channels, adjacency)
+        self.bn = nn.BatchNorm1d(channels)
+        self.attention = NodeAttention(channels, len(adjacency))
+
+    def forward(self, nodes: Tensor) -> Tensor:
+        added = nodes + self.gconv2(self.gconv1(nodes))
+        out: Tensor = self.attention(F.relu(_per_channel(self.bn, added)))
+        return out
+
+
+class RefineLevel(nn.Module):
+    """One level: look at the features under the joints, talk along the skeleton, take a step."""
+
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        node_channels: int,
+        feature_channels: int,
+        *,
+        depth: int,
+        width: int,
+        dropout: float,
+        gate: bool,
+    ) -> None:
+        super().__init__()
+        adjacency = skeleton.adjacency()
+        self.project = nn.Linear(feature_channels, width)
+        self.enter = GraphConv(node_channels + width, width, adjacency, dropout)
+        self.blocks = nn.Sequential(
+            *(ResGraphBlock(width, adjacency, dropout) for _ in range(depth))
+        )
+        self.head = nn.Linear(width, 2)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.gate = nn.Linear(width, 1) if gate else None
+
+    def forward(self, nodes: Tensor, joint_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the new nodes (B, K, width) and the step (B, K, 2) in units of the crop height."""
+        nodes = self.enter(torch.cat((nodes, self.project(joint_features)), dim=-1))
+        nodes = self.blocks(nodes)
+        step: Tensor = self.head(nodes)
+        if self.gate is not None:
+            step = step * self.gate(nodes).sigmoid()
+        return nodes, step
+
+
+class IgpGcn(nn.Module):
+    """The refiner: an untrained one leaves every pose as it is, to the bit."""
+
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        pyramid_channels: Sequence[int],
+        *,
+        levels: int = 3,
+        depth: int = 2,
+        width: int = 64,
+        dropout: float = 0.0,
+        gate: bool = True,
+    ) -> None:
+        """Build the levels with heads at zero.
+
+        Args:
+            skeleton: supplies the graph.
+            pyramid_channels: channels of the student's features, coarse to fine.
+            levels: steps of refinement; the finest so many maps are used.
+            depth: residual graph blocks per level.
+            width: channels of a node, a multiple of 4.
+            dropout: share of node channels that training zeroes, 0 to 1.
+            gate: scale each joint's step by a learned confidence.
+        """
+        super().__init__()
+        if not 1 <= levels <= len(pyramid_channels):
+            raise ValueError(
+                f"levels must be 1 to {len(pyramid_channels)}, the maps of the student's pyramid, "
+                f"got {levels=}; change refine.levels"
+            )
+        if not 1 <= depth <= MAX_DEPTH:
+            raise ValueError(f"depth must be 1 to {MAX_DEPTH}, got {depth=}; change refine.depth")
+        if width < 4 or width % 4:
+            raise ValueError(f"width must be a multiple of 4, got {width=}; change refine.width")
+        self.num_levels = levels
+        node_channels = [3] + [width] * (levels - 1)
+        self.levels = nn.ModuleList(
+            RefineLevel(
+                skeleton, nodes, features, depth=depth, width=width, dropout=dropout, gate=gate
+            )
+            for nodes, features in zip(node_channels, pyramid_channels[-levels:], strict=True)
+        )
+
+    def forward(
+        self,
+        pyramid: Sequence[Tensor],
+        keypoints_crop: Tensor,
+        scores: Tensor,
+        crop_size: tuple[int, int],
+    ) -> list[Tensor]:
+        """Move the pose once per level.
+
+        No gradient passes from one level's pose to the one before: each level learns its own step.
+
+        Args:
+            pyramid: the student's features, (B, C_l, h / s_l, w / s_l), coarse to fine.
+            keypoints_crop: the student's pose, (B, K, 2).
+            scores: its confidence, (B, K).
+            crop_size: height and width of the crop in pixels.
+
+        Returns:
+            Keypoints in crop pixels after each level, (B, K, 2) each; the last is the result.
+        """
+        height, width = crop_size
+        centre = keypoints_crop.new_tensor((width / 2, height / 2))
+        nodes = torch.cat(((keypoints_crop - centre) / height, scores[..., None]), dim=-1)
+        poses = []
+        for level, features in zip(self.levels, pyramid[-self.num_levels :], strict=True):
+            keypoints_crop = keypoints_crop.detach()
+            joint_features = sample_features(features, keypoints_crop, crop_size)
+            nodes, step = level(nodes, joint_features)
+            keypoints_crop = keypoints_crop + step * height
+            poses.append(keypoints_crop)
+        return poses
+
+
+def sample_features(
+    features: Tensor, keypoints_crop: Tensor, crop_size: tuple[int, int]
+) -> Tensor:
+    """Read features (B, C, h / s, w / s) at keypoints (B, K, 2), bilinearly, as (B, K, C).
+
+    The centre of cell i lies at crop pixel s * i, as in the codecs; a keypoint beyond the last
+    centre reads the edge.
+    """
+    cells = features.new_tensor((features.shape[3], features.shape[2]))
+    crop = features.new_tensor((crop_size[1], crop_size[0]))
+    # with align_corners=False the centre of cell i of n lies at (2 i + 1) / n - 1
+    keypoints_grid = 2 * keypoints_crop / crop + 1 / cells - 1
+    sampled = F.grid_sample(
+        features,
+        keypoints_grid[:, :, None],
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )
+    return sampled[..., 0].transpose(1, 2)
+
+
+def _per_channel(norm: nn.BatchNorm1d, nodes: Tensor) -> Tensor:
+    out: Tensor = norm(nodes.transpose(1, 2))
+    return out.transpose(1, 2)
