@@ -1,0 +1,223 @@
+"""An annotation file in COCO's format, as columns: COCO, CrowdPose, and whatever is written alike.
+
+``audit.py`` looks for faults in the columns, ``dataset.py`` makes people of them. Which annotation
+is a person follows the official readers (HRNet's for COCO, mmpose's for CrowdPose): no crowd
+region, no one without labelled joints (``num_keypoints`` 0, where the file has it), no area of 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.skeleton import Skeleton
+from study.config import InputError
+
+AREA_OF_BOX = 0.53
+"""A person's area over the box's, where the file has no area (CrowdPose's evaluation)."""
+WHERE = "change data.root or data.{train,val}.annotations"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AnnotationTable:
+    """The N annotations of a file in the file's order; the arrays are read-only."""
+
+    path: Path
+    ids: np.ndarray
+    image_ids: np.ndarray
+    image_rows: np.ndarray
+    """Where the picture stands in the file; -1 where its id stands there not at all or twice."""
+    image_names: tuple[str, ...]
+    """Per picture of the file."""
+    image_sizes: np.ndarray
+    """Height and width of the annotation's picture, NaN where ``image_rows`` is -1, (N, 2)."""
+    keypoints: np.ndarray
+    """x and y in image pixels, visibility; NaN where the file has another length, (N, K, 3)."""
+    num_numbers: np.ndarray
+    """How many numbers the annotation has as keypoints, (N,)."""
+    boxes: np.ndarray
+    """xywh in image pixels as in the file, NaN where that is not four finite numbers, (N, 4)."""
+    clipped_boxes: np.ndarray
+    """The boxes as ``clip_boxes`` leaves them, (N, 4)."""
+    areas: np.ndarray
+    """Square image pixels, (N,)."""
+    source_ids: np.ndarray
+    """Id of the person whom a composed picture shows, -1 where the file has none, (N,)."""
+    is_crowd: np.ndarray
+    is_labelled: np.ndarray
+    is_used: np.ndarray
+    """Whether the official readers take the annotation as a person, (N,)."""
+
+    def joints_outside(self) -> np.ndarray:
+        """How many pixels beyond its picture each labelled joint lies; 0 inside; (N, K)."""
+        x, y, visibility = np.moveaxis(self.keypoints, 2, 0)  # 3 x (N, K)
+        height, width = self.image_sizes.T[:, :, None]  # 2 x (N, 1)
+        beyond = np.maximum.reduce([-x, -y, x - width, y - height])
+        return np.where((visibility > 0) & (beyond > 0), beyond, 0.0)
+
+
+def load_document(annotations: Path) -> dict[str, Any]:
+    """The parsed file: a JSON object with the lists ``images`` and ``annotations``."""
+    if not annotations.parent.is_dir():
+        raise InputError(f"the data folder must exist, got {annotations.parent}; {WHERE}")
+    if not annotations.is_file():
+        raise InputError(f"the annotation file must exist, got {annotations}; {WHERE}")
+    try:
+        document = json.loads(annotations.read_bytes())
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"the annotation file must be valid JSON, got {error.msg!r} at line {error.lineno}, "
+            f"column {error.colno} of {annotations}; fetch or write the file again"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"the annotation file must be JSON text, got other bytes in {annotations}; {WHERE}"
+        ) from error
+    for key in ("images", "annotations"):
+        if not isinstance(document, dict) or not isinstance(document.get(key), list):
+            raise InputError(
+                "the annotation file must be in COCO's format, an object with the lists 'images' "
+                f"and 'annotations', got no list {key!r} in {annotations}; {WHERE}"
+            )
+    return document
+
+
+def file_stamp(path: Path) -> tuple[int, ...]:
+    """Numbers that change when the file is replaced or written to; none where there is no file."""
+    if not path.is_file():
+        return ()
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def read_table(annotations: Path, skeleton: Skeleton) -> AnnotationTable:
+    """The file's columns, kept for the two latest files while these stay as they are on disk."""
+    return _read_table(annotations, skeleton.num_joints, file_stamp(annotations))
+
+
+@functools.lru_cache(maxsize=2)
+def _read_table(path: Path, num_joints: int, _stamp: tuple[int, ...]) -> AnnotationTable:
+    document = load_document(path)
+    column = functools.partial(_column, f"annotations of {path}", document["annotations"])
+    image_ids = column("image_id", np.int64)
+    image_rows, image_names, image_sizes = _match_images(path, document["images"], image_ids)
+    keypoints, num_numbers = _number_lists(document["annotations"], "keypoints", 3 * num_joints)
+    keypoints = keypoints.reshape(-1, num_joints, 3)
+    boxes, _ = _number_lists(document["annotations"], "bbox", 4)
+    boxes[~np.isfinite(boxes).all(axis=1)] = math.nan
+    areas = column("area", np.float64, math.nan)
+    is_crowd = column("iscrowd", np.int64, 0) > 0
+    # Keypoints that cannot be read are a fault of a person, not a person without joints.
+    is_illegible = (num_numbers > 0) & ~np.isfinite(keypoints).all(axis=(1, 2))
+    is_labelled = is_illegible | (keypoints[:, :, 2] > 0).any(axis=1)
+    is_labelled &= column("num_keypoints", np.int64, 1) > 0
+    # A box of zero size is a fault even where the area is 0 too, so the person stays in sight.
+    has_no_area = (areas <= 0) & (boxes[:, 2:] > 0).all(axis=1)
+    table = AnnotationTable(
+        path=path,
+        ids=column("id", np.int64),
+        image_ids=image_ids,
+        image_rows=image_rows,
+        image_names=image_names,
+        image_sizes=image_sizes,
+        keypoints=keypoints,
+        num_numbers=num_numbers,
+        boxes=boxes,
+        clipped_boxes=clip_boxes(boxes, image_sizes),
+        areas=np.where(np.isnan(areas), AREA_OF_BOX * boxes[:, 2] * boxes[:, 3], areas),
+        source_ids=column("source_id", np.int64, -1),
+        is_crowd=is_crowd,
+        is_labelled=is_labelled,
+        is_used=is_labelled & ~is_crowd & ~has_no_area,
+    )
+    for value in vars(table).values():
+        if isinstance(value, np.ndarray):
+            value.flags.writeable = False
+    return table
+
+
+def clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The boxes inside their pictures, one pixel narrower and lower, as HRNet's reader has them.
+
+    A width or height of 0 or less is left where nothing of the box lies in the picture.
+
+    Args:
+        boxes: xywh in image pixels, (N, 4).
+        sizes: height and width of the picture of each, (N, 2).
+    """
+    start = np.maximum(boxes[:, :2], 0)  # (N, 2)
+    stop = np.minimum(sizes[:, ::-1] - 1, start + np.maximum(boxes[:, 2:] - 1, 0))
+    return np.concatenate([start, stop - start], axis=1)
+
+
+def _match_images(
+    path: Path, images: list[Any], image_ids: np.ndarray
+) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
+    """Row of each annotation's picture (N,), name of each picture, and height and width (N, 2)."""
+    column = functools.partial(_column, f"images of {path}", images)
+    sizes = np.stack([column("height", np.float64), column("width", np.float64)], axis=1)
+    known, rows, counts = np.unique(column("id", np.int64), return_index=True, return_counts=True)
+    names = tuple(image.get("file_name") for image in images)
+    if not all(isinstance(name, str) for name in names):
+        wrong = next(i for i, name in enumerate(names) if not isinstance(name, str))
+        raise InputError(
+            f"every picture must have a 'file_name', got {images[wrong]} as number {wrong} "
+            f"(from 0) of the images of {path}; mend the file"
+        )
+    if not len(known):
+        return np.full(len(image_ids), -1), names, np.full((len(image_ids), 2), math.nan)
+    place = np.minimum(np.searchsorted(known, image_ids), len(known) - 1)
+    is_match = (known[place] == image_ids) & (counts[place] == 1)
+    image_rows = np.where(is_match, rows[place], -1)
+    return image_rows, names, np.where(is_match[:, None], sizes[image_rows], math.nan)
+
+
+def _column(
+    what: str,
+    records: Sequence[Any],
+    key: str,
+    dtype: type[np.int64] | type[np.float64],
+    default: float | None = None,
+) -> np.ndarray:
+    """One number of every record, the default where a record has none; (N,)."""
+    values = [record.get(key) if isinstance(record, dict) else record for record in records]
+    values = [default if value is None else value for value in values]
+    wrong = next((i for i, value in enumerate(values) if not _is_number(value, dtype)), None)
+    if wrong is not None:
+        kind = "an integer" if dtype is np.int64 else "a number"
+        raise InputError(
+            f"every record must have {kind} {key!r}, got {str(records[wrong])[:200]} as number "
+            f"{wrong} (from 0) of the {what}; mend the file"
+        )
+    return np.array(values, dtype)
+
+
+def _is_number(value: object, dtype: type[np.int64] | type[np.float64]) -> bool:
+    if isinstance(value, float):
+        return dtype is np.float64 or value.is_integer()
+    return isinstance(value, int)
+
+
+def _number_lists(
+    records: Sequence[dict[str, Any]], key: str, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The lists of that length as rows, NaN for others, (N, length); all lists' lengths, (N,)."""
+    lists = [record.get(key) for record in records]
+    lengths = np.array([len(v) if isinstance(v, list) else 0 for v in lists], np.int64)
+    rows = np.full((len(lists), length), math.nan)
+    fitting = np.flatnonzero(lengths == length)
+    for chunk in np.array_split(fitting, max(1, len(fitting) // 4096)):
+        try:
+            rows[chunk] = np.array([lists[i] for i in chunk], np.float64).reshape(-1, length)
+        except (TypeError, ValueError):  # something in a list of this chunk is no number
+            for i in chunk:
+                if all(isinstance(value, int | float) for value in lists[i] or ()):
+                    rows[i] = lists[i]
+    return rows, lengths
