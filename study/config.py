@@ -258,8 +258,11 @@ AT_LEAST: dict[str, float] = {
     "trial.max_failures": 0,
     **{f"{stage}.batch_size": 1 for stage in ("teacher", "distill", "refine")},
     **{f"{stage}.optimizer.weight_decay": 0 for stage in ("teacher", "distill", "refine")},
-    **{f"{stage}.augment.{name}": 0 for stage in ("distill", "refine")
-       for name in ("scale", "rotation", "colour")},
+    **{
+        f"{stage}.augment.{name}": 0
+        for stage in ("distill", "refine")
+        for name in ("scale", "rotation", "colour")
+    },
 }
 
 POSITIVE = (
@@ -272,10 +275,19 @@ WITHIN: dict[str, tuple[float, float]] = {
     "refine.levels": (1, 3),
     "refine.depth": (1, 6),
     "refine.dropout": (0, 0.9),
-    **{f"{stage}.optimizer.warmup_fraction": (0, 0.9) for stage in ("teacher", "distill", "refine")},
-    **{f"{stage}.optimizer.pretrained_factor": (0, 1) for stage in ("teacher", "distill", "refine")},
-    **{f"{stage}.augment.{name}": (0, 1) for stage in ("distill", "refine")
-       for name in ("flip", "half_body")},
+    **{
+        f"{stage}.optimizer.warmup_fraction": (0, 0.9)
+        for stage in ("teacher", "distill", "refine")
+    },
+    **{
+        f"{stage}.optimizer.pretrained_factor": (0, 1)
+        for stage in ("teacher", "distill", "refine")
+    },
+    **{
+        f"{stage}.augment.{name}": (0, 1)
+        for stage in ("distill", "refine")
+        for name in ("flip", "half_body")
+    },
 }
 
 

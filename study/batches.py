@@ -1,0 +1,161 @@
+"""From the stores to what a training step sees: crops, truth and teacher in one frame."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.build import normalise
+from models.skeleton import Skeleton
+from study.config import AugmentConfig
+from study.crops import carry, centre_affines, cut_crops, draw_affines, jitter_colour
+from study.store import CropStore, TeacherStore
+from study.workers import Workers
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """B people after augmentation; everything in the frame of the crop that the network sees."""
+
+    crops: Tensor
+    """(B, 3, h, w), normalised."""
+    keypoints_crop: Tensor
+    """Ground truth, (B, K, 2)."""
+    visibility: Tensor
+    """COCO visibility, (B, K)."""
+    areas_crop: Tensor
+    """(B,), squared crop pixels."""
+    neighbour_crop: Tensor
+    """Keypoints of the person that overlaps most, (B, K, 2)."""
+    neighbour_visibility: Tensor
+    """(B, K); 0 throughout where nobody overlaps."""
+    teacher_modes: Tensor | None
+    """The teacher's up to M modes a joint, (B, K, M, 4): x, y, height, width in sigmas."""
+    teacher_relation: Tensor | None
+    """(B, K, K)."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on the device."""
+        moved = {
+            field.name: value.to(device)
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) is not None
+        }
+        return dataclasses.replace(self, **moved)
+
+
+def shard(rows: Tensor, workers: Workers) -> Tensor:
+    """The rows that are this worker's of a global batch; each row is one worker's alone."""
+    return rows[workers.rank :: workers.world]
+
+
+def epoch_rows(
+    count: int, batch_size: int, world: int, generator: torch.Generator
+) -> list[Tensor]:
+    """The global batches of an epoch, in random order.
+
+    Every worker gets a share of every batch: the last one is cut to a multiple of the workers,
+    which leaves out fewer people than there are workers, other ones each epoch.
+    """
+    order = torch.randperm(count, generator=generator)
+    batches = list(order.split(batch_size))
+    last = batches[-1]
+    batches[-1] = last[: len(last) - len(last) % world]
+    return [rows for rows in batches if len(rows)]
+
+
+def training_batches(
+    store: CropStore,
+    teacher: TeacherStore | None,
+    skeleton: Skeleton,
+    augment: AugmentConfig,
+    batches: list[Tensor],
+    generator: torch.Generator,
+    workers: Workers,
+) -> Iterator[Batch]:
+    """This worker's share of each global batch, augmented.
+
+    All draws are made for the global batch, so that they are the same for any number of workers.
+    """
+    for rows in batches:
+        keypoints = torch.from_numpy(store.keypoints_stored[rows.numpy()])
+        visibility = torch.from_numpy(store.visibility[rows.numpy()])
+        affine, mirrored = draw_affines(
+            keypoints, visibility, skeleton, store.input_size, augment, generator
+        )
+        colours = torch.rand(2, len(rows), generator=generator)
+        mine = shard(torch.arange(len(rows)), workers)
+        batch = _assemble(
+            store, teacher, skeleton, rows[mine], affine[mine], mirrored[mine], workers.device
+        )
+        crops = jitter_colour(batch.crops, augment.colour, colours[:, mine])
+        yield dataclasses.replace(batch, crops=_channels_last(normalise(crops)))
+
+
+def evaluation_batches(
+    store: CropStore, skeleton: Skeleton, count: int, batch_size: int, workers: Workers
+) -> Iterator[tuple[Tensor, Batch]]:
+    """(rows, batch) of this worker's share of the first ``count`` people, plain crops."""
+    for rows in shard(torch.arange(count), workers).split(batch_size):
+        yield rows, plain_batch(store, skeleton, rows, workers.device)
+
+
+def plain_batch(store: CropStore, skeleton: Skeleton, rows: Tensor, device: torch.device) -> Batch:
+    """These people's crops without augmentation, and without the teacher."""
+    affine = centre_affines(len(rows), store.input_size)
+    mirrored = torch.zeros(len(rows), dtype=torch.bool)
+    batch = _assemble(store, None, skeleton, rows, affine, mirrored, device)
+    return dataclasses.replace(batch, crops=_channels_last(normalise(batch.crops)))
+
+
+def _assemble(
+    store: CropStore,
+    teacher: TeacherStore | None,
+    skeleton: Skeleton,
+    rows: Tensor,
+    affine: Tensor,
+    mirrored: Tensor,
+    device: torch.device,
+) -> Batch:
+    """The batch with crops still in 0..255."""
+    index = rows.numpy()
+    stored = torch.from_numpy(store.crops(index)).to(device)
+    order = torch.tensor(skeleton.flip_order)
+    joints = torch.where(mirrored[:, None], order, torch.arange(skeleton.num_joints))  # (B, K)
+
+    def of_joints(values: np.ndarray) -> Tensor:
+        """Per-joint values, put in the mirrored order where a person is mirrored."""
+        tensor = torch.from_numpy(np.asarray(values))
+        return tensor[torch.arange(len(rows))[:, None], joints]
+
+    def keypoints(which: np.ndarray) -> Tensor:
+        return carry(of_joints(store.keypoints_stored[which]), affine)
+
+    neighbours = store.neighbours[index]
+    neighbour_visibility = of_joints(store.visibility[neighbours])
+    neighbour_visibility[torch.from_numpy(neighbours < 0)] = 0
+    modes = relation = None
+    if teacher is not None:
+        modes = of_joints(teacher.modes_stored[index]).clone()
+        modes[..., :2] = carry(modes[..., :2], affine)
+        relation = torch.from_numpy(teacher.relation[index]).float()
+        relation = relation.gather(1, joints[:, :, None].expand_as(relation))
+        relation = relation.gather(2, joints[:, None, :].expand_as(relation))
+    return Batch(
+        crops=cut_crops(stored, affine.to(device), store.input_size),
+        keypoints_crop=keypoints(index),
+        visibility=of_joints(store.visibility[index]),
+        areas_crop=torch.from_numpy(store.areas[index]) * torch.linalg.det(affine[..., :2]).abs(),
+        neighbour_crop=keypoints(neighbours),
+        neighbour_visibility=neighbour_visibility,
+        teacher_modes=modes,
+        teacher_relation=relation,
+    ).to(device)
+
+
+def _channels_last(crops: Tensor) -> Tensor:
+    return crops.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,209 @@
+"""What a study looks like while it runs: a live table on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+POLL_S = 0.5
+PLAIN_EVERY_S = 15.0
+"""Seconds between two plain lines when nothing ends."""
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02 or 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def percent(ap: float | None) -> str:
+    """An AP of 0..1 as it is shown, in points."""
+    return "-" if ap is None else f"{100 * ap:.1f}"
+
+
+def remaining(status: dict[str, Any], trials: int, budget: int, elapsed: float) -> float | None:
+    """Seconds until the last trial ends, from the pace of the epochs so far.
+
+    Trials to come are taken to run as many epochs as those that ended did on average.
+    """
+    ended = sum(status["states"].values())
+    epochs = status["epochs"]
+    running = sum(trial["epoch"] for trial in status["running"])
+    if epochs == 0 or elapsed <= 0:
+        return None
+    each = (epochs - running) / ended if ended else float(budget)
+    left = max(trials - ended, 0) * each - running
+    return max(left, 0.0) * elapsed / epochs
+
+
+class Display:
+    """Shows the steps of a study and then its trials.
+
+    Args:
+        mode: live, plain, none, or auto: live on a terminal, else plain.
+    """
+
+    def __init__(self, mode: str) -> None:
+        self.console = Console(highlight=False, soft_wrap=True, quiet=mode == "none")
+        if mode == "auto":
+            mode = "live" if self.console.is_terminal else "plain"
+        self.mode = mode
+        self.started = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """One line, with the time since the start."""
+        self.console.print(f"[{clock(time.monotonic() - self.started)}] {text}", markup=False)
+
+    @contextmanager
+    def meters(self) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+        """Gives a maker of progress bars; without a terminal each says a line when it is done."""
+        if self.mode != "live":
+            yield self._plain_meter
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=self.console) as bars:
+
+            def meter(name: str) -> Callable[[int, int], None]:
+                task = bars.add_task(name, total=None, visible=False)
+                return lambda done, total: bars.update(
+                    task, completed=done, total=total, visible=True
+                )
+
+            yield meter
+
+    def _plain_meter(self, name: str) -> Callable[[int, int], None]:
+        def update(done: int, total: int) -> None:
+            if done == total:
+                self.say(f"{name}: {total}")
+
+        return update
+
+    @contextmanager
+    def watching(
+        self,
+        poll: Callable[[], dict[str, Any]],
+        render: Callable[[dict[str, Any], float], Any],
+        line: Callable[[dict[str, Any], float], str],
+    ) -> Iterator[None]:
+        """Shows what ``poll`` tells, until the block ends.
+
+        Args:
+            render: the live picture of a status and the seconds since the block began.
+            line: the same as one plain line; said when it changes but for its times, and at
+                least every PLAIN_EVERY_S seconds.
+        """
+        if self.mode == "none":
+            yield
+            return
+        over = threading.Event()
+        watch = self._watch_live if self.mode == "live" else self._watch_plain
+        view = render if self.mode == "live" else line
+        thread = threading.Thread(target=watch, args=(poll, view, over), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(timeout=10)
+
+    def _watch_live(
+        self,
+        poll: Callable[[], dict[str, Any]],
+        render: Callable[[dict[str, Any], float], Any],
+        over: threading.Event,
+    ) -> None:
+        began = time.monotonic()
+        with Live(console=self.console, refresh_per_second=4, transient=True) as live:
+            while not over.wait(POLL_S):
+                try:
+                    live.update(render(poll(), time.monotonic() - began))
+                except Exception:
+                    return  # the owner is gone with its Ray: the study itself says why
+
+    def _watch_plain(
+        self,
+        poll: Callable[[], dict[str, Any]],
+        line: Callable[[dict[str, Any], float], str],
+        over: threading.Event,
+    ) -> None:
+        began = time.monotonic()
+        said_at, ended = began, -1
+        while not over.wait(POLL_S):
+            try:
+                status = poll()
+            except Exception:
+                return
+            now = time.monotonic()
+            count = sum(status["states"].values())
+            if count != ended or now - said_at >= PLAIN_EVERY_S:
+                said_at, ended = now, count
+                self.say(line(status, now - began))
+
+
+def trials_panel(status: dict[str, Any], trials: int, budget: int, elapsed: float) -> Panel:
+    """Trials by state, the best and the baseline, the running ones, and the time left."""
+    left = remaining(status, trials, budget, elapsed)
+    bar = Progress(TextColumn("trials"), BarColumn(bar_width=40), MofNCompleteColumn())
+    bar.add_task("trials", total=trials, completed=sum(status["states"].values()))
+    states = "  ".join(f"{name.lower()} {number}" for name, number in status["states"].items())
+    best = status["best"]
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("states", f"running {len(status['running'])}  {states}")
+    facts.add_row("best AP", f"{percent(best['ap'])} (trial {best['trial']})" if best else "-")
+    facts.add_row("baseline AP", percent(status["baseline"]))
+    facts.add_row("elapsed", clock(elapsed))
+    facts.add_row("remaining", "-" if left is None else f"about {clock(left)}")
+    running = Table("trial", "epoch", "AP", box=None, padding=(0, 2))
+    for trial in status["running"]:
+        epochs = f"{trial['epoch']}/{trial['budget']}"
+        running.add_row(str(trial["trial"]), epochs, percent(trial["ap"]))
+    return Panel(Group(bar, facts, running), title="searching", expand=False)
+
+
+def trials_line(status: dict[str, Any], trials: int, budget: int, elapsed: float) -> str:
+    """The same in one line."""
+    left = remaining(status, trials, budget, elapsed)
+    best = status["best"]
+    states = ", ".join(f"{name.lower()} {n}" for name, n in status["states"].items() if n)
+    running = ", ".join(
+        f"{trial['trial']} at {trial['epoch']}/{trial['budget']}" for trial in status["running"]
+    )
+    return (
+        f"trials {sum(status['states'].values())}/{trials} ({states or 'none ended yet'})"
+        f" | best AP {percent(best['ap'] if best else None)}"
+        f" | baseline {percent(status['baseline'])}"
+        f" | running: {running or 'none'}"
+        f" | left {'?' if left is None else 'about ' + clock(left)}"
+    )
+
+
+def teacher_panel(status: dict[str, Any], epochs: int, elapsed: float) -> Panel:
+    """How far the teacher's training is."""
+    row = status["teacher"]
+    done = row["epoch"] if row else 0
+    bar = Progress(TextColumn("epochs"), BarColumn(bar_width=40), MofNCompleteColumn())
+    bar.add_task("epochs", total=epochs, completed=done)
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("AP", percent(row["val_ap"]) if row else "-")
+    facts.add_row("elapsed", clock(elapsed))
+    left = elapsed * (epochs - done) / done if done else None
+    facts.add_row("remaining", "-" if left is None else f"about {clock(left)}")
+    return Panel(Group(bar, facts), title="training the teacher", expand=False)
+
+
+def teacher_line(status: dict[str, Any], epochs: int, elapsed: float) -> str:
+    """The same in one line."""
+    row = status["teacher"]
+    if row is None:
+        return f"teacher: starting ({epochs} epochs)"
+    return f"teacher: epoch {row['epoch']}/{epochs}, AP {percent(row['val_ap'])}"

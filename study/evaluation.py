@@ -1,0 +1,89 @@
+"""From a pose estimator and stored crops to AP over all people, whatever the number of workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.refined_pose import RefinedPose
+from models.skeleton import Skeleton
+from study.batches import evaluation_batches
+from study.crops import apply_affine, centre_affines, invert_affine
+from study.loop import TrainingDiverged
+from study.metrics import average_precision, to_detections
+from study.store import CropStore
+from study.workers import Workers
+
+BATCH_SIZE = 64
+
+
+def predict_crops(
+    estimator: RefinedPose,
+    store: CropStore,
+    skeleton: Skeleton,
+    workers: Workers,
+    count: int | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Keypoints in stored-crop pixels (N, K, 2) and scores (N, K), on every worker.
+
+    All people, or the first ``count``; each is seen by one worker, once.
+    """
+    count = len(store) if count is None else min(count, len(store))
+    rows, poses, scores = [], [], []
+    with torch.inference_mode():
+        for part, batch in evaluation_batches(store, skeleton, count, BATCH_SIZE, workers):
+            pose, score = estimator(batch.crops)
+            rows.append(part.numpy())
+            poses.append(pose.double().cpu().numpy())
+            scores.append(score.double().cpu().numpy())
+    shift = centre_affines(1, store.input_size)[0, :, 2].double().numpy()
+    mine = (rows, poses, scores)
+    keypoints = np.full((count, *store.keypoints_stored.shape[1:]), np.nan)
+    confidence = np.full(keypoints.shape[:2], np.nan)
+    for part_rows, part_poses, part_scores in workers.gather(mine):
+        for row, pose, score in zip(part_rows, part_poses, part_scores, strict=True):
+            keypoints[row] = pose - shift
+            confidence[row] = score
+    return keypoints, confidence
+
+
+def detect_people(
+    estimator: RefinedPose, store: CropStore, skeleton: Skeleton, workers: Workers
+) -> list[dict[str, Any]]:
+    """COCO results, in picture pixels, of all people of a store."""
+    keypoints, scores = predict_crops(estimator, store, skeleton, workers)
+    if not np.isfinite(keypoints).all():
+        raise TrainingDiverged(
+            "keypoints must be finite to be scored, but the network puts out numbers that are "
+            "not; lower the learning rate"
+        )
+    stored_to_image = invert_affine(store.image_to_stored)
+    keypoints_image = apply_affine(keypoints, stored_to_image)
+    return to_detections(keypoints_image, scores, store.image_ids, np.ones(len(store)))
+
+
+def evaluate(
+    estimator: RefinedPose,
+    store: CropStore,
+    truth: Path,
+    skeleton: Skeleton,
+    kind: str,
+    workers: Workers,
+) -> dict[str, float]:
+    """AP and its kin over all people of a store, the same on every worker.
+
+    Args:
+        truth: COCO-format ground truth of the same pictures.
+        kind: coco or crowdpose, the evaluation's rules.
+    """
+    detections = detect_people(estimator, store, skeleton, workers)
+    scores = None
+    if workers.rank == 0:
+        scores = average_precision(truth, detections, skeleton, kind)  # type: ignore[arg-type]
+    result = workers.from_first(scores)
+    assert isinstance(result, dict)
+    return result

@@ -1,0 +1,155 @@
+"""After the search: the finalists scored on the validation people, and the last screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from study.checkpoint import Checkpoint, Checkpoints, trial_folder
+from study.config import StudyConfig, with_values
+from study.display import percent
+from study.evaluation import evaluate
+from study.prepare import StudyData, evaluation_of, skeleton_of
+from study.results import PARAMS, read_final, read_reports, read_trials, written_trials
+from study.search import BASELINE, baseline_values
+from study.store import open_crop_store
+from study.teacher import best_of, build_task, teacher_folder
+from study.training import load_estimator
+from study.workers import Workers
+
+TITLES = {
+    "teacher": "teacher",
+    "baseline": "baseline student (no teacher)",
+    "best_distilled": "best distilled student",
+    "best_refined": "best refined student",
+    "winner": "winner",
+}
+
+
+def num_finished(study_folder: Path) -> int:
+    """Trials whose evidence is complete; 0 in a folder that is no study yet."""
+    return len(written_trials(study_folder))
+
+
+def trial_config(config: StudyConfig, row: dict[str, Any]) -> StudyConfig:
+    """The settings that the trial of a ``trials`` row was run with."""
+    values = {
+        key.removeprefix(PARAMS): value
+        for key, value in row.items()
+        if key.startswith(PARAMS) and value is not None
+    }
+    if row["control"] == BASELINE:
+        values |= baseline_values(config)
+    return with_values(config, values)
+
+
+def finalists(trials: pa.Table, reports: pa.Table) -> dict[str, dict[str, Any]]:
+    """The report that each role stands for: the best epoch of its stage by AP on the search slice.
+
+    Only trials that came to their end count; the baseline is no distilled student.
+    """
+    complete = {t["trial"]: t for t in trials.to_pylist() if t["state"] == "COMPLETE"}
+    rows = [row for row in reports.to_pylist() if row["trial"] in complete]
+
+    def best(wanted: list[dict[str, Any]]) -> dict[str, Any] | None:
+        return max(wanted, key=lambda r: (r["val_ap"], -r["trial"], -r["epoch"]), default=None)
+
+    baselines = {n for n, trial in complete.items() if trial["control"] == BASELINE}
+    taught = [row for row in rows if row["trial"] not in baselines]
+    roles = {
+        "baseline": best([row for row in rows if row["trial"] in baselines]),
+        "best_distilled": best([row for row in taught if row["stage"] == "distill"]),
+        "best_refined": best([row for row in taught if row["stage"] == "refine"]),
+        "winner": best(rows),
+    }
+    return {role: row for role, row in roles.items() if row is not None}
+
+
+def score_finalists(
+    config: StudyConfig, data: StudyData, study_folder: str
+) -> list[dict[str, Any]]:
+    """Rows for the ``final`` table: the teacher and each finalist, scored on val."""
+    folder = Path(study_folder)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trials = read_trials(folder)
+    by_number = {trial["trial"]: trial for trial in trials.to_pylist()}
+    best = best_of(teacher_folder(config, data))
+    task = build_task(config)
+    task.load_state_dict(best.weights())
+    rows = [_score("teacher", None, best, task.estimator().eval(), config, data, device)]
+    for role, row in finalists(trials, read_reports(folder)).items():
+        checkpoint = Checkpoints(trial_folder(folder, row["trial"])).at(row["epoch"])
+        estimator = load_estimator(trial_config(config, by_number[row["trial"]]), checkpoint)
+        rows.append(_score(role, row["trial"], checkpoint, estimator, config, data, device))
+    for row in rows[1:]:
+        row["checkpoint"] = str(Path(row["checkpoint"]).relative_to(folder))
+    return rows
+
+
+def _score(
+    role: str,
+    trial: int | None,
+    checkpoint: Checkpoint,
+    estimator: torch.nn.Module,
+    config: StudyConfig,
+    data: StudyData,
+    device: torch.device,
+) -> dict[str, Any]:
+    store = open_crop_store(Path(data.val))
+    scores = evaluate(
+        estimator.to(device),  # type: ignore[arg-type]
+        store,
+        Path(data.val_truth),
+        skeleton_of(config),
+        evaluation_of(config),
+        Workers(device),
+    )
+    return {
+        "study": config.name,
+        "role": role,
+        "trial": trial,
+        "stage": checkpoint.stage,
+        "epoch": checkpoint.epoch,
+        "split": "val",
+        "num_people": len(store),
+        "checkpoint": str(checkpoint.folder),
+        **scores,
+    }
+
+
+def show_finals(study_folder: Path, console: Console) -> None:
+    """Prints what each finalist got on val, and the commands that go on from here."""
+    rows = {row["role"]: row for row in read_final(study_folder).to_pylist()}
+    table = Table(title="AP on val (x100)", title_justify="left")
+    for heading in ("", "AP", "AP50", "AP75", "trial", "stage", "epoch"):
+        table.add_column(heading, justify="left" if heading in ("", "stage") else "right")
+    for role, title in TITLES.items():
+        if role in rows:
+            row = rows[role]
+            trial = "-" if row["trial"] is None else str(row["trial"])
+            table.add_row(
+                title,
+                percent(row["ap"]),
+                percent(row["ap50"]),
+                percent(row["ap75"]),
+                trial,
+                row["stage"],
+                str(row["epoch"]),
+                style="bold" if role == "winner" else None,
+            )
+    console.print(table)
+    winner = rows["winner"]
+    number = winner["trial"]
+    trial = next(t for t in read_trials(study_folder).to_pylist() if t["trial"] == number)
+    console.print(f"winner: trial {number}, {study_folder / winner['checkpoint']}")
+    for key, value in trial.items():
+        if key.startswith(PARAMS) and value is not None:
+            shown = f"{value:.3g}" if isinstance(value, float) else value
+            console.print(f"  {key.removeprefix(PARAMS)}={shown}")
+    console.print(f"look closer:  python study/analyze.py {study_folder}")
+    console.print(f"take it away: python study/export.py {study_folder}")

@@ -1,0 +1,209 @@
+"""Starts trials and the teacher's training: in a Tune process, or under Ray Train on workers.
+
+Reports go to the owner of the Optuna study, whose answer, go on or stop, ends the loop on all
+workers by itself; nothing is stopped from outside, so that no resources are left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray import tune
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from study.checkpoint import trial_folder
+from study.config import InputError, StudyConfig, with_values
+from study.loop import Row, TrainingDiverged
+from study.prepare import StudyData
+from study.teacher import make_teacher
+from study.trial import Trial, run_trial
+from study.workers import Workers
+
+RAY_FOLDER = ".ray"
+"""In the study's folder: what Ray keeps of its own; nothing is read from there."""
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """What all trials of a study share; travels to every worker."""
+
+    config: StudyConfig
+    data: StudyData
+    folder: str
+    """The study's folder."""
+    targets: str
+    """The teacher store."""
+    owner: str
+    """Name of the actor that owns the Optuna study."""
+
+
+class OwnerLink:
+    """One trial's line to the owner of the Optuna study; only the first worker speaks."""
+
+    def __init__(self, plan: StudyPlan, number: int, *, is_first: bool = True) -> None:
+        self.number = number
+        self.is_first = is_first
+        self.owner = ray.get_actor(plan.owner)
+
+    def report(self, row: Row) -> bool:
+        """Tells an epoch's row; returns whether the trial is to stop."""
+        return self.is_first and bool(ray.get(self.owner.report.remote(self.number, row)))
+
+    def fail(self, reason: str) -> None:
+        """Ends the trial as failed."""
+        if self.is_first:
+            ray.get(self.owner.fail.remote(self.number, reason))
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """A loss that is no number ends the trial; any other error is noted, and raised on."""
+        try:
+            yield
+        except TrainingDiverged as error:
+            self.fail(str(error))
+        except Exception as error:
+            if self.is_first:
+                ray.get(
+                    self.owner.note_error.remote(self.number, f"{type(error).__name__}: {error}")
+                )
+            raise
+
+
+def trial_of(plan: StudyPlan, suggestion: dict[str, Any]) -> Trial:
+    """The trial that a suggestion (its number and its values by config path) stands for."""
+    return Trial(
+        number=suggestion["number"],
+        config=with_values(plan.config, suggestion["values"]),
+        data=plan.data,
+        folder=trial_folder(Path(plan.folder), suggestion["number"]),
+        targets=Path(plan.targets),
+    )
+
+
+def inline_trial(suggestion: dict[str, Any], plan: StudyPlan) -> None:
+    """A trial in its own Tune process: one worker, no further process."""
+    settings = plan.config.trial
+    link = OwnerLink(plan, suggestion["number"])
+
+    def report(row: Row) -> bool:
+        stop = link.report(row)
+        tune.report(_brief(row))
+        return stop
+
+    torch.set_num_threads(max(1, int(settings.cpus)))
+    workers = Workers(torch.device("cuda" if settings.gpus else "cpu"))
+    with link.watching():
+        run_trial(trial_of(plan, suggestion), workers, report)
+
+
+def train_trial(suggestion: dict[str, Any], plan: StudyPlan) -> None:
+    """A trial whose workers run under Ray Train; its Tune process only waits for them."""
+    loop_config = {"plan": plan, "suggestion": suggestion}
+    try:
+        run_under_train(_trial_worker, loop_config, plan, callbacks=[TuneReportCallback()])
+    except TrainingFailedError as error:
+        OwnerLink(plan, suggestion["number"]).fail(_last_line(error))
+
+
+def train_teacher(plan: StudyPlan, cpus: float) -> None:
+    """Makes the study's teacher under Ray Train.
+
+    Raises:
+        InputError: it could not be trained; says why.
+    """
+    try:
+        run_under_train(_teacher_worker, {"plan": plan}, plan, cpus=cpus)
+    except TrainingFailedError as error:
+        raise InputError(f"the teacher could not be trained: {_last_line(error)}") from error
+
+
+def run_under_train(
+    worker: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    plan: StudyPlan,
+    *,
+    cpus: float | None = None,
+    callbacks: list[Any] | None = None,
+) -> None:
+    """Runs ``worker(config)`` on all workers of a trial under Ray Train, and waits for the end.
+
+    Ray Train starts a broken worker again, up to ``trial.max_failures`` times; it goes on from the
+    study's own checkpoints. Those are not Ray Train's, which refuses to go on once one of its
+    checkpoints was dropped by anybody else.
+    """
+    settings = plan.config.trial
+    resources = {"CPU": settings.cpus if cpus is None else cpus}
+    if settings.gpus:
+        resources["GPU"] = settings.gpus
+    TorchTrainer(
+        worker,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(
+            num_workers=settings.num_workers,
+            use_gpu=settings.gpus > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name=f"train-{uuid.uuid4().hex[:12]}",
+            storage_path=str(Path(plan.folder) / RAY_FOLDER),
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            callbacks=callbacks,
+        ),
+    ).fit()
+
+
+def _trial_worker(config: dict[str, Any]) -> None:
+    plan, suggestion = config["plan"], config["suggestion"]
+    workers = _join(plan)
+    link = OwnerLink(plan, suggestion["number"], is_first=workers.rank == 0)
+
+    def report(row: Row) -> bool:
+        stop = link.report(row)
+        ray.train.report(_brief(row))
+        return stop
+
+    with link.watching():
+        run_trial(trial_of(plan, suggestion), workers, report)
+
+
+def _teacher_worker(config: dict[str, Any]) -> None:
+    plan = config["plan"]
+    workers = _join(plan)
+    owner = ray.get_actor(plan.owner)
+
+    def report(row: Row) -> bool:
+        if workers.rank == 0:
+            ray.get(owner.report_teacher.remote(row))
+        ray.train.report(_brief(row))
+        return False
+
+    make_teacher(plan.config, plan.data, workers, report)
+
+
+def _join(plan: StudyPlan) -> Workers:
+    """This process as one of Ray Train's workers, with the threads of its CPUs."""
+    resources = ray.get_runtime_context().get_assigned_resources()
+    torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
+    return Workers(ray.train.torch.get_device())
+
+
+def _brief(row: Row) -> dict[str, Any]:
+    """What Tune and Train need to know of an epoch; the rest goes to the owner."""
+    return {"val_ap": row["val_ap"], "epoch": row["epoch"], "stage": row["stage"]}
+
+
+def _last_line(error: BaseException) -> str:
+    """The end of an error's text, where a traceback says what was wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,119 @@
+"""How a student errs on people it has not seen, and poses that err like that.
+
+On the people that a student was trained on its pose is nearly right, and a refiner trained on such
+poses learns to do nothing. So the errors are measured on held-out people, and in training the pose
+is disturbed by what the student makes more of there than on its training people. The kinds are
+those of Ronchi and Perona, Benchmarking and Error Diagnosis, ICCV 2017.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.skeleton import Skeleton
+
+NEAR = 0.5
+"""Part of the OKS from which a joint counts as found."""
+INVERSION, NEIGHBOUR, MISS = range(3)
+NUM_KINDS = 3
+
+
+@dataclass(frozen=True)
+class PoseErrors:
+    """How often and how far the joints of a skeleton are off."""
+
+    rates: Tensor
+    """(NUM_KINDS, K): share of labelled joints that lie on the person's other side, on another
+    person, or nowhere."""
+    jitter: Tensor
+    """(K,): root mean square of found joints' distances per axis, over the root of the area."""
+    miss: Tensor
+    """(K,): the same of missed joints."""
+
+
+def measure_errors(
+    keypoints: Tensor,
+    truth: Tensor,
+    visibility: Tensor,
+    neighbour: Tensor,
+    neighbour_visibility: Tensor,
+    areas: Tensor,
+    skeleton: Skeleton,
+) -> PoseErrors:
+    """The errors of these N poses; a joint that nobody labelled has none.
+
+    Args:
+        keypoints: the student's, (N, K, 2); all in one frame.
+        truth: (N, K, 2), with COCO ``visibility`` (N, K).
+        neighbour: the person that overlaps most, likewise.
+        areas: (N,).
+    """
+    labelled = visibility > 0
+    sigmas = torch.tensor(skeleton.oks_sigmas)
+    order = list(skeleton.flip_order)
+    is_paired = torch.tensor(order) != torch.arange(skeleton.num_joints)
+
+    def is_near(target: Tensor, counts: Tensor) -> Tensor:
+        squared = (keypoints - target).square().sum(-1)
+        return (torch.exp(-squared / (8 * sigmas**2 * areas[:, None])) >= NEAR) & counts
+
+    found = is_near(truth, labelled)
+    inverted = is_near(truth[:, order], labelled[:, order] & is_paired) & labelled & ~found
+    there = neighbour_visibility > 0
+    jumped = is_near(neighbour, there) | is_near(neighbour[:, order], there[:, order])
+    jumped &= labelled & ~found & ~inverted
+    missed = labelled & ~found & ~inverted & ~jumped
+    number = labelled.sum(0).clamp(min=1)
+    relative = (keypoints - truth).square().sum(-1) / 2 / areas[:, None]
+
+    def spread(which: Tensor) -> Tensor:
+        return (torch.where(which, relative, 0.0).sum(0) / which.sum(0).clamp(min=1)).sqrt()
+
+    rates = torch.stack([kind.sum(0) / number for kind in (inverted, jumped, missed)])
+    return PoseErrors(rates=rates, jitter=spread(found), miss=spread(missed))
+
+
+def excess(held_out: PoseErrors, seen: PoseErrors) -> PoseErrors:
+    """What turns poses that err like ``seen`` into poses that err like ``held_out``."""
+    right = (1 - seen.rates.sum(0)).clamp(min=0.01)
+    return PoseErrors(
+        rates=((held_out.rates - seen.rates) / right).clamp(0, 1),
+        jitter=(held_out.jitter**2 - seen.jitter**2).clamp(min=0).sqrt(),
+        miss=held_out.miss,
+    )
+
+
+def disturb(
+    keypoints: Tensor,
+    truth: Tensor,
+    visibility: Tensor,
+    neighbour: Tensor,
+    neighbour_visibility: Tensor,
+    areas: Tensor,
+    errors: PoseErrors,
+    skeleton: Skeleton,
+) -> Tensor:
+    """The poses (B, K, 2) with these errors added, drawn from torch's global generator.
+
+    An inversion needs the joint of the other side labelled, a jump the neighbour's.
+    """
+    device = keypoints.device
+    size = areas.sqrt()[:, None, None]
+    order = list(skeleton.flip_order)
+
+    def noise(spread: Tensor) -> Tensor:
+        return torch.randn(keypoints.shape).to(device) * spread.to(device)[:, None] * size
+
+    jitter = noise(errors.jitter)
+    draw = torch.rand(keypoints.shape[:2]).to(device)
+    bounds = errors.rates.to(device).cumsum(0)
+    inverts = (draw < bounds[INVERSION]) & (visibility[:, order] > 0)
+    jumps = (draw >= bounds[INVERSION]) & (draw < bounds[NEIGHBOUR]) & (neighbour_visibility > 0)
+    misses = (draw >= bounds[NEIGHBOUR]) & (draw < bounds[MISS]) & (visibility > 0)
+    moved = keypoints + jitter
+    moved = torch.where(inverts[..., None], truth[:, order] + jitter, moved)
+    moved = torch.where(jumps[..., None], neighbour + jitter, moved)
+    return torch.where(misses[..., None], truth + noise(errors.miss), moved)

@@ -1,0 +1,144 @@
+"""Before anything is trained: the data audited, the people split, their crops stored once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from models.skeleton import SKELETONS, Skeleton
+from study.audit import audit, check, describe, faulty_ids, notes
+from study.config import InputError, SplitConfig, StudyConfig
+from study.dataset import People, overlap, read_people, split_people, write_ground_truth
+from study.drawn_people import draw_dataset
+from study.store import fingerprint, hash_file, make_crop_store
+
+Meter = Callable[[str], Callable[[int, int], None]]
+"""Gives a progress bar of this name, to be called with (done, total)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyData:
+    """Where a study's prepared data lie; paths, so that it travels to any worker."""
+
+    train: str
+    """Crop store of the people to train on."""
+    search: str
+    """Crop store of the people that trials are scored on."""
+    val: str
+    """Crop store of the official validation people."""
+    search_truth: str
+    """COCO-format ground truth of ``search``."""
+    val_truth: str
+    num_people: tuple[int, int, int]
+    """Train, search, val."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that was prepared: the stores' own names are fingerprints."""
+        paths = (self.train, self.search, self.val, self.search_truth, self.val_truth)
+        return fingerprint(*(Path(path).name for path in paths))
+
+
+def skeleton_of(config: StudyConfig) -> Skeleton:
+    return SKELETONS[config.data.skeleton]
+
+
+def input_size_of(config: StudyConfig) -> tuple[int, int]:
+    """(height, width) of the crop that networks see."""
+    height, width = config.data.input_size
+    return height, width
+
+
+def evaluation_of(config: StudyConfig) -> str:
+    """Whose rules AP follows: coco or crowdpose."""
+    return "crowdpose" if config.data.kind == "crowdpose" else "coco"
+
+
+def prepare_data(config: StudyConfig, meter: Meter, say: Callable[[str], None]) -> StudyData:
+    """The study's people, checked, split and stored; what is there already is used again.
+
+    Raises:
+        InputError: the data have faults; names the files and annotations.
+    """
+    data, cache = config.data, cache_of(config)
+    root = Path(data.root)
+    if data.kind == "drawn":
+        draw_dataset(
+            root,
+            seed=data.seed,
+            train_pictures=data.train_pictures,
+            val_pictures=data.val_pictures,
+            progress=meter("drawing people"),
+        )
+    if not root.is_dir():
+        raise InputError(
+            f"data.root must be the folder of the data, got data.root={data.root}, which is not "
+            "there; set data.root to where its annotations and pictures lie"
+        )
+    people, bad = _read(config, data.train, meter, say)
+    val, bad_val = _read(config, data.val, meter, say)
+    if repeated := overlap(people, val):
+        say(f"warning: people of val are in train\n{describe(repeated)}")
+    if data.max_people:
+        people = draw_people(people, data.max_people, data.seed)
+    train_rows, search_rows = split_people(people, data.search_fraction, data.seed)
+    train, search = people.take(train_rows), people.take(search_rows)
+    stores = [
+        str(make_crop_store(part, input_size_of(config), cache, meter(f"cropping {name}")))
+        for name, part in (("train", train), ("search", search), ("val", val))
+    ]
+    return StudyData(
+        train=stores[0],
+        search=stores[1],
+        val=stores[2],
+        search_truth=str(_ground_truth(search, bad, cache)),
+        val_truth=str(_ground_truth(val, bad_val, cache)),
+        num_people=(len(train), len(search), len(val)),
+    )
+
+
+def cache_of(config: StudyConfig) -> Path:
+    """Folder of what the studies under one ``storage`` share."""
+    return Path(config.storage).resolve() / "cache"
+
+
+def draw_people(people: People, at_most: int, seed: int) -> People:
+    """The people of pictures drawn at random, as many as ``at_most`` people fill."""
+    pictures, numbers = np.unique(people.image_ids, return_counts=True)
+    order = np.random.RandomState(seed).permutation(len(pictures))
+    fits = np.cumsum(numbers[order]) <= at_most
+    chosen = pictures[order[fits]]
+    if not len(chosen):
+        raise InputError(
+            f"data.max_people must leave at least one picture, got data.max_people={at_most}; "
+            "raise it, or 0 for all people"
+        )
+    return people.take(np.flatnonzero(np.isin(people.image_ids, chosen)))
+
+
+def _read(
+    config: StudyConfig, split: SplitConfig, meter: Meter, say: Callable[[str], None]
+) -> tuple[People, frozenset[int]]:
+    """The people of a split, and the annotations left out for their faults."""
+    root, skeleton = Path(config.data.root), skeleton_of(config)
+    annotations, images = root / split.annotations, root / split.images
+    faults = audit(annotations, images, skeleton, progress=meter(f"checking {annotations.name}"))
+    num_people = notes(annotations, skeleton)["people"]
+    check(faults, config.data.max_bad_fraction, num_people)
+    if faults:
+        say(f"warning: left out or kept with care\n{describe(faults)}")
+    left_out = faulty_ids(faults)
+    return read_people(annotations, images, skeleton, leave_out=left_out), left_out
+
+
+def _ground_truth(people: People, left_out: frozenset[int], cache: Path) -> Path:
+    """A COCO-format file of these people's pictures, made unless it is there."""
+    images = np.unique(people.image_ids)
+    content = hash_file(people.annotations)
+    target = cache / f"truth-{fingerprint(content, images.tolist(), sorted(left_out))}.json"
+    if not target.exists():
+        write_ground_truth(people.annotations, images, target, leave_out=left_out)
+    return target

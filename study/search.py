@@ -1,0 +1,331 @@
+"""The Optuna study: asks for trials, takes their reports, prunes and ends them.
+
+One process, a named Ray actor, owns the study and its tables; nobody else touches them. It
+decides, in one call, what a report leads to: go on, complete or prune. Every method may be called
+twice with the same arguments, so that a caller who was cut off simply asks again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import ray
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search import Searcher
+
+from search_spaces.space import SearchSpace
+from study.checkpoint import Checkpoints, best_row, trial_folder
+from study.config import StudyConfig, flatten, to_plain, with_values
+from study.loop import Row, seed_of
+from study.results import tidy, write_running, write_teacher, write_trial, written_trials
+
+JOURNAL = "optuna.journal"
+FLUSH_S = 30.0
+"""Seconds between two writings of a running trial's rows."""
+BASELINE, DEFAULTS = "baseline", "defaults"
+"""The controls, which every study contains and which are never pruned."""
+STATES = {
+    TrialState.COMPLETE: "COMPLETE",
+    TrialState.PRUNED: "PRUNED",
+    TrialState.FAIL: "FAIL",
+}
+
+
+def baseline_values(config: StudyConfig) -> dict[str, Any]:
+    """The student alone: no teacher, no stage 2, and as many epochs as both stages together."""
+    return {
+        "distill.heatmap.kind": "none",
+        "distill.structure.kind": "none",
+        "distill.epochs": config.distill.epochs + config.refine.epochs,
+        "refine.epochs": 0,
+    }
+
+
+def open_study(folder: Path, name: str) -> optuna.Study:
+    """The Optuna study in a study's folder; this process must be the only one that has it open."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(
+        study_name=name,
+        storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
+        load_if_exists=True,
+        direction="maximize",
+    )
+
+
+class StudyOwner:
+    """The only process that touches the Optuna study and writes its tables.
+
+    Args:
+        session: names this run of the driver. A running trial of another session was left over
+            when its driver died; one of this session is alive, though the owner may have died.
+    """
+
+    def __init__(
+        self, folder: str, config: StudyConfig, space_json: str, session: str, launcher: str
+    ) -> None:
+        self.folder = Path(folder)
+        self.config = config
+        self.space = SearchSpace.from_json(space_json)
+        self.session = session
+        self.launcher = launcher
+        self.study = open_study(self.folder, config.name)
+        self.study.pruner = _build_pruner(config)
+        self.teacher_rows: list[Row] = []
+        self.flushed: dict[int, float] = {}
+        tidy(self.folder)
+        self._enqueue_controls()
+        self.mend_tables()
+        self.left_over = [
+            trial.number
+            for trial in self._trials()
+            if trial.state == TrialState.RUNNING and trial.user_attrs.get("session") != session
+        ]
+
+    def ask(self, tune_id: str) -> dict[str, Any]:
+        """A trial to run, by number and values: one left over first, so that its work goes on.
+
+        The same ``tune_id`` gets the same trial.
+        """
+        known = [t.number for t in self._trials() if t.user_attrs.get("tune_id") == tune_id]
+        if known:
+            return self._suggestion(known[0])
+        number = self.left_over.pop(0) if self.left_over else self._new_trial()
+        suggestion = self._suggestion(number)
+        self._set(number, "tune_id", tune_id)
+        self._set(number, "session", self.session)
+        return suggestion
+
+    def report(self, number: int, row: Row) -> bool:
+        """Records an epoch and ends the trial if this decides it; returns whether it is to stop.
+
+        The first value of an epoch stands; a finished trial is told to stop.
+        """
+        frozen = self._frozen(number)
+        if frozen.state.is_finished():
+            return True
+        epoch, value = int(row["epoch"]), float(row["val_ap"])
+        trial = optuna.trial.Trial(self.study, frozen._trial_id)
+        if epoch not in frozen.intermediate_values:
+            trial.report(value, epoch)
+        if epoch >= frozen.user_attrs["budget"]:
+            best = max(self._frozen(number).intermediate_values.values())
+            self._end(number, TrialState.COMPLETE, best)
+            return True
+        if "control" not in frozen.user_attrs and trial.should_prune():
+            self._end(number, TrialState.PRUNED)
+            return True
+        self._flush(number)
+        return False
+
+    def fail(self, number: int, reason: str) -> None:
+        """Ends the trial as failed, unless it has ended already."""
+        if not self._frozen(number).state.is_finished():
+            self._set(number, "error", self._frozen(number).user_attrs.get("error") or reason)
+            self._end(number, TrialState.FAIL)
+
+    def note_error(self, number: int, error: str) -> None:
+        """Keeps why a try of the trial broke; another try may follow."""
+        self._set(number, "error", error)
+
+    def report_teacher(self, row: Row) -> None:
+        """Records an epoch of the teacher's training."""
+        if row["epoch"] not in {known["epoch"] for known in self.teacher_rows}:
+            self.teacher_rows.append(row)
+            rows = [{"study": self.config.name, **known} for known in self.teacher_rows]
+            write_teacher(self.folder, rows, self.space)
+
+    def num_finished(self) -> int:
+        return sum(trial.state.is_finished() for trial in self._trials())
+
+    def status(self) -> dict[str, Any]:
+        """What the display shows: trials by state, the best, the controls, epochs, the teacher."""
+        trials = self._trials()
+        best = best_trial(trials)
+        running = [
+            {
+                "trial": trial.number,
+                "epoch": max(trial.intermediate_values, default=0),
+                "budget": trial.user_attrs.get("budget", 0),
+                "ap": max(trial.intermediate_values.values(), default=None),
+            }
+            for trial in trials
+            if trial.state == TrialState.RUNNING
+        ]
+        return {
+            "states": {
+                name: sum(t.state == state for t in trials) for state, name in STATES.items()
+            },
+            "running": running,
+            "best": None if best is None else {"trial": best.number, "ap": best.value},
+            "baseline": next(
+                (t.value for t in trials if t.user_attrs.get("control") == BASELINE), None
+            ),
+            "epochs": sum(len(trial.intermediate_values) for trial in trials),
+            "errors": {
+                t.number: t.user_attrs.get("error") for t in trials if t.state == TrialState.FAIL
+            },
+            "teacher": self.teacher_rows[-1] if self.teacher_rows else None,
+        }
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self._trials()[number]
+
+    def _set(self, number: int, key: str, value: Any) -> None:
+        self.study._storage.set_trial_user_attr(self._frozen(number)._trial_id, key, value)
+
+    def _enqueue_controls(self) -> None:
+        known = {trial.user_attrs.get("control") for trial in self._trials()}
+        for control, values in (
+            (BASELINE, baseline_values(self.config)),
+            (DEFAULTS, {}),
+        ):
+            if control not in known:
+                config = flatten(to_plain(with_values(self.config, values)))
+                params = self.space.values_in(config)
+                attrs = {"control": control, "values": values}
+                self.study.enqueue_trial(params, user_attrs=attrs)
+
+    def _new_trial(self) -> int:
+        number = sum(trial.state != TrialState.WAITING for trial in self._trials())
+        # Seeded by the trial: one sampler for all would repeat its draws after every restart.
+        self.study.sampler = _build_sampler(self.config, number)
+        return self.study.ask().number
+
+    def _suggestion(self, number: int) -> dict[str, Any]:
+        """The trial's number and values; asking again gives the same."""
+        self.study.sampler = _build_sampler(self.config, number)
+        frozen = self._frozen(number)
+        trial = optuna.trial.Trial(self.study, frozen._trial_id)
+        fixed = frozen.user_attrs.get("values", {})
+        defaults = flatten(to_plain(self.config))
+        values = {**self.space.suggest(trial, defaults), **fixed}
+        changed = with_values(self.config, values)
+        self._set(number, "budget", changed.distill.epochs + changed.refine.epochs)
+        if "started" not in frozen.user_attrs:
+            self._set(number, "started", time.time())
+        return {"number": number, "values": values}
+
+    def _end(self, number: int, state: TrialState, value: float | None = None) -> None:
+        self.study.tell(number, value, state=state)
+        self._write(number)
+
+    def _write(self, number: int) -> None:
+        rows = self._rows(number)
+        write_trial(self.folder, self._trial_row(number, rows), rows, self.space)
+
+    def mend_tables(self) -> None:
+        """Writes the trials that Optuna knows as finished and the tables do not."""
+        written = written_trials(self.folder)
+        for trial in self._trials():
+            if trial.state.is_finished() and trial.number not in written:
+                self._write(trial.number)
+
+    def _flush(self, number: int) -> None:
+        now = time.monotonic()
+        if now - self.flushed.setdefault(number, now) >= FLUSH_S:
+            self.flushed[number] = now
+            write_running(self.folder, number, self._rows(number), self.space)
+
+    def _rows(self, number: int) -> list[Row]:
+        """The trial's reports; its checkpoint has them all, since it comes before each report."""
+        last = Checkpoints(trial_folder(self.folder, number)).last()
+        known = self._frozen(number).intermediate_values
+        rows = [row for row in (last.rows if last else []) if row["epoch"] in known]
+        return [{"study": self.config.name, "trial": number, **row} for row in rows]
+
+    def _trial_row(self, number: int, rows: list[Row]) -> Row:
+        trial = self._frozen(number)
+        started = datetime.datetime.fromtimestamp(trial.user_attrs["started"], datetime.UTC)
+        seconds = rows[-1]["seconds"] if rows else 0.0
+        settings = self.config.trial
+        row: Row = {
+            "study": self.config.name,
+            "trial": number,
+            "control": trial.user_attrs.get("control"),
+            "state": STATES[trial.state],
+            "error": trial.user_attrs.get("error") if trial.state == TrialState.FAIL else None,
+            "seed": seed_of(self.config.seed, number),
+            "epochs": len(rows),
+            "launcher": self.launcher,
+            "started": started,
+            "duration_s": seconds,
+            "gpu_s": seconds * settings.gpus * settings.num_workers,
+            "node": socket.gethostname(),
+            **{f"params.{path}": value for path, value in trial.params.items()},
+        }
+        if rows:
+            best = best_row(rows)
+            path = Checkpoints(trial_folder(Path(), number)).path(best["epoch"])
+            row |= {
+                "objective": best["val_ap"],
+                "best_epoch": best["epoch"],
+                "best_stage": best["stage"],
+                "checkpoint": str(path),
+            }
+        return row
+
+
+class OwnerSearcher(Searcher):
+    """What Tune sees of the study: suggestions, and an ear for trials that Tune gave up on."""
+
+    def __init__(self, owner: Any, session: str) -> None:
+        super().__init__(metric="val_ap", mode="max")
+        self.owner = owner
+        self.session = session
+        self.numbers: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        suggestion = ray.get(self.owner.ask.remote(f"{self.session}/{trial_id}"))
+        self.numbers[trial_id] = suggestion["number"]
+        assert isinstance(suggestion, dict)
+        return suggestion
+
+    def on_trial_complete(
+        self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
+    ) -> None:
+        if error:
+            reason = "its process died again and again, without a word"
+            ray.get(self.owner.fail.remote(self.numbers[trial_id], reason))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study itself is durable."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the study itself is durable."""
+
+
+def best_trial(trials: list[FrozenTrial]) -> FrozenTrial | None:
+    """The complete trial of the highest objective, the first of equals."""
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    return max(complete, key=lambda t: (t.value or 0.0, -t.number), default=None)
+
+
+def _build_sampler(config: StudyConfig, number: int) -> optuna.samplers.BaseSampler:
+    """TPE over groups of parameters that occur together, seeded by study and trial."""
+    return optuna.samplers.TPESampler(
+        seed=seed_of(config.seed, "sampler", number) % 2**32,
+        n_startup_trials=config.search.startup_trials,
+        multivariate=True,
+        group=True,
+        warn_independent_sampling=False,
+    )
+
+
+def _build_pruner(config: StudyConfig) -> optuna.pruners.BasePruner:
+    settings = config.search
+    if settings.pruner == "none":
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=settings.min_epochs, reduction_factor=settings.reduction_factor
+    )

@@ -1,0 +1,131 @@
+"""One trial: stage 1, then stage 2, on one worker or several.
+
+It knows no Ray: ``launch.py`` starts it in a Tune process or under Ray Train, and its ``report``
+asks the owner of the Optuna study whether to go on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from models.refined_pose import RefinedPose
+from study.batches import epoch_rows
+from study.checkpoint import Checkpoints, best_row
+from study.config import StudyConfig, with_values
+from study.distill import SCALE_BATCHES, DistillTask
+from study.evaluation import predict_crops
+from study.loop import mean_terms, run_stage, seed_of
+from study.pose_errors import PoseErrors, excess, measure_errors
+from study.prepare import StudyData
+from study.refine import RefineTask
+from study.store import CropStore
+from study.training import (
+    Recorder,
+    Report,
+    TrainingData,
+    build_distill_task,
+    build_refiner,
+)
+from study.workers import Workers
+
+
+@dataclass(frozen=True)
+class Trial:
+    number: int
+    config: StudyConfig
+    """The study's settings with the trial's values in place."""
+    data: StudyData
+    folder: Path
+    targets: Path
+
+    @property
+    def seed(self) -> int:
+        """What everything random in the trial is drawn from."""
+        return seed_of(self.config.seed, self.number)
+
+
+def run_trial(trial: Trial, workers: Workers, report: Report) -> None:
+    """Trains stage 1, then stage 2, from the last checkpoint on, until told to stop."""
+    ground = TrainingData.open(trial.config, trial.data, workers, trial.targets)
+    recorder = Recorder(Checkpoints(trial.folder), workers, report)
+    if recorder.replay():
+        return
+    has_refined = bool(recorder.rows) and recorder.rows[-1]["stage"] == RefineTask.name
+    if not has_refined and distill(trial, ground, recorder):
+        return
+    if trial.config.refine.epochs:
+        refine(trial, ground, recorder)
+
+
+def distill(trial: Trial, ground: TrainingData, recorder: Recorder) -> bool:
+    """Stage 1: the teacher teaches the student. Returns whether the trial is to stop."""
+    config, workers = trial.config, ground.workers
+    task = build_distill_task(config, trial.seed).to(workers.device)
+    stage = ground.stage("distill", config.distill, config.distill.augment, seed=trial.seed)
+    progress = recorder.resume(stage, task)
+    if progress.epoch == 0 and config.distill.normalize == "initial":
+        measure_scales(task, trial, ground)
+    return run_stage(task, stage, progress, workers, recorder.finish)
+
+
+def measure_scales(task: DistillTask, trial: Trial, ground: TrainingData) -> None:
+    """Sets what each term is divided by: its mean over some batches before training."""
+    settings = trial.config.distill
+
+    def means(of: DistillTask) -> dict[str, float]:
+        generator = torch.Generator().manual_seed(seed_of(trial.seed, "scales"))
+        count, world = len(ground.train), ground.workers.world
+        order = epoch_rows(count, settings.batch_size, world, generator)[:SCALE_BATCHES]
+        batches = ground.batches(settings.augment, order, generator)
+        return mean_terms(of.train(), batches, ground.workers)
+
+    random_means = None
+    if task.is_pretrained:
+        student = with_values(trial.config, {"student.init": "random"})
+        random_means = means(build_distill_task(student, trial.seed).to(ground.workers.device))
+    task.set_scales(means(task), random_means)
+
+
+def refine(trial: Trial, ground: TrainingData, recorder: Recorder) -> bool:
+    """Stage 2: IGP-GCN learns on top of the best student. Returns whether the trial is to stop."""
+    config, workers = trial.config, ground.workers
+    settings = config.refine
+    students = [row for row in recorder.rows if row["stage"] == DistillTask.name]
+    distilled = build_distill_task(config, trial.seed)
+    distilled.load_state_dict(recorder.checkpoints.at(best_row(students)["epoch"]).weights())
+    torch.manual_seed(seed_of(trial.seed, "refiner"))
+    refiner = build_refiner(config, distilled.student.pyramid_channels)
+    task = RefineTask(distilled.student, distilled.codec, refiner, ground.skeleton, settings).to(
+        workers.device
+    )
+    if settings.perturb:
+        task.errors = unseen_errors(task, ground)
+    stage = ground.stage(
+        "refine", settings, settings.augment, seed=trial.seed, first_epoch=config.distill.epochs
+    )
+    return run_stage(task, stage, recorder.resume(stage, task), workers, recorder.finish)
+
+
+def unseen_errors(task: RefineTask, ground: TrainingData) -> PoseErrors:
+    """What the student does worse on held-out people than on as many that it was trained on."""
+    estimator = RefinedPose(task.student, task.codec, None)
+
+    def errors(store: CropStore, count: int) -> PoseErrors:
+        keypoints, _ = predict_crops(estimator, store, ground.skeleton, ground.workers, count)
+        neighbours = store.neighbours[:count]
+        is_there = (neighbours >= 0)[:, None]
+        return measure_errors(
+            torch.from_numpy(keypoints).float(),
+            torch.from_numpy(store.keypoints_stored[:count]),
+            torch.from_numpy(store.visibility[:count]),
+            torch.from_numpy(store.keypoints_stored[neighbours]),
+            torch.from_numpy(store.visibility[neighbours] * is_there),
+            torch.from_numpy(store.areas[:count]),
+            ground.skeleton,
+        )
+
+    held_out = len(ground.search)
+    return excess(errors(ground.search, held_out), errors(ground.train, held_out))

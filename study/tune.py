@@ -1,0 +1,51 @@
+"""Run a study: ``python study/tune.py``, or with settings, ``data=coco data.root=/data/coco``."""
+
+import os
+import sys
+
+HERE = os.path.dirname(os.path.realpath(__file__))
+if os.path.isfile(os.path.join(HERE, "__init__.py")):
+    # In a checkout: its root on the path in place of study/, whose file names would shadow others.
+    sys.path[0] = os.path.dirname(HERE)
+
+import argparse  # noqa: E402
+
+EPILOG = """\
+settings are written key=value, for example:
+  python study/tune.py                                    people that the study draws itself
+  python study/tune.py data=coco data.root=/data/coco     COCO by its official file names
+  python study/tune.py search_space=distill search.trials=40 trial.gpus=1
+data: drawn | coco | crowdpose; search_space: distill | refine | joint | smoke | your own YAML.
+The same command again goes on with a study that was broken off.
+--cfg lists every setting with its value; study/config.py says what each one means.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Search for the settings that distill a light pose estimator best.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+    parser.add_argument("--cfg", action="store_true", help="print the settings and stop")
+    arguments = parser.parse_args()
+
+    from study.config import InputError, compose, to_plain
+
+    try:
+        config = compose(arguments.settings)
+        if arguments.cfg:
+            from omegaconf import OmegaConf
+
+            print(OmegaConf.to_yaml(to_plain(config)), end="")
+            return
+        from study.tuning import run_study
+
+        run_study(config)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

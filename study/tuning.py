@@ -1,0 +1,336 @@
+"""A whole study: prepare the data, make the teacher, run the trials, score the finalists."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import ray
+from omegaconf import OmegaConf
+from ray import tune
+
+import models
+import search_spaces
+import study
+from search_spaces.space import SearchSpace, SpaceError
+from search_spaces.space import check as check_space
+from search_spaces.space import load as load_space
+from study.config import (
+    MAY_CHANGE,
+    InputError,
+    StudyConfig,
+    config_paths,
+    flatten,
+    to_plain,
+    value_at,
+    with_values,
+)
+from study.display import (
+    Display,
+    teacher_line,
+    teacher_panel,
+    trials_line,
+    trials_panel,
+)
+from study.finals import num_finished, score_finalists, show_finals
+from study.launch import StudyPlan, inline_trial, train_teacher, train_trial
+from study.prepare import StudyData, prepare_data
+from study.results import write_final
+from study.search import OwnerSearcher, StudyOwner
+from study.teacher import TARGETS, is_ready, teacher_folder
+
+SETTINGS = "study.yaml"
+LOCK = ".lock"
+WORKERS_WAIT = {"cpu": 0, "node:__internal_head__": 0.001}
+"""What the process of a trial under Ray Train takes while it waits: not nothing, and no CPU."""
+
+
+def run_study(config: StudyConfig) -> Path:
+    """Runs the study, or goes on with it, and shows the winner; returns the study's folder.
+
+    Raises:
+        InputError: something that the user can mend; whatever was finished before is kept.
+    """
+    display = Display(config.display)
+    space = load_checked_space(config)
+    folder = Path(config.storage).resolve() / config.name
+    _check_settings(config, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        if num_finished(folder) >= config.search.trials and (folder / "results/final").is_dir():
+            display.say(f"the study in {folder} is finished; search.trials=N adds trials")
+            show_finals(folder, display.console)
+            return folder
+        with display.meters() as meter:
+            data = prepare_data(config, meter, display.say)
+        _write_settings(config, folder, data)
+        display.say(
+            "{} people to train on, {} to score trials on, {} in val".format(*data.num_people)
+        )
+        _search(config, space, folder, data, display)
+        show_finals(folder, display.console)
+    return folder
+
+
+def load_checked_space(config: StudyConfig) -> SearchSpace:
+    """The search space, every value of which is one that the schema takes.
+
+    Raises:
+        InputError: it is not.
+    """
+    try:
+        space = load_space(config.search_space)
+        check_space(space, partial(value_at, config), config_paths(config))
+        for parameter in space.parameters:
+            for value in parameter.extremes():
+                try:
+                    with_values(config, {parameter.path: value})
+                except InputError as error:
+                    raise InputError(
+                        f"search space {space.name}: {parameter.path} may become {value!r}, but "
+                        f"{error}"
+                    ) from None
+    except SpaceError as error:
+        raise InputError(str(error)) from None
+    return space
+
+
+def _search(
+    config: StudyConfig, space: SearchSpace, folder: Path, data: StudyData, display: Display
+) -> None:
+    session = os.urandom(4).hex()
+    launcher = launcher_of(config)
+    with _ray_started(config, display):
+        concurrent = _room(config)
+        owner = (
+            ray.remote(StudyOwner)
+            .options(name=f"owner-{session}", num_cpus=0, max_restarts=-1, max_task_retries=-1)
+            .remote(str(folder), config, space.to_json(), session, launcher)
+        )
+        teacher = teacher_folder(config, data)
+        plan = StudyPlan(config, data, str(folder), str(teacher / TARGETS), f"owner-{session}")
+        _make_teacher(plan, teacher, owner, display)
+        finished = ray.get(owner.num_finished.remote())
+        missing = config.search.trials - finished
+        if finished:
+            display.say(f"going on: {finished} of {config.search.trials} trials are finished")
+        if missing > 0:
+            _run_trials(plan, owner, session, missing, min(concurrent, missing), display)
+        status = ray.get(owner.status.remote())
+        if sum(status["states"].values()) < config.search.trials:
+            raise InputError("interrupted; the same command goes on where this one stopped")
+        ray.get(owner.mend_tables.remote())
+        if not status["states"]["COMPLETE"]:
+            reasons = "\n".join(f"  trial {n}: {error}" for n, error in status["errors"].items())
+            raise InputError(f"no trial came to its end:\n{reasons}")
+        display.say("scoring the finalists on val")
+        rows = ray.get(
+            ray.remote(score_finalists)
+            .options(num_cpus=config.trial.cpus, num_gpus=config.trial.gpus)
+            .remote(plan.config, plan.data, plan.folder)
+        )
+        write_final(folder, rows, space)
+
+
+def launcher_of(config: StudyConfig) -> str:
+    """inline or train: what ``auto`` comes to."""
+    if config.trial.launcher != "auto":
+        return config.trial.launcher
+    is_small = config.trial.num_workers == 1 and not config.trial.gpus
+    return "inline" if is_small else "train"
+
+
+def _make_teacher(plan: StudyPlan, folder: Path, owner: Any, display: Display) -> None:
+    if is_ready(folder):
+        display.say("the teacher is there already")
+        return
+    settings, trial = plan.config.teacher, plan.config.trial
+    cpus = trial.cpus
+    if not trial.gpus:  # the trials that will share the CPUs are not there yet
+        cpus = max(cpus, ray.cluster_resources().get("CPU", 1.0) // trial.num_workers)
+    with display.watching(
+        lambda: ray.get(owner.status.remote()),
+        lambda status, elapsed: teacher_panel(status, settings.epochs, elapsed),
+        lambda status, elapsed: teacher_line(status, settings.epochs, elapsed),
+    ):
+        train_teacher(plan, cpus)
+    display.say(f"the teacher is trained: {folder}")
+
+
+def _run_trials(
+    plan: StudyPlan, owner: Any, session: str, missing: int, concurrent: int, display: Display
+) -> None:
+    config = plan.config
+    trials, budget = config.search.trials, config.distill.epochs + config.refine.epochs
+    if launcher_of(config) == "inline":
+        resources = {"cpu": config.trial.cpus, "gpu": config.trial.gpus}
+        trainable = tune.with_resources(partial(inline_trial, plan=plan), resources)
+    else:
+        trainable = tune.with_resources(partial(train_trial, plan=plan), WORKERS_WAIT)
+    with tempfile.TemporaryDirectory(prefix="tune-", dir=plan.folder) as scratch:
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                num_samples=missing,
+                search_alg=OwnerSearcher(owner, session),
+                max_concurrent_trials=concurrent,
+                reuse_actors=launcher_of(config) == "inline",
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=config.trial.max_failures),
+            ),
+        )
+        with display.watching(
+            lambda: ray.get(owner.status.remote()),
+            lambda status, elapsed: trials_panel(status, trials, budget, elapsed),
+            lambda status, elapsed: trials_line(status, trials, budget, elapsed),
+        ):
+            tuner.fit()
+
+
+def _room(config: StudyConfig) -> int:
+    """How many trials run at once.
+
+    Raises:
+        InputError: not even one finds room.
+    """
+    trial = config.trial
+    has = ray.cluster_resources()
+    rooms = [int(has.get("CPU", 0.0) // (trial.cpus * trial.num_workers))]
+    if trial.gpus:
+        rooms.append(int(has.get("GPU", 0.0) // (trial.gpus * trial.num_workers)))
+    if min(rooms) < 1:
+        raise InputError(
+            f"a trial needs {trial.num_workers} workers of {trial.cpus:g} CPUs and "
+            f"{trial.gpus:g} GPUs, but there are {has.get('CPU', 0):g} CPUs and "
+            f"{has.get('GPU', 0):g} GPUs; lower trial.cpus, trial.gpus or trial.num_workers"
+        )
+    wanted = config.search.concurrent or min(rooms)
+    return min(wanted, *rooms)
+
+
+@contextlib.contextmanager
+def _ray_started(config: StudyConfig, display: Display) -> Iterator[None]:
+    """A Ray of this study's own, or the cluster that RAY_ADDRESS names."""
+    address = os.environ.get("RAY_ADDRESS", "local")
+    display.say("starting Ray" if address == "local" else f"joining the cluster at {address}")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    options: dict[str, Any]
+    if address == "local":
+        options = {"include_dashboard": False}
+    else:
+        # Else a worker may run an older installed copy of these packages without a word.
+        options = {"runtime_env": {"py_modules": [models, search_spaces, study]}}
+    ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One driver at a time in a study's folder; the lock dies with the process."""
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"a study is run by one driver at a time, and another one runs {folder}; "
+                "wait for it, or give this one another name=..."
+            ) from None
+        yield
+
+
+def _check_settings(config: StudyConfig, folder: Path) -> None:
+    """Returns if the folder is new or its study was made with these settings.
+
+    Raises:
+        InputError: shows the settings that differ.
+    """
+    file = folder / SETTINGS
+    if not file.exists():
+        return
+    old, new = flatten(read_settings(folder)["config"]), flatten(to_plain(config))
+    differing = [
+        f"  {path}: {old.get(path)} in the study, {new.get(path)} now"
+        for path in sorted({*old, *new})
+        if old.get(path) != new.get(path) and not path.startswith(MAY_CHANGE)
+    ]
+    if differing:
+        raise InputError(
+            f"the study in {folder} was made with other settings:\n"
+            + "\n".join(differing)
+            + "\ngive this study a folder of its own by name=..., or use the old settings"
+        )
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What ``study.yaml`` says.
+
+    Raises:
+        InputError: the folder is no study.
+    """
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(folder / SETTINGS))
+    except OSError:
+        raise InputError(
+            f"{folder} must be a study's folder, <storage>/<name>, with {SETTINGS} in it"
+        ) from None
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def _write_settings(config: StudyConfig, folder: Path, data: StudyData) -> None:
+    """Writes ``study.yaml``.
+
+    Raises:
+        InputError: the data are not those that the study was made with.
+    """
+    file = folder / SETTINGS
+    if file.exists():
+        known = read_settings(folder)["data_fingerprint"]
+        if known != data.fingerprint:
+            raise InputError(
+                f"the data of the study in {folder} have changed since it was begun "
+                f"(fingerprint {known}, now {data.fingerprint}); give the new data a study of "
+                "their own by name=..."
+            )
+    content: Mapping[str, Any] = {
+        "config": to_plain(config),
+        "command": shlex.join(sys.argv),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("torch", "ray", "optuna", "numpy")},
+        },
+        "git_commit": _git_commit(),
+        "data_fingerprint": data.fingerprint,
+        "teacher": teacher_folder(config, data).name,
+    }
+    aside = folder / f".{SETTINGS}"
+    OmegaConf.save(OmegaConf.create(dict(content)), aside)
+    aside.replace(file)
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,55 @@
+"""The workers of one trial: one process, or several that torch.distributed has joined."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+class Workers:
+    """What this worker is among its peers; alone, every method gives back what it was given."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.is_joined = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if self.is_joined else 0
+        self.world = dist.get_world_size() if self.is_joined else 1
+        self.device = device
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over workers; no gradient flows through it."""
+        values = values.detach().clone()
+        if self.is_joined:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every worker's value, by rank."""
+        if not self.is_joined:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_first(self, value: Any) -> Any:
+        """The first worker's value, on all."""
+        if not self.is_joined:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def wait(self) -> None:
+        """Returns when all workers have come here."""
+        if self.is_joined:
+            dist.barrier()
+
+    def wrap(self, task: nn.Module) -> nn.Module:
+        """The task with its gradients averaged over workers."""
+        if not self.is_joined:
+            return task
+        ids = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(task, device_ids=ids)
