@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import socket
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def baseline_values(config: StudyConfig) -> dict[str, Any]:
 
 def open_study(folder: Path, name: str) -> optuna.Study:
     """The Optuna study in a study's folder; this process must be the only one that has it open."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna.create_study(
         study_name=name,
         storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
@@ -86,7 +87,8 @@ class StudyOwner:
         self.left_over = [
             trial.number
             for trial in self._trials()
-            if trial.state == TrialState.RUNNING and trial.user_attrs.get("session") != session
+            if trial.state == TrialState.RUNNING
+            and not trial.user_attrs.get("asker", "").startswith(f"{session}/")
         ]
 
     def ask(self, tune_id: str) -> dict[str, Any]:
@@ -94,13 +96,13 @@ class StudyOwner:
 
         The same ``tune_id`` gets the same trial.
         """
-        known = [t.number for t in self._trials() if t.user_attrs.get("tune_id") == tune_id]
+        asker = f"{self.session}/{tune_id}"
+        known = [t.number for t in self._trials() if t.user_attrs.get("asker") == asker]
         if known:
             return self._suggestion(known[0])
         number = self.left_over.pop(0) if self.left_over else self._new_trial()
         suggestion = self._suggestion(number)
-        self._set(number, "tune_id", tune_id)
-        self._set(number, "session", self.session)
+        self._set(number, "asker", asker)
         return suggestion
 
     def report(self, number: int, row: Row) -> bool:
@@ -210,9 +212,9 @@ class StudyOwner:
         fixed = frozen.user_attrs.get("values", {})
         defaults = flatten(to_plain(self.config))
         values = {**self.space.suggest(trial, defaults), **fixed}
-        changed = with_values(self.config, values)
-        self._set(number, "budget", changed.distill.epochs + changed.refine.epochs)
         if "started" not in frozen.user_attrs:
+            changed = with_values(self.config, values)
+            self._set(number, "budget", changed.distill.epochs + changed.refine.epochs)
             self._set(number, "started", time.time())
         return {"number": number, "values": values}
 
@@ -279,14 +281,13 @@ class StudyOwner:
 class OwnerSearcher(Searcher):
     """What Tune sees of the study: suggestions, and an ear for trials that Tune gave up on."""
 
-    def __init__(self, owner: Any, session: str) -> None:
+    def __init__(self, owner: Any) -> None:
         super().__init__(metric="val_ap", mode="max")
         self.owner = owner
-        self.session = session
         self.numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
-        suggestion = ray.get(self.owner.ask.remote(f"{self.session}/{trial_id}"))
+        suggestion = ray.get(self.owner.ask.remote(trial_id))
         self.numbers[trial_id] = suggestion["number"]
         assert isinstance(suggestion, dict)
         return suggestion
@@ -313,13 +314,16 @@ def best_trial(trials: list[FrozenTrial]) -> FrozenTrial | None:
 
 def _build_sampler(config: StudyConfig, number: int) -> optuna.samplers.BaseSampler:
     """TPE over groups of parameters that occur together, seeded by study and trial."""
-    return optuna.samplers.TPESampler(
-        seed=seed_of(config.seed, "sampler", number) % 2**32,
-        n_startup_trials=config.search.startup_trials,
-        multivariate=True,
-        group=True,
-        warn_independent_sampling=False,
-    )
+    with warnings.catch_warnings():
+        # group= is called experimental; without it, parameters that only some trials have are
+        # left out of the joint model.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            seed=seed_of(config.seed, "sampler", number) % 2**32,
+            n_startup_trials=config.search.startup_trials,
+            multivariate=True,
+            group=True,
+        )
 
 
 def _build_pruner(config: StudyConfig) -> optuna.pruners.BasePruner:

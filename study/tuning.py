@@ -127,7 +127,7 @@ def _search(
         if finished:
             display.say(f"going on: {finished} of {config.search.trials} trials are finished")
         if missing > 0:
-            _run_trials(plan, owner, session, missing, min(concurrent, missing), display)
+            _run_trials(plan, owner, missing, min(concurrent, missing), display)
         status = ray.get(owner.status.remote())
         if sum(status["states"].values()) < config.search.trials:
             raise InputError("interrupted; the same command goes on where this one stopped")
@@ -170,7 +170,7 @@ def _make_teacher(plan: StudyPlan, folder: Path, owner: Any, display: Display) -
 
 
 def _run_trials(
-    plan: StudyPlan, owner: Any, session: str, missing: int, concurrent: int, display: Display
+    plan: StudyPlan, owner: Any, missing: int, concurrent: int, display: Display
 ) -> None:
     config = plan.config
     trials, budget = config.search.trials, config.distill.epochs + config.refine.epochs
@@ -184,7 +184,7 @@ def _run_trials(
             trainable,
             tune_config=tune.TuneConfig(
                 num_samples=missing,
-                search_alg=OwnerSearcher(owner, session),
+                search_alg=OwnerSearcher(owner),
                 max_concurrent_trials=concurrent,
                 reuse_actors=launcher_of(config) == "inline",
             ),
