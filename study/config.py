@@ -6,17 +6,21 @@ types and meaning, the YAML holds values, so that no default is written twice.
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import functools
+import importlib.resources
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from study import limits
+from study.overrides import explain, fault_in
 
 
 class InputError(ValueError):
@@ -25,6 +29,8 @@ class InputError(ValueError):
 
 @dataclass
 class SplitConfig:
+    """Training or validation: annotations and pictures."""
+
     annotations: str
     """COCO-format keypoint JSON, relative to ``data.root``."""
     images: str
@@ -33,6 +39,8 @@ class SplitConfig:
 
 @dataclass
 class DataConfig:
+    """Whose poses a study learns, and how much of them."""
+
     kind: str
     """drawn | coco | crowdpose: which evaluation and which official selection of people."""
     root: str
@@ -58,6 +66,8 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
+    """A network, the teacher or the student, and how its heatmaps are read."""
+
     name: str
     """Architecture: mobile_net."""
     size: str
@@ -84,6 +94,8 @@ class OptimizerConfig:
 
 @dataclass
 class TeacherConfig(ModelConfig):
+    """The network that teaches, trained once for all trials."""
+
     epochs: int
     """0 uses ``teacher.init`` as it is."""
     batch_size: int
@@ -92,6 +104,8 @@ class TeacherConfig(ModelConfig):
 
 @dataclass
 class HeatmapTermConfig:
+    """The loss between the teacher's heatmaps and the student's."""
+
     kind: str
     """none | mse | kl."""
     weight: float
@@ -101,6 +115,8 @@ class HeatmapTermConfig:
 
 @dataclass
 class StructureTermConfig:
+    """The loss between the teacher's body structure and the student's."""
+
     kind: str
     """none | pairwise | bone | relation."""
     weight: float
@@ -165,6 +181,8 @@ class RefineConfig:
 
 @dataclass
 class SearchConfig:
+    """How many trials, and which of them are ended early."""
+
     trials: int
     """Finished trials, controls included, at which the search ends."""
     concurrent: int
@@ -180,6 +198,8 @@ class SearchConfig:
 
 @dataclass
 class TrialConfig:
+    """Where and on what one trial runs."""
+
     launcher: str
     """auto | inline | train. auto: one CPU worker inline, everything else under Ray Train."""
     num_workers: int
@@ -193,8 +213,10 @@ class TrialConfig:
 
 @dataclass
 class StudyConfig:
+    """All settings of one study."""
+
     name: str
-    """The study's folder under ``storage``."""
+    """The study's folder under ``storage``; auto: named for data, plan and search space."""
     storage: str
     """Folder of all studies and of what they share."""
     seed: int
@@ -216,80 +238,6 @@ class StudyConfig:
 MAY_CHANGE = ("search.trials", "search.concurrent", "trial", "display")
 """Settings that may differ when an existing study is run again."""
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "plan": ("joint",),
-    "display": ("auto", "live", "plain", "none"),
-    "data.kind": ("drawn", "coco", "crowdpose"),
-    "data.skeleton": ("coco", "crowdpose"),
-    "teacher.name": ("mobile_net",),
-    "student.name": ("mobile_net",),
-    "teacher.size": ("tiny", "teacher"),
-    "student.size": ("tiny", "teacher"),
-    "teacher.codec": ("msra", "dark"),
-    "student.codec": ("msra", "dark"),
-    "distill.heatmap.kind": ("none", "mse", "kl"),
-    "distill.structure.kind": ("none", "pairwise", "bone", "relation"),
-    "distill.schedule": ("constant", "linear", "ramp"),
-    "distill.normalize": ("initial", "none"),
-    "refine.loss": ("oks", "smooth_l1"),
-    "refine.progressive": ("final", "interpolated"),
-    "search.pruner": ("successive_halving", "none"),
-    "trial.launcher": ("auto", "inline", "train"),
-}
-
-AT_LEAST: dict[str, float] = {
-    "data.max_people": 0,
-    "data.max_bad_fraction": 0,
-    "data.train_pictures": 2,
-    "data.val_pictures": 1,
-    "teacher.epochs": 0,
-    "distill.epochs": 1,
-    "refine.epochs": 0,
-    "refine.teacher_weight": 0,
-    "refine.truth_weight": 0,
-    "refine.width": 4,
-    "search.trials": 1,
-    "search.concurrent": 0,
-    "search.startup_trials": 1,
-    "search.min_epochs": 1,
-    "search.reduction_factor": 2,
-    "trial.num_workers": 1,
-    "trial.gpus": 0,
-    "trial.max_failures": 0,
-    **{f"{stage}.batch_size": 1 for stage in ("teacher", "distill", "refine")},
-    **{f"{stage}.optimizer.weight_decay": 0 for stage in ("teacher", "distill", "refine")},
-    **{
-        f"{stage}.augment.{name}": 0
-        for stage in ("distill", "refine")
-        for name in ("scale", "rotation", "colour")
-    },
-}
-
-POSITIVE = (
-    *(f"{stage}.optimizer.lr" for stage in ("teacher", "distill", "refine")),
-    *("student.sigma", "teacher.sigma", "trial.cpus"),
-    *("distill.heatmap.weight", "distill.heatmap.tau", "distill.structure.weight"),
-)
-
-WITHIN: dict[str, tuple[float, float]] = {
-    "refine.levels": (1, 3),
-    "refine.depth": (1, 6),
-    "refine.dropout": (0, 0.9),
-    **{
-        f"{stage}.optimizer.warmup_fraction": (0, 0.9)
-        for stage in ("teacher", "distill", "refine")
-    },
-    **{
-        f"{stage}.optimizer.pretrained_factor": (0, 1)
-        for stage in ("teacher", "distill", "refine")
-    },
-    **{
-        f"{stage}.augment.{name}": (0, 1)
-        for stage in ("distill", "refine")
-        for name in ("flip", "half_body")
-    },
-}
-
 
 def compose(overrides: Sequence[str] = ()) -> StudyConfig:
     """The settings that the YAML and these ``key=value`` overrides give.
@@ -297,30 +245,50 @@ def compose(overrides: Sequence[str] = ()) -> StudyConfig:
     Raises:
         InputError: an unknown key, a wrong type or an impossible value.
     """
+    groups = {"data": data_groups()}
+    for override in overrides:
+        if fault := fault_in(override, _schema(), groups):
+            raise InputError(fault)
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_module("study.conf", version_base=None):
             composed = hydra.compose("study", overrides=list(overrides))
-        return _fill(composed)
     except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(_explain(error)) from None
+        raise InputError(explain(error, _schema())) from None
+    return _fill(composed)
+
+
+def with_values(config: StudyConfig, values: Mapping[str, Any]) -> StudyConfig:
+    """The same settings but for these, given by config path; ``config`` itself stays as it is.
+
+    Raises:
+        InputError: an unknown key, a wrong type or an impossible value.
+    """
+    try:
+        changed = OmegaConf.structured(config)
+        for path, value in values.items():
+            OmegaConf.update(changed, path, value)
+        return _checked(changed)
+    except OmegaConfBaseException as error:
+        raise InputError(explain(error, _schema())) from None
 
 
 def _fill(values: DictConfig) -> StudyConfig:
     """The schema filled with these values, all of them checked."""
-    merged = OmegaConf.merge(OmegaConf.structured(StudyConfig), values)
-    config = OmegaConf.to_object(merged)
+    try:
+        return _checked(OmegaConf.merge(OmegaConf.structured(StudyConfig), values))
+    except OmegaConfBaseException as error:
+        raise InputError(explain(error, _schema())) from None
+
+
+def _checked(values: Any) -> StudyConfig:
+    config = OmegaConf.to_object(values)
     assert isinstance(config, StudyConfig)
+    if config.name == "auto":
+        space = Path(config.search_space).stem
+        config.name = f"{config.data.kind}-{config.plan}-{space}"
     check(config)
     return config
-
-
-def with_values(config: StudyConfig, values: Mapping[str, Any]) -> StudyConfig:
-    """The same settings but for these, given by config path; ``config`` itself stays as it is."""
-    changed = OmegaConf.structured(config)
-    for path, value in values.items():
-        OmegaConf.update(changed, path, value)
-    return _fill(changed)
 
 
 def value_at(config: StudyConfig, path: str) -> Any:
@@ -341,17 +309,16 @@ def value_at(config: StudyConfig, path: str) -> Any:
 
 def to_plain(config: StudyConfig) -> dict[str, Any]:
     """The settings as nested dicts, lists and scalars, ready for YAML or JSON."""
-    plain = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return asdict(config)
 
 
 def from_plain(plain: Mapping[str, Any]) -> StudyConfig:
-    """The settings that ``to_plain`` wrote."""
-    try:
-        return _fill(OmegaConf.create(dict(plain)))
-    except OmegaConfBaseException as error:
-        raise InputError(_explain(error)) from None
+    """The settings that ``to_plain`` wrote.
+
+    Raises:
+        InputError: they are not this version's settings.
+    """
+    return _fill(OmegaConf.create(dict(plain)))
 
 
 def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -376,77 +343,24 @@ def check(config: StudyConfig) -> None:
     Raises:
         InputError: lists all that are not.
     """
-    faults = [*_out_of_choice(config), *_out_of_bounds(config), *_impossible(config)]
+    faults = limits.faults(flatten(to_plain(config)))
     if faults:
         raise InputError("impossible settings:\n" + "\n".join(f"  {fault}" for fault in faults))
 
 
-def _out_of_choice(config: StudyConfig) -> Iterable[str]:
-    for path, choices in CHOICES.items():
-        value = value_at(config, path)
-        if value not in choices:
-            near = difflib.get_close_matches(str(value), choices, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            yield f"{path} must be one of {', '.join(choices)}, got {path}={value}{hint}"
+def data_groups() -> list[str]:
+    """What ``data=`` may name, sorted."""
+    folder = importlib.resources.files("study.conf.data")
+    names = [entry.name for entry in folder.iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
-def _out_of_bounds(config: StudyConfig) -> Iterable[str]:
-    for path, low in AT_LEAST.items():
-        if not (value := value_at(config, path)) >= low:
-            yield f"{path} must be at least {low:g}, got {path}={value}"
-    for path in POSITIVE:
-        if not (value := value_at(config, path)) > 0:
-            yield f"{path} must be above 0, got {path}={value}"
-    for path, (low, high) in WITHIN.items():
-        if not low <= (value := value_at(config, path)) <= high:
-            yield f"{path} must lie within {low:g} and {high:g}, got {path}={value}"
-
-
-def _impossible(config: StudyConfig) -> Iterable[str]:
-    data, trial = config.data, config.trial
-    if not 0 < data.search_fraction < 1:
-        yield (
-            "data.search_fraction must lie between 0 and 1: it is the share of training pictures "
-            f"held out to score trials on, got data.search_fraction={data.search_fraction}"
-        )
-    if any(side < 32 or side % 32 for side in data.input_size):
-        yield (
-            "data.input_size must be two multiples of 32, (height, width), "
-            f"got data.input_size={list(data.input_size)}; try [256,192]"
-        )
-    if trial.launcher == "inline" and trial.num_workers > 1:
-        yield (
-            "trial.launcher=inline runs one worker in the trial's own process, got "
-            f"trial.num_workers={trial.num_workers}; change to trial.launcher=train"
-        )
-    if config.teacher.epochs == 0 and config.teacher.init == "random":
-        yield (
-            "a teacher must be trained or loaded, got teacher.epochs=0 and teacher.init=random; "
-            "set teacher.epochs, or teacher.init to the path of its weights"
-        )
-    if not re.fullmatch(r"[\w.+-]+", config.name):
-        yield (
-            "name must be a folder's name of letters, digits, '.', '_', '+' and '-', "
-            f"got name={config.name!r}"
-        )
-    if "://" in config.storage:
-        yield (
-            "storage must be a folder that every node can write to, "
-            f"got storage={config.storage}; mount the bucket and give its path"
-        )
-
-
-def _explain(error: Exception) -> str:
-    """What Hydra or OmegaConf found: one line that names the setting, where it is known."""
-    text = f"{error}\n{error.__cause__ or ''}"
-    found = re.search(r"override '\+*([\w.]+)'|full_key: ([\w.]+)", text)
-    first = next(line.strip() for line in text.splitlines() if line.strip())
-    if found is None:
-        options = re.search(r"Available options in '\w+':\s*((?:\n?\s+\w+)+)", text)
-        return f"{first}; choose from {', '.join(options.group(1).split())}" if options else first
-    key = found.group(1) or found.group(2)
-    if "not in" not in text:
-        return f"{key}: {first}"
-    near = difflib.get_close_matches(key, config_paths(compose()), n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else "python study/tune.py --help lists them"
-    return f"unknown setting {key}; {hint}"
+@functools.cache
+def _schema(kind: type = StudyConfig, prefix: str = "") -> dict[str, Any]:
+    """The type of every setting, and of every section of them, by config path."""
+    found: dict[str, Any] = {}
+    for name, child in get_type_hints(kind).items():
+        found[prefix + name] = child
+        if is_dataclass(child):
+            found |= _schema(child, f"{prefix}{name}.")  # type: ignore[arg-type]
+    return found

@@ -21,25 +21,18 @@ from search_spaces.space import (
     known_names,
     load,
 )
+from study.config import compose, flatten, to_plain
 
 ROOT = Path(__file__).resolve().parent.parent
-DEFAULTS: dict[str, Any] = {
-    "distill.optimizer.lr": 1e-3,
+DEFAULTS = flatten(to_plain(compose()))
+KNOWN = {
+    **DEFAULTS,
     "distill.heatmap.kind": "mse",
-    "distill.heatmap.weight": 1.0,
     "distill.heatmap.tau": 0.1,
-    "distill.structure.kind": "pairwise",
-    "distill.structure.weight": 0.1,
-    "distill.schedule": "constant",
-    "refine.optimizer.lr": 1e-3,
     "refine.depth": 2,
-    "refine.levels": 3,
     "refine.width": 64,
-    "refine.dropout": 0.0,
-    "refine.progressive": "final",
     "refine.loss": "oks",
     "refine.teacher_weight": 1.0,
-    "refine.truth_weight": 1.0,
 }
 BASELINE = {**DEFAULTS, "distill.heatmap.kind": "none", "distill.structure.kind": "none"}
 
@@ -297,7 +290,7 @@ def test_a_config_value_outside_the_space_is_refused(
 ) -> None:
     name = written(tmp_path, entry)
     with pytest.raises(SpaceError, match=message) as error:
-        check(load(name), DEFAULTS.__getitem__)
+        check(load(name), KNOWN.__getitem__)
     assert "widen the space, or change the value (refine." in str(error.value)
 
 
@@ -307,9 +300,9 @@ def test_the_value_of_an_inactive_parameter_may_lie_outside(tmp_path: Path) -> N
         "distill.heatmap.tau: {low: 1.0, high: 2.0, role: nuisance, "
         "when: {distill.heatmap.kind: [kl]}}",
     )
-    check(load(name), DEFAULTS.__getitem__)
+    check(load(name), KNOWN.__getitem__)
     with pytest.raises(SpaceError, match=r"got 0\.1, which is not in 1\.0 to 2\.0"):
-        check(load(name), {**DEFAULTS, "distill.heatmap.kind": "kl"}.__getitem__)
+        check(load(name), {**KNOWN, "distill.heatmap.kind": "kl"}.__getitem__)
 
 
 @pytest.mark.parametrize(
@@ -325,7 +318,7 @@ def test_values_of_another_type_than_the_config_are_refused(
     tmp_path: Path, entry: str, advice: str
 ) -> None:
     with pytest.raises(SpaceError, match=advice):
-        check(load(written(tmp_path, entry)), DEFAULTS.__getitem__)
+        check(load(written(tmp_path, entry)), KNOWN.__getitem__)
 
 
 def test_the_space_needs_no_model_no_ray_and_no_study() -> None:
