@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -58,7 +59,8 @@ def load_weights(model: torch.nn.Module, path: Path) -> list[str]:
         raise ValueError(f"{path} must be a safetensors file of weights: {error}") from None
     own = model.state_dict()
     head = [k for k in own if k.startswith("final_layer.") and k in loaded]
-    dropped = [key for key in head if loaded[key].shape != own[key].shape]
+    head = [key for key in head if loaded[key].shape[1:] == own[key].shape[1:]]
+    dropped = [key for key in head if loaded[key].shape[:1] != own[key].shape[:1]]
     kept = {key: value for key, value in loaded.items() if key not in dropped}
     differing = sorted(set(own) - set(loaded)) + sorted(set(loaded) - set(own))
     differing += [k for k in kept if k in own and own[k].shape != kept[k].shape]
@@ -87,16 +89,16 @@ def load_export(folder: Path) -> tuple[RefinedPose, dict[str, Any]]:
     """The exported pose estimator in eval mode, and its ``config.json``.
 
     Raises:
-        ValueError: the folder is no export.
+        ValueError: the folder is no export, or one whose files do not fit together.
     """
     try:
-        info = json.loads((folder / "config.json").read_text())
-        weights = load_file(folder / "model.safetensors")
-    except (OSError, json.JSONDecodeError) as error:
+        info = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model = build_refined_pose(info)
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
-            f"{folder} must be an export, with config.json and model.safetensors: {error}; "
-            "make one by python study/export.py STUDY"
+            f"{folder} must be an export, with config.json and model.safetensors that fit; "
+            f"make one by python study/export.py STUDY ({reason[:300]})"
         ) from None
-    model = build_refined_pose(info)
-    model.load_state_dict(weights)
     return model.eval(), info

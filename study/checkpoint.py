@@ -101,11 +101,11 @@ class Checkpoints:
         torch.save(dict(optimizer), aside / "optimizer.pt")
         (aside / "state.json").write_text(json.dumps({"rows": rows}))
         for file in aside.iterdir():
-            _sync(file)
+            sync(file)
         if folder.exists():  # the epoch was trained again after a crash
             shutil.rmtree(folder)
         aside.replace(folder)
-        _sync(self.folder)
+        sync(self.folder)
         self._drop_all_but({epoch, *(row["epoch"] for row in best_rows(rows).values())})
         return Checkpoint(folder, rows)
 
@@ -120,7 +120,8 @@ class Checkpoints:
         return {int(match.group(1)) for match in matches if match}
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """The file, or the names in the folder, survive a power cut from now on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

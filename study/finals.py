@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from study.checkpoint import Checkpoint, Checkpoints, trial_folder
-from study.config import StudyConfig, with_values
+from study.config import StudyConfig
 from study.display import percent
 from study.evaluation import evaluate
 from study.prepare import StudyData, evaluation_of, skeleton_of
 from study.results import PARAMS, read_final, read_reports, read_trials, written_trials
-from study.search import BASELINE, baseline_values
+from study.settings import BASELINE, trial_config
 from study.store import open_crop_store
 from study.teacher import best_of, build_task, teacher_folder
 from study.training import load_estimator
@@ -34,18 +34,6 @@ TITLES = {
 def num_finished(study_folder: Path) -> int:
     """Trials whose evidence is complete; 0 in a folder that is no study yet."""
     return len(written_trials(study_folder))
-
-
-def trial_config(config: StudyConfig, row: dict[str, Any]) -> StudyConfig:
-    """The settings that the trial of a ``trials`` row was run with."""
-    values = {
-        key.removeprefix(PARAMS): value
-        for key, value in row.items()
-        if key.startswith(PARAMS) and value is not None
-    }
-    if row["control"] == BASELINE:
-        values |= baseline_values(config)
-    return with_values(config, values)
 
 
 def finalists(trials: pa.Table, reports: pa.Table) -> dict[str, dict[str, Any]]:

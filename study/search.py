@@ -27,27 +27,16 @@ from study.checkpoint import Checkpoints, best_row, trial_folder
 from study.config import StudyConfig, flatten, to_plain, with_values
 from study.loop import Row, seed_of
 from study.results import tidy, write_running, write_teacher, write_trial, written_trials
+from study.settings import BASELINE, DEFAULTS, baseline_values
 
 JOURNAL = "optuna.journal"
 FLUSH_S = 30.0
 """Seconds between two writings of a running trial's rows."""
-BASELINE, DEFAULTS = "baseline", "defaults"
-"""The controls, which every study contains and which are never pruned."""
 STATES = {
     TrialState.COMPLETE: "COMPLETE",
     TrialState.PRUNED: "PRUNED",
     TrialState.FAIL: "FAIL",
 }
-
-
-def baseline_values(config: StudyConfig) -> dict[str, Any]:
-    """The student alone: no teacher, no stage 2, and as many epochs as both stages together."""
-    return {
-        "distill.heatmap.kind": "none",
-        "distill.structure.kind": "none",
-        "distill.epochs": config.distill.epochs + config.refine.epochs,
-        "refine.epochs": 0,
-    }
 
 
 def open_study(folder: Path, name: str) -> optuna.Study:
@@ -121,7 +110,8 @@ class StudyOwner:
             best = max(self._frozen(number).intermediate_values.values())
             self._end(number, TrialState.COMPLETE, best)
             return True
-        if "control" not in frozen.user_attrs and trial.should_prune():
+        # Asked of controls too, so that the others are measured against them.
+        if trial.should_prune() and "control" not in frozen.user_attrs:
             self._end(number, TrialState.PRUNED)
             return True
         self._flush(number)

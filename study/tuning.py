@@ -49,9 +49,9 @@ from study.launch import StudyPlan, inline_trial, train_teacher, train_trial
 from study.prepare import StudyData, prepare_data
 from study.results import write_final
 from study.search import OwnerSearcher, StudyOwner
+from study.settings import SETTINGS, read_settings
 from study.teacher import TARGETS, is_ready, teacher_folder
 
-SETTINGS = "study.yaml"
 LOCK = ".lock"
 WORKERS_WAIT = {"cpu": 0, "node:__internal_head__": 0.001}
 """What the process of a trial under Ray Train takes while it waits: not nothing, and no CPU."""
@@ -131,17 +131,27 @@ def _search(
         status = ray.get(owner.status.remote())
         if sum(status["states"].values()) < config.search.trials:
             raise InputError("interrupted; the same command goes on where this one stopped")
-        ray.get(owner.mend_tables.remote())
+        _get(owner.mend_tables.remote())
         if not status["states"]["COMPLETE"]:
             reasons = "\n".join(f"  trial {n}: {error}" for n, error in status["errors"].items())
             raise InputError(f"no trial came to its end:\n{reasons}")
         display.say("scoring the finalists on val")
-        rows = ray.get(
+        rows = _get(
             ray.remote(score_finalists)
             .options(num_cpus=config.trial.cpus, num_gpus=config.trial.gpus)
             .remote(plan.config, plan.data, plan.folder)
         )
         write_final(folder, rows, space)
+
+
+def _get(reference: Any) -> Any:
+    """What a task or an actor gives; its InputError as it was raised, without Ray's traceback."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise
 
 
 def launcher_of(config: StudyConfig) -> str:
@@ -231,11 +241,12 @@ def _ray_started(config: StudyConfig, display: Display) -> Iterator[None]:
     display.say("starting Ray" if address == "local" else f"joining the cluster at {address}")
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    options: dict[str, Any]
+    # Workers must run this very code, and not an installed copy of another age.
+    options: dict[str, Any] = {"include_dashboard": False}
     if address == "local":
-        options = {"include_dashboard": False}
+        paths = (str(Path(study.__file__).parent.parent), os.environ.get("PYTHONPATH", ""))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     else:
-        # Else a worker may run an older installed copy of these packages without a word.
         options = {"runtime_env": {"py_modules": [models, search_spaces, study]}}
     ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
     try:
@@ -279,22 +290,6 @@ def _check_settings(config: StudyConfig, folder: Path) -> None:
             + "\n".join(differing)
             + "\ngive this study a folder of its own by name=..., or use the old settings"
         )
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """What ``study.yaml`` says.
-
-    Raises:
-        InputError: the folder is no study.
-    """
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(folder / SETTINGS))
-    except OSError:
-        raise InputError(
-            f"{folder} must be a study's folder, <storage>/<name>, with {SETTINGS} in it"
-        ) from None
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
 
 
 def _write_settings(config: StudyConfig, folder: Path, data: StudyData) -> None:

@@ -1,0 +1,244 @@
+"""Take a trained pose estimator out of a study: ``python study/export.py studies/NAME``.
+
+What is written stands alone: the student and, after stage 2, the refiner as safetensors, all that
+``models/build.py`` needs to build them as JSON, and a model card. The teacher stays behind. The
+written files are loaded again and must get the AP that the trial recorded.
+"""
+
+import os
+import sys
+
+HERE = os.path.dirname(os.path.realpath(__file__))
+if os.path.isfile(os.path.join(HERE, "__init__.py")):
+    # Inside a checkout: its root on the path in place of study/, whose file names would shadow
+    # others.
+    sys.path[0] = os.path.dirname(HERE)
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+import shutil  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+from models.build import PIXEL_MEAN, PIXEL_STD, load_export  # noqa: E402
+from models.refined_pose import RefinedPose  # noqa: E402
+from study.checkpoint import sync  # noqa: E402
+from study.chosen import Chosen, choose_trial, located  # noqa: E402
+from study.config import InputError, from_plain  # noqa: E402
+from study.crops import BOX_PADDING  # noqa: E402
+from study.display import Display, percent  # noqa: E402
+from study.evaluation import BATCH_SIZE, evaluate, predict_crops  # noqa: E402
+from study.loop import TrainingDiverged  # noqa: E402
+from study.model_card import model_card  # noqa: E402
+from study.prepare import StudyData, evaluation_of, prepare_data, skeleton_of  # noqa: E402
+from study.results import AVERAGE_PRECISION, VAL, read_final  # noqa: E402
+from study.settings import read_settings  # noqa: E402
+from study.store import open_crop_store  # noqa: E402
+from study.workers import Workers  # noqa: E402
+
+FORMAT = 1
+"""Raised whenever a key of ``config.json`` changes its meaning or its name."""
+TOLERANCE = 1e-6
+"""AP, 0 to 1, may differ by so much; on the machine of the trial it does not differ at all."""
+MAX_SHIFT_PX = 1e-4
+"""A joint may lie so far from where the checkpoint's own estimator puts it, crop pixels."""
+REFINER = ("levels", "depth", "width", "dropout", "gate")
+EXPLANATION = """\
+writes STUDY/export:
+  model.safetensors   student and refiner, without the teacher
+  config.json         how to build and feed them, and where they come from
+  README.md           the model card
+An export that is there already is replaced once the new one is proved.
+
+examples:
+  python study/export.py studies/drawn-joint-joint
+  python study/export.py studies/drawn-joint-joint --trial 3
+"""
+
+
+def export_study(
+    folder: Path, number: int | None, display: Display, tolerance: float = TOLERANCE
+) -> Path:
+    """The trial, by default the study's winner, is in ``folder/export``, proved; returns that.
+
+    Raises:
+        InputError: no such trial, no checkpoint, other data, or another AP than the trial's. What
+            was exported before stays.
+    """
+    settings = read_settings(folder)
+    config = located(from_plain(settings["config"]), folder)
+    chosen = choose_trial(folder, config, number)
+    estimator = chosen.load()
+    with display.meters() as meter:
+        data = prepare_data(config, meter, display.say)
+    if data.fingerprint != settings["data_fingerprint"]:
+        raise InputError(
+            "an export is proved on the data that its study was made with (fingerprint "
+            f"{settings['data_fingerprint']}), got other data in {config.data.root} "
+            f"({data.fingerprint}); put the data back as they were"
+        )
+    aside, target = folder / f".export-{os.getpid()}", folder / "export"
+    try:
+        info = describe(folder, chosen, settings, data)
+        write_files(aside, estimator, info, chosen)
+        ap = prove(aside, estimator, chosen, data, tolerance)
+        _put_in_place(aside, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    trial, stage = chosen.trial["trial"], chosen.checkpoint.stage
+    display.say(f"exported trial {trial} ({stage}, epoch {chosen.checkpoint.epoch}) to {target}")
+    display.say(
+        f"loaded again, its AP on the search slice is {percent(ap)}, which is the trial's "
+        f"(difference {abs(ap - chosen.trial['objective']):.1g} of at most {tolerance:g})"
+    )
+    return target
+
+
+def describe(
+    folder: Path, chosen: Chosen, settings: dict[str, Any], data: StudyData
+) -> dict[str, Any]:
+    """What ``config.json`` says: how to build and feed the model, and where it comes from."""
+    config, trial, checkpoint = chosen.config, chosen.trial, chosen.checkpoint
+    skeleton = skeleton_of(config)
+    names = [column.name for column in AVERAGE_PRECISION]
+    on_val = [
+        row
+        for row in read_final(folder).to_pylist()
+        if (row["trial"], row["epoch"]) == (trial["trial"], checkpoint.epoch)
+    ]
+    has_refiner = checkpoint.stage == "refine"
+    return {
+        "format": FORMAT,
+        "skeleton": skeleton.name,
+        "joints": list(skeleton.joints),
+        "edges": [list(edge) for edge in skeleton.edges],
+        "input_size": list(config.data.input_size),
+        "box_padding": BOX_PADDING,
+        "pixel_mean": list(PIXEL_MEAN),
+        "pixel_std": list(PIXEL_STD),
+        "student": {"name": config.student.name, "size": config.student.size},
+        "codec": {"name": config.student.codec, "sigma": config.student.sigma},
+        "refiner": {key: getattr(config.refine, key) for key in REFINER} if has_refiner else None,
+        "source": {
+            "study": config.name,
+            "trial": trial["trial"],
+            "control": trial["control"],
+            "stage": checkpoint.stage,
+            "epoch": checkpoint.epoch,
+            "seed": trial["seed"],
+            "data": config.data.kind,
+            "data_fingerprint": data.fingerprint,
+            "git_commit": settings["git_commit"],
+            "versions": settings["versions"],
+        },
+        "search": {
+            "num_people": data.num_people[1],
+            **{name: chosen.report[VAL + name] for name in names},
+        },
+        "val": {key: on_val[0][key] for key in ("num_people", *names)} if on_val else None,
+    }
+
+
+def write_files(aside: Path, estimator: RefinedPose, info: dict[str, Any], chosen: Chosen) -> None:
+    """The export's three files are in a new folder ``aside``."""
+    aside.mkdir()
+    tensors = {key: value.contiguous() for key, value in estimator.state_dict().items()}
+    save_file(tensors, aside / "model.safetensors", metadata={"format": "pt"})
+    lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in info.items()]
+    text = ",\n".join(lines)  # a line a key: indented all through, it would be a line a number
+    (aside / "config.json").write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
+    num_parameters = sum(parameter.numel() for parameter in estimator.parameters())
+    (aside / "README.md").write_text(
+        model_card(info, chosen.values, num_parameters), encoding="utf-8"
+    )
+
+
+def prove(
+    aside: Path, estimator: RefinedPose, chosen: Chosen, data: StudyData, tolerance: float
+) -> float:
+    """The AP of the written files on the search slice, which is that of the trial.
+
+    Measured as the trial did: in its batches, on its kind of device and number of threads. Where
+    AP is 0 throughout it says little, so the joints must be the checkpoint's too.
+
+    Raises:
+        InputError: it is another one.
+    """
+    config, recorded = chosen.config, chosen.trial["objective"]
+    has_gpu = bool(chosen.trial["gpu_s"]) and torch.cuda.is_available()
+    workers = Workers(torch.device("cuda" if has_gpu else "cpu"))
+    store, skeleton = open_crop_store(Path(data.search)), skeleton_of(config)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(config.trial.cpus)))
+    try:
+        written = load_export(aside)[0].to(workers.device)
+        poses = [
+            predict_crops(model, store, skeleton, workers, BATCH_SIZE)[0]
+            for model in (estimator.to(workers.device), written)
+        ]
+        truth, kind = Path(data.search_truth), evaluation_of(config)
+        ap = evaluate(written, store, truth, skeleton, kind, workers)["ap"]
+    except TrainingDiverged as error:
+        raise InputError(f"trial {chosen.trial['trial']} can't be exported: {error}") from None
+    finally:
+        torch.set_num_threads(threads)
+    shift = float(np.abs(poses[0] - poses[1]).max())
+    assert shift <= MAX_SHIFT_PX, shift
+    if not abs(ap - recorded) <= tolerance:
+        where = "a GPU" if chosen.trial["gpu_s"] else "a CPU"
+        raise InputError(
+            f"an export must get the AP that its trial recorded, {recorded:.6f} on the search "
+            f"slice, got {ap:.6f}; nothing was exported. The checkpoint may have been changed; or "
+            f"the trial ran on {where} of another machine ({chosen.trial['node']}): export there, "
+            "or allow a difference by --tolerance"
+        )
+    return ap
+
+
+def _put_in_place(aside: Path, target: Path) -> None:
+    """The finished folder is ``target``, in place of any earlier one."""
+    for path in (*aside.iterdir(), aside):
+        sync(path)
+    old = target.with_name(f".{target.name}-old-{os.getpid()}")
+    if target.exists():
+        target.replace(old)
+    try:
+        aside.replace(target)
+    except OSError:
+        if old.exists():
+            old.replace(target)
+        raise
+    sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description="Write a study's best pose estimator, or another trial's, to take away.",
+        epilog=EXPLANATION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("study", metavar="STUDY", type=Path, help="its folder: <storage>/<name>")
+    parser.add_argument("--trial", metavar="N", type=int, help="which trial (default: the winner)")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        help="how far AP, 0 to 1, may be from the trial's (default %(default)g); for a trial that "
+        "ran on another kind of machine",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        target = export_study(options.study, options.trial, Display("auto"), options.tolerance)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    print(f"try it: python study/predict.py {target} PICTURES...")
+
+
+if __name__ == "__main__":
+    main()

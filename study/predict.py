@@ -1,0 +1,281 @@
+"""Estimate and draw poses: ``python study/predict.py EXPORT PICTURES... --boxes BOXES.json``.
+
+Without boxes each picture is taken as one person, head to foot and not much more.
+"""
+
+import os
+import sys
+
+HERE = os.path.dirname(os.path.realpath(__file__))
+if os.path.isfile(os.path.join(HERE, "__init__.py")):
+    # Inside a checkout: its root on the path in place of study/, whose file names would shadow
+    # others.
+    sys.path[0] = os.path.dirname(HERE)
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+from collections.abc import Callable, Mapping, Sequence  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+
+from models.build import load_export, normalise  # noqa: E402
+from models.refined_pose import RefinedPose  # noqa: E402
+from models.skeleton import SKELETONS, Skeleton  # noqa: E402
+from study.annotation_table import clip_boxes  # noqa: E402
+from study.config import InputError  # noqa: E402
+from study.crops import (  # noqa: E402
+    apply_affine,
+    image_to_crop_affine,
+    invert_affine,
+    read_picture,
+    warp,
+)
+from study.display import Display  # noqa: E402
+from study.metrics import to_detections  # noqa: E402
+from study.picture_input import (  # noqa: E402
+    RESULTS,
+    PersonBoxes,
+    check_targets,
+    find_people,
+    find_pictures,
+    warn,
+)
+
+BATCH_SIZE = 64
+COLOURS = {"left": (255, 127, 14), "right": (40, 150, 255), "middle": (255, 225, 77)}
+"""RGB of the person's own sides."""
+EDGING = (0, 0, 0)
+FAINTEST, SURE = 0.15, 0.6
+"""Opacity of a joint of score 0, and the score from which on a joint is opaque."""
+EXPLANATION = """\
+writes to FOLDER:
+  <picture's name>.jpg   the picture with its poses: the person's own left orange, right blue,
+                         fainter where the network is less sure
+  keypoints.json         COCO keypoint results, with the file_name of each
+
+BOXES is a COCO annotation file, whose 'images' name the pictures, or a detector's COCO results,
+whose image_id is the number that a picture's name ends in. A picture without a box in it is left
+out, with a warning: nobody was found there.
+
+examples:
+  python study/predict.py studies/drawn-joint-joint/export person.jpg
+  python study/predict.py studies/coco/export val2017 --boxes person_keypoints_val2017.json
+"""
+
+
+def predict(
+    export: Path,
+    pictures: Sequence[Path],
+    people: Mapping[Path, PersonBoxes],
+    out: Path,
+    device: torch.device,
+    progress: Callable[[int, int], None],
+) -> list[dict[str, Any]]:
+    """The poses of these people, drawn and written to ``out``, and as COCO results.
+
+    Raises:
+        InputError: not an export, or an unreadable picture; what was drawn before stays.
+    """
+    estimator, skeleton = load(export, device)
+    _make_folder(out)
+    detections: list[dict[str, Any]] = []
+    for done, path in enumerate(pictures, start=1):
+        picture, found = read(path), people[path]
+        boxes, scores = fitting(path, picture, found)
+        keypoints_image, joint_scores = estimate(estimator, skeleton, picture, boxes)
+        ids = np.full(len(boxes), found.image_id)
+        rows = to_detections(keypoints_image, joint_scores, ids, scores)
+        detections += [{**row, "file_name": path.name} for row in rows]
+        drawn = draw_poses(picture, keypoints_image, joint_scores, boxes, scores, skeleton)
+        _write(out / f"{path.stem}.jpg", cv2.imencode(".jpg", drawn[..., ::-1])[1].tobytes())
+        progress(done, len(pictures))
+    _write(out / RESULTS, json.dumps(detections).encode())
+    return detections
+
+
+def load(export: Path, device: torch.device) -> tuple[RefinedPose, Skeleton]:
+    """The exported estimator on the device, and the skeleton whose joints it finds."""
+    try:
+        estimator, info = load_export(export)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return estimator.to(device), SKELETONS[info["skeleton"]]
+
+
+def read(path: Path) -> NDArray[np.uint8]:
+    """The picture, (H, W, 3) RGB."""
+    if not path.stat().st_size:
+        raise InputError(f"{path}: must be a picture, got an empty file; replace it")
+    return read_picture(path)
+
+
+def fitting(
+    path: Path, picture: NDArray[np.uint8], people: PersonBoxes
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The boxes (N, 4) clipped to the picture as those of a study are, and their scores (N,).
+
+    A box with nothing inside is left out with a warning.
+    """
+    height, width = picture.shape[:2]
+    boxes = people.boxes
+    if boxes is None:
+        boxes = np.array([[0.0, 0.0, width, height]])
+    clipped = clip_boxes(boxes, np.array([[height, width]]))
+    is_inside = (clipped[:, 2:] > 0).all(axis=1)
+    if not is_inside.all():
+        warn(f"{path}: boxes outside the picture left out: {np.count_nonzero(~is_inside)}")
+    return clipped[is_inside], people.scores[is_inside]
+
+
+def estimate(
+    estimator: RefinedPose,
+    skeleton: Skeleton,
+    picture: NDArray[np.uint8],
+    boxes: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """keypoints_image (N, K, 2) and scores (N, K) of the people in these boxes (N, 4)."""
+    size = estimator.codec.input_size
+    affines = image_to_crop_affine(boxes, size)
+    device = next(estimator.parameters()).device
+    joints = skeleton.num_joints
+    keypoints, scores = [np.zeros((0, joints, 2))], [np.zeros((0, joints))]
+    for start in range(0, len(boxes), BATCH_SIZE):
+        part = affines[start : start + BATCH_SIZE]
+        cut = np.stack([warp(picture, affine, size) for affine in part])
+        crops = torch.from_numpy(cut).to(device).permute(0, 3, 1, 2).float()
+        with torch.inference_mode():
+            keypoints_crop, confidence = estimator(normalise(crops))
+        keypoints.append(apply_affine(keypoints_crop.double().cpu().numpy(), invert_affine(part)))
+        scores.append(confidence.double().cpu().numpy())
+    if not np.isfinite(keypoints[-1]).all():
+        raise InputError("the export must put out numbers, got NaN; export the study again")
+    return np.concatenate(keypoints), np.concatenate(scores)
+
+
+def draw_poses(
+    picture: NDArray[np.uint8],
+    keypoints_image: NDArray[np.float64],
+    scores: NDArray[np.float64],
+    boxes: NDArray[np.float64],
+    box_scores: NDArray[np.float64],
+    skeleton: Skeleton,
+) -> NDArray[np.uint8]:
+    """A copy of the picture with every pose on it, the surest last.
+
+    Args:
+        picture: (H, W, 3) RGB.
+        keypoints_image: (N, K, 2).
+        scores: (N, K); a joint is the fainter, the lower its score.
+        boxes: xywh, (N, 4); limbs are as thick as suits their size.
+        box_scores: (N,); the lower, the fainter the whole person.
+        skeleton: supplies the limbs, and by the joints' names their sides.
+    """
+    drawn = picture.copy()
+    sides = [joint.split("_")[0] for joint in skeleton.joints]
+    opacities = (scores / SURE).clip(FAINTEST, 1) * box_scores[:, None]
+    for person in np.argsort(opacities.mean(axis=1), kind="stable"):
+        thickness = max(1, round(boxes[person, 2:].max() / 80))
+        joints, opacity = keypoints_image[person], opacities[person]
+        for start, end in skeleton.edges:
+            side = sides[start] if sides[start] == sides[end] else "middle"
+            ends = joints[[start, end]]
+            sure = min(opacity[start], opacity[end])
+            _stroke(drawn, ends, thickness + 2, EDGING, sure / 2)
+            _stroke(drawn, ends, thickness, _colour(side), sure)
+        for joint, side, sure in zip(joints, sides, opacity, strict=True):
+            _stroke(drawn, joint[None], 2 * thickness + 3, EDGING, sure / 2)
+            _stroke(drawn, joint[None], 2 * thickness + 1, _colour(side), sure)
+    return drawn
+
+
+def _colour(side: str) -> tuple[int, int, int]:
+    return COLOURS.get(side, COLOURS["middle"])
+
+
+def _stroke(
+    picture: NDArray[np.uint8],
+    points: NDArray[np.float64],
+    thickness: int,
+    colour: tuple[int, int, int],
+    opacity: float,
+) -> None:
+    """Blends a line through the points, (2, 2), or a dot, (1, 2), into the picture."""
+    height, width = picture.shape[:2]
+    low = np.floor(points.min(axis=0) - thickness - 1).clip(0, (width, height)).astype(int)
+    high = np.ceil(points.max(axis=0) + thickness + 2).clip(0, (width, height)).astype(int)
+    if (high <= low).any():
+        return
+    mask = np.zeros((high - low)[::-1], np.uint8)
+    ends = np.rint((points - low) * 16).astype(int).tolist()  # cv2 takes sixteenths of a pixel
+    cv2.line(mask, ends[0], ends[-1], 255, thickness, cv2.LINE_AA, 4)
+    share = (mask / 255 * opacity)[..., None]
+    part = picture[low[1] : high[1], low[0] : high[0]]
+    part[:] = np.rint(part * (1 - share) + np.array(colour) * share)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        InputError: torch has none here.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"--device must be one that torch has here, cpu or cuda, got {name} ({reason})"
+        ) from None
+    return device
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out must be a folder to write to, got {out} ({error})") from None
+
+
+def _write(file: Path, content: bytes) -> None:
+    aside = file.with_name(f".{file.name}.writing")
+    aside.write_bytes(content)
+    aside.replace(file)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description="Estimate the poses of people in pictures, and draw them.",
+        epilog=EXPLANATION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("export", metavar="EXPORT", type=Path, help="what study/export.py wrote")
+    parser.add_argument(
+        "pictures", metavar="PICTURES", type=Path, nargs="+", help="files, or folders of them"
+    )
+    parser.add_argument("--boxes", type=Path, help="where people are (default: whole pictures)")
+    parser.add_argument(
+        "--out", metavar="FOLDER", type=Path, default=Path("poses"), help="default: poses"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    options = parser.parse_args(arguments)
+    display = Display("auto")
+    try:
+        device = choose_device(options.device)
+        pictures, people = find_people(find_pictures(options.pictures), options.boxes)
+        check_targets(pictures, options.boxes, options.out)
+        with display.meters() as meter:
+            progress = meter("estimating poses")
+            found = predict(options.export, pictures, people, options.out, device, progress)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    print(f"{len(found)} poses in {len(pictures)} pictures, drawn and listed in {options.out}")
+
+
+if __name__ == "__main__":
+    main()

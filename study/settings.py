@@ -1,0 +1,54 @@
+"""What a study, and each of its trials, was run with: read back from the study's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from study.config import InputError, StudyConfig, with_values
+from study.results import PARAMS
+
+SETTINGS = "study.yaml"
+BASELINE, DEFAULTS = "baseline", "defaults"
+"""The controls, which every study contains and which are never pruned."""
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What ``study.yaml`` says.
+
+    Raises:
+        InputError: the folder is no study.
+    """
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(folder / SETTINGS))
+    except OSError:
+        raise InputError(
+            f"{folder} must be a study's folder, <storage>/<name>, with {SETTINGS} in it"
+        ) from None
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def baseline_values(config: StudyConfig) -> dict[str, Any]:
+    """The student alone: no teacher, no stage 2, and as many epochs as both stages together."""
+    return {
+        "distill.heatmap.kind": "none",
+        "distill.structure.kind": "none",
+        "distill.epochs": config.distill.epochs + config.refine.epochs,
+        "refine.epochs": 0,
+    }
+
+
+def trial_config(config: StudyConfig, row: Mapping[str, Any]) -> StudyConfig:
+    """The settings that the trial of a ``trials`` row was run with."""
+    values = {
+        key.removeprefix(PARAMS): value
+        for key, value in row.items()
+        if key.startswith(PARAMS) and value is not None
+    }
+    if row["control"] == BASELINE:
+        values |= baseline_values(config)
+    return with_values(config, values)
