@@ -47,18 +47,18 @@ SIZES = {
         stem=8,
         channels=(8, 12, 16, 24, 24, 32, 32),
         repeats=(1, 1, 1, 1, 1, 1, 1),
-        expansion=3,
-        last=64,
+        expansion=2,
+        last=48,
         pyramid=(24, 16, 16),
         head=24,
     ),
     "teacher": MobileNetSize(
-        stem=32,
-        channels=(16, 32, 48, 64, 96, 128, 128),
-        repeats=(1, 2, 2, 2, 1, 1, 1),
+        stem=16,
+        channels=(16, 24, 48, 96, 96, 128, 128),
+        repeats=(1, 1, 2, 2, 1, 1, 1),
         expansion=4,
-        last=256,
-        pyramid=(64, 48, 32),
+        last=192,
+        pyramid=(96, 64, 64),
         head=96,
     ),
 }
@@ -149,12 +149,13 @@ class MobileNet(nn.Module):
         self.head = SeparableConv(fine, size.head)
         self.final_layer = nn.Conv2d(size.head, num_joints, 1)
         nn.init.normal_(self.final_layer.weight, std=0.001)
+        assert self.final_layer.bias is not None
         nn.init.zeros_(self.final_layer.bias)
 
     def forward(self, crops: Tensor) -> PoseFeatures:
         """Heatmaps (B, K, h/4, w/4) of normalised crops (B, 3, h, w); h and w divide by 32."""
         x = self.stem(crops)
-        laterals = []
+        laterals: list[Tensor] = []
         for index, group in enumerate(self.groups):
             x = group(x)
             if index in LATERAL_GROUPS:

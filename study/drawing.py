@@ -39,13 +39,13 @@ from study.drawn_shapes import (
 )
 
 # How hard the pictures are to see through.
-CLUTTER = 4
+CLUTTER = 2
 """Mean number of distracting shapes behind the people."""
-CONFUSED = 0.45
+CONFUSED = 0.15
 """Share of clutter, occluders and backgrounds that have somebody's colours."""
-SAME_OUTFIT = 0.3
+SAME_OUTFIT = 0.1
 """Share of pictures whose people all wear the same."""
-GRAIN = (1.5, 9.0)
+GRAIN = (1.5, 5.0)
 """Least and most noise, grey levels, one standard deviation."""
 
 Window = tuple[slice, slice]
@@ -261,7 +261,7 @@ def _lay_pattern(ground: Array, dice: Dice) -> None:
 
 def _develop(colours: Array, dice: Dice) -> Array:
     """Exposure, a little blur and grain; from planar to BGR pixels."""
-    contrast, brightness = dice.between(0.65, 1.15), dice.between(-25, 25)
+    contrast, brightness = dice.between(0.8, 1.15), dice.between(-18, 18)
     grain = dice.grain(*colours.shape[1:]) - np.float32(0.5)
     grain *= np.float32(3.46 * dice.between(*GRAIN))
     colours *= np.float32(contrast)

@@ -69,10 +69,10 @@ def draw_build(dice: Dice, stature: float) -> Build:
     child = dice.chance(1 / 6)
     head = dice.between(1.15, 1.4) if child else dice.between(0.92, 1.15)
     leg = dice.between(0.82, 0.95) if child else dice.between(0.92, 1.08)
-    girth = dice.between(0.82, 1.28)
+    girth = dice.between(0.95, 1.4)
     return Build(
         unit=stature,
-        head=0.064 * head * stature,
+        head=0.074 * head * stature,
         leg=leg * stature,
         arm=dice.between(0.93, 1.08) * (0.5 + 0.5 * leg) * stature,
         shoulder=dice.between(0.095, 0.122) * stature,

@@ -99,7 +99,7 @@ def tones_of(part: str, look: Look) -> Tones:
     if part in ("thigh", "shin"):
         return look.trousers, skin, look.leg - (part == "shin")
     plain = {"hair": look.hair, "cap": look.cap, "foot": look.shoes, "skirt": look.trousers}
-    plain |= {"bag": look.second, "nose": mix(skin, (90, 110, 190), 0.25)}
+    plain |= {"bag": look.second, "nose": mix(skin, (60, 80, 190), 0.5)}
     colour = plain.get(part) or skin
     return colour, colour, 1.0
 
@@ -159,8 +159,8 @@ def _pattern(look: Look, left: Array, up: Array) -> Array:
 def _paint_head(left: Array, up: Array, front: Array, r: float, look: Look) -> Array:
     aside, at_front = np.abs(left), front > 0
     eye = np.sqrt((aside - 0.38 * r) * (aside - 0.38 * r) + (up - 0.14 * r) * (up - 0.14 * r))
-    paint = _blend(_column(look.skin), EYE_WHITE, _soft(0.2 * r - eye) * at_front)
-    paint = _blend(paint, EYE, _soft(0.15 * r - eye) * at_front)
+    paint = _blend(_column(look.skin), EYE_WHITE, _soft(0.26 * r - eye) * at_front)
+    paint = _blend(paint, EYE, _soft(0.18 * r - eye) * at_front)
     brow = np.minimum(0.22 * r - np.abs(aside - 0.4 * r), 0.05 * r - np.abs(up - 0.44 * r))
     paint = _blend(paint, BROW, _soft(brow) * at_front)
     mouth = np.minimum(0.28 * r - aside, 0.07 * r - np.abs(up + 0.56 * r))

@@ -27,13 +27,13 @@ from study.drawn_shapes import (
 )
 
 # How hard the pictures are: shares of pictures, unless said otherwise.
-CROWDED = 0.5
+CROWDED = 0.38
 """Two or three people who overlap."""
-THREE_OF_CROWDED = 0.3
+THREE_OF_CROWDED = 0.15
 """Of the crowded pictures, those with three people."""
-OCCLUDED = 0.4
+OCCLUDED = 0.22
 """Something stands in front of someone."""
-CUT = 0.22
+CUT = 0.07
 """Somebody is cut off by the border."""
 UNLABELLED = 0.6
 """Of the joints that others hide together with all their neighbours, those left unlabelled."""
@@ -123,7 +123,7 @@ def _beside(dice: Dice, first: Body, body: Body) -> tuple[float, float]:
     """A move that makes the body overlap the first one."""
     a, b = first.bounds(), body.bounds()
     reach = (a[2] - a[0] + b[2] - b[0]) / 2
-    x = (a[0] + a[2]) / 2 + dice.sign() * dice.between(0.2, 0.75) * reach
+    x = (a[0] + a[2]) / 2 + dice.sign() * dice.between(0.45, 0.9) * reach
     y = a[3] + dice.between(-0.14, 0.14) * body.stature
     return x - (b[0] + b[2]) / 2, y - b[3]
 
@@ -148,7 +148,7 @@ def _draw_occluder(dice: Dice, target: Body, height: int) -> list[Capsule | Box]
         ends = (x - slant, -10.0, z), (x + slant, height + 10.0, z)
         return [Capsule("pole", *ends, radius, radius)]
     if kind == "box":
-        half = dice.between(9, 22), dice.between(9, 20)
+        half = dice.between(6, 14), dice.between(6, 14)
         sine = dice.between(-0.3, 0.3)
         cosine = math.sqrt(1.0 - sine * sine)
         return [Box("box", (x, y, z), *half, cosine, sine)]
