@@ -100,7 +100,8 @@ def evaluation_batches(
     store: CropStore, skeleton: Skeleton, count: int, batch_size: int, workers: Workers
 ) -> Iterator[tuple[Tensor, Batch]]:
     """(rows, batch) of this worker's share of the first ``count`` people, plain crops."""
-    for rows in shard(torch.arange(count), workers).split(batch_size):
+    mine = shard(torch.arange(count), workers)
+    for rows in mine.split(batch_size) if len(mine) else ():
         yield rows, plain_batch(store, skeleton, rows, workers.device)
 
 
@@ -132,12 +133,6 @@ def _assemble(
         tensor = torch.from_numpy(np.asarray(values))
         return tensor[torch.arange(len(rows))[:, None], joints]
 
-    def keypoints(which: np.ndarray) -> Tensor:
-        return carry(of_joints(store.keypoints_stored[which]), affine)
-
-    neighbours = store.neighbours[index]
-    neighbour_visibility = of_joints(store.visibility[neighbours])
-    neighbour_visibility[torch.from_numpy(neighbours < 0)] = 0
     modes = relation = None
     if teacher is not None:
         modes = of_joints(teacher.modes_stored[index]).clone()
@@ -147,11 +142,11 @@ def _assemble(
         relation = relation.gather(2, joints[:, None, :].expand_as(relation))
     return Batch(
         crops=cut_crops(stored, affine.to(device), store.input_size),
-        keypoints_crop=keypoints(index),
+        keypoints_crop=carry(of_joints(store.keypoints_stored[index]), affine),
         visibility=of_joints(store.visibility[index]),
         areas_crop=torch.from_numpy(store.areas[index]) * torch.linalg.det(affine[..., :2]).abs(),
-        neighbour_crop=keypoints(neighbours),
-        neighbour_visibility=neighbour_visibility,
+        neighbour_crop=carry(of_joints(store.neighbour_keypoints(index)), affine),
+        neighbour_visibility=of_joints(store.neighbour_visibility(index)),
         teacher_modes=modes,
         teacher_relation=relation,
     ).to(device)

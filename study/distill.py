@@ -6,7 +6,7 @@ and a count; the loop (``loop.py``) adds the counts of all workers and weighs th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -48,19 +48,27 @@ class DistillTask(nn.Module):
         codec: HeatmapCodec,
         skeleton: Skeleton,
         settings: DistillConfig,
-        *,
-        is_pretrained: bool = False,
+        trained: Collection[str] = frozenset(),
     ) -> None:
+        """Join the parts.
+
+        Args:
+            trained: names of the student's parameters that start from trained weights.
+        """
         super().__init__()
         self.student = student
         self.codec = codec
         self.skeleton = skeleton
         self.settings = settings
-        self.is_pretrained = is_pretrained
+        self.trained = frozenset(trained)
         self.heatmap_kind = settings.heatmap.kind
         self.structure_kind = settings.structure.kind
         for term in self.term_names:
             self.register_buffer(f"scale_{term}", torch.ones(()))
+
+    @property
+    def is_pretrained(self) -> bool:
+        return bool(self.trained)
 
     @property
     def term_names(self) -> list[str]:
@@ -86,7 +94,7 @@ class DistillTask(nn.Module):
 
     def _structure(self, out: PoseFeatures, taught: Tensor, batch: Batch) -> Term:
         assert batch.teacher_modes is not None and batch.teacher_relation is not None
-        confidence = confident_joints(batch.teacher_modes)
+        confidence = confident_joints(batch.teacher_modes, self.codec.input_size)
         if self.structure_kind == "relation":
             relation = joint_relation(out.heatmaps, out.pyramid[-1])
             return relation_loss(relation, batch.teacher_relation, confidence)
@@ -132,12 +140,9 @@ class DistillTask(nn.Module):
         new: list[nn.Parameter] = []
         old: list[nn.Parameter] = []
         for name, parameter in self.student.named_parameters():
-            is_new = not self.is_pretrained or name.startswith("final_layer.")
-            (new if is_new else old).append(parameter)
-        groups: list[dict[str, object]] = [{"params": new, "lr": optimizer.lr}]
-        if old:
-            groups.append({"params": old, "lr": optimizer.lr * optimizer.pretrained_factor})
-        return groups
+            (old if name in self.trained else new).append(parameter)
+        rates = ((new, optimizer.lr), (old, optimizer.lr * optimizer.pretrained_factor))
+        return [{"params": group, "lr": rate} for group, rate in rates if group]
 
     def trainable(self) -> Iterable[nn.Module]:
         """The modules to put in train mode."""
@@ -148,15 +153,19 @@ class DistillTask(nn.Module):
         return RefinedPose(self.student, self.codec, None)
 
 
-def confident_joints(modes: Tensor) -> Tensor:
-    """The teacher's confidence in each joint's place, (B, K), 0 where two places rival.
+def confident_joints(modes: Tensor, input_size: tuple[int, int]) -> Tensor:
+    """The teacher's confidence in each joint's place, (B, K), 0 where two places rival or none is.
 
-    A soft-argmax over two peaks lies between two people, where no joint is.
+    A soft-argmax over two peaks lies between two people, that of a map whose joint was cut off
+    lies in the map's middle; no joint is at either.
 
     Args:
-        modes: (B, K, M, 4): x, y, height, width; highest first.
+        modes: (B, K, M, 4): x, y in crop pixels, height, width; highest first.
+        input_size: (height, width) of the crop.
     """
     heights = modes[..., 2].clamp(0, 1)
-    if heights.shape[-1] == 1:
-        return heights[..., 0]
-    return torch.where(heights[..., 1] < SECOND_MODE_SHARE * heights[..., 0], heights[..., 0], 0.0)
+    places = modes[:, :, 0, :2]
+    is_clear = ((places >= 0) & (places < places.new_tensor(input_size[::-1]))).all(dim=-1)
+    if heights.shape[-1] > 1:
+        is_clear &= heights[..., 1] < SECOND_MODE_SHARE * heights[..., 0]
+    return torch.where(is_clear, heights[..., 0], 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def detect_people(
 ) -> list[dict[str, Any]]:
     """COCO results, in picture pixels, of all people of a store."""
     keypoints, scores = predict_crops(estimator, store, skeleton, workers)
-    if not np.isfinite(keypoints).all():
+    if not (np.isfinite(keypoints).all() and np.isfinite(scores).all()):
         raise TrainingDiverged(
             "keypoints must be finite to be scored, but the network puts out numbers that are "
             "not; lower the learning rate"
@@ -76,6 +77,8 @@ def evaluate(
 ) -> dict[str, float]:
     """AP and its kin over all people of a store, the same on every worker.
 
+    A figure that is about nobody (the AP of large people where there are none) is left out.
+
     Args:
         truth: COCO-format ground truth of the same pictures.
         kind: coco or crowdpose, the evaluation's rules.
@@ -83,7 +86,8 @@ def evaluate(
     detections = detect_people(estimator, store, skeleton, workers)
     scores = None
     if workers.rank == 0:
-        scores = average_precision(truth, detections, skeleton, kind)  # type: ignore[arg-type]
+        figures = average_precision(truth, detections, skeleton, kind)  # type: ignore[arg-type]
+        scores = {name: value for name, value in figures.items() if not math.isnan(value)}
     result = workers.from_first(scores)
     assert isinstance(result, dict)
     return result

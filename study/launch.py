@@ -7,6 +7,7 @@ workers by itself; nothing is stopped from outside, so that no resources are lef
 from __future__ import annotations
 
 import contextlib
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from study.teacher import make_teacher
 from study.trial import Trial, run_trial
 from study.workers import Workers
 
+ERROR_LOG = "error.log"
 RAY_FOLDER = ".ray"
 """In the study's folder: what Ray keeps of its own; nothing is read from there."""
 
@@ -53,6 +55,7 @@ class OwnerLink:
 
     def __init__(self, plan: StudyPlan, number: int, *, is_first: bool = True) -> None:
         self.number = number
+        self.folder = trial_folder(Path(plan.folder), number)
         self.is_first = is_first
         self.owner = ray.get_actor(plan.owner)
 
@@ -67,12 +70,18 @@ class OwnerLink:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """A loss that is no number ends the trial; any other error is noted, and raised on."""
+        """A loss that is no number ends the trial; any other error is noted, and raised on.
+
+        The traceback goes to ERROR_LOG in the trial's folder.
+        """
         try:
             yield
         except TrainingDiverged as error:
             self.fail(str(error))
         except Exception as error:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / ERROR_LOG).open("a") as log:
+                traceback.print_exc(file=log)
             if self.is_first:
                 ray.get(
                     self.owner.note_error.remote(self.number, f"{type(error).__name__}: {error}")

@@ -108,6 +108,7 @@ def run_stage(
         row = _train_epoch(wrapped, role, optimizer, stage, epoch, seed, workers)
         for module in role.trainable():
             module.eval()
+        workers.share_buffers(task)
         scores = stage.evaluate(role.estimator())
         row |= {f"val_{name}": value for name, value in scores.items()}
         row["seconds"] = time.monotonic() - started
@@ -135,7 +136,7 @@ def combine(
 
 
 def mean_terms(task: nn.Module, batches: Iterable[Batch], workers: Workers) -> dict[str, float]:
-    """Each term's mean over these batches and all workers, in eval mode, without gradient."""
+    """Each term's mean over these batches and all workers, without gradient."""
     totals: dict[str, Tensor] = {}
     number = 0
     with torch.no_grad():
@@ -198,7 +199,7 @@ def _build_optimizer(task: Task, settings: OptimizerConfig) -> torch.optim.Optim
     groups = task.parameter_groups(settings)
     for group in groups:
         group["base_lr"] = group["lr"]
-    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, stage: Stage, step: int) -> None:

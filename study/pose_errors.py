@@ -27,7 +27,7 @@ class PoseErrors:
 
     rates: Tensor
     """(NUM_KINDS, K): share of labelled joints that lie on the person's other side, on another
-    person, or nowhere."""
+    person, or nowhere; of those joints alone whose other side, or other person, is labelled."""
     jitter: Tensor
     """(K,): root mean square of found joints' distances per axis, over the root of the area."""
     miss: Tensor
@@ -61,18 +61,20 @@ def measure_errors(
         return (torch.exp(-squared / (8 * sigmas**2 * areas[:, None])) >= NEAR) & counts
 
     found = is_near(truth, labelled)
-    inverted = is_near(truth[:, order], labelled[:, order] & is_paired) & labelled & ~found
+    can_invert = labelled & labelled[:, order] & is_paired
+    inverted = is_near(truth[:, order], can_invert) & ~found
     there = neighbour_visibility > 0
+    can_jump = labelled & (there | there[:, order])
     jumped = is_near(neighbour, there) | is_near(neighbour[:, order], there[:, order])
     jumped &= labelled & ~found & ~inverted
     missed = labelled & ~found & ~inverted & ~jumped
-    number = labelled.sum(0).clamp(min=1)
     relative = (keypoints - truth).square().sum(-1) / 2 / areas[:, None]
 
     def spread(which: Tensor) -> Tensor:
         return (torch.where(which, relative, 0.0).sum(0) / which.sum(0).clamp(min=1)).sqrt()
 
-    rates = torch.stack([kind.sum(0) / number for kind in (inverted, jumped, missed)])
+    kinds = ((inverted, can_invert), (jumped, can_jump), (missed, labelled))
+    rates = torch.stack([kind.sum(0) / possible.sum(0).clamp(min=1) for kind, possible in kinds])
     return PoseErrors(rates=rates, jitter=spread(found), miss=spread(missed))
 
 

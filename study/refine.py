@@ -44,6 +44,12 @@ class RefineTask(nn.Module):
         self.errors = errors
         """Added to the student's pose in training; None leaves it as it is."""
 
+    def train(self, mode: bool = True) -> RefineTask:
+        """The refiner is in this mode; the student sleeps always."""
+        super().train(mode)
+        self.student.eval()
+        return self
+
     def forward(self, batch: Batch) -> dict[str, Term]:
         assert batch.teacher_modes is not None
         with torch.no_grad():

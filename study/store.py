@@ -24,6 +24,7 @@ from study.crops import (
     STORED_MARGIN,
     apply_affine,
     image_to_crop_affine,
+    invert_affine,
     read_picture,
     stored_size,
     warp,
@@ -45,7 +46,7 @@ class CropStore:
     path: Path
     input_size: tuple[int, int]
     mapped_crops: list[NDArray[np.uint8]]
-    """Batches of crops, (ROWS_PER_BATCH or fewer, hs, ws, 3) RGB, in the mapped file."""
+    """Batches of crops, (b, hs, ws, 3) RGB, in the mapped file; only the last may be shorter."""
     keypoints_stored: NDArray[np.float32]
     """(N, K, 2), stored-crop pixels."""
     visibility: NDArray[np.uint8]
@@ -65,9 +66,25 @@ class CropStore:
     def crops(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """A copy of these rows' crops, (B, hs, ws, 3) RGB."""
         out = np.empty((len(rows), *self.mapped_crops[0].shape[1:]), np.uint8)
+        per_batch = len(self.mapped_crops[0])
         for place, row in enumerate(rows):
-            out[place] = self.mapped_crops[row // ROWS_PER_BATCH][row % ROWS_PER_BATCH]
+            out[place] = self.mapped_crops[row // per_batch][row % per_batch]
         return out
+
+    def neighbour_keypoints(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Each row's neighbour's keypoints in the row's own stored crop, (B, K, 2).
+
+        Where a row has no neighbour they mean nothing.
+        """
+        others = self.neighbours[rows]
+        stored_to_image = invert_affine(self.image_to_stored[others])
+        in_picture = apply_affine(self.keypoints_stored[others].astype(float), stored_to_image)
+        return apply_affine(in_picture, self.image_to_stored[rows]).astype(np.float32)
+
+    def neighbour_visibility(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """COCO visibility of each row's neighbour, (B, K); 0 throughout where there is none."""
+        others = self.neighbours[rows]
+        return np.where(others[:, None] >= 0, self.visibility[others], np.uint8(0))
 
 
 def fingerprint(*parts: Any) -> str:

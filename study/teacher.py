@@ -61,13 +61,9 @@ def build_task(config: StudyConfig) -> DistillTask:
         heatmap=dataclasses.replace(config.distill.heatmap, kind="none"),
         structure=dataclasses.replace(config.distill.structure, kind="none"),
     )
-    return DistillTask(
-        build_network(config.teacher, config, seed_of(config.seed, "teacher")),
-        codec_of(config.teacher, config),
-        skeleton_of(config),
-        settings,
-        is_pretrained=config.teacher.init != "random",
-    )
+    network, trained = build_network(config.teacher, config, seed_of(config.seed, "teacher"))
+    codec = codec_of(config.teacher, config)
+    return DistillTask(network, codec, skeleton_of(config), settings, trained)
 
 
 def make_teacher(config: StudyConfig, data: StudyData, workers: Workers, report: Report) -> None:

@@ -38,37 +38,43 @@ Report = Callable[[Row], bool]
 """Takes an epoch's row, on every worker; the first worker's answer is whether to stop."""
 
 
-def build_network(model: ModelConfig, config: StudyConfig, seed: int) -> MobileNet:
-    """The teacher's or the student's network, from ``init``; random weights follow the seed.
+def build_network(
+    model: ModelConfig, config: StudyConfig, seed: int
+) -> tuple[MobileNet, frozenset[str]]:
+    """The teacher's or the student's network, and its parameters that are from ``init``, by name.
+
+    All other weights are random and follow the seed.
 
     Raises:
         InputError: ``init`` is no file of weights that fit.
     """
     torch.manual_seed(seed)
     network = build_model(model.name, model.size, skeleton_of(config))
+    trained: frozenset[str] = frozenset()
     if model.init != "random":
         try:
-            load_weights(network, Path(model.init))
+            left_random = load_weights(network, Path(model.init))
         except ValueError as error:
             raise InputError(str(error)) from None
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        trained = frozenset(name for name, _ in network.named_parameters()) - set(left_random)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network, trained
 
 
 def codec_of(model: ModelConfig, config: StudyConfig) -> HeatmapCodec:
+    """The codec of a network's heatmaps at the study's input size."""
     return build_codec(model.codec, input_size_of(config), model.sigma)
 
 
 def build_distill_task(config: StudyConfig, seed: int) -> DistillTask:
-    return DistillTask(
-        build_network(config.student, config, seed_of(seed, "student")),
-        codec_of(config.student, config),
-        skeleton_of(config),
-        config.distill,
-        is_pretrained=config.student.init != "random",
-    )
+    """Stage 1 of a trial: its student, before training."""
+    student, trained = build_network(config.student, config, seed_of(seed, "student"))
+    codec = codec_of(config.student, config)
+    return DistillTask(student, codec, skeleton_of(config), config.distill, trained)
 
 
 def build_refiner(config: StudyConfig, pyramid_channels: tuple[int, int, int]) -> IgpGcn:
+    """The IGP-GCN of these settings, for a student with these features."""
     settings = config.refine
     return IgpGcn(
         skeleton_of(config),

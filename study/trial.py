@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from models.refined_pose import RefinedPose
@@ -115,15 +116,14 @@ def unseen_errors(task: RefineTask, ground: TrainingData) -> PoseErrors:
 
     def errors(store: CropStore, count: int) -> PoseErrors:
         keypoints, _ = predict_crops(estimator, store, ground.skeleton, ground.workers, count)
-        neighbours = store.neighbours[:count]
-        is_there = (neighbours >= 0)[:, None]
+        rows = np.arange(len(keypoints))
         return measure_errors(
             torch.from_numpy(keypoints).float(),
-            torch.from_numpy(store.keypoints_stored[:count]),
-            torch.from_numpy(store.visibility[:count]),
-            torch.from_numpy(store.keypoints_stored[neighbours]),
-            torch.from_numpy(store.visibility[neighbours] * is_there),
-            torch.from_numpy(store.areas[:count]),
+            torch.from_numpy(store.keypoints_stored[rows]),
+            torch.from_numpy(store.visibility[rows]),
+            torch.from_numpy(store.neighbour_keypoints(rows)),
+            torch.from_numpy(store.neighbour_visibility(rows)),
+            torch.from_numpy(store.areas[rows]),
             ground.skeleton,
         )
 

@@ -45,6 +45,8 @@ def main() -> None:
         run_study(config)
     except InputError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on where this one stopped")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,16 @@ class Workers:
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
+    def share_buffers(self, task: nn.Module) -> None:
+        """The first worker's buffers, the statistics of its batch norms, on all.
+
+        Each worker's come from its own people: without this an epoch's AP would be that of
+        several networks, not of the one that is kept.
+        """
+        if self.is_joined:
+            for buffer in task.buffers():
+                dist.broadcast(buffer, src=0)
+
     def wait(self) -> None:
         """Returns when all workers have come here."""
         if self.is_joined:

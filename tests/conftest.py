@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import cv2
+import numpy as np
 import pytest
+import torch
+
+from models.skeleton import COCO, SKELETONS, Skeleton
+from study import limits
+from study.config import StudyConfig, compose
+from study.dataset import People, read_people
+from study.prepare import StudyData, prepare_data
+from study.store import CropStore, make_crop_store, open_crop_store, write_teacher_store
+from study.teacher import TARGETS
+from study.workers import Workers
 
 ROOT = Path(__file__).resolve().parent.parent
+EASY_SIGMA = 1.0
+FIVE = Skeleton(
+    name="five",
+    joints=("head", "left_hand", "right_hand", "left_foot", "right_foot"),
+    edges=((0, 1), (0, 2), (1, 3), (2, 4)),
+    flip_pairs=((1, 2), (3, 4)),
+    oks_sigmas=(0.05, 0.08, 0.08, 0.1, 0.1),
+    upper_body=(0, 1, 2),
+)
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +42,114 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is missing: it holds the reference numbers and real pictures")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: tiny networks are faster so, and sums come out the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.testing.assert_close(torch.zeros(1), torch.zeros(1))  # imports for seconds, once
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def five() -> Skeleton:
+    """Five joints, so that a literal 17 fails."""
+    return FIVE
+
+
+@pytest.fixture(scope="session")
+def five_people(tmp_path_factory: pytest.TempPathFactory) -> People:
+    """13 people of 5 joints, not all seen, in 8 pictures; two in a picture overlap."""
+    root = tmp_path_factory.mktemp("five")
+    dice = np.random.RandomState(3)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    (root / "images").mkdir()
+    for image in range(1, 9):
+        picture = cv2.resize(dice.randint(0, 256, (20, 24, 3), np.uint8), (120, 100))
+        cv2.imwrite(str(root / f"images/{image}.png"), picture)
+        size = {"height": 100, "width": 120}
+        images.append({"id": image, "file_name": f"{image}.png", **size})
+        for place in range(1 if image % 3 == 0 else 2):
+            annotations.append(_person(dice, 10 * image + place, image, 20 + 25 * place))
+    annotations.pop()  # an odd number of people
+    category = {"id": 1, "name": "person", "keypoints": list(FIVE.joints), "skeleton": []}
+    content = {"images": images, "annotations": annotations, "categories": [category]}
+    (root / "five.json").write_text(json.dumps(content))
+    return read_people(root / "five.json", root / "images", FIVE)
+
+
+def _person(dice: np.random.RandomState, number: int, image: int, left: int) -> dict[str, Any]:
+    points = dice.uniform((left, 20), (left + 40, 90), (5, 2)).round(2)
+    seen = np.where(dice.rand(5) < 0.75, 2, 0)
+    seen[0] = 2
+    keypoints = np.where(seen[:, None] > 0, np.c_[points, seen], 0).ravel().tolist()
+    box = {"bbox": [left, 20, 40, 70], "area": 1500.0 + number, "iscrowd": 0}
+    labelled = {"keypoints": keypoints, "num_keypoints": int((seen > 0).sum())}
+    return {"id": number, "image_id": image, "category_id": 1, **box, **labelled}
+
+
+@pytest.fixture(scope="session")
+def five_store(five_people: People, tmp_path_factory: pytest.TempPathFactory) -> CropStore:
+    """Their crops for an input that is higher than wide, (96, 64)."""
+    return open_crop_store(
+        make_crop_store(five_people, (96, 64), tmp_path_factory.mktemp("five-cache"))
+    )
+
+
+@pytest.fixture(scope="module")
+def easy() -> Iterator[str]:
+    """Name of a COCO skeleton of so wide sigmas that networks score some AP after one epoch."""
+    skeleton = dataclasses.replace(COCO, name="easy", oks_sigmas=(EASY_SIGMA,) * 17)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SKELETONS, "easy", skeleton)
+        patch.setitem(limits.CHOICES, "data.skeleton", ("coco", "crowdpose", "easy"))
+        yield "easy"
+
+
+@pytest.fixture(scope="session")
+def workers() -> Workers:
+    """One worker on the CPU."""
+    return Workers(torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def mini_config(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
+    """A study of 24 drawn pictures, both networks tiny, 2 + 2 epochs."""
+    return compose(
+        [
+            f"storage={tmp_path_factory.mktemp('mini')}",
+            *("data=drawn", "data.train_pictures=24", "data.val_pictures=2", "data.seed=3"),
+            *("data.input_size=[64,64]", "data.search_fraction=0.25", "teacher.size=tiny"),
+            *("teacher.epochs=1", "distill.epochs=2", "refine.epochs=2", "refine.width=16"),
+            *(f"{stage}.batch_size=16" for stage in ("teacher", "distill", "refine")),
+        ]
+    )
+
+
+@pytest.fixture(scope="session")
+def mini_data(mini_config: StudyConfig) -> StudyData:
+    """The mini study's people, prepared."""
+    return prepare_data(mini_config, lambda name: lambda done, total: None, lambda text: None)
+
+
+@pytest.fixture(scope="session")
+def mini_targets(mini_data: StudyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A made-up teacher's word on the mini study's people: near the truth, with rival modes."""
+    store = open_crop_store(Path(mini_data.train))
+    dice = np.random.RandomState(5)
+    count, joints = store.visibility.shape
+    modes = np.zeros((count, joints, 3, 4), np.float32)
+    modes[..., :2] = store.keypoints_stored[:, :, None] + dice.normal(0, 2, (count, joints, 3, 2))
+    modes[..., 2] = np.sort(dice.rand(count, joints, 3))[..., ::-1]
+    modes[..., 3] = dice.uniform(0.8, 1.3, (count, joints, 3))
+    relation = dice.uniform(-1, 1, (count, joints, joints)).astype(np.float16)
+    path = tmp_path_factory.mktemp("targets") / TARGETS
+    columns: dict[str, np.ndarray] = {"modes_stored": modes, "relation": relation}
+    write_teacher_store(
+        path, count, lambda start, stop: {name: c[start:stop] for name, c in columns.items()}
+    )
+    return path

@@ -1,0 +1,128 @@
+"""What a launcher adds to a trial: ``python tests/benchmarks/launchers.py``, some minutes.
+
+The same trials are trained three times, one after another: by a study under each launcher, and by
+``run_trial`` as a plain function in this process, without Ray. That all three end with the same AP
+is checked, so that it is the same training whose times are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from study import tuning  # noqa: E402
+from study.config import StudyConfig, compose  # noqa: E402
+from study.finals import trial_config  # noqa: E402
+from study.loop import Row  # noqa: E402
+from study.prepare import StudyData, prepare_data  # noqa: E402
+from study.results import read_trials  # noqa: E402
+from study.search import open_study  # noqa: E402
+from study.teacher import TARGETS, teacher_folder  # noqa: E402
+from study.trial import Trial, run_trial  # noqa: E402
+from study.workers import Workers  # noqa: E402
+
+SETTINGS = (
+    *("data.train_pictures=120", "data.val_pictures=20", "data.input_size=[96,64]"),
+    *("teacher.epochs=1", "distill.epochs=6", "refine.epochs=2"),
+    *("search_space=smoke", "search.pruner=none", "search.concurrent=1", "display=none"),
+)
+
+
+def settings_of(storage: Path, launcher: str, trials: int) -> StudyConfig:
+    own = (f"storage={storage}", f"name={launcher}", f"trial.launcher={launcher}")
+    return compose([*SETTINGS, *own, f"search.trials={trials}"])
+
+
+def run_launched(config: StudyConfig) -> tuple[list[float], list[float]]:
+    """Seconds of each trial, from the end of the one before, and the APs that they got."""
+    started = []
+    run_trials = tuning._run_trials
+
+    def note_and_run(*arguments: object) -> None:
+        started.append(datetime.datetime.now())
+        run_trials(*arguments)  # type: ignore[arg-type]
+
+    with mock.patch.object(tuning, "_run_trials", note_and_run):
+        folder = tuning.run_study(config)
+    trials = open_study(folder, config.name).get_trials()
+    ends = [started[0], *(trial.datetime_complete for trial in trials)]
+    seconds = [(b - a).total_seconds() for a, b in itertools.pairwise(ends)]
+    return seconds, [trial.value for trial in trials]
+
+
+def run_plain(
+    config: StudyConfig, data: StudyData, folder: Path, rows: list[Row]
+) -> tuple[list[float], list[float]]:
+    """The same of these trials as plain calls."""
+    torch.set_num_threads(max(1, int(config.trial.cpus)))
+    seconds, aps = [], []
+    targets = teacher_folder(config, data) / TARGETS
+    for row in rows:
+        reports: list[Row] = []
+
+        def report(epoch: Row, reports: list[Row] = reports) -> bool:
+            reports.append(epoch)
+            return False
+
+        number = int(row["trial"])
+        own = folder / str(number)
+        trial = Trial(number, trial_config(config, row), data, own, targets)
+        start = time.perf_counter()
+        run_trial(trial, Workers(torch.device("cpu")), report)
+        seconds.append(time.perf_counter() - start)
+        aps.append(max(epoch["val_ap"] for epoch in reports))
+    return seconds, aps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time a trial under each launcher.")
+    parser.add_argument("--trials", type=int, default=4, help="at least 3 (default 4)")
+    trials = max(3, parser.parse_args().trials)
+    with tempfile.TemporaryDirectory() as temporary:
+        storage = Path(temporary)
+        configs = {name: settings_of(storage, name, trials) for name in ("inline", "train")}
+        data = prepare_data(configs["inline"], lambda _: lambda *_: None, lambda _: None)
+        runs = {name: run_launched(config) for name, config in configs.items()}
+        rows = read_trials(storage / "inline").to_pylist()
+        plain = run_plain(configs["inline"], data, storage / "plain", rows)
+    for name, (_, aps) in runs.items():
+        if aps != plain[1]:
+            sys.exit(f"{name} did not train what the plain calls did: {aps} against {plain[1]}")
+    show(plain[0], {name: seconds for name, (seconds, _) in runs.items()})
+
+
+def show(plain: list[float], launched: dict[str, list[float]]) -> None:
+    """Prints the first trial, which starts processes, and the mean of the others."""
+    table = Table(title=f"seconds per trial, {len(plain)} trials, one at a time, one CPU each")
+    for heading in ("", "first", "further", "overhead, first", "overhead, further", "ratio"):
+        table.add_column(heading, justify="right" if heading else "left")
+    rest = statistics.mean(plain[1:])
+    table.add_row("plain function", f"{plain[0]:.1f}", f"{rest:.1f}", "-", "-", "1.00")
+    for name, seconds in launched.items():
+        mean = statistics.mean(seconds[1:])
+        over = [a - b for a, b in zip(seconds, plain, strict=True)]
+        table.add_row(
+            f"trial.launcher={name}",
+            *(f"{seconds[0]:.1f}", f"{mean:.1f}"),
+            *(f"{over[0]:+.1f}", f"{statistics.mean(over[1:]):+.1f}"),
+            f"{sum(seconds[1:]) / sum(plain[1:]):.2f}",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

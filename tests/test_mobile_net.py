@@ -1,0 +1,115 @@
+"""The light network: shapes at any joint count and crop, and what lies over which pixel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.mobile_net import SIZES, ConvNorm, MobileNet, SeparableConv
+
+
+def network(size: str = "tiny", joints: int = 5) -> MobileNet:
+    torch.manual_seed(0)
+    return MobileNet(joints, SIZES[size]).eval()
+
+
+def crops(batch: int, height: int, width: int) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("joints", [5, 17])
+@pytest.mark.parametrize(("height", "width"), [(96, 64), (64, 128), (32, 32)])
+@pytest.mark.parametrize("size", sorted(SIZES))
+def test_heatmaps_are_a_quarter_and_the_pyramid_has_strides_16_8_4(
+    size: str, height: int, width: int, joints: int
+) -> None:
+    model = network(size, joints)
+    with torch.no_grad():
+        heatmaps, pyramid = model(crops(2, height, width))
+    assert heatmaps.shape == (2, joints, height // 4, width // 4)
+    expected = [
+        (2, channels, height // stride, width // stride)
+        for channels, stride in zip(model.pyramid_channels, (16, 8, 4), strict=True)
+    ]
+    assert [tuple(features.shape) for features in pyramid] == expected
+    assert model.pyramid_channels == SIZES[size].pyramid
+
+
+def test_a_person_does_not_depend_on_the_others_of_the_batch() -> None:
+    model, people = network(), crops(3, 96, 64)
+    with torch.no_grad():
+        together, alone = model(people).heatmaps, model(people[1:2]).heatmaps
+    torch.testing.assert_close(together[1:2], alone, atol=1e-6, rtol=1e-4)
+
+
+def test_a_new_network_puts_out_nearly_nothing() -> None:
+    model = network()
+    with torch.no_grad():
+        assert model(crops(2, 96, 64)).heatmaps.abs().max() < 0.05
+    assert model.final_layer.bias is not None and not model.final_layer.bias.any()
+
+
+def test_every_parameter_learns_from_the_heatmaps() -> None:
+    model = network().train()
+    model(crops(4, 64, 96)).heatmaps.square().sum().backward()
+    silent = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ]
+    assert not silent
+
+
+def test_the_layout_in_memory_does_not_matter() -> None:
+    model, people = network(), crops(2, 96, 64)
+    with torch.no_grad():
+        plain = model(people).heatmaps
+        last = model.to(memory_format=torch.channels_last)(  # type: ignore[call-overload]
+            people.contiguous(memory_format=torch.channels_last)
+        ).heatmaps
+    torch.testing.assert_close(plain, last, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_cell_i_of_a_convolution_is_centred_over_pixel_stride_times_i(stride: int) -> None:
+    layer = ConvNorm(1, 1, stride=stride).eval()
+    with torch.no_grad():
+        torch.nn.init.ones_(layer.get_parameter("0.weight"))
+        picture = torch.zeros(1, 1, 12, 16)
+        picture[0, 0, 6, 10] = 1.0
+        out = layer(picture)[0, 0]
+    # the pixel is seen by the cells whose centre is at most one pixel away
+    seen = {tuple(cell) for cell in out.nonzero().tolist()}
+    assert seen == {
+        (row, column)
+        for row in range(12 // stride)
+        for column in range(16 // stride)
+        if abs(stride * row - 6) <= 1 and abs(stride * column - 10) <= 1
+    }
+
+
+def test_a_separable_convolution_keeps_the_grid() -> None:
+    layer = SeparableConv(2, 3).eval()
+    assert layer(torch.zeros(1, 2, 7, 9)).shape == (1, 3, 7, 9)
+
+
+def test_the_head_sees_around_its_own_pixel() -> None:
+    """Upsampling shifts by parts of a cell, so no more than a cell's accuracy is claimed."""
+    model, height, width = network(joints=1), 128, 96
+    people = crops(1, height, width).requires_grad_()
+    torch.nn.init.ones_(model.final_layer.weight)
+    for row, column in ((8, 6), (16, 12), (24, 18)):
+        heatmap = model(people).heatmaps[0, 0, row, column]
+        (gradient,) = torch.autograd.grad(heatmap, people)
+        weight = gradient.abs().sum((0, 1))
+        y = (weight.sum(1) * torch.arange(height)).sum() / weight.sum()
+        x = (weight.sum(0) * torch.arange(width)).sum() / weight.sum()
+        assert abs(float(y) - 4 * row) < 8 and abs(float(x) - 4 * column) < 8
+
+
+def test_the_teacher_is_the_larger_one() -> None:
+    def count(size: str) -> int:
+        return sum(parameter.numel() for parameter in network(size).parameters())
+
+    assert count("teacher") > 4 * count("tiny")

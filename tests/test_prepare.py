@@ -1,0 +1,189 @@
+"""Before training: who is trained on and who is searched on, stored once, or refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.skeleton import CROWDPOSE, SKELETONS, Skeleton
+from study import limits, prepare
+from study.config import InputError, StudyConfig, compose, with_values
+from study.dataset import People, read_people, split_people
+from study.prepare import StudyData, draw_people, prepare_data
+from study.store import open_crop_store
+
+
+@pytest.fixture
+def config(
+    five: Skeleton, five_people: People, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> StudyConfig:
+    """A study of the five-joint people, in a folder that the test may change."""
+    monkeypatch.setitem(SKELETONS, "five", five)
+    monkeypatch.setitem(limits.CHOICES, "data.skeleton", ("five",))
+    root = tmp_path / "data"
+    shutil.copytree(five_people.annotations.parent, root)
+    shutil.copy(root / "five.json", root / "val.json")
+    return compose(
+        [
+            *("data=coco", f"data.root={root}", f"storage={tmp_path / 'studies'}"),
+            *("data.skeleton=five", "data.input_size=[96,64]", "data.search_fraction=0.3"),
+            *("data.train.annotations=five.json", "data.train.images=images"),
+            *("data.val.annotations=val.json", "data.val.images=images"),
+        ]
+    )
+
+
+def prepared(config: StudyConfig) -> tuple[StudyData, list[str]]:
+    """The data, and what was said meanwhile."""
+    said: list[str] = []
+    return prepare_data(config, lambda name: lambda done, total: None, said.append), said
+
+
+def spoil(config: StudyConfig, file: str = "five.json", **changes: Any) -> int:
+    """Changes the first annotation of the file; returns its id."""
+    path = Path(config.data.root) / file
+    content = json.loads(path.read_text())
+    content["annotations"][0].update(changes)
+    path.write_text(json.dumps(content))
+    return int(content["annotations"][0]["id"])
+
+
+def pictures_of(truth: str) -> set[int]:
+    return {image["id"] for image in json.loads(Path(truth).read_text())["images"]}
+
+
+def test_search_people_are_not_trained_on_and_nobody_is_lost(config: StudyConfig) -> None:
+    data, _ = prepared(config)
+    train, search = open_crop_store(Path(data.train)), open_crop_store(Path(data.search))
+    assert data.num_people == (len(train), len(search), 13)
+    assert len(train) + len(search) == 13 and len(search) > 0
+    assert not set(train.image_ids) & set(search.image_ids)
+    assert pictures_of(data.search_truth) == set(search.image_ids.tolist())
+    assert len(pictures_of(data.val_truth)) == 8
+
+
+def test_search_people_of_lspet_crowd_share_no_picture_and_no_person(
+    shared: Path, tmp_path: Path
+) -> None:
+    annotations = shared / "data/lspet_crowd/annotations/lspet_crowd_train.json"
+    if not annotations.is_file():
+        pytest.skip(f"{annotations} is missing: it says who is shown in which picture")
+    people = read_people(annotations, annotations.parent.parent / "images/train", CROWDPOSE)
+    assert people.has_source
+    train, search = (people.take(rows) for rows in split_people(people, 0.1, seed=0))
+    assert not set(train.image_ids) & set(search.image_ids)
+    assert not set(train.source_ids) & set(search.source_ids)
+    assert len(search) > 200 and len(train) > 2000
+
+
+def test_stores_are_used_again_by_a_second_study(config: StudyConfig) -> None:
+    first, _ = prepared(config)
+    files = sorted(Path(first.train).parent.iterdir())
+    times = [file.stat().st_mtime_ns for file in files]
+    second, _ = prepared(with_values(config, {"name": "second", "distill.epochs": 7}))
+    assert second == first and second.fingerprint == first.fingerprint
+    assert sorted(Path(first.train).parent.iterdir()) == files
+    assert [file.stat().st_mtime_ns for file in files] == times
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data.seed": 1},
+        {"data.search_fraction": 0.5},
+        {"data.input_size": [64, 96]},
+        {"data.max_people": 9},
+    ],
+)
+def test_what_changes_the_people_changes_the_fingerprint(
+    changes: dict[str, Any], config: StudyConfig
+) -> None:
+    first, _ = prepared(config)
+    second, _ = prepared(with_values(config, changes))
+    assert second.fingerprint != first.fingerprint and second.train != first.train
+
+
+def test_max_people_takes_whole_pictures_up_to_so_many_people(
+    config: StudyConfig, five_people: People
+) -> None:
+    data, _ = prepared(with_values(config, {"data.max_people": 9}))
+    assert 7 <= data.num_people[0] + data.num_people[1] <= 9 and data.num_people[2] == 13
+    drawn = draw_people(five_people, 9, seed=4)
+    for image in np.unique(drawn.image_ids):
+        assert (drawn.image_ids == image).sum() == (five_people.image_ids == image).sum()
+    again, other = draw_people(five_people, 9, seed=4), draw_people(five_people, 9, seed=5)
+    assert np.array_equal(drawn.annotation_ids, again.annotation_ids)
+    assert not np.array_equal(drawn.annotation_ids, other.annotation_ids)
+
+
+def test_too_few_people_to_fill_a_picture_are_refused(five_people: People) -> None:
+    with pytest.raises(InputError, match=r"data\.max_people.*raise it"):
+        draw_people(five_people.take(np.array([0, 1])), 1, seed=0)
+
+
+def test_a_folder_that_is_not_there_is_named(config: StudyConfig, tmp_path: Path) -> None:
+    gone = str(tmp_path / "no-such-folder")
+    with pytest.raises(InputError, match=r"data\.root=.*no-such-folder.*set data\.root"):
+        prepared(with_values(config, {"data.root": gone}))
+
+
+def test_faults_above_the_share_stop_the_study_and_name_the_annotation(
+    config: StudyConfig,
+) -> None:
+    number = spoil(config, bbox=[10, 20, 0, 70])
+    with pytest.raises(InputError, match=rf"five\.json.*{number}"):
+        prepared(with_values(config, {"data.max_bad_fraction": 0.05}))
+    assert not list(Path(config.storage).rglob("*.arrow"))
+
+
+def test_faults_below_the_share_are_left_out_of_training_and_of_the_truth(
+    config: StudyConfig,
+) -> None:
+    number = spoil(config, bbox=[10, 20, 0, 70])
+    spoil(config, "val.json", bbox=[10, 20, 0, 70])
+    data, said = prepared(with_values(config, {"data.max_bad_fraction": 0.1}))
+    assert sum(data.num_people[:2]) == data.num_people[2] == 12
+    assert str(number) in "\n".join(said)
+    stores = [open_crop_store(Path(path)) for path in (data.train, data.search, data.val)]
+    assert all(number not in store.annotation_ids for store in stores)
+    truth = json.loads(Path(data.val_truth).read_text())
+    numbers = {annotation["id"] for annotation in truth["annotations"]}
+    assert number not in numbers and number + 1 in numbers  # who is beside it stays
+
+
+def test_people_of_val_who_are_in_train_are_warned_of(config: StudyConfig) -> None:
+    _, said = prepared(config)
+    assert any("val" in line and "train" in line for line in said)
+
+
+def test_a_drawn_study_draws_its_own_pictures(
+    mini_config: StudyConfig, mini_data: StudyData
+) -> None:
+    assert Path(mini_config.data.root).is_dir()
+    train, search, val = mini_data.num_people
+    assert train > search > 0 and val > 0
+    assert len(pictures_of(mini_data.search_truth)) == 6  # a quarter of 24
+
+
+def test_progress_is_told_of_every_step(config: StudyConfig) -> None:
+    told: dict[str, tuple[int, int]] = {}
+
+    def meter(name: str) -> Any:
+        return lambda done, total: told.update({name: (done, total)})
+
+    prepare_data(config, meter, lambda text: None)
+    assert {"cropping train", "cropping search", "cropping val"} <= told.keys()
+    assert all(done == total for done, total in told.values())
+
+
+def test_evaluation_follows_the_kind_of_data(config: StudyConfig) -> None:
+    assert prepare.evaluation_of(config) == "coco"
+    crowd = with_values(config, {"data.kind": "crowdpose"})
+    assert prepare.evaluation_of(crowd) == "crowdpose"
+    assert prepare.input_size_of(config) == (96, 64)
+    assert prepare.skeleton_of(config).name == "five"

@@ -1,0 +1,226 @@
+"""The stores: rows come back as written, nothing stale or half-written is ever read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+
+from models.skeleton import Skeleton
+from study import store as store_module
+from study.crops import (
+    STORED_MARGIN,
+    apply_affine,
+    image_to_crop_affine,
+    invert_affine,
+    read_picture,
+    stored_size,
+    warp,
+)
+from study.dataset import People, read_people
+from study.store import (
+    CropStore,
+    fingerprint,
+    make_crop_store,
+    open_crop_store,
+    open_teacher_store,
+    write_teacher_store,
+)
+
+SIZE = (96, 64)
+
+
+class Killed(BaseException):
+    """Stands for whatever ends a process at a random moment."""
+
+
+@pytest.fixture
+def moved(five_people: People, tmp_path: Path, five: Skeleton) -> People:
+    """The five-joint people in a folder that the test may change."""
+    root = tmp_path / "data"
+    shutil.copytree(five_people.annotations.parent, root)
+    return read_people(root / "five.json", root / "images", five)
+
+
+def teacher_rows(start: int, stop: int) -> Mapping[str, NDArray[Any]]:
+    """Of each row, its number in every place."""
+    number = np.arange(start, stop)
+    return {
+        "modes_stored": np.broadcast_to(
+            number[:, None, None, None], (len(number), 5, 3, 4)
+        ).astype(np.float32),
+        "relation": np.broadcast_to(number[:, None, None], (len(number), 5, 5)).astype(np.float16),
+    }
+
+
+def test_each_person_has_the_crop_of_its_own_picture(
+    five_people: People, five_store: CropStore
+) -> None:
+    affines = image_to_crop_affine(five_people.boxes, stored_size(SIZE), margin=STORED_MARGIN)
+    crops = five_store.crops(np.arange(len(five_people)))
+    for crop, path, affine in zip(crops, five_people.image_paths, affines, strict=True):
+        assert np.array_equal(crop, warp(read_picture(path), affine, stored_size(SIZE)))
+
+
+def test_labels_come_back_as_they_were_given(five_people: People, five_store: CropStore) -> None:
+    assert len(five_store) == 13 and five_store.input_size == SIZE
+    assert np.array_equal(five_store.visibility, five_people.visibility)
+    assert np.array_equal(five_store.image_ids, five_people.image_ids)
+    assert np.array_equal(five_store.annotation_ids, five_people.annotation_ids)
+    assert np.array_equal(five_store.neighbours, five_people.neighbours)
+    assert (five_store.neighbours == -1).any() and (five_store.neighbours >= 0).any()
+    back = apply_affine(
+        five_store.keypoints_stored.astype(float), invert_affine(five_store.image_to_stored)
+    )
+    np.testing.assert_allclose(back, five_people.keypoints_image, atol=1e-4)
+    zoom = five_store.image_to_stored[:, 0, 0]
+    np.testing.assert_allclose(five_store.areas, five_people.areas * zoom**2, rtol=1e-6)
+
+
+def test_rows_come_in_the_order_asked_for(five_store: CropStore) -> None:
+    everyone = five_store.crops(np.arange(13))
+    wanted = np.array([7, 0, 7, 12])
+    assert np.array_equal(five_store.crops(wanted), everyone[wanted])
+
+
+def test_rows_are_found_in_whichever_batch_they_lie(
+    five_people: People,
+    five_store: CropStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store_module, "ROWS_PER_BATCH", 4)
+    small = open_crop_store(make_crop_store(five_people, SIZE, tmp_path))
+    assert [len(part) for part in small.mapped_crops] == [4, 4, 4, 1]
+    everyone = np.arange(13)
+    assert np.array_equal(small.crops(everyone), five_store.crops(everyone))
+    assert np.array_equal(small.visibility, five_store.visibility)
+    assert np.array_equal(small.image_to_stored, five_store.image_to_stored)
+
+
+def test_opening_a_store_copies_no_crop(five_store: CropStore) -> None:
+    before = pa.total_allocated_bytes()
+    opened = open_crop_store(five_store.path)
+    crops_bytes = sum(part.nbytes for part in opened.mapped_crops)
+    assert pa.total_allocated_bytes() - before < crops_bytes / 20
+    for part in opened.mapped_crops:
+        assert not part.flags.owndata and not part.flags.writeable
+
+
+def test_a_store_that_is_there_is_used_again(five_people: People, tmp_path: Path) -> None:
+    path = make_crop_store(five_people, SIZE, tmp_path)
+    before = path.stat().st_mtime_ns
+    assert make_crop_store(five_people, SIZE, tmp_path) == path
+    assert path.stat().st_mtime_ns == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_same_people_read_again_find_the_same_store(
+    five_people: People, five: Skeleton, tmp_path: Path
+) -> None:
+    again = read_people(five_people.annotations, five_people.annotations.parent / "images", five)
+    assert make_crop_store(again, SIZE, tmp_path) == make_crop_store(five_people, SIZE, tmp_path)
+
+
+def test_other_annotations_people_sizes_or_pictures_make_another_store(
+    moved: People, five: Skeleton, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    paths = [make_crop_store(moved, SIZE, cache)]
+    paths.append(make_crop_store(moved, (64, 96), cache))
+    paths.append(make_crop_store(moved.take(np.arange(12)), SIZE, cache))
+    paths.append(make_crop_store(moved.take(np.arange(13)[::-1]), SIZE, cache))
+    content = json.loads(moved.annotations.read_text())
+    content["annotations"][0]["keypoints"][0] += 1
+    moved.annotations.write_text(json.dumps(content))
+    images = moved.annotations.parent / "images"
+    paths.append(make_crop_store(read_people(moved.annotations, images, five), SIZE, cache))
+    with moved.image_paths[0].open("ab") as picture:
+        picture.write(b"another picture under the same name")
+    paths.append(make_crop_store(read_people(moved.annotations, images, five), SIZE, cache))
+    assert len(set(paths)) == len(paths)
+
+
+def test_a_store_that_breaks_off_leaves_nothing(
+    five_people: People, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "ROWS_PER_BATCH", 4)
+
+    def progress(done: int, total: int) -> None:
+        if done > 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        make_crop_store(five_people, SIZE, tmp_path, progress)
+    assert not list(tmp_path.iterdir())
+    assert len(open_crop_store(make_crop_store(five_people, SIZE, tmp_path))) == 13
+
+
+def test_what_a_killed_process_left_aside_is_not_read(five_people: People, tmp_path: Path) -> None:
+    path = make_crop_store(five_people, SIZE, tmp_path)
+    half = path.read_bytes()[: path.stat().st_size // 2]
+    path.unlink()
+    path.with_name(f".{path.name}.1").write_bytes(half)
+    assert len(open_crop_store(make_crop_store(five_people, SIZE, tmp_path))) == 13
+
+
+def test_a_teacher_store_that_breaks_off_keeps_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "ROWS_PER_BATCH", 4)
+    path = tmp_path / "targets.arrow"
+    write_teacher_store(path, 3, teacher_rows)
+
+    def broken(start: int, stop: int) -> Mapping[str, NDArray[Any]]:
+        if start >= 4:
+            raise Killed
+        return teacher_rows(start, stop)
+
+    with pytest.raises(Killed):
+        write_teacher_store(path, 9, broken)
+    assert len(open_teacher_store(path).relation) == 3
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_teacher_rows_come_back_in_order_and_in_their_types(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "ROWS_PER_BATCH", 4)
+    path = tmp_path / "sub" / "targets.arrow"
+    seen: list[tuple[int, int]] = []
+    write_teacher_store(path, 9, teacher_rows, lambda *done: seen.append(done))
+    opened = open_teacher_store(path)
+    assert seen == [(4, 9), (8, 9), (9, 9)]
+    assert opened.modes_stored.dtype == np.float32 and opened.relation.dtype == np.float16
+    assert opened.modes_stored.shape == (9, 5, 3, 4) and opened.relation.shape == (9, 5, 5)
+    assert np.array_equal(opened.modes_stored[:, 4, 2, 3], np.arange(9))
+    assert np.array_equal(opened.relation[:, 1, 4], np.arange(9))
+
+
+def test_a_store_of_nobody_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one person"):
+        write_teacher_store(tmp_path / "none.arrow", 0, teacher_rows)
+    assert not list(tmp_path.iterdir())
+
+
+def test_fingerprint_tells_every_part_and_no_order_of_keys() -> None:
+    assert fingerprint(1, {"a": 2, "b": 3}) == fingerprint(1, {"b": 3, "a": 2})
+    assert len({fingerprint(1, 2), fingerprint(2, 1), fingerprint(1, "2"), fingerprint(12)}) == 4
+    assert len(fingerprint("x")) == 16
+
+
+def test_a_store_travels_with_its_file_alone(five_store: CropStore, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.arrow"
+    shutil.copy(five_store.path, copy)
+    opened = open_crop_store(copy)
+    assert dataclasses.replace(opened, path=five_store.path).input_size == SIZE
+    rows = np.arange(13)
+    assert np.array_equal(opened.crops(rows), five_store.crops(rows))
