@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 
 class PoseFeatures(NamedTuple):
+    """What a pose network puts out: its answer, and the features that led to it."""
+
     heatmaps: Tensor
     """(B, K, H, W) at stride 4."""
     pyramid: tuple[Tensor, ...]

@@ -32,9 +32,9 @@ MOST_PICTURES = 1_000_000
 QUALITY = (86, 94)
 """JPEG quality of the pictures."""
 SETTINGS = "settings.json"
-HURRIED = 0.75
+HURRIED = 0.85
 """Of the people in train, those whom the annotator labelled in a hurry; val was done with care."""
-SKIPPED = 0.65
+SKIPPED = 0.75
 """Of a hurried annotator's joints, those left unlabelled though they could be seen."""
 FEWEST_JOINTS = 3
 """A hurried annotator labels at least so many."""

@@ -43,6 +43,7 @@ class StudyData:
 
 
 def skeleton_of(config: StudyConfig) -> Skeleton:
+    """Whose joints the data are annotated with."""
     return SKELETONS[config.data.skeleton]
 
 

@@ -37,6 +37,8 @@ Row = Mapping[str, Any]
 
 
 class Column(NamedTuple):
+    """A column of a table: its name, its type and what it means."""
+
     name: str
     type: pa.DataType
     meaning: str

@@ -35,6 +35,8 @@ from study.workers import Workers
 
 @dataclass(frozen=True)
 class Trial:
+    """What one trial is: its settings, its data, and where it keeps its epochs."""
+
     number: int
     config: StudyConfig
     """The study's settings with the trial's values in place."""

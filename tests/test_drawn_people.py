@@ -61,8 +61,8 @@ def test_annotations_are_these_bytes_on_every_machine(drawn: Path) -> None:
         for split in COUNTS
     }
     assert digests == {
-        "train": "bc8db56acb1ee35c39008bff58495be4b8059dff362f8326e775f095aa313174",
-        "val": "42f70b3f5eeff68b36e9d5a2543d1541cb0dbbb91258346b74c4e5c756631fc2",
+        "train": "f85d86b728b6b43c03779f56a2ca1aec041b0c356495639f23b6526a214ff64f",
+        "val": "53d4e818f112de0e2044c82035fe0abb1229af5401a2175b216c6d2b91a16941",
     }
 
 
@@ -112,8 +112,8 @@ def test_most_joints_are_visible_and_some_hidden_or_unlabelled() -> None:
 
 
 def test_a_good_part_of_the_pictures_has_overlapping_people() -> None:
-    counts = [len(compose_scene(7, 0, index)[1]) for index in range(60)]
-    assert 20 <= sum(count > 1 for count in counts) <= 40
+    counts = [len(compose_scene(7, 0, index)[1]) for index in range(200)]
+    assert 50 <= sum(count > 1 for count in counts) <= 100
 
 
 def test_crowd_index_counts_the_joints_of_others_in_a_box() -> None:
@@ -157,7 +157,7 @@ def test_no_two_pictures_of_the_splits_and_seeds_are_alike() -> None:
 
 def test_a_person_who_faces_the_camera_has_the_left_shoulder_on_the_right() -> None:
     facing = {True: 0, False: 0}
-    for index in range(60):
+    for index in range(120):
         body = build_body(Dice(7, 0, index, 0), 100.0)
         chest = next(part.frame for part in body.parts if part.part == "torso")
         if abs(chest.front[2]) > 0.7 and chest.up[1] < -0.7:
@@ -262,7 +262,7 @@ def test_the_drawn_body_fills_the_box_and_the_area_of_its_label() -> None:
         assert (columns.min(), rows.min(), columns.max(), rows.max()) == pytest.approx(
             edges, abs=1.5
         )
-        assert len(rows) == pytest.approx(label.area, rel=0.05)
+        assert len(rows) == pytest.approx(label.area, rel=0.08)
 
 
 def test_progress_counts_every_picture(tmp_path: Path) -> None:

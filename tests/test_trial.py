@@ -17,7 +17,7 @@ from study import limits
 from study.checkpoint import Checkpoints, best_rows
 from study.config import StudyConfig, compose, with_values
 from study.dataset import People
-from study.loop import Row
+from study.loop import Row, TrainingDiverged
 from study.prepare import StudyData, prepare_data
 from study.teacher import TARGETS, best_of, is_ready, make_teacher, teacher_folder
 from study.training import TrainingData, load_estimator
@@ -203,6 +203,15 @@ def test_a_trial_without_stage_2_ends_after_stage_1(
     trial = dataclasses.replace(whole, config=alone, folder=tmp_path)
     run_trial(trial, workers, lambda row: False)
     assert [row["stage"] for row in rows_of(trial)] == ["distill"]
+
+
+def test_a_loss_that_is_no_number_ends_the_trial_with_its_reason(
+    whole: Trial, config: StudyConfig, tmp_path: Path, workers: Workers
+) -> None:
+    wild = with_values(config, {"distill.optimizer.lr": 1e20, "distill.optimizer.weight_decay": 1})
+    trial = dataclasses.replace(whole, config=wild, folder=tmp_path)
+    with pytest.raises(TrainingDiverged, match=r"lower.*rate|lower distill\.optimizer\.lr=1e\+20"):
+        run_trial(trial, workers, lambda row: False)
 
 
 def test_a_pretrained_student_starts_where_its_weights_are(

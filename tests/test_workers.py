@@ -146,7 +146,7 @@ def folder(
         for rank in range(2)
     ]
     try:
-        outputs = [worker.communicate(timeout=100)[0] for worker in pair]
+        outputs = [worker.communicate(timeout=300)[0] for worker in pair]
     finally:
         for worker in pair:
             worker.kill()

@@ -59,9 +59,9 @@ def run_launched(config: StudyConfig) -> tuple[list[float], list[float]]:
     with mock.patch.object(tuning, "_run_trials", note_and_run):
         folder = tuning.run_study(config)
     trials = open_study(folder, config.name).get_trials()
-    ends = [started[0], *(trial.datetime_complete for trial in trials)]
-    seconds = [(b - a).total_seconds() for a, b in itertools.pairwise(ends)]
-    return seconds, [trial.value for trial in trials]
+    ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
+    seconds = [(b - a).total_seconds() for a, b in itertools.pairwise([started[0], *ends])]
+    return seconds, [trial.value or 0.0 for trial in trials]
 
 
 def run_plain(
@@ -121,7 +121,7 @@ def show(plain: list[float], launched: dict[str, list[float]]) -> None:
             *(f"{over[0]:+.1f}", f"{statistics.mean(over[1:]):+.1f}"),
             f"{sum(seconds[1:]) / sum(plain[1:]):.2f}",
         )
-    Console().print(table)
+    Console(width=100).print(table)
 
 
 if __name__ == "__main__":
