@@ -58,6 +58,8 @@ class Stage:
     seed: int
     first_epoch: int
     """Epochs of the trial before this stage: reports count on from there."""
+    first_step: int
+    """Optimizer steps of the trial before this stage, likewise."""
     batches: Callable[[torch.Generator], Iterator[Batch]]
     """This worker's batches of one epoch."""
     evaluate: Callable[[RefinedPose], dict[str, float]]
@@ -179,7 +181,7 @@ def _train_epoch(
     return {
         "stage": stage.name,
         "epoch": stage.first_epoch + epoch,
-        "step": epoch * stage.steps_per_epoch,
+        "step": stage.first_step + epoch * stage.steps_per_epoch,
         "images_per_s": people * workers.world / elapsed,
         "lr": max(group["lr"] for group in optimizer.param_groups),
         "loss": float((averages * factors).sum()),

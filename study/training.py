@@ -131,6 +131,7 @@ class TrainingData:
         *,
         seed: int,
         first_epoch: int = 0,
+        first_step: int = 0,
     ) -> Stage:
         """A stage of these settings over the people to train on, scored on the search slice."""
 
@@ -144,6 +145,7 @@ class TrainingData:
             optimizer=settings.optimizer,
             seed=seed,
             first_epoch=first_epoch,
+            first_step=first_step,
             batches=lambda generator: self.batches(augment, order(generator), generator),
             evaluate=self.score,
         )

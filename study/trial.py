@@ -107,7 +107,12 @@ def refine(trial: Trial, ground: TrainingData, recorder: Recorder) -> bool:
     if settings.perturb:
         task.errors = unseen_errors(task, ground)
     stage = ground.stage(
-        "refine", settings, settings.augment, seed=trial.seed, first_epoch=config.distill.epochs
+        "refine",
+        settings,
+        settings.augment,
+        seed=trial.seed,
+        first_epoch=config.distill.epochs,
+        first_step=students[-1]["step"],
     )
     return run_stage(task, stage, recorder.resume(stage, task), workers, recorder.finish)
 

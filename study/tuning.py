@@ -68,7 +68,7 @@ def run_study(config: StudyConfig) -> Path:
     folder = Path(config.storage).resolve() / config.name
     _check_settings(config, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with _locked(folder / LOCK, display):
         if num_finished(folder) >= config.search.trials and (folder / "results/final").is_dir():
             display.say(f"the study in {folder} is finished; search.trials=N adds trials")
             show_finals(folder, display.console)
@@ -163,9 +163,15 @@ def launcher_of(config: StudyConfig) -> str:
 
 
 def _make_teacher(plan: StudyPlan, folder: Path, owner: Any, display: Display) -> None:
-    if is_ready(folder):
-        display.say("the teacher is there already")
-        return
+    """Returns when the teacher is there, trained by this study or by another that shares it."""
+    with _locked(folder / LOCK, display, wait_for="training the same teacher"):
+        if is_ready(folder):
+            display.say("the teacher is there already")
+        else:
+            _train_teacher(plan, owner, display)
+
+
+def _train_teacher(plan: StudyPlan, owner: Any, display: Display) -> None:
     settings, trial = plan.config.teacher, plan.config.trial
     cpus = trial.cpus
     if not trial.gpus:  # the trials that will share the CPUs are not there yet
@@ -176,7 +182,7 @@ def _make_teacher(plan: StudyPlan, folder: Path, owner: Any, display: Display) -
         lambda status, elapsed: teacher_line(status, settings.epochs, elapsed),
     ):
         train_teacher(plan, cpus)
-    display.say(f"the teacher is trained: {folder}")
+    display.say("the teacher is trained")
 
 
 def _run_trials(
@@ -256,16 +262,25 @@ def _ray_started(config: StudyConfig, display: Display) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One driver at a time in a study's folder; the lock dies with the process."""
-    with (folder / LOCK).open("w") as file:
+def _locked(file: Path, display: Display, wait_for: str = "") -> Iterator[None]:
+    """One driver at a time; the lock dies with the process.
+
+    Args:
+        wait_for: what another driver is said to be doing while this one waits for it; if empty,
+            this one is refused.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as lock:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InputError(
-                f"a study is run by one driver at a time, and another one runs {folder}; "
-                "wait for it, or give this one another name=..."
-            ) from None
+            if not wait_for:
+                raise InputError(
+                    f"a study is run by one driver at a time, and another one runs {file.parent}; "
+                    "wait for it, or give this one another name=..."
+                ) from None
+            display.say(f"waiting: another study is {wait_for}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

@@ -88,6 +88,7 @@ def stage_of(epochs: int, *, bad_step: int | None = None, lr: float = 0.05) -> S
         optimizer=OptimizerConfig(lr, 0.0, warmup_fraction=0.2, pretrained_factor=0.1),
         seed=7,
         first_epoch=10,
+        first_step=0,
         batches=batches,
         evaluate=evaluate,
     )

@@ -1,4 +1,4 @@
-"""The same command on real pictures, with nothing but overrides: a study, its analysis, an export."""
+"""The same command on real pictures, with overrides alone: a study, its analysis, an export."""
 
 from __future__ import annotations
 
