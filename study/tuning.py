@@ -225,6 +225,8 @@ def _room(config: StudyConfig) -> int:
     Raises:
         InputError: not even one finds room.
     """
+    if config.search.concurrent and os.environ.get("RAY_ADDRESS", "local") != "local":
+        return config.search.concurrent  # a cluster may grow to what is asked of it
     trial = config.trial
     has = ray.cluster_resources()
     rooms = [int(has.get("CPU", 0.0) // (trial.cpus * trial.num_workers))]

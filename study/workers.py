@@ -14,7 +14,7 @@ class Workers:
     """What this worker is among its peers; alone, every method gives back what it was given."""
 
     def __init__(self, device: torch.device) -> None:
-        self.is_joined = dist.is_available() and dist.is_initialized()
+        self.is_joined = dist.is_initialized() and dist.get_world_size() > 1
         self.rank = dist.get_rank() if self.is_joined else 0
         self.world = dist.get_world_size() if self.is_joined else 1
         self.device = device
