@@ -8,6 +8,7 @@ as a multiple of sigma; height 0 stands for no mode.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 
@@ -24,7 +25,7 @@ _TINY = 1e-10
 
 
 @dataclasses.dataclass(frozen=True)
-class _GaussianMaps:
+class _GaussianMaps(abc.ABC):
     """What both codecs share: the frame, drawing Gaussians, finding peaks."""
 
     input_size: tuple[int, int]
@@ -138,14 +139,17 @@ class _GaussianMaps:
         profile = torch.exp(-0.5 * ratio.square())
         return torch.where(ratio.abs() <= self._reach(), profile, 0.0)
 
+    @abc.abstractmethod
     def _reach(self) -> float:
-        raise NotImplementedError
+        """How far a Gaussian is drawn, in sigmas."""
 
+    @abc.abstractmethod
     def _centres(self, keypoints_heatmap: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Where Gaussians are drawn for these places, in cells."""
 
+    @abc.abstractmethod
     def _refine(self, maps: Tensor, cells: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Peaks (..., 2) in cells, between the cells around the flat indices ``cells``."""
 
 
 @dataclasses.dataclass(frozen=True)

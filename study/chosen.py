@@ -13,8 +13,8 @@ from models.refined_pose import RefinedPose
 from study.checkpoint import Checkpoint, Checkpoints, trial_folder
 from study.config import InputError, StudyConfig, with_values
 from study.finals import finalists
-from study.results import PARAMS, read_reports, read_trials
-from study.settings import BASELINE, baseline_values, trial_config
+from study.results import read_reports, read_trials
+from study.settings import trial_config, trial_values
 from study.training import load_estimator
 
 
@@ -33,13 +33,7 @@ class Chosen:
     @property
     def values(self) -> dict[str, Any]:
         """What the trial was to try, by config path, without what had no effect on it."""
-        values = {
-            key.removeprefix(PARAMS): value
-            for key, value in self.trial.items()
-            if key.startswith(PARAMS) and value is not None
-        }
-        if self.trial["control"] == BASELINE:
-            values |= baseline_values(self.config)
+        values = trial_values(self.config, self.trial)
         skipped = () if self.config.refine.epochs else ("refine.",)
         return {path: value for path, value in values.items() if not path.startswith(skipped)}
 

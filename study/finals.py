@@ -70,12 +70,15 @@ def score_finalists(
     task = build_task(config)
     task.load_state_dict(best.weights())
     rows = [_score("teacher", None, best, task.estimator().eval(), config, data, device)]
+    scored: dict[tuple[int, int], dict[str, Any]] = {}  # the winner is one of the others too
     for role, row in finalists(trials, read_reports(folder)).items():
-        checkpoint = Checkpoints(trial_folder(folder, row["trial"])).at(row["epoch"])
-        estimator = load_estimator(trial_config(config, by_number[row["trial"]]), checkpoint)
-        rows.append(_score(role, row["trial"], checkpoint, estimator, config, data, device))
-    for row in rows[1:]:
-        row["checkpoint"] = str(Path(row["checkpoint"]).relative_to(folder))
+        number, epoch = key = row["trial"], row["epoch"]
+        if key not in scored:
+            checkpoint = Checkpoints(trial_folder(folder, number)).at(epoch)
+            estimator = load_estimator(trial_config(config, by_number[number]), checkpoint)
+            scored[key] = _score(role, number, checkpoint, estimator, config, data, device)
+            scored[key]["checkpoint"] = str(checkpoint.folder.relative_to(folder))
+        rows.append({**scored[key], "role": role})
     return rows
 
 

@@ -13,6 +13,7 @@ from study.audit import audit, check, describe, faulty_ids, notes
 from study.config import InputError, SplitConfig, StudyConfig
 from study.dataset import People, overlap, read_people, split_people, write_ground_truth
 from study.drawn_people import draw_dataset
+from study.limits import SHARED_FOLDER
 from study.store import fingerprint, hash_file, make_crop_store
 
 Meter = Callable[[str], Callable[[int, int], None]]
@@ -103,7 +104,7 @@ def prepare_data(config: StudyConfig, meter: Meter, say: Callable[[str], None]) 
 
 def cache_of(config: StudyConfig) -> Path:
     """Folder of what the studies under one ``storage`` share."""
-    return Path(config.storage).resolve() / "cache"
+    return Path(config.storage).resolve() / SHARED_FOLDER
 
 
 def draw_people(people: People, at_most: int, seed: int) -> People:

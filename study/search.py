@@ -32,11 +32,8 @@ from study.settings import BASELINE, DEFAULTS, baseline_values
 JOURNAL = "optuna.journal"
 FLUSH_S = 30.0
 """Seconds between two writings of a running trial's rows."""
-STATES = {
-    TrialState.COMPLETE: "COMPLETE",
-    TrialState.PRUNED: "PRUNED",
-    TrialState.FAIL: "FAIL",
-}
+STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+"""How a trial ends."""
 
 
 def open_study(folder: Path, name: str) -> optuna.Study:
@@ -152,9 +149,7 @@ class StudyOwner:
             if trial.state == TrialState.RUNNING
         ]
         return {
-            "states": {
-                name: sum(t.state == state for t in trials) for state, name in STATES.items()
-            },
+            "states": {state.name: sum(t.state == state for t in trials) for state in STATES},
             "running": running,
             "best": None if best is None else {"trial": best.number, "ap": best.value},
             "baseline": next(
@@ -245,7 +240,7 @@ class StudyOwner:
             "study": self.config.name,
             "trial": number,
             "control": trial.user_attrs.get("control"),
-            "state": STATES[trial.state],
+            "state": trial.state.name,
             "error": trial.user_attrs.get("error") if trial.state == TrialState.FAIL else None,
             "seed": seed_of(self.config.seed, number),
             "epochs": len(rows),

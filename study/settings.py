@@ -42,8 +42,8 @@ def baseline_values(config: StudyConfig) -> dict[str, Any]:
     }
 
 
-def trial_config(config: StudyConfig, row: Mapping[str, Any]) -> StudyConfig:
-    """The settings that the trial of a ``trials`` row was run with."""
+def trial_values(config: StudyConfig, row: Mapping[str, Any]) -> dict[str, Any]:
+    """By config path, what the trial of a ``trials`` row had of its own."""
     values = {
         key.removeprefix(PARAMS): value
         for key, value in row.items()
@@ -51,4 +51,9 @@ def trial_config(config: StudyConfig, row: Mapping[str, Any]) -> StudyConfig:
     }
     if row["control"] == BASELINE:
         values |= baseline_values(config)
-    return with_values(config, values)
+    return values
+
+
+def trial_config(config: StudyConfig, row: Mapping[str, Any]) -> StudyConfig:
+    """The settings that the trial of a ``trials`` row was run with."""
+    return with_values(config, trial_values(config, row))
