@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from models.refined_pose import RefinedPose
 from study.checkpoint import Checkpoint, Checkpoints, trial_folder
-from study.config import InputError, StudyConfig, with_values
+from study.config import RANDOM, InputError, StudyConfig, with_values
 from study.finals import finalists
 from study.results import read_reports, read_trials
 from study.settings import trial_config, trial_values
@@ -64,7 +64,7 @@ def located(config: StudyConfig, folder: Path) -> StudyConfig:
             "which is no folder seen from here; put them back, or change to the folder that the "
             "study was run in"
         )
-    values = {"storage": str(storage), "data.root": str(root), "student.init": "random"}
+    values = {"storage": str(storage), "data.root": str(root), "student.init": RANDOM}
     return with_values(config, values)
 
 

@@ -235,6 +235,8 @@ class StudyConfig:
     trial: TrialConfig
 
 
+RANDOM = "random"
+"""The ``init`` of a network that starts from no weights."""
 MAY_CHANGE = ("search.trials", "search.concurrent", "trial", "display")
 """Settings that may differ when an existing study is run again."""
 
@@ -271,6 +273,19 @@ def with_values(config: StudyConfig, values: Mapping[str, Any]) -> StudyConfig:
         return _checked(changed)
     except OmegaConfBaseException as error:
         raise InputError(explain(error, _schema())) from None
+
+
+def with_absolute_paths(config: StudyConfig) -> StudyConfig:
+    """The same settings, of which the paths mean the same in every process.
+
+    Ray's workers have working directories of their own.
+    """
+    paths = ["storage", "data.root"]
+    paths += [
+        path for path in ("teacher.init", "student.init") if value_at(config, path) != RANDOM
+    ]
+    absolute = {path: str(Path(value_at(config, path)).expanduser().absolute()) for path in paths}
+    return with_values(config, absolute)
 
 
 def _fill(values: DictConfig) -> StudyConfig:

@@ -104,7 +104,7 @@ def prepare_data(config: StudyConfig, meter: Meter, say: Callable[[str], None]) 
 
 def cache_of(config: StudyConfig) -> Path:
     """Folder of what the studies under one ``storage`` share."""
-    return Path(config.storage).resolve() / SHARED_FOLDER
+    return Path(config.storage) / SHARED_FOLDER
 
 
 def draw_people(people: People, at_most: int, seed: int) -> People:

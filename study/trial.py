@@ -15,7 +15,7 @@ import torch
 from models.refined_pose import RefinedPose
 from study.batches import epoch_rows
 from study.checkpoint import Checkpoints, best_row
-from study.config import StudyConfig, with_values
+from study.config import RANDOM, StudyConfig, with_values
 from study.distill import SCALE_BATCHES, DistillTask
 from study.evaluation import predict_crops
 from study.loop import mean_terms, run_stage, seed_of
@@ -87,7 +87,7 @@ def measure_scales(task: DistillTask, trial: Trial, ground: TrainingData) -> Non
 
     random_means = None
     if task.is_pretrained:
-        student = with_values(trial.config, {"student.init": "random"})
+        student = with_values(trial.config, {"student.init": RANDOM})
         random_means = means(build_distill_task(student, trial.seed).to(ground.workers.device))
     task.set_scales(means(task), random_means)
 

@@ -35,6 +35,7 @@ from study.config import (
     flatten,
     to_plain,
     value_at,
+    with_absolute_paths,
     with_values,
 )
 from study.display import (
@@ -65,8 +66,9 @@ def run_study(config: StudyConfig) -> Path:
     """
     display = Display(config.display)
     space = load_checked_space(config)
-    folder = Path(config.storage).resolve() / config.name
-    _check_settings(config, folder)
+    as_typed, config = config, with_absolute_paths(config)
+    folder = Path(config.storage) / config.name
+    _check_settings(as_typed, folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / LOCK, display):
         if num_finished(folder) >= config.search.trials and (folder / "results/final").is_dir():
@@ -75,7 +77,7 @@ def run_study(config: StudyConfig) -> Path:
             return folder
         with display.meters() as meter:
             data = prepare_data(config, meter, display.say)
-        _write_settings(config, folder, data)
+        _write_settings(as_typed, folder, data)
         display.say(
             "{} people to train on, {} to score trials on, {} in val".format(*data.num_people)
         )

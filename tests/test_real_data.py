@@ -26,21 +26,25 @@ QUICK = (
 )
 
 
-def script(name: str, *arguments: str) -> str:
+def script(folder: Path, name: str, *arguments: str) -> str:
+    """What the script prints, started in this folder."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "study" / name), *arguments], capture_output=True, text=True
+        [sys.executable, str(ROOT / "study" / name), *arguments],
+        **{"cwd": folder, "capture_output": True, "text": True},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def study_on(storage: Path, *overrides: str) -> Path:
-    """Runs a study of two trials, its analysis and its export; returns its folder."""
-    script("tune.py", f"storage={storage}", "name=real", *QUICK, *overrides)
-    folder = storage / "real"
-    assert "baseline" in script("analyze.py", str(folder))
-    script("export.py", str(folder))
-    return folder
+def study_on(home: Path, *overrides: str) -> Path:
+    """Runs a study of two trials, its analysis and its export; returns its folder.
+
+    Its paths are relative, as people type them; Ray's workers have other working directories.
+    """
+    script(home, "tune.py", "name=real", *QUICK, *overrides)
+    assert "baseline" in script(home, "analyze.py", "studies/real")
+    script(home, "export.py", "studies/real")
+    return home / "studies/real"
 
 
 def check_evidence(folder: Path, num_joints: int, figures: set[str]) -> None:
@@ -60,10 +64,18 @@ def check_evidence(folder: Path, num_joints: int, figures: set[str]) -> None:
 
 
 def test_coco_by_its_official_names(shared: Path, tmp_path: Path) -> None:
-    folder = study_on(tmp_path, "data=coco", f"data.root={shared / 'data/coco_tiny'}")
+    (tmp_path / "coco").symlink_to(shared / "data/coco_tiny")
+    folder = study_on(tmp_path, "data=coco", "data.root=coco")
     check_evidence(folder, 17, {"ap", "ap_m", "ap_l"})
     picture = next((shared / "data/coco_tiny/val2017").glob("*.jpg"))
-    script("predict.py", str(folder / "export"), str(picture), "--out", str(tmp_path / "poses"))
+    script(
+        tmp_path,
+        "predict.py",
+        str(folder / "export"),
+        str(picture),
+        "--out",
+        str(tmp_path / "poses"),
+    )
     assert (tmp_path / "poses" / picture.name).is_file()
 
 
