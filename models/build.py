@@ -10,29 +10,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
 from models.codec import CODECS, HeatmapCodec
 from models.igp_gcn import IgpGcn
 from models.mobile_net import SIZES, MobileNet
+from models.pose_features import PoseNetwork
 from models.refined_pose import RefinedPose
 from models.skeleton import SKELETONS, Skeleton
-
-PIXEL_MEAN = (123.675, 116.28, 103.53)
-"""ImageNet's, RGB in 0..255."""
-PIXEL_STD = (58.395, 57.12, 57.375)
 
 MODELS = {"mobile_net": MobileNet}
 STRIDE = 4
 
 
-def normalise(crops: Tensor) -> Tensor:
-    """Crops (B, 3, h, w), RGB in 0..255, with ImageNet's mean and deviation taken out."""
-    mean = torch.tensor(PIXEL_MEAN, device=crops.device).view(3, 1, 1)
-    return (crops - mean) / torch.tensor(PIXEL_STD, device=crops.device).view(3, 1, 1)
-
-
-def build_model(name: str, size: str, skeleton: Skeleton) -> MobileNet:
+def build_model(name: str, size: str, skeleton: Skeleton) -> PoseNetwork:
     """A model with random weights that puts out one heatmap a joint."""
     return MODELS[name](skeleton.num_joints, SIZES[size])
 

@@ -8,19 +8,11 @@ Sandler et al., MobileNetV2, CVPR 2018.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class PoseFeatures(NamedTuple):
-    """What a pose network puts out: its answer, and the features that led to it."""
-
-    heatmaps: Tensor
-    """(B, K, H, W) at stride 4."""
-    pyramid: tuple[Tensor, ...]
-    """Features at strides 16, 8, 4: coarse to fine."""
+from models.pose_features import PoseFeatures, PoseNetwork
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +108,7 @@ class SeparableConv(nn.Sequential):
         )
 
 
-class MobileNet(nn.Module):
+class MobileNet(PoseNetwork):
     """Heatmaps of ``num_joints`` joints and the pyramid that they came from."""
 
     def __init__(self, num_joints: int, size: MobileNetSize) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.build import normalise
 from models.skeleton import Skeleton
 from study.config import AugmentConfig
 from study.crops import carry, centre_affines, cut_crops, draw_affines, jitter_colour
@@ -22,7 +21,7 @@ class Batch:
     """B people after augmentation; everything in the frame of the crop that the network sees."""
 
     crops: Tensor
-    """(B, 3, h, w), normalised."""
+    """(B, 3, h, w), RGB in 0..255."""
     keypoints_crop: Tensor
     """Ground truth, (B, K, 2)."""
     visibility: Tensor
@@ -93,7 +92,7 @@ def training_batches(
             store, teacher, skeleton, rows[mine], affine[mine], mirrored[mine], workers.device
         )
         crops = jitter_colour(batch.crops, augment.colour, colours[:, mine])
-        yield dataclasses.replace(batch, crops=_channels_last(normalise(crops)))
+        yield dataclasses.replace(batch, crops=_channels_last(crops))
 
 
 def evaluation_batches(
@@ -110,7 +109,7 @@ def plain_batch(store: CropStore, skeleton: Skeleton, rows: Tensor, device: torc
     affine = centre_affines(len(rows), store.input_size)
     mirrored = torch.zeros(len(rows), dtype=torch.bool)
     batch = _assemble(store, None, skeleton, rows, affine, mirrored, device)
-    return dataclasses.replace(batch, crops=_channels_last(normalise(batch.crops)))
+    return dataclasses.replace(batch, crops=_channels_last(batch.crops))
 
 
 def _assemble(
@@ -122,7 +121,6 @@ def _assemble(
     mirrored: Tensor,
     device: torch.device,
 ) -> Batch:
-    """The batch with crops still in 0..255."""
     index = rows.numpy()
     stored = torch.from_numpy(store.crops(index)).to(device)
     order = torch.tensor(skeleton.flip_order)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.codec import HeatmapCodec
-from models.mobile_net import MobileNet, PoseFeatures
+from models.pose_features import PoseFeatures, PoseNetwork
 from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton
 from study.batches import Batch
@@ -44,7 +44,7 @@ class DistillTask(nn.Module):
 
     def __init__(
         self,
-        student: MobileNet,
+        student: PoseNetwork,
         codec: HeatmapCodec,
         skeleton: Skeleton,
         settings: DistillConfig,
@@ -77,7 +77,7 @@ class DistillTask(nn.Module):
         return ["truth", *(term for term, kind in kinds.items() if kind != "none")]
 
     def forward(self, batch: Batch) -> dict[str, Term]:
-        out = self.student(batch.crops)
+        out = self.student.look(batch.crops)
         targets, weights = self.codec.encode(batch.keypoints_crop, batch.visibility)
         terms = {"truth": truth_loss(out.heatmaps, targets, weights)}
         if len(self.term_names) == 1:

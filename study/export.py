@@ -25,7 +25,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-from models.build import PIXEL_MEAN, PIXEL_STD, load_export  # noqa: E402
+from models.build import load_export  # noqa: E402
+from models.pose_features import Pixels  # noqa: E402
 from models.refined_pose import RefinedPose  # noqa: E402
 from study.checkpoint import sync  # noqa: E402
 from study.chosen import Chosen, choose_trial, located  # noqa: E402
@@ -41,7 +42,7 @@ from study.settings import read_settings  # noqa: E402
 from study.store import open_crop_store  # noqa: E402
 from study.workers import Workers  # noqa: E402
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever a key of ``config.json`` changes its meaning or its name."""
 TOLERANCE = 1e-6
 """AP, 0 to 1, may differ by so much; on the machine of the trial it does not differ at all."""
@@ -84,7 +85,7 @@ def export_study(
         )
     aside, target = folder / f".export-{os.getpid()}", folder / "export"
     try:
-        info = describe(folder, chosen, settings, data)
+        info = describe(folder, chosen, settings, data, estimator.student.pixels)
         write_files(aside, estimator, info, chosen)
         ap = prove(aside, estimator, chosen, data, tolerance)
         _put_in_place(aside, target)
@@ -100,7 +101,7 @@ def export_study(
 
 
 def describe(
-    folder: Path, chosen: Chosen, settings: dict[str, Any], data: StudyData
+    folder: Path, chosen: Chosen, settings: dict[str, Any], data: StudyData, pixels: Pixels
 ) -> dict[str, Any]:
     """What ``config.json`` says: how to build and feed the model, and where it comes from."""
     config, trial, checkpoint = chosen.config, chosen.trial, chosen.checkpoint
@@ -119,8 +120,8 @@ def describe(
         "edges": [list(edge) for edge in skeleton.edges],
         "input_size": list(config.data.input_size),
         "box_padding": BOX_PADDING,
-        "pixel_mean": list(PIXEL_MEAN),
-        "pixel_std": list(PIXEL_STD),
+        "pixel_mean": list(pixels.mean),
+        "pixel_std": list(pixels.std),
         "student": {"name": config.student.name, "size": config.student.size},
         "codec": {"name": config.student.codec, "sigma": config.student.sigma},
         "refiner": {key: getattr(config.refine, key) for key in REFINER} if has_refiner else None,

@@ -30,11 +30,11 @@ from pathlib import Path
 
 import torch
 
-from models.build import load_export, normalise
+from models.build import load_export
 
 estimator, info = load_export(Path("EXPORT"))
 with torch.inference_mode():
-    keypoints_crop, scores = estimator(normalise(crops))
+    keypoints_crop, scores = estimator(crops)
 ```
 
 `EXPORT` is this folder. `config.json` holds all that another program needs to build the network
@@ -42,7 +42,7 @@ and to feed it; `model.safetensors` holds the weights.
 
 - In: a crop {height} high and {width} wide, the centre of the person's box at
   (width / 2, height / 2), and the box, widened to the crop's shape, taking 1 / {box_padding:g} of
-  it. `normalise` takes the mean {pixel_mean} out and divides by {pixel_std}.
+  it. The estimator takes the mean {pixel_mean} out itself and divides by {pixel_std}.
 - Out: x and y of each joint in pixels of the crop, and its score: the height of the heatmap's
   peak, near 1 where the network is sure.
 - Joints: {joints}.

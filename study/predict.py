@@ -23,7 +23,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
-from models.build import load_export, normalise  # noqa: E402
+from models.build import load_export  # noqa: E402
 from models.refined_pose import RefinedPose  # noqa: E402
 from models.skeleton import SKELETONS, Skeleton  # noqa: E402
 from study.annotation_table import clip_boxes  # noqa: E402
@@ -149,7 +149,7 @@ def estimate(
         cut = np.stack([warp(picture, affine, size) for affine in part])
         crops = torch.from_numpy(cut).to(device).permute(0, 3, 1, 2).float()
         with torch.inference_mode():
-            keypoints_crop, confidence = estimator(normalise(crops))
+            keypoints_crop, confidence = estimator(crops)
         keypoints.append(apply_affine(keypoints_crop.double().cpu().numpy(), invert_affine(part)))
         scores.append(confidence.double().cpu().numpy())
     if not np.isfinite(keypoints[-1]).all():

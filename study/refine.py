@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.codec import HeatmapCodec
 from models.igp_gcn import IgpGcn
-from models.mobile_net import MobileNet
+from models.pose_features import PoseNetwork
 from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton
 from study.batches import Batch
@@ -28,7 +28,7 @@ class RefineTask(nn.Module):
 
     def __init__(
         self,
-        student: MobileNet,
+        student: PoseNetwork,
         codec: HeatmapCodec,
         refiner: IgpGcn,
         skeleton: Skeleton,
@@ -53,7 +53,7 @@ class RefineTask(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Term]:
         assert batch.teacher_modes is not None
         with torch.no_grad():
-            out = self.student(batch.crops)
+            out = self.student.look(batch.crops)
             start, scores = self.codec.decode(out.heatmaps)
             if self.errors is not None:
                 start = disturb(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from models.refined_pose import RefinedPose
 from study.batches import plain_batch
 from study.checkpoint import Checkpoint, Checkpoints, best_row
-from study.config import StudyConfig, to_plain
+from study.config import RANDOM, StudyConfig, to_plain
 from study.crops import centre_affines
 from study.distill import DistillTask
 from study.loop import Row, run_stage, seed_of
@@ -37,8 +37,8 @@ def teacher_folder(config: StudyConfig, data: StudyData) -> Path:
     """Where the teacher of these settings and data lies, for all studies under one ``storage``."""
     settings = to_plain(config)
     init = Path(config.teacher.init)
-    weights = hash_file(init) if init.is_file() else config.teacher.init
-    parts = (VERSION, settings["teacher"], settings["distill"]["augment"], weights, config.seed)
+    teacher = {**settings["teacher"], "init": hash_file(init) if init.is_file() else RANDOM}
+    parts = (VERSION, teacher, settings["distill"]["augment"], config.seed)
     return cache_of(config) / f"teacher-{fingerprint(*parts, data.fingerprint)}"
 
 
@@ -103,7 +103,7 @@ def _ask(teacher: RefinedPose, ground: TrainingData, target: Path) -> None:
         with torch.inference_mode():
             wanted = torch.arange(start, stop)
             batch = plain_batch(store, ground.skeleton, wanted, ground.workers.device)
-            out = teacher.student(batch.crops)
+            out = teacher.student.look(batch.crops)
             modes = teacher.codec.decode_modes(out.heatmaps, NUM_MODES)
             modes[..., :2] -= shift
             relation = joint_relation(out.heatmaps, out.pyramid[-1])

@@ -12,12 +12,13 @@ from torch import nn
 from models.build import build_codec, build_model, load_weights
 from models.codec import HeatmapCodec
 from models.igp_gcn import IgpGcn
-from models.mobile_net import MobileNet
+from models.pose_features import PoseNetwork
 from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton
 from study.batches import Batch, epoch_rows, training_batches
 from study.checkpoint import Checkpoint, Checkpoints
 from study.config import (
+    RANDOM,
     AugmentConfig,
     DistillConfig,
     InputError,
@@ -40,7 +41,7 @@ Report = Callable[[Row], bool]
 
 def build_network(
     model: ModelConfig, config: StudyConfig, seed: int
-) -> tuple[MobileNet, frozenset[str]]:
+) -> tuple[PoseNetwork, frozenset[str]]:
     """The teacher's or the student's network, and its parameters that are from ``init``, by name.
 
     All other weights are random and follow the seed.
@@ -51,7 +52,7 @@ def build_network(
     torch.manual_seed(seed)
     network = build_model(model.name, model.size, skeleton_of(config))
     trained: frozenset[str] = frozenset()
-    if model.init != "random":
+    if model.init != RANDOM:
         try:
             left_random = load_weights(network, Path(model.init))
         except ValueError as error:

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.build import MODELS, build_codec, build_model, load_weights, normalise
+from models.build import MODELS, build_codec, build_model, load_weights
 from models.codec import CODECS
 from models.mobile_net import SIZES
+from models.pose_features import IMAGENET
 from models.skeleton import COCO, CROWDPOSE, Skeleton
 from study.config import InputError, StudyConfig, with_values
 from study.training import build_network
@@ -48,8 +49,8 @@ def test_a_codecs_heatmaps_are_a_quarter_of_the_input(name: str) -> None:
 
 def test_normalised_crops_have_imagenets_mean_at_0() -> None:
     mean = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1)
-    assert not normalise(mean.expand(2, 3, 4, 5)).any()
-    one = normalise(torch.full((1, 3, 1, 1), 255.0)).flatten()
+    assert not IMAGENET.normalise(mean.expand(2, 3, 4, 5)).any()
+    one = IMAGENET.normalise(torch.full((1, 3, 1, 1), 255.0)).flatten()
     expected = [(255 - 123.675) / 58.395, (255 - 116.28) / 57.12, (255 - 103.53) / 57.375]
     assert one.tolist() == pytest.approx(expected)
 

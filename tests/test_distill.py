@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.build import build_model
 from models.codec import Dark
-from models.mobile_net import PoseFeatures
+from models.pose_features import PoseFeatures, PoseNetwork
 from models.skeleton import Skeleton
 from study.batches import Batch
 from study.config import (
@@ -44,7 +44,7 @@ SETTINGS = DistillConfig(
 STRUCTURES = ["pairwise", "bone", "relation"]
 
 
-class Painter(nn.Module):
+class Painter(PoseNetwork):
     """A student whose heatmaps and features are what it learns."""
 
     def __init__(self, heatmaps: Tensor) -> None:
@@ -59,7 +59,7 @@ class Painter(nn.Module):
 
 
 def task_of(
-    five: Skeleton, student: nn.Module, heatmap: str = "mse", structure: str = "pairwise"
+    five: Skeleton, student: PoseNetwork, heatmap: str = "mse", structure: str = "pairwise"
 ) -> DistillTask:
     settings = dataclasses.replace(
         SETTINGS,

@@ -80,7 +80,7 @@ def task_of(five: Skeleton, refiner: nn.Module | None = None, **changes: object)
 
 def starts(task: RefineTask, crops: Tensor) -> Tensor:
     """The student's pose."""
-    keypoints, _ = CODEC.decode(task.student(crops).heatmaps)
+    keypoints, _ = CODEC.decode(task.student.look(crops).heatmaps)
     return keypoints
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from models.codec import CODECS, Dark, HeatmapCodec, Msra
 from models.igp_gcn import IgpGcn
+from models.pose_features import PoseFeatures, PoseNetwork
 from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton
 
@@ -25,12 +24,7 @@ CROP = (96, 64)
 CHANNELS = (7, 6, 5)
 
 
-class Features(NamedTuple):
-    heatmaps: Tensor
-    pyramid: tuple[Tensor, ...]
-
-
-class StubStudent(nn.Module):
+class StubStudent(PoseNetwork):
     """One convolution per output, at strides 16, 8, 4."""
 
     def __init__(self) -> None:
@@ -41,8 +35,8 @@ class StubStudent(nn.Module):
             for channels, stride in zip(CHANNELS, (16, 8, 4), strict=True)
         )
 
-    def forward(self, crops: Tensor) -> Features:
-        return Features(self.maps(crops), tuple(layer(crops) for layer in self.features))
+    def forward(self, crops: Tensor) -> PoseFeatures:
+        return PoseFeatures(self.maps(crops), tuple(layer(crops) for layer in self.features))
 
 
 @pytest.fixture(params=sorted(CODECS))
@@ -68,7 +62,7 @@ def test_without_refiner_it_is_the_students_decoded_pose(
 ) -> None:
     model = build(codec, is_refined=False)
     keypoints, scores = model(crops)
-    expected_keypoints, expected_scores = codec.decode(model.student(crops).heatmaps)
+    expected_keypoints, expected_scores = codec.decode(model.student.look(crops).heatmaps)
     assert torch.equal(keypoints, expected_keypoints)
     assert torch.equal(scores, expected_scores)
 
@@ -86,7 +80,7 @@ def test_it_gives_the_refiners_last_level_and_the_students_scores(
     assert model.refiner is not None
     for level in range(3):
         nn.init.constant_(model.refiner.get_parameter(f"levels.{level}.head.bias"), 0.1)
-    features = model.student(crops)
+    features = model.student.look(crops)
     start, expected_scores = codec.decode(features.heatmaps)
     levels = model.refiner(features.pyramid, start, expected_scores, CROP)
     keypoints, scores = model(crops)
