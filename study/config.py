@@ -204,7 +204,7 @@ class TrialConfig:
     """auto | inline | train. auto: one CPU worker inline, everything else under Ray Train."""
     num_workers: int
     cpus: float
-    """CPUs of a worker."""
+    """CPUs of a worker, a thread each; small crops gain nothing from more than one."""
     gpus: float
     """GPUs of a worker."""
     max_failures: int

@@ -125,14 +125,14 @@ def train_trial(suggestion: dict[str, Any], plan: StudyPlan) -> None:
         OwnerLink(plan, suggestion["number"]).fail(_last_line(error))
 
 
-def train_teacher(plan: StudyPlan, cpus: float) -> None:
+def train_teacher(plan: StudyPlan) -> None:
     """Makes the study's teacher under Ray Train.
 
     Raises:
         InputError: it could not be trained; says why.
     """
     try:
-        run_under_train(_teacher_worker, {"plan": plan}, plan, cpus=cpus)
+        run_under_train(_teacher_worker, {"plan": plan}, plan)
     except TrainingFailedError as error:
         raise InputError(f"the teacher could not be trained: {_last_line(error)}") from error
 
@@ -141,8 +141,6 @@ def run_under_train(
     worker: Callable[[dict[str, Any]], None],
     config: dict[str, Any],
     plan: StudyPlan,
-    *,
-    cpus: float | None = None,
     callbacks: list[Any] | None = None,
 ) -> None:
     """Runs ``worker(config)`` on all workers of a trial under Ray Train, and waits for the end.
@@ -152,7 +150,7 @@ def run_under_train(
     checkpoints was dropped by anybody else.
     """
     settings = plan.config.trial
-    resources = {"CPU": settings.cpus if cpus is None else cpus}
+    resources = {"CPU": settings.cpus}
     if settings.gpus:
         resources["GPU"] = settings.gpus
     TorchTrainer(

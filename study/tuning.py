@@ -68,12 +68,13 @@ def run_study(config: StudyConfig) -> Path:
     space = load_checked_space(config)
     as_typed, config = config, with_absolute_paths(config)
     folder = Path(config.storage) / config.name
+    as_shown = Path(as_typed.storage).expanduser() / config.name
     _check_settings(as_typed, folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / LOCK, display):
         if num_finished(folder) >= config.search.trials and (folder / "results/final").is_dir():
             display.say(f"the study in {folder} is finished; search.trials=N adds trials")
-            show_finals(folder, display.console)
+            show_finals(as_shown, display.console)
             return folder
         with display.meters() as meter:
             data = prepare_data(config, meter, display.say)
@@ -82,7 +83,7 @@ def run_study(config: StudyConfig) -> Path:
             "{} people to train on, {} to score trials on, {} in val".format(*data.num_people)
         )
         _search(config, space, folder, data, display)
-        show_finals(folder, display.console)
+        show_finals(as_shown, display.console)
     return folder
 
 
@@ -174,16 +175,13 @@ def _make_teacher(plan: StudyPlan, folder: Path, owner: Any, display: Display) -
 
 
 def _train_teacher(plan: StudyPlan, owner: Any, display: Display) -> None:
-    settings, trial = plan.config.teacher, plan.config.trial
-    cpus = trial.cpus
-    if not trial.gpus:  # the trials that will share the CPUs are not there yet
-        cpus = max(cpus, ray.cluster_resources().get("CPU", 1.0) // trial.num_workers)
+    epochs = plan.config.teacher.epochs
     with display.watching(
         lambda: ray.get(owner.status.remote()),
-        lambda status, elapsed: teacher_panel(status, settings.epochs, elapsed),
-        lambda status, elapsed: teacher_line(status, settings.epochs, elapsed),
+        lambda status, elapsed: teacher_panel(status, epochs, elapsed),
+        lambda status, elapsed: teacher_line(status, epochs, elapsed),
     ):
-        train_teacher(plan, cpus)
+        train_teacher(plan)
     display.say("the teacher is trained")
 
 
