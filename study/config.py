@@ -114,12 +114,24 @@ class HeatmapTermConfig:
 
 
 @dataclass
+class MixConfig:
+    """The parts of a mixed structure loss by their weights; 0 leaves a part out."""
+
+    pairwise: float
+    bone: float
+    angle: float
+    relation: float
+
+
+@dataclass
 class StructureTermConfig:
     """The loss between the teacher's body structure and the student's."""
 
     kind: str
-    """none | pairwise | bone | relation."""
+    """none | pairwise | bone | angle | relation | mix."""
     weight: float
+    """Of a single kind; mix has weights of its own."""
+    mix: MixConfig
 
 
 @dataclass
@@ -147,10 +159,14 @@ class DistillConfig:
     optimizer: OptimizerConfig
     heatmap: HeatmapTermConfig
     structure: StructureTermConfig
+    weights: str
+    """fixed | learned: the weights above, or those of uncertainty weighting in their place."""
     schedule: str
     """constant | linear | ramp: how the teacher's share goes over the epochs."""
     normalize: str
     """initial: every term is divided by its mean before training, so that weights compare."""
+    diagnose: bool
+    """Report what each term's gradient is beside the others'; training stays the same."""
     augment: AugmentConfig
 
 

@@ -6,6 +6,7 @@ and a count; the loop (``loop.py``) adds the counts of all workers and weighs th
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterable
 
 import torch
@@ -16,9 +17,10 @@ from models.pose_features import PoseFeatures, PoseNetwork
 from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton
 from study.batches import Batch
-from study.config import DistillConfig, OptimizerConfig
+from study.config import DistillConfig, OptimizerConfig, StructureTermConfig
 from study.losses import (
     Term,
+    angle_loss,
     bone_loss,
     heatmap_kl,
     heatmap_mse,
@@ -28,6 +30,7 @@ from study.losses import (
     soft_argmax,
     truth_loss,
 )
+from study.uncertainty import UncertaintyWeights
 
 SCALE_BATCHES = 20
 """How many batches the initial value of a term is averaged over."""
@@ -62,9 +65,14 @@ class DistillTask(nn.Module):
         self.settings = settings
         self.trained = frozenset(trained)
         self.heatmap_kind = settings.heatmap.kind
-        self.structure_kind = settings.structure.kind
+        self.structure_kinds = {
+            term: kind for term, (kind, _) in structure_terms(settings.structure).items()
+        }
         for term in self.term_names:
             self.register_buffer(f"scale_{term}", torch.ones(()))
+        # Inside the module that is wrapped for several workers, so that its gradient is theirs.
+        is_learned = settings.weights == "learned"
+        self.uncertainty = UncertaintyWeights(self.term_names) if is_learned else None
 
     @property
     def is_pretrained(self) -> bool:
@@ -73,8 +81,7 @@ class DistillTask(nn.Module):
     @property
     def term_names(self) -> list[str]:
         """The terms that this task has, ``truth`` first."""
-        kinds = {"heatmap": self.heatmap_kind, "structure": self.structure_kind}
-        return ["truth", *(term for term, kind in kinds.items() if kind != "none")]
+        return list(term_weights(self.settings))
 
     def forward(self, batch: Batch) -> dict[str, Term]:
         out = self.student.look(batch.crops)
@@ -88,35 +95,41 @@ class DistillTask(nn.Module):
             terms["heatmap"] = heatmap_mse(out.heatmaps, taught)
         elif self.heatmap_kind == "kl":
             terms["heatmap"] = heatmap_kl(out.heatmaps, taught, self.settings.heatmap.tau)
-        if self.structure_kind != "none":
-            terms["structure"] = self._structure(out, taught, batch)
-        return terms
+        return terms | self._structure(out, taught, batch)
 
-    def _structure(self, out: PoseFeatures, taught: Tensor, batch: Batch) -> Term:
+    def _structure(self, out: PoseFeatures, taught: Tensor, batch: Batch) -> dict[str, Term]:
         assert batch.teacher_modes is not None and batch.teacher_relation is not None
         confidence = confident_joints(batch.teacher_modes, self.codec.input_size)
-        if self.structure_kind == "relation":
-            relation = joint_relation(out.heatmaps, out.pyramid[-1])
-            return relation_loss(relation, batch.teacher_relation, confidence)
+        kinds = self.structure_kinds
         height = out.heatmaps.shape[2]
-        student_points = soft_argmax(out.heatmaps) / height
-        teacher_points = soft_argmax(taught) / height
-        if self.structure_kind == "pairwise":
-            return pairwise_loss(student_points, teacher_points, confidence, 1 / height)
-        edges = self.skeleton.edges
-        return bone_loss(student_points, teacher_points, confidence, edges, 1 / height)
+        edges, cell = self.skeleton.edges, 1 / height
+        if set(kinds.values()) - {"relation"}:
+            student, teacher = (soft_argmax(maps) / height for maps in (out.heatmaps, taught))
+        terms = {}
+        for term, kind in kinds.items():
+            if kind == "pairwise":
+                terms[term] = pairwise_loss(student, teacher, confidence, cell)
+            elif kind == "bone":
+                terms[term] = bone_loss(student, teacher, confidence, edges, cell)
+            elif kind == "angle":
+                terms[term] = angle_loss(student, teacher, confidence, edges, cell)
+            else:
+                relation = joint_relation(out.heatmaps, out.pyramid[-1])
+                terms[term] = relation_loss(relation, batch.teacher_relation, confidence)
+        return terms
 
     def weights(self, progress: float) -> dict[str, float]:
-        """Each term's factor in the loss, ``progress`` of the stage's epochs being over (0..1)."""
+        """Each term's factor in the loss, ``progress`` of the stage's epochs being over (0..1).
+
+        Where weights are learned, ``uncertainty`` has them; this is the schedule's share alone.
+        """
         share = {"constant": 1.0, "linear": 1 - progress, "ramp": progress}[self.settings.schedule]
-        weights = {
-            "heatmap": self.settings.heatmap.weight,
-            "structure": self.settings.structure.weight,
-        }
-        factors = {"truth": 1.0}
-        for term in self.term_names[1:]:
-            factors[term] = share * weights[term]
-        return {term: factor / float(self.scale(term)) for term, factor in factors.items()}
+        factors = {}
+        for term, weight in term_weights(self.settings).items():
+            weight = 1.0 if self.uncertainty is not None else weight
+            factor = weight if term == "truth" else share * weight
+            factors[term] = factor / float(self.scale(term))
+        return factors
 
     def scale(self, term: str) -> Tensor:
         """What a term is divided by: its mean before training, 1 if that was never measured."""
@@ -131,18 +144,30 @@ class DistillTask(nn.Module):
             random_means: those of a randomly started student, which set the floor for one that
                 starts from trained weights and so near zero.
         """
-        for term, mean in means.items():
-            floor = SCALE_FLOOR * (random_means or means)[term]
-            self.scale(term).fill_(max(mean, floor) or 1.0)
+        floors = {term: SCALE_FLOOR * mean for term, mean in (random_means or means).items()}
+        scales = {term: max(mean, floors[term]) or 1.0 for term, mean in means.items()}
+        if self.uncertainty is not None:  # a learned weight is itself one over a scale
+            self.uncertainty.start_at(scales)
+            return
+        for term, scale in scales.items():
+            self.scale(term).fill_(scale)
 
     def parameter_groups(self, optimizer: OptimizerConfig) -> list[dict[str, object]]:
-        """All layers; those that start from trained weights at a share of the rate."""
+        """All layers, those that start from trained weights at a share of the rate.
+
+        Learned weights of the terms go at the rate of new layers, and do not decay.
+        """
         new: list[nn.Parameter] = []
         old: list[nn.Parameter] = []
         for name, parameter in self.student.named_parameters():
             (old if name in self.trained else new).append(parameter)
         rates = ((new, optimizer.lr), (old, optimizer.lr * optimizer.pretrained_factor))
-        return [{"params": group, "lr": rate} for group, rate in rates if group]
+        groups: list[dict[str, object]]
+        groups = [{"params": group, "lr": rate} for group, rate in rates if group]
+        if self.uncertainty is not None:
+            learned = list(self.uncertainty.parameters())
+            groups.append({"params": learned, "lr": optimizer.lr, "weight_decay": 0.0})
+        return groups
 
     def trainable(self) -> Iterable[nn.Module]:
         """The modules to put in train mode."""
@@ -151,6 +176,24 @@ class DistillTask(nn.Module):
     def estimator(self) -> RefinedPose:
         """What is evaluated: crops to keypoints and scores."""
         return RefinedPose(self.student, self.codec, None)
+
+
+def term_weights(settings: DistillConfig) -> dict[str, float]:
+    """The loss's terms and their weights by the settings, ``truth`` first."""
+    weights = {"truth": 1.0}
+    if settings.heatmap.kind != "none":
+        weights["heatmap"] = settings.heatmap.weight
+    return weights | {t: weight for t, (_, weight) in structure_terms(settings.structure).items()}
+
+
+def structure_terms(settings: StructureTermConfig) -> dict[str, tuple[str, float]]:
+    """Kind and weight of each structure term; a mix has a term for each of its parts."""
+    if settings.kind == "none":
+        return {}
+    if settings.kind != "mix":
+        return {"structure": (settings.kind, settings.weight)}
+    parts = dataclasses.asdict(settings.mix)
+    return {f"structure_{kind}": (kind, weight) for kind, weight in parts.items() if weight}
 
 
 def confident_joints(modes: Tensor, input_size: tuple[int, int]) -> Tensor:

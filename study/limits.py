@@ -15,6 +15,9 @@ from typing import Any
 SHARED_FOLDER = "cache"
 """Folder under ``storage`` that no study may have for its own."""
 
+MIX = ("pairwise", "bone", "angle", "relation")
+"""The parts of a mixed structure loss."""
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "plan": ("joint",),
     "display": ("auto", "live", "plain", "none"),
@@ -27,7 +30,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "teacher.codec": ("msra", "dark"),
     "student.codec": ("msra", "dark"),
     "distill.heatmap.kind": ("none", "mse", "kl"),
-    "distill.structure.kind": ("none", "pairwise", "bone", "relation"),
+    "distill.structure.kind": ("none", *MIX, "mix"),
+    "distill.weights": ("fixed", "learned"),
     "distill.schedule": ("constant", "linear", "ramp"),
     "distill.normalize": ("initial", "none"),
     "refine.loss": ("oks", "smooth_l1"),
@@ -42,6 +46,7 @@ AT_LEAST: dict[str, float] = {
     "data.val_pictures": 1,
     "teacher.epochs": 0,
     "distill.epochs": 1,
+    **{f"distill.structure.mix.{part}": 0 for part in MIX},
     "refine.epochs": 0,
     "refine.teacher_weight": 0,
     "refine.truth_weight": 0,
@@ -150,6 +155,12 @@ def _impossible_training(values: Mapping[str, Any]) -> Iterable[str]:
         yield (
             "a teacher must be trained or loaded, got teacher.epochs=0 and teacher.init=random; "
             "set teacher.epochs, or teacher.init to the path of its weights"
+        )
+    parts = [f"distill.structure.mix.{part}" for part in MIX]
+    if values["distill.structure.kind"] == "mix" and not any(values[part] for part in parts):
+        yield (
+            f"a mix must have a part, got {', '.join(f'{part}=0' for part in parts)}; "
+            "raise one of them, or set distill.structure.kind=none"
         )
 
 

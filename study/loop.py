@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from models.refined_pose import RefinedPose
 from study.batches import Batch
 from study.config import OptimizerConfig
+from study.diagnosis import DIAGNOSED_STEPS, GradientDiagnosis
 from study.losses import Term
+from study.uncertainty import UncertaintyWeights
 from study.workers import Workers
 
 Row = dict[str, Any]
@@ -36,6 +38,8 @@ class Task(Protocol):
     """What the loop trains: ``DistillTask`` and ``RefineTask`` are such."""
 
     name: str
+    uncertainty: UncertaintyWeights | None
+    """What weighs the terms beyond ``weights``; None where nothing does."""
 
     def weights(self, progress: float) -> dict[str, float]: ...
 
@@ -64,6 +68,8 @@ class Stage:
     """This worker's batches of one epoch."""
     evaluate: Callable[[RefinedPose], dict[str, float]]
     """AP and the like on held-out people, the same on every worker."""
+    diagnose: bool = False
+    """Whether the reports tell each term's part in the gradient."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,10 @@ def run_stage(
 
 
 def combine(
-    terms: Mapping[str, Term], weights: Mapping[str, float], workers: Workers
+    terms: Mapping[str, Term],
+    weights: Mapping[str, float],
+    workers: Workers,
+    uncertainty: UncertaintyWeights | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss to take the gradient of, and each term's mean over all workers' people.
 
@@ -133,7 +142,11 @@ def combine(
     both = workers.total(torch.stack([sums.detach(), counts.to(sums)]))
     counts = both[1].clamp(min=1e-6)
     factors = torch.tensor([weights[name] for name in names], device=sums.device)
-    loss = (factors * sums / counts).sum() * workers.world
+    if uncertainty is None:
+        loss = (factors * sums / counts).sum() * workers.world
+    else:
+        shares = dict(zip(names, sums / counts * workers.world, strict=True))
+        loss = (factors * uncertainty(shares)).sum()
     return loss, dict(zip(names, both[0] / counts, strict=True))
 
 
@@ -162,12 +175,16 @@ def _train_epoch(
 ) -> Row:
     started = time.monotonic()
     weights = task.weights((epoch - 1) / max(stage.epochs - 1, 1))
-    factors = torch.tensor(list(weights.values()), device=workers.device)
+    diagnosis = GradientDiagnosis(_trained_parameters(task), workers)
     totals = torch.zeros(len(weights), device=workers.device)
     people = step = 0
     for batch in stage.batches(torch.Generator().manual_seed(seed)):
         _set_rate(optimizer, stage, (epoch - 1) * stage.steps_per_epoch + step)
-        loss, means = combine(wrapped(batch), weights, workers)
+        terms = wrapped(batch)
+        if stage.diagnose and step < DIAGNOSED_STEPS:
+            alone = {name: combine({name: terms[name]}, {name: 1.0}, workers)[0] for name in terms}
+            diagnosis.add(alone, _factors(task, weights))
+        loss, means = combine(terms, weights, workers, task.uncertainty)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -177,6 +194,8 @@ def _train_epoch(
         if step % CHECK_EVERY == 0 or step == stage.steps_per_epoch:
             _check_finite(totals, stage, epoch, step)
     averages = totals / max(step, 1)
+    weights = _factors(task, weights)
+    factors = torch.tensor(list(weights.values()), device=workers.device)
     elapsed = time.monotonic() - started
     return {
         "stage": stage.name,
@@ -186,7 +205,21 @@ def _train_epoch(
         "lr": max(group["lr"] for group in optimizer.param_groups),
         "loss": float((averages * factors).sum()),
         **{f"loss.{name}": float(v) for name, v in zip(weights, averages, strict=True)},
+        **{f"weight.{name}": factor for name, factor in weights.items()},
+        **diagnosis.row(),
     }
+
+
+def _factors(task: Task, weights: dict[str, float]) -> dict[str, float]:
+    """What each term's mean is multiplied by in the loss at present."""
+    if task.uncertainty is None:
+        return weights
+    learned = task.uncertainty.factors()
+    return {name: weight * learned[name] for name, weight in weights.items()}
+
+
+def _trained_parameters(task: Task) -> Iterator[nn.Parameter]:
+    return (parameter for module in task.trainable() for parameter in module.parameters())
 
 
 def _check_finite(totals: Tensor, stage: Stage, epoch: int, step: int) -> None:

@@ -8,6 +8,7 @@ spatial_softmax), without which they would barely see a map of peak 1.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -136,6 +137,39 @@ def bone_loss(
     return _weighted_mean(vectors + angles, _both(confidence, first, second))
 
 
+def angle_loss(
+    student_points: Tensor,
+    teacher_points: Tensor,
+    confidence: Tensor,
+    edges: Sequence[tuple[int, int]],
+    shortest: float,
+) -> Term:
+    """Smooth-L1 between the cosines of the angles that two limbs make where they meet.
+
+    RKD's angle term (Park et al., CVPR 2019), with its turn from square to straight at 1, on the
+    skeleton's own angles instead of every three joints. A mean over the angles of all people,
+    weighted by the cube root of the product of the three joints' confidences.
+
+    Args:
+        student_points: (B, K, 2).
+        teacher_points: (B, K, 2).
+        confidence: the teacher's scores, (B, K).
+        edges: pairs of joint indices; every two that share a joint make an angle.
+        shortest: a limb shorter than this counts as the less of a direction the shorter it is.
+    """
+    corners = torch.tensor(_corners(edges), dtype=torch.long, device=student_points.device)
+    first, middle, last = corners.view(-1, 3).unbind(dim=1)
+
+    def cosines(points: Tensor) -> Tensor:
+        one = _direction(points[:, first] - points[:, middle], shortest)
+        other = _direction(points[:, last] - points[:, middle], shortest)
+        return (one * other).sum(dim=-1)  # (B, number of angles)
+
+    student, teacher = cosines(student_points), cosines(teacher_points.detach())
+    loss = F.smooth_l1_loss(student, teacher, reduction="none")
+    return _weighted_mean(loss, _all_three(confidence, first, middle, last))
+
+
 def joint_relation(heatmaps: Tensor, features: Tensor, tau: float = 0.05) -> Tensor:
     """Cosines between the joints' descriptors, (B, K, K).
 
@@ -217,6 +251,20 @@ def _pairs(joints: Tensor) -> tuple[Tensor, Tensor]:
 def _both(confidence: Tensor, first: Tensor, second: Tensor) -> Tensor:
     confidence = confidence.detach().clamp_min(0)
     return (confidence[:, first] * confidence[:, second]).sqrt()
+
+
+def _all_three(confidence: Tensor, first: Tensor, middle: Tensor, last: Tensor) -> Tensor:
+    confidence = confidence.detach().clamp_min(0)
+    return (confidence[:, first] * confidence[:, middle] * confidence[:, last]) ** (1 / 3)
+
+
+def _corners(edges: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """(end, joint, end) of every two edges that meet at a joint."""
+    corners = []
+    for joint in sorted({joint for edge in edges for joint in edge}):
+        ends = [end if start == joint else start for start, end in edges if joint in (start, end)]
+        corners += [(first, joint, last) for first, last in itertools.combinations(ends, 2)]
+    return corners
 
 
 def _mean_of(values: Tensor) -> Term:

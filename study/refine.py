@@ -25,6 +25,8 @@ class RefineTask(nn.Module):
     """The frozen student and the refiner that learns on top of it."""
 
     name = "refine"
+    uncertainty = None
+    """Its weights are the settings'."""
 
     def __init__(
         self,

@@ -19,13 +19,19 @@ import pyarrow.parquet as pq
 from search_spaces.space import SearchSpace
 from study.config import InputError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever a column changes its meaning, its type or its name."""
 
 VERSION_KEY = b"pose_study.schema_version"
 SPACE_KEY = b"pose_study.search_space"
 LOSS = "loss."
 """Prefix of a loss term's column."""
+WEIGHT = "weight."
+"""Prefix of the column of a term's factor in the loss."""
+GRADIENT_SHARE = "gradient_share."
+"""Prefix of the column of a term's share in the length of the gradient."""
+GRADIENT_COSINE = "gradient_cosine."
+"""Prefix of the column of the cosine between a term's gradient and the truth's."""
 PARAMS = "params."
 """Prefix of a parameter's column; its config path follows."""
 VAL = "val_"
@@ -62,6 +68,18 @@ AVERAGE_PRECISION = (
     Column("ap_hard", REAL, "average precision at a high crowdIndex; CrowdPose's alone"),
 )
 
+TERMS = {
+    "truth": "term of the ground truth; either stage",
+    "heatmap": "term of the teacher's heatmaps; distill",
+    "structure": "term of the joints' structure, of one kind; distill",
+    "structure_pairwise": "distances of every two joints, in a mix; distill",
+    "structure_bone": "limbs as vectors, in a mix; distill",
+    "structure_angle": "angles between limbs, in a mix; distill",
+    "structure_relation": "joints' likeness in the features, in a mix; distill",
+    "teacher": "term of the teacher's final pose; refine",
+}
+"""The terms of the stages' losses, each with columns of its own in the reports."""
+
 REPORTS = (
     Column("study", TEXT, "name of the study"),
     Column("trial", WHOLE, "number of the trial; null for the teacher's training"),
@@ -72,11 +90,17 @@ REPORTS = (
     Column("seconds", REAL, "training time since the trial's start"),
     Column("images_per_s", REAL, "crops trained on per second in this epoch"),
     Column("lr", REAL, "highest learning rate of any layer at the end of the epoch"),
-    Column("loss", REAL, "weighted sum of the terms, mean over the epoch"),
-    Column(f"{LOSS}truth", REAL, "term of the ground truth, unweighted; either stage"),
-    Column(f"{LOSS}heatmap", REAL, "term of the teacher's heatmaps, unweighted; distill"),
-    Column(f"{LOSS}structure", REAL, "term of the joints' structure, unweighted; distill"),
-    Column(f"{LOSS}teacher", REAL, "term of the teacher's final pose, unweighted; refine"),
+    Column("loss", REAL, "sum over the terms of loss.<term> times weight.<term>"),
+    *(
+        Column(prefix + term, REAL, f"{figure} the {meaning}")
+        for prefix, figure in (
+            (LOSS, "mean over the epoch, unweighted, of"),
+            (WEIGHT, "at the epoch's end, the factor in the loss of"),
+            (GRADIENT_SHARE, "share of the weighted terms' summed gradient norms that has"),
+            (GRADIENT_COSINE, "cosine with the truth's gradient, 0 where one vanishes, of"),
+        )
+        for term, meaning in TERMS.items()
+    ),
     *(
         Column(VAL + name, type_, f"{meaning}; on the slice held out of train")
         for name, type_, meaning in AVERAGE_PRECISION

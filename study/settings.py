@@ -37,6 +37,7 @@ def baseline_values(config: StudyConfig) -> dict[str, Any]:
     return {
         "distill.heatmap.kind": "none",
         "distill.structure.kind": "none",
+        "distill.weights": "fixed",
         "distill.epochs": config.distill.epochs + config.refine.epochs,
         "refine.epochs": 0,
     }

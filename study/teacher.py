@@ -60,6 +60,7 @@ def build_task(config: StudyConfig) -> DistillTask:
         config.distill,
         heatmap=dataclasses.replace(config.distill.heatmap, kind="none"),
         structure=dataclasses.replace(config.distill.structure, kind="none"),
+        weights="fixed",
     )
     network, trained = build_network(config.teacher, config, seed_of(config.seed, "teacher"))
     codec = codec_of(config.teacher, config)

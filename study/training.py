@@ -133,6 +133,7 @@ class TrainingData:
         seed: int,
         first_epoch: int = 0,
         first_step: int = 0,
+        diagnose: bool = False,
     ) -> Stage:
         """A stage of these settings over the people to train on, scored on the search slice."""
 
@@ -149,6 +150,7 @@ class TrainingData:
             first_step=first_step,
             batches=lambda generator: self.batches(augment, order(generator), generator),
             evaluate=self.score,
+            diagnose=diagnose,
         )
 
     def batches(

@@ -67,7 +67,13 @@ def distill(trial: Trial, ground: TrainingData, recorder: Recorder) -> bool:
     """Stage 1: the teacher teaches the student. Returns whether the trial is to stop."""
     config, workers = trial.config, ground.workers
     task = build_distill_task(config, trial.seed).to(workers.device)
-    stage = ground.stage("distill", config.distill, config.distill.augment, seed=trial.seed)
+    stage = ground.stage(
+        "distill",
+        config.distill,
+        config.distill.augment,
+        seed=trial.seed,
+        diagnose=config.distill.diagnose,
+    )
     progress = recorder.resume(stage, task)
     if progress.epoch == 0 and config.distill.normalize == "initial":
         measure_scales(task, trial, ground)

