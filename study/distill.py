@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from models.codec import HeatmapCodec
 from models.pose_features import PoseFeatures, PoseNetwork
 from models.refined_pose import RefinedPose
+from models.simcc import SimCC
 from models.skeleton import Skeleton
 from study.batches import Batch
 from study.config import DistillConfig, OptimizerConfig
 from study.losses import (
     Term,
+    bins_kl,
     bone_loss,
     heatmap_kl,
     heatmap_mse,
@@ -49,11 +51,14 @@ class DistillTask(nn.Module):
         skeleton: Skeleton,
         settings: DistillConfig,
         trained: Collection[str] = frozenset(),
+        *,
+        flip_test: bool = False,
     ) -> None:
         """Join the parts.
 
         Args:
             trained: names of the student's parameters that start from trained weights.
+            flip_test: whether evaluation averages over each crop and its mirror image.
         """
         super().__init__()
         self.student = student
@@ -61,6 +66,7 @@ class DistillTask(nn.Module):
         self.skeleton = skeleton
         self.settings = settings
         self.trained = frozenset(trained)
+        self.flip_order = skeleton.flip_order if flip_test else None
         self.heatmap_kind = settings.heatmap.kind
         self.structure_kind = settings.structure.kind
         for term in self.term_names:
@@ -72,15 +78,22 @@ class DistillTask(nn.Module):
 
     @property
     def term_names(self) -> list[str]:
-        """The terms that this task has, ``truth`` first."""
-        kinds = {"heatmap": self.heatmap_kind, "structure": self.structure_kind}
-        return ["truth", *(term for term, kind in kinds.items() if kind != "none")]
+        """The terms that this task has, those of the truth first."""
+        has_bins = isinstance(self.codec, SimCC)
+        terms = ["truth", "truth_heatmap"] if has_bins else ["truth"]
+        if self.heatmap_kind != "none":
+            terms += ["heatmap", "bins"] if has_bins else ["heatmap"]
+        return [*terms, "structure"] if self.structure_kind != "none" else terms
 
     def forward(self, batch: Batch) -> dict[str, Term]:
         out = self.student.look(batch.crops)
         targets, weights = self.codec.encode(batch.keypoints_crop, batch.visibility)
         terms = {"truth": truth_loss(out.heatmaps, targets, weights)}
-        if len(self.term_names) == 1:
+        if isinstance(self.codec, SimCC):
+            labels, weights = self.codec.encode_bins(batch.keypoints_crop, batch.visibility)
+            assert out.bins is not None
+            terms = {"truth": bins_kl(out.bins, labels, weights), "truth_heatmap": terms["truth"]}
+        if self.heatmap_kind == self.structure_kind == "none":
             return terms
         assert batch.teacher_modes is not None
         taught = self.codec.render(batch.teacher_modes)
@@ -88,9 +101,18 @@ class DistillTask(nn.Module):
             terms["heatmap"] = heatmap_mse(out.heatmaps, taught)
         elif self.heatmap_kind == "kl":
             terms["heatmap"] = heatmap_kl(out.heatmaps, taught, self.settings.heatmap.tau)
+        if self.heatmap_kind != "none" and isinstance(self.codec, SimCC):
+            terms["bins"] = self._taught_bins(self.codec, out, batch.teacher_modes[:, :, 0])
         if self.structure_kind != "none":
             terms["structure"] = self._structure(out, taught, batch)
         return terms
+
+    def _taught_bins(self, codec: SimCC, out: PoseFeatures, best: Tensor) -> Term:
+        """The bins against the teacher's first modes (B, K, 4), each by its height."""
+        assert out.bins is not None
+        heights = best[..., 2].clamp(0, 1)
+        labels, weights = codec.encode_bins(best[..., :2], heights)
+        return bins_kl(out.bins, labels, weights * heights)
 
     def _structure(self, out: PoseFeatures, taught: Tensor, batch: Batch) -> Term:
         assert batch.teacher_modes is not None and batch.teacher_relation is not None
@@ -111,11 +133,12 @@ class DistillTask(nn.Module):
         share = {"constant": 1.0, "linear": 1 - progress, "ramp": progress}[self.settings.schedule]
         weights = {
             "heatmap": self.settings.heatmap.weight,
+            "bins": self.settings.heatmap.weight,
             "structure": self.settings.structure.weight,
         }
-        factors = {"truth": 1.0}
-        for term in self.term_names[1:]:
-            factors[term] = share * weights[term]
+        factors = {
+            term: share * weights[term] if term in weights else 1.0 for term in self.term_names
+        }
         return {term: factor / float(self.scale(term)) for term, factor in factors.items()}
 
     def scale(self, term: str) -> Tensor:
@@ -150,7 +173,7 @@ class DistillTask(nn.Module):
 
     def estimator(self) -> RefinedPose:
         """What is evaluated: crops to keypoints and scores."""
-        return RefinedPose(self.student, self.codec, None)
+        return RefinedPose(self.student, self.codec, None, self.flip_order)
 
 
 def confident_joints(modes: Tensor, input_size: tuple[int, int]) -> Tensor:
