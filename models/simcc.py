@@ -19,6 +19,8 @@ from models.pose_features import PoseFeatures
 
 SPLIT_RATIO = 2
 """Bins per crop pixel."""
+LOWEST_MODE = 0.01
+"""Probabilities are nowhere 0: what is lower than this share of a joint's first mode is none."""
 _TINY = 1e-10
 
 
@@ -100,7 +102,8 @@ class SimCC(Dark):
             dim=-1,
         )
         nothing = modes.new_tensor((0.0, 0.0, 0.0, 1.0))
-        return torch.where(heights[..., None] > 0, modes, nothing)
+        is_mode = heights > LOWEST_MODE * heights[..., :1]
+        return torch.where(is_mode[..., None], modes, nothing)
 
     def flip_back(self, mirrored: PoseFeatures, flip_order: Sequence[int]) -> PoseFeatures:
         """What a network says of a mirrored crop, as if it said it of the crop itself.

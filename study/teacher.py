@@ -95,14 +95,14 @@ def make_teacher(config: StudyConfig, data: StudyData, workers: Workers, report:
     if workers.rank == 0:
         best = best_of(folder)
         task.load_state_dict(best.weights())
-        _ask(task.estimator().eval(), ground, folder / TARGETS)
+        ask(task.estimator().eval(), ground, folder / TARGETS)
         aside = folder / f".{DONE}"
         aside.write_text(json.dumps({"epoch": best.epoch, "rows": best.rows}))
         aside.replace(folder / DONE)
     workers.wait()
 
 
-def _ask(teacher: RefinedPose, ground: TrainingData, target: Path) -> None:
+def ask(teacher: RefinedPose, ground: TrainingData, target: Path) -> None:
     """Stores the teacher's modes and relation of every training person."""
     store, frame = ground.train, teacher.codec.frame
     crop_to_image = crop_to_image_affine(frame, store.image_to_stored)

@@ -77,13 +77,15 @@ def angles(affine: Tensor, mirrored: Tensor) -> Tensor:
     return torch.rad2deg(torch.atan2(-affine[:, 1, 0], cosine))
 
 
-def of_five(count: int, augment: AugmentConfig, five: Skeleton) -> tuple[Tensor, Tensor, Tensor]:
+def of_five(
+    count: int, augment: AugmentConfig, five: Skeleton, frame: CropFrame
+) -> tuple[Tensor, Tensor, Tensor]:
     """Joints spread over the stored crop's middle, their affines, and who is mirrored."""
     generator = torch.Generator().manual_seed(11)
     points = torch.rand(count, 5, 2, generator=generator) * torch.tensor([40.0, 60.0])
     points += torch.tensor([28.0, 42.0])
     visibility = torch.full((count, 5), 2)
-    return points, *draw_affines(points, visibility, five, FRAME, augment, generator)
+    return points, *draw_affines(points, visibility, five, frame, augment, generator)
 
 
 def dots_at(points: Tensor, size: tuple[int, int]) -> Tensor:
@@ -201,11 +203,14 @@ def test_box_is_widened_to_the_crops_shape_and_by_a_quarter() -> None:
     assert (tall[0] @ [5, 40, 1], tall[1] @ [5, 40, 1]) == pytest.approx((32, 48))
 
 
-def test_joints_move_with_the_pixels_under_rotation_scale_and_flip(five: Skeleton) -> None:
-    points, affine, mirrored = of_five(40, OFFICIAL, five)
+@pytest.mark.parametrize("frame", [FRAME, CropFrame(SIZE, align_corners=True)])
+def test_joints_move_with_the_pixels_under_rotation_scale_and_flip(
+    frame: CropFrame, five: Skeleton
+) -> None:
+    points, affine, mirrored = of_five(40, OFFICIAL, five, frame)
     assert mirrored.any() and not mirrored.all()
     carried = carry(points, affine)[:, 0]
-    crops = cut_crops(dots_at(points[:, 0], stored_size(SIZE)), affine, FRAME)
+    crops = cut_crops(dots_at(points[:, 0], stored_size(SIZE)), affine, frame)
     inside = ((carried > 10) & (carried < torch.tensor([53.0, 85.0]))).all(-1)
     assert inside.sum() > 20
     # the mean error would be 0.5 px if the flip were about w/2 or the grid half a pixel off

@@ -91,10 +91,11 @@ def test_perfect_keypoints_of_real_pictures_score_ap_1(
     assert evaluate(oracle, store, truth, COCO, "coco", workers)["ap"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("codec", ["dark", "udp"])
 def test_crop_keypoints_come_back_to_their_place_in_the_picture(
-    five_people: People, five_store: CropStore, five: Skeleton, workers: Workers
+    codec: str, five_people: People, five_store: CropStore, five: Skeleton, workers: Workers
 ) -> None:
-    oracle: Any = Oracle(five_store, list(range(13)))
+    oracle: Any = Oracle(five_store, list(range(13)), codec=codec)
     detections = detect_people(oracle, five_store, five, workers)
     found = np.array([detection["keypoints"] for detection in detections]).reshape(13, 5, 3)
     np.testing.assert_allclose(found[..., :2], five_people.keypoints_image, atol=1e-3)
