@@ -16,15 +16,26 @@ from models.igp_gcn import IgpGcn
 from models.mobile_net import SIZES, MobileNet
 from models.pose_features import PoseNetwork
 from models.refined_pose import RefinedPose
+from models.simcc import SimCC
+from models.simcc_head import SimccHead
 from models.skeleton import SKELETONS, Skeleton
 
 MODELS = {"mobile_net": MobileNet}
 STRIDE = 4
+SIMCC_HEAD = "simcc_head."
+"""What the names of the weights behind the bins begin with."""
 
 
-def build_model(name: str, size: str, skeleton: Skeleton) -> PoseNetwork:
-    """A model with random weights that puts out one heatmap a joint."""
-    return MODELS[name](skeleton.num_joints, SIZES[size])
+def build_model(
+    name: str, size: str, skeleton: Skeleton, codec: HeatmapCodec | None = None
+) -> PoseNetwork:
+    """A model with random weights that puts out one heatmap a joint, for simcc also bins."""
+    model = MODELS[name](skeleton.num_joints, SIZES[size])
+    if isinstance(codec, SimCC):
+        model.simcc_head = SimccHead(
+            model.pyramid_channels[-1], skeleton.num_joints, codec.heatmap_size, codec.num_bins
+        )
+    return model
 
 
 def build_codec(name: str, input_size: tuple[int, int], sigma: float) -> HeatmapCodec:
@@ -38,7 +49,8 @@ def build_codec(name: str, input_size: tuple[int, int], sigma: float) -> Heatmap
 def load_weights(model: torch.nn.Module, path: Path) -> list[str]:
     """Copies the weights of a safetensors file; returns the keys that were left at random.
 
-    Only a head of another joint count may differ; everything else must agree by name and shape.
+    Only a head of another joint count may differ, and simcc's head, also by being there or not;
+    everything else must agree by name and shape.
 
     Raises:
         ValueError: other keys or shapes differ; names the first of them.
@@ -48,11 +60,18 @@ def load_weights(model: torch.nn.Module, path: Path) -> list[str]:
     except Exception as error:  # safetensors has no exported exception type
         raise ValueError(f"{path} must be a safetensors file of weights: {error}") from None
     own = model.state_dict()
+    loaded = {
+        key: value
+        for key, value in loaded.items()
+        if not key.startswith(SIMCC_HEAD) or (key in own and own[key].shape == value.shape)
+    }
     head = [k for k in own if k.startswith("final_layer.") and k in loaded]
     head = [key for key in head if loaded[key].shape[1:] == own[key].shape[1:]]
     dropped = [key for key in head if loaded[key].shape[:1] != own[key].shape[:1]]
+    dropped += [key for key in own if key.startswith(SIMCC_HEAD) and key not in loaded]
     kept = {key: value for key, value in loaded.items() if key not in dropped}
-    differing = sorted(set(own) - set(loaded)) + sorted(set(loaded) - set(own))
+    differing = sorted(own.keys() - loaded.keys() - set(dropped))
+    differing += sorted(loaded.keys() - own.keys())
     differing += [k for k in kept if k in own and own[k].shape != kept[k].shape]
     if differing:
         raise ValueError(
@@ -67,12 +86,13 @@ def build_refined_pose(info: Mapping[str, Any]) -> RefinedPose:
     """The pose estimator that an export's ``config.json`` describes, weights at random."""
     skeleton = SKELETONS[info["skeleton"]]
     height, width = info["input_size"]
-    student = build_model(info["student"]["name"], info["student"]["size"], skeleton)
     codec = build_codec(info["codec"]["name"], (height, width), info["codec"]["sigma"])
+    student = build_model(info["student"]["name"], info["student"]["size"], skeleton, codec)
     refiner = None
     if info["refiner"] is not None:
         refiner = IgpGcn(skeleton, student.pyramid_channels, **info["refiner"])
-    return RefinedPose(student, codec, refiner)
+    flip_order = skeleton.flip_order if info.get("flip_test") else None
+    return RefinedPose(student, codec, refiner, flip_order)
 
 
 def load_export(folder: Path) -> tuple[RefinedPose, dict[str, Any]]:

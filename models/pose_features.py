@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.simcc_head import SimccHead
+
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
@@ -32,6 +34,16 @@ class PoseFeatures(NamedTuple):
     """(B, K, H, W) at stride 4."""
     pyramid: tuple[Tensor, ...]
     """Features at strides 16, 8, 4: coarse to fine."""
+    bins: tuple[Tensor, Tensor] | None = None
+    """Logits of simcc's bins along x and y, (B, K, 2w) and (B, K, 2h)."""
+
+    def averaged_with(self, other: PoseFeatures) -> PoseFeatures:
+        """The mean of both answers; the features are this one's."""
+        bins = None
+        if self.bins is not None and other.bins is not None:
+            (x, y), (other_x, other_y) = self.bins, other.bins
+            bins = ((x + other_x) / 2, (y + other_y) / 2)
+        return self._replace(heatmaps=(self.heatmaps + other.heatmaps) / 2, bins=bins)
 
 
 class PoseNetwork(nn.Module):
@@ -41,9 +53,17 @@ class PoseNetwork(nn.Module):
     """How its crops are normalised."""
     pyramid_channels: tuple[int, int, int]
     """Channels at strides 16, 8, 4."""
+    simcc_head: SimccHead | None
+    """Puts out the bins, if the codec reads such."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.simcc_head = None
 
     def look(self, crops: Tensor) -> PoseFeatures:
         """Its answer to crops (B, 3, h, w), RGB in 0..255."""
         answer = self(self.pixels.normalise(crops))
         assert isinstance(answer, PoseFeatures)
-        return answer
+        if self.simcc_head is None:
+            return answer
+        return answer._replace(bins=self.simcc_head(answer.pyramid[-1]))

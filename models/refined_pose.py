@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from models.codec import HeatmapCodec
 from models.igp_gcn import IgpGcn
-from models.pose_features import PoseNetwork
+from models.pose_features import PoseFeatures, PoseNetwork
 
 
 class RefinedPose(nn.Module):
     """A student with its decoding and refinement behind one call."""
 
-    def __init__(self, student: PoseNetwork, codec: HeatmapCodec, refiner: IgpGcn | None) -> None:
+    def __init__(
+        self,
+        student: PoseNetwork,
+        codec: HeatmapCodec,
+        refiner: IgpGcn | None,
+        flip_order: Sequence[int] | None = None,
+    ) -> None:
         """Join the parts.
 
         Args:
             student: gives the heatmaps and the pyramid that the refiner reads.
             codec: the one that the student's heatmaps were trained in.
             refiner: stage 2, or None for the student alone.
+            flip_order: the skeleton's, for a flip test: the student looks at the mirrored crop
+                too, and both answers are averaged. None goes without.
         """
         super().__init__()
         self.student = student
         self.codec = codec
         self.refiner = refiner
+        self.flip_order = flip_order
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """Estimate the pose in crops (B, 3, h, w), RGB in 0..255.
@@ -37,8 +48,16 @@ class RefinedPose(nn.Module):
                 f"crops must have the codec's input size, got {crop_size} and "
                 f"{self.codec.input_size=} (height, width); crop to that size"
             )
-        features = self.student.look(crops)
-        keypoints_crop, scores = self.codec.decode(features.heatmaps)
+        features = self.look(crops)
+        keypoints_crop, scores = self.codec.read(features)
         if self.refiner is not None:
             keypoints_crop = self.refiner(features.pyramid, keypoints_crop, scores, crop_size)[-1]
         return keypoints_crop, scores
+
+    def look(self, crops: Tensor) -> PoseFeatures:
+        """The student's answer to crops; with a flip test the mean of two, and one's features."""
+        features = self.student.look(crops)
+        if self.flip_order is None:
+            return features
+        mirrored = self.student.look(crops.flip(-1))
+        return features.averaged_with(self.codec.flip_back(mirrored, self.flip_order))

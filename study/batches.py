@@ -9,9 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.crop_frame import CropFrame
 from models.skeleton import Skeleton
 from study.config import AugmentConfig
-from study.crops import carry, centre_affines, cut_crops, draw_affines, jitter_colour
+from study.crops import (
+    carry,
+    carry_modes,
+    cut_crops,
+    draw_affines,
+    jitter_colour,
+    plain_affines,
+)
 from study.store import CropStore, TeacherStore
 from study.workers import Workers
 
@@ -71,6 +79,7 @@ def training_batches(
     store: CropStore,
     teacher: TeacherStore | None,
     skeleton: Skeleton,
+    frame: CropFrame,
     augment: AugmentConfig,
     batches: list[Tensor],
     generator: torch.Generator,
@@ -83,32 +92,44 @@ def training_batches(
     for rows in batches:
         keypoints = torch.from_numpy(store.keypoints_stored[rows.numpy()])
         visibility = torch.from_numpy(store.visibility[rows.numpy()])
-        affine, mirrored = draw_affines(
-            keypoints, visibility, skeleton, store.input_size, augment, generator
-        )
+        affine, mirrored = draw_affines(keypoints, visibility, skeleton, frame, augment, generator)
         colours = torch.rand(2, len(rows), generator=generator)
         mine = shard(torch.arange(len(rows)), workers)
         batch = _assemble(
-            store, teacher, skeleton, rows[mine], affine[mine], mirrored[mine], workers.device
+            store,
+            teacher,
+            skeleton,
+            frame,
+            rows[mine],
+            affine[mine],
+            mirrored[mine],
+            workers.device,
         )
         crops = jitter_colour(batch.crops, augment.colour, colours[:, mine])
         yield dataclasses.replace(batch, crops=_channels_last(crops))
 
 
 def evaluation_batches(
-    store: CropStore, skeleton: Skeleton, count: int, batch_size: int, workers: Workers
+    store: CropStore,
+    skeleton: Skeleton,
+    frame: CropFrame,
+    count: int,
+    batch_size: int,
+    workers: Workers,
 ) -> Iterator[tuple[Tensor, Batch]]:
     """(rows, batch) of this worker's share of the first ``count`` people, plain crops."""
     mine = shard(torch.arange(count), workers)
     for rows in mine.split(batch_size) if len(mine) else ():
-        yield rows, plain_batch(store, skeleton, rows, workers.device)
+        yield rows, plain_batch(store, skeleton, frame, rows, workers.device)
 
 
-def plain_batch(store: CropStore, skeleton: Skeleton, rows: Tensor, device: torch.device) -> Batch:
+def plain_batch(
+    store: CropStore, skeleton: Skeleton, frame: CropFrame, rows: Tensor, device: torch.device
+) -> Batch:
     """These people's crops without augmentation, and without the teacher."""
-    affine = centre_affines(len(rows), store.input_size)
+    affine = plain_affines(len(rows), frame)
     mirrored = torch.zeros(len(rows), dtype=torch.bool)
-    batch = _assemble(store, None, skeleton, rows, affine, mirrored, device)
+    batch = _assemble(store, None, skeleton, frame, rows, affine, mirrored, device)
     return dataclasses.replace(batch, crops=_channels_last(batch.crops))
 
 
@@ -116,6 +137,7 @@ def _assemble(
     store: CropStore,
     teacher: TeacherStore | None,
     skeleton: Skeleton,
+    frame: CropFrame,
     rows: Tensor,
     affine: Tensor,
     mirrored: Tensor,
@@ -133,13 +155,12 @@ def _assemble(
 
     modes = relation = None
     if teacher is not None:
-        modes = of_joints(teacher.modes_stored[index]).clone()
-        modes[..., :2] = carry(modes[..., :2], affine)
+        modes = carry_modes(of_joints(teacher.modes_stored[index]), affine)
         relation = torch.from_numpy(teacher.relation[index]).float()
         relation = relation.gather(1, joints[:, :, None].expand_as(relation))
         relation = relation.gather(2, joints[:, None, :].expand_as(relation))
     return Batch(
-        crops=cut_crops(stored, affine.to(device), store.input_size),
+        crops=cut_crops(stored, affine.to(device), frame),
         keypoints_crop=carry(of_joints(store.keypoints_stored[index]), affine),
         visibility=of_joints(store.visibility[index]),
         areas_crop=torch.from_numpy(store.areas[index]) * torch.linalg.det(affine[..., :2]).abs(),

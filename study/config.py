@@ -73,11 +73,13 @@ class ModelConfig:
     size: str
     """tiny | teacher."""
     codec: str
-    """msra | dark."""
+    """msra | dark | udp | simcc."""
     sigma: float
     """Spread of the target Gaussian, heatmap cells."""
     init: str
     """random, or the path of weights (safetensors) to start from."""
+    flip_test: bool
+    """Average over each crop and its mirror image, whenever it is not being trained."""
 
 
 @dataclass

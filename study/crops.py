@@ -1,9 +1,9 @@
 """From a person in a picture to the crop that a network sees, and back.
 
-Every step is a 2x3 affine that maps pixel centres, in the convention of the official HRNet code:
-the box, widened to the crop's shape and by a quarter, lies with its centre at (w/2, h/2). A
-*stored* crop holds 1.5 times as much on each side at the same scale, so that rotated, shrunk and
-shifted crops can be cut from it.
+Every step is a 2x3 affine that maps pixel centres. The box, widened to the crop's shape and by a
+quarter, lies in the crop as the codec's ``CropFrame`` says. A *stored* crop is in the official
+HRNet's frame whatever the codec, and holds 1.5 times as much on each side at the same scale, so
+that any frame's crops, rotated, shrunk and shifted, can be cut from it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.crop_frame import CropFrame
 from models.skeleton import Skeleton
 from study.config import AugmentConfig, InputError
 
@@ -35,9 +36,14 @@ def stored_size(input_size: tuple[int, int]) -> tuple[int, int]:
     return round(height * STORED_MARGIN), round(width * STORED_MARGIN)
 
 
+def stored_frame(input_size: tuple[int, int]) -> CropFrame:
+    """The stored crop's frame, STORED_MARGIN times as large as a crop of the input size."""
+    return CropFrame(stored_size(input_size))
+
+
 def image_to_crop_affine(
     boxes: NDArray[np.float64],
-    size: tuple[int, int],
+    frame: CropFrame,
     *,
     margin: float = 1.0,
     scale: float = 1.0,
@@ -46,19 +52,19 @@ def image_to_crop_affine(
     """Affines from picture to crop pixels, (N, 2, 3), of boxes xywh in picture pixels, (N, 4).
 
     Args:
-        size: the crop's (height, width), px.
+        frame: the crop's.
         margin: how many times as much as a plain crop it shows on each side.
         scale: the box grows by it.
         rotation: of the crop's frame about the box's centre, degrees.
     """
-    height, width = size
+    height, width = frame.size
     centres = boxes[:, :2] + boxes[:, 2:] / 2
     shown = np.maximum(boxes[:, 2], boxes[:, 3] * (width / height)) * BOX_PADDING * scale * margin
-    zoom = width / shown
+    zoom = (width / shown)[:, None] * frame.zoom  # (N, 2)
     sine, cosine = math.sin(math.radians(rotation)), math.cos(math.radians(rotation))
     turn = np.array([[cosine, sine], [-sine, cosine]])
-    linear = zoom[:, None, None] * turn
-    offset = np.array([width / 2, height / 2]) - np.einsum("nij,nj->ni", linear, centres)
+    linear = zoom[:, :, None] * turn
+    offset = frame.centre - np.einsum("nij,nj->ni", linear, centres)
     return np.concatenate([linear, offset[:, :, None]], axis=2)
 
 
@@ -93,21 +99,45 @@ def warp(
     return np.asarray(cv2.warpAffine(picture, affine, (width, height), flags=cv2.INTER_LINEAR))
 
 
-def centre_affines(count: int, input_size: tuple[int, int]) -> Tensor:
-    """Stored crop to plain crop, no augmentation: a shift by whole pixels; (count, 2, 3)."""
-    height, width = input_size
-    stored_height, stored_width = stored_size(input_size)
-    affine = torch.eye(2, 3)
-    affine[0, 2] = (width - stored_width) / 2
-    affine[1, 2] = (height - stored_height) / 2
-    return affine.expand(count, 2, 3)
+def stored_to_crop_affine(frame: CropFrame) -> NDArray[np.float64]:
+    """The affine from any person's stored crop to its plain crop, without augmentation, (2, 3).
+
+    In the official frame it is a shift by whole pixels.
+    """
+    linear = np.diag(frame.zoom)
+    offset = frame.centre - linear @ stored_frame(frame.size).centre
+    return np.concatenate([linear, offset[:, None]], axis=1)
+
+
+def plain_affines(count: int, frame: CropFrame) -> Tensor:
+    """Stored crops to plain crops, (count, 2, 3)."""
+    return torch.from_numpy(stored_to_crop_affine(frame)).float().expand(count, 2, 3)
+
+
+def crop_to_image_affine(
+    frame: CropFrame, image_to_stored: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The affines from people's plain crops to their pictures, (N, 2, 3).
+
+    Args:
+        image_to_stored: those of a store whose input has the frame's size, (N, 2, 3).
+    """
+    crop_to_stored = invert_affine(stored_to_crop_affine(frame))
+    return chain_affines(crop_to_stored, invert_affine(image_to_stored))
+
+
+def chain_affines(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The affine (..., 2, 3) that does the first, then the second."""
+    linear = second[..., :2] @ first[..., :2]
+    offset = second[..., :2] @ first[..., 2:] + second[..., 2:]
+    return np.concatenate([linear, offset], axis=-1)
 
 
 def draw_affines(
     keypoints_stored: Tensor,
     visibility: Tensor,
     skeleton: Skeleton,
-    input_size: tuple[int, int],
+    frame: CropFrame,
     augment: AugmentConfig,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
@@ -119,9 +149,10 @@ def draw_affines(
     Args:
         keypoints_stored: in stored-crop pixels, (B, K, 2).
         visibility: COCO visibility, (B, K).
+        frame: the augmented crop's.
     """
     count = len(keypoints_stored)
-    height, width = input_size
+    height, width = frame.size
 
     def uniform() -> Tensor:
         return torch.rand(count, generator=generator)
@@ -129,8 +160,7 @@ def draw_affines(
     def normal() -> Tensor:
         return torch.randn(count, generator=generator)
 
-    stored_height, stored_width = stored_size(input_size)
-    centres = torch.tensor([stored_width / 2, stored_height / 2]).expand(count, 2)
+    centres = torch.tensor(stored_frame(frame.size).centre).expand(count, 2)
     shown = torch.full((count,), float(width))
     half_centres, half_shown, can_halve = _half_bodies(
         keypoints_stored, visibility, skeleton, width / height, uniform() < 0.5
@@ -145,10 +175,11 @@ def draw_affines(
     angles = torch.deg2rad(torch.where(turned, angles, 0.0))
     mirrored = uniform() < augment.flip
 
-    zoom = width / shown
-    sine, cosine = torch.sin(angles) * zoom, torch.cos(angles) * zoom
-    linear = torch.stack([torch.stack([cosine, sine], -1), torch.stack([-sine, cosine], -1)], 1)
-    offset = torch.tensor([width / 2, height / 2]) - torch.einsum("bij,bj->bi", linear, centres)
+    sine, cosine = torch.sin(angles), torch.cos(angles)
+    turn = torch.stack([torch.stack([cosine, sine], -1), torch.stack([-sine, cosine], -1)], 1)
+    zoom = (width / shown)[:, None] * torch.tensor(frame.zoom)  # (B, 2)
+    linear = zoom[:, :, None] * turn
+    offset = torch.tensor(frame.centre) - torch.einsum("bij,bj->bi", linear, centres)
     affine = torch.cat([linear, offset[:, :, None]], dim=2)
     mirror = torch.tensor([[-1.0], [1.0]])  # x becomes w - 1 - x
     flipped = affine * mirror
@@ -184,13 +215,21 @@ def carry(points: Tensor, affine: Tensor) -> Tensor:
     return moved.reshape(points.shape)
 
 
-def cut_crops(stored: Tensor, affine: Tensor, input_size: tuple[int, int]) -> Tensor:
+def carry_modes(modes: Tensor, affine: Tensor) -> Tensor:
+    """Modes (B, K, M, 4) of which x and y are carried by the affine of their person, (B, 2, 3).
+
+    Height and width stay: the width is a multiple of the sigma of whichever codec draws them.
+    """
+    return torch.cat((carry(modes[..., :2], affine), modes[..., 2:]), dim=-1)
+
+
+def cut_crops(stored: Tensor, affine: Tensor, frame: CropFrame) -> Tensor:
     """Bilinear crops (B, 3, h, w) in 0..255, cut from stored crops (B, hs, ws, 3) uint8.
 
     Args:
         affine: stored to crop pixels, (B, 2, 3); beyond the stored crop there is black.
     """
-    height, width = input_size
+    height, width = frame.size
     stored_height, stored_width = stored.shape[1:3]
     linear = torch.linalg.inv(affine[..., :2])
     offset = -linear @ affine[..., 2:]

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from models.codec import HeatmapCodec
 from models.pose_features import PoseFeatures, PoseNetwork
 from models.refined_pose import RefinedPose
+from models.simcc import SimCC
 from models.skeleton import Skeleton
 from study.batches import Batch
 from study.config import DistillConfig, OptimizerConfig, StructureTermConfig
 from study.losses import (
     Term,
     angle_loss,
+    bins_kl,
     bone_loss,
     heatmap_kl,
     heatmap_mse,
@@ -32,6 +34,8 @@ from study.losses import (
 )
 from study.uncertainty import UncertaintyWeights
 
+TRUTH_TERMS = ("truth", "truth_heatmap")
+"""What labels alone give: always of weight 1, whatever the schedule; the second with bins only."""
 SCALE_BATCHES = 20
 """How many batches the initial value of a term is averaged over."""
 SCALE_FLOOR = 1e-3
@@ -52,11 +56,14 @@ class DistillTask(nn.Module):
         skeleton: Skeleton,
         settings: DistillConfig,
         trained: Collection[str] = frozenset(),
+        *,
+        flip_test: bool = False,
     ) -> None:
         """Join the parts.
 
         Args:
             trained: names of the student's parameters that start from trained weights.
+            flip_test: whether evaluation averages over each crop and its mirror image.
         """
         super().__init__()
         self.student = student
@@ -64,6 +71,7 @@ class DistillTask(nn.Module):
         self.skeleton = skeleton
         self.settings = settings
         self.trained = frozenset(trained)
+        self.flip_order = skeleton.flip_order if flip_test else None
         self.heatmap_kind = settings.heatmap.kind
         self.structure_kinds = {
             term: kind for term, (kind, _) in structure_terms(settings.structure).items()
@@ -80,14 +88,18 @@ class DistillTask(nn.Module):
 
     @property
     def term_names(self) -> list[str]:
-        """The terms that this task has, ``truth`` first."""
-        return list(term_weights(self.settings))
+        """The terms that this task has, those of the truth first."""
+        return list(term_weights(self.settings, isinstance(self.codec, SimCC)))
 
     def forward(self, batch: Batch) -> dict[str, Term]:
         out = self.student.look(batch.crops)
         targets, weights = self.codec.encode(batch.keypoints_crop, batch.visibility)
         terms = {"truth": truth_loss(out.heatmaps, targets, weights)}
-        if len(self.term_names) == 1:
+        if isinstance(self.codec, SimCC):
+            labels, weights = self.codec.encode_bins(batch.keypoints_crop, batch.visibility)
+            assert out.bins is not None
+            terms = {"truth": bins_kl(out.bins, labels, weights), "truth_heatmap": terms["truth"]}
+        if self.heatmap_kind == "none" and not self.structure_kinds:
             return terms
         assert batch.teacher_modes is not None
         taught = self.codec.render(batch.teacher_modes)
@@ -95,7 +107,16 @@ class DistillTask(nn.Module):
             terms["heatmap"] = heatmap_mse(out.heatmaps, taught)
         elif self.heatmap_kind == "kl":
             terms["heatmap"] = heatmap_kl(out.heatmaps, taught, self.settings.heatmap.tau)
+        if self.heatmap_kind != "none" and isinstance(self.codec, SimCC):
+            terms["bins"] = self._taught_bins(self.codec, out, batch.teacher_modes[:, :, 0])
         return terms | self._structure(out, taught, batch)
+
+    def _taught_bins(self, codec: SimCC, out: PoseFeatures, best: Tensor) -> Term:
+        """The bins against the teacher's first modes (B, K, 4), each by its height."""
+        assert out.bins is not None
+        heights = best[..., 2].clamp(0, 1)
+        labels, weights = codec.encode_bins(best[..., :2], heights)
+        return bins_kl(out.bins, labels, weights * heights)
 
     def _structure(self, out: PoseFeatures, taught: Tensor, batch: Batch) -> dict[str, Term]:
         assert batch.teacher_modes is not None and batch.teacher_relation is not None
@@ -125,9 +146,9 @@ class DistillTask(nn.Module):
         """
         share = {"constant": 1.0, "linear": 1 - progress, "ramp": progress}[self.settings.schedule]
         factors = {}
-        for term, weight in term_weights(self.settings).items():
+        for term, weight in term_weights(self.settings, isinstance(self.codec, SimCC)).items():
             weight = 1.0 if self.uncertainty is not None else weight
-            factor = weight if term == "truth" else share * weight
+            factor = weight if term in TRUTH_TERMS else share * weight
             factors[term] = factor / float(self.scale(term))
         return factors
 
@@ -175,14 +196,19 @@ class DistillTask(nn.Module):
 
     def estimator(self) -> RefinedPose:
         """What is evaluated: crops to keypoints and scores."""
-        return RefinedPose(self.student, self.codec, None)
+        return RefinedPose(self.student, self.codec, None, self.flip_order)
 
 
-def term_weights(settings: DistillConfig) -> dict[str, float]:
-    """The loss's terms and their weights by the settings, ``truth`` first."""
-    weights = {"truth": 1.0}
+def term_weights(settings: DistillConfig, has_bins: bool) -> dict[str, float]:
+    """The loss's terms and their weights by the settings, those of the truth first.
+
+    Args:
+        has_bins: the student's codec is simcc, which has terms of its own beside the heatmaps'.
+    """
+    weights = dict.fromkeys(TRUTH_TERMS if has_bins else TRUTH_TERMS[:1], 1.0)
     if settings.heatmap.kind != "none":
-        weights["heatmap"] = settings.heatmap.weight
+        taught = ("heatmap", "bins") if has_bins else ("heatmap",)
+        weights |= dict.fromkeys(taught, settings.heatmap.weight)
     return weights | {t: weight for t, (_, weight) in structure_terms(settings.structure).items()}
 
 

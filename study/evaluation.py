@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton
 from study.batches import evaluation_batches
-from study.crops import apply_affine, centre_affines, invert_affine
+from study.crops import apply_affine, invert_affine, stored_to_crop_affine
 from study.loop import TrainingDiverged
 from study.metrics import average_precision, to_detections
 from study.store import CropStore
@@ -34,20 +34,21 @@ def predict_crops(
     All people, or the first ``count``; each is seen by one worker, once.
     """
     count = len(store) if count is None else min(count, len(store))
+    frame = estimator.codec.frame
     rows, poses, scores = [], [], []
     with torch.inference_mode():
-        for part, batch in evaluation_batches(store, skeleton, count, BATCH_SIZE, workers):
+        for part, batch in evaluation_batches(store, skeleton, frame, count, BATCH_SIZE, workers):
             pose, score = estimator(batch.crops)
             rows.append(part.numpy())
             poses.append(pose.double().cpu().numpy())
             scores.append(score.double().cpu().numpy())
-    shift = centre_affines(1, store.input_size)[0, :, 2].double().numpy()
+    crop_to_stored = invert_affine(stored_to_crop_affine(frame))
     mine = (rows, poses, scores)
     keypoints = np.full((count, *store.keypoints_stored.shape[1:]), np.nan)
     confidence = np.full(keypoints.shape[:2], np.nan)
     for part_rows, part_poses, part_scores in workers.gather(mine):
         for row, pose, score in zip(part_rows, part_poses, part_scores, strict=True):
-            keypoints[row] = pose - shift
+            keypoints[row] = apply_affine(pose, crop_to_stored[None])
             confidence[row] = score
     return keypoints, confidence
 

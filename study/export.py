@@ -26,7 +26,6 @@ import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from models.build import load_export  # noqa: E402
-from models.pose_features import Pixels  # noqa: E402
 from models.refined_pose import RefinedPose  # noqa: E402
 from study.checkpoint import sync  # noqa: E402
 from study.chosen import Chosen, choose_trial, located  # noqa: E402
@@ -85,7 +84,7 @@ def export_study(
         )
     aside, target = folder / f".export-{os.getpid()}", folder / "export"
     try:
-        info = describe(folder, chosen, settings, data, estimator.student.pixels)
+        info = describe(folder, chosen, settings, data, estimator)
         write_files(aside, estimator, info, chosen)
         ap = prove(aside, estimator, chosen, data, tolerance)
         _put_in_place(aside, target)
@@ -101,11 +100,15 @@ def export_study(
 
 
 def describe(
-    folder: Path, chosen: Chosen, settings: dict[str, Any], data: StudyData, pixels: Pixels
+    folder: Path,
+    chosen: Chosen,
+    settings: dict[str, Any],
+    data: StudyData,
+    estimator: RefinedPose,
 ) -> dict[str, Any]:
     """What ``config.json`` says: how to build and feed the model, and where it comes from."""
     config, trial, checkpoint = chosen.config, chosen.trial, chosen.checkpoint
-    skeleton = skeleton_of(config)
+    skeleton, pixels, frame = skeleton_of(config), estimator.student.pixels, estimator.codec.frame
     names = [column.name for column in AVERAGE_PRECISION]
     on_val = [
         row
@@ -119,11 +122,14 @@ def describe(
         "joints": list(skeleton.joints),
         "edges": [list(edge) for edge in skeleton.edges],
         "input_size": list(config.data.input_size),
+        "box_centre": list(frame.centre),
+        "crop_span": list(frame.span),
         "box_padding": BOX_PADDING,
         "pixel_mean": list(pixels.mean),
         "pixel_std": list(pixels.std),
         "student": {"name": config.student.name, "size": config.student.size},
         "codec": {"name": config.student.codec, "sigma": config.student.sigma},
+        "flip_test": estimator.flip_order is not None,
         "refiner": {key: getattr(config.refine, key) for key in REFINER} if has_refiner else None,
         "source": {
             "study": config.name,

@@ -45,6 +45,25 @@ def truth_loss(student_heatmaps: Tensor, target_heatmaps: Tensor, weights: Tenso
     return _mean_of(0.5 * difference.square())
 
 
+def bins_kl(
+    student_bins: tuple[Tensor, Tensor], labels: tuple[Tensor, Tensor], weights: Tensor
+) -> Term:
+    """Kullback-Leibler divergence of the student's bins from their labels, in nats.
+
+    SimCC's loss (Li et al., ECCV 2022). The mean of both axes, weighted over the joints.
+
+    Args:
+        student_bins: logits along x and y, (B, K, 2w) and (B, K, 2h).
+        labels: probabilities of the same bins; of sum 0 where the weight is.
+        weights: (B, K).
+    """
+    along_x, along_y = (
+        (torch.xlogy(label, label) - label * bins.log_softmax(dim=-1)).sum(dim=-1)
+        for bins, label in zip(student_bins, labels, strict=True)
+    )
+    return _weighted_mean((along_x + along_y) / 2, weights)
+
+
 def heatmap_mse(student_heatmaps: Tensor, teacher_heatmaps: Tensor) -> Term:
     """Squared difference of the maps (B, K, H, W), a mean over all cells of all joints."""
     return _mean_of((student_heatmaps - teacher_heatmaps.detach()).square())

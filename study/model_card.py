@@ -40,11 +40,12 @@ with torch.inference_mode():
 `EXPORT` is this folder. `config.json` holds all that another program needs to build the network
 and to feed it; `model.safetensors` holds the weights.
 
-- In: a crop {height} high and {width} wide, the centre of the person's box at
-  (width / 2, height / 2), and the box, widened to the crop's shape, taking 1 / {box_padding:g} of
-  it. The estimator takes the mean {pixel_mean} out itself and divides by {pixel_std}.
-- Out: x and y of each joint in pixels of the crop, and its score: the height of the heatmap's
-  peak, near 1 where the network is sure.
+- In: a crop {height} high and {width} wide, the centre of the person's box at x {centre[0]:g},
+  y {centre[1]:g}, pixel centres being whole numbers, and the box, widened to the crop's shape,
+  {box[0]:g} wide and {box[1]:g} high. The estimator takes the mean {pixel_mean} out itself and
+  divides by {pixel_std}.
+- Out: x and y of each joint in pixels of the crop, and its score: the height of its peak, near 1
+  where the network is sure.{flip_test}
 - Joints: {joints}.
 
 ## How it was trained
@@ -61,6 +62,10 @@ Made with {versions}.
 One person a crop: whoever is in its middle. Where people overlap, joints may be taken from the
 other one. Pictures unlike those it was trained on need a test of their own before it is used.
 """
+
+FLIP_TEST = (
+    """ Each crop is looked at twice, as it is and mirrored, and both answers are averaged."""
+)
 
 
 def model_card(info: Mapping[str, Any], params: Mapping[str, Any], num_parameters: int) -> str:
@@ -83,7 +88,9 @@ def model_card(info: Mapping[str, Any], params: Mapping[str, Any], num_parameter
         rules="CrowdPose" if source["data"] == "crowdpose" else "COCO",
         height=height,
         width=width,
-        box_padding=info["box_padding"],
+        centre=info["box_centre"],
+        box=[length / info["box_padding"] for length in info["crop_span"]],
+        flip_test=FLIP_TEST if info["flip_test"] else "",
         pixel_mean=info["pixel_mean"],
         pixel_std=info["pixel_std"],
         joints=", ".join(info["joints"]),

@@ -139,14 +139,14 @@ def estimate(
     boxes: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """keypoints_image (N, K, 2) and scores (N, K) of the people in these boxes (N, 4)."""
-    size = estimator.codec.input_size
-    affines = image_to_crop_affine(boxes, size)
+    frame = estimator.codec.frame
+    affines = image_to_crop_affine(boxes, frame)
     device = next(estimator.parameters()).device
     joints = skeleton.num_joints
     keypoints, scores = [np.zeros((0, joints, 2))], [np.zeros((0, joints))]
     for start in range(0, len(boxes), BATCH_SIZE):
         part = affines[start : start + BATCH_SIZE]
-        cut = np.stack([warp(picture, affine, size) for affine in part])
+        cut = np.stack([warp(picture, affine, frame.size) for affine in part])
         crops = torch.from_numpy(cut).to(device).permute(0, 3, 1, 2).float()
         with torch.inference_mode():
             keypoints_crop, confidence = estimator(crops)

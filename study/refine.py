@@ -36,6 +36,8 @@ class RefineTask(nn.Module):
         skeleton: Skeleton,
         settings: RefineConfig,
         errors: PoseErrors | None = None,
+        *,
+        flip_test: bool = False,
     ) -> None:
         super().__init__()
         self.student = student.requires_grad_(False).eval()
@@ -45,6 +47,7 @@ class RefineTask(nn.Module):
         self.settings = settings
         self.errors = errors
         """Added to the student's pose in training; None leaves it as it is."""
+        self.flip_order = skeleton.flip_order if flip_test else None
 
     def train(self, mode: bool = True) -> RefineTask:
         """The refiner is in this mode; the student sleeps always."""
@@ -56,7 +59,7 @@ class RefineTask(nn.Module):
         assert batch.teacher_modes is not None
         with torch.no_grad():
             out = self.student.look(batch.crops)
-            start, scores = self.codec.decode(out.heatmaps)
+            start, scores = self.codec.read(out)
             if self.errors is not None:
                 start = disturb(
                     start,
@@ -123,4 +126,4 @@ class RefineTask(nn.Module):
 
     def estimator(self) -> RefinedPose:
         """What is evaluated: crops to keypoints and scores."""
-        return RefinedPose(self.student, self.codec, self.refiner)
+        return RefinedPose(self.student, self.codec, self.refiner, self.flip_order)

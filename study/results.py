@@ -70,7 +70,9 @@ AVERAGE_PRECISION = (
 
 TERMS = {
     "truth": "term of the ground truth; either stage",
+    "truth_heatmap": "term of the ground truth's heatmaps, of a student with bins; distill",
     "heatmap": "term of the teacher's heatmaps; distill",
+    "bins": "term of the teacher's pose in bins; distill",
     "structure": "term of the joints' structure, of one kind; distill",
     "structure_pairwise": "distances of every two joints, in a mix; distill",
     "structure_bone": "limbs as vectors, in a mix; distill",

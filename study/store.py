@@ -26,7 +26,7 @@ from study.crops import (
     image_to_crop_affine,
     invert_affine,
     read_picture,
-    stored_size,
+    stored_frame,
     warp,
 )
 from study.dataset import People
@@ -109,8 +109,8 @@ def make_crop_store(
     path = cache / f"crops-{_people_fingerprint(people, input_size)}.arrow"
     if path.exists():
         return path
-    size = stored_size(input_size)
-    affines = image_to_crop_affine(people.boxes, size, margin=STORED_MARGIN)
+    frame = stored_frame(input_size)
+    affines = image_to_crop_affine(people.boxes, frame, margin=STORED_MARGIN)
     columns = {
         "keypoints_stored": apply_affine(people.keypoints_image, affines).astype(np.float32),
         "visibility": people.visibility,
@@ -123,7 +123,7 @@ def make_crop_store(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
 
         def rows(start: int, stop: int) -> Mapping[str, NDArray[Any]]:
-            crops = _cut(people, affines, size, range(start, stop), pool)
+            crops = _cut(people, affines, frame.size, range(start, stop), pool)
             return {
                 "crops": crops,
                 **{name: column[start:stop] for name, column in columns.items()},

@@ -16,7 +16,7 @@ from models.refined_pose import RefinedPose
 from study.batches import plain_batch
 from study.checkpoint import Checkpoint, Checkpoints, best_row
 from study.config import RANDOM, StudyConfig, to_plain
-from study.crops import centre_affines
+from study.crops import carry_modes, chain_affines, crop_to_image_affine
 from study.distill import DistillTask
 from study.loop import Row, run_stage, seed_of
 from study.losses import joint_relation
@@ -64,7 +64,14 @@ def build_task(config: StudyConfig) -> DistillTask:
     )
     network, trained = build_network(config.teacher, config, seed_of(config.seed, "teacher"))
     codec = codec_of(config.teacher, config)
-    return DistillTask(network, codec, skeleton_of(config), settings, trained)
+    return DistillTask(
+        network,
+        codec,
+        skeleton_of(config),
+        settings,
+        trained,
+        flip_test=config.teacher.flip_test,
+    )
 
 
 def make_teacher(config: StudyConfig, data: StudyData, workers: Workers, report: Report) -> None:
@@ -78,7 +85,8 @@ def make_teacher(config: StudyConfig, data: StudyData, workers: Workers, report:
     task = build_task(config).to(workers.device)
     recorder = Recorder(Checkpoints(folder / EPOCHS), workers, report)
     recorder.replay()
-    stage = ground.stage("teacher", config.teacher, config.distill.augment, seed=config.seed)
+    augment, frame = config.distill.augment, task.codec.frame
+    stage = ground.stage("teacher", config.teacher, augment, frame, seed=config.seed)
     run_stage(task, stage, recorder.resume(stage, task), workers, recorder.finish)
     if not recorder.rows:  # no epoch: the teacher as it came
         row: Row = {"stage": "teacher", "epoch": 0, "step": 0, "seconds": 0.0, "loss": 0.0}
@@ -88,28 +96,29 @@ def make_teacher(config: StudyConfig, data: StudyData, workers: Workers, report:
     if workers.rank == 0:
         best = best_of(folder)
         task.load_state_dict(best.weights())
-        _ask(task.estimator().eval(), ground, folder / TARGETS)
+        ask(task.estimator().eval(), ground, folder / TARGETS)
         aside = folder / f".{DONE}"
         aside.write_text(json.dumps({"epoch": best.epoch, "rows": best.rows}))
         aside.replace(folder / DONE)
     workers.wait()
 
 
-def _ask(teacher: RefinedPose, ground: TrainingData, target: Path) -> None:
+def ask(teacher: RefinedPose, ground: TrainingData, target: Path) -> None:
     """Stores the teacher's modes and relation of every training person."""
-    store = ground.train
-    shift = centre_affines(1, store.input_size)[0, :, 2].to(ground.workers.device)
+    store, frame = ground.train, teacher.codec.frame
+    crop_to_image = crop_to_image_affine(frame, store.image_to_stored)
+    crop_to_stored = chain_affines(crop_to_image, store.image_to_stored)
 
     def rows(start: int, stop: int) -> Mapping[str, NDArray[Any]]:
         with torch.inference_mode():
             wanted = torch.arange(start, stop)
-            batch = plain_batch(store, ground.skeleton, wanted, ground.workers.device)
-            out = teacher.student.look(batch.crops)
-            modes = teacher.codec.decode_modes(out.heatmaps, NUM_MODES)
-            modes[..., :2] -= shift
+            batch = plain_batch(store, ground.skeleton, frame, wanted, ground.workers.device)
+            out = teacher.look(batch.crops)
+            modes = teacher.codec.read_modes(out, NUM_MODES).cpu()
+            modes = carry_modes(modes, torch.from_numpy(crop_to_stored[start:stop]).float())
             relation = joint_relation(out.heatmaps, out.pyramid[-1])
         return {
-            "modes_stored": modes.cpu().numpy(),
+            "modes_stored": modes.numpy(),
             "relation": relation.cpu().numpy().astype(np.float16),
         }
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from models.build import build_codec, build_model, load_weights
 from models.codec import HeatmapCodec
+from models.crop_frame import CropFrame
 from models.igp_gcn import IgpGcn
 from models.pose_features import PoseNetwork
 from models.refined_pose import RefinedPose
@@ -50,7 +51,8 @@ def build_network(
         InputError: ``init`` is no file of weights that fit.
     """
     torch.manual_seed(seed)
-    network = build_model(model.name, model.size, skeleton_of(config))
+    codec = codec_of(model, config)
+    network = build_model(model.name, model.size, skeleton_of(config), codec)
     trained: frozenset[str] = frozenset()
     if model.init != RANDOM:
         try:
@@ -71,7 +73,14 @@ def build_distill_task(config: StudyConfig, seed: int) -> DistillTask:
     """Stage 1 of a trial: its student, before training."""
     student, trained = build_network(config.student, config, seed_of(seed, "student"))
     codec = codec_of(config.student, config)
-    return DistillTask(student, codec, skeleton_of(config), config.distill, trained)
+    return DistillTask(
+        student,
+        codec,
+        skeleton_of(config),
+        config.distill,
+        trained,
+        flip_test=config.student.flip_test,
+    )
 
 
 def build_refiner(config: StudyConfig, pyramid_channels: tuple[int, int, int]) -> IgpGcn:
@@ -88,12 +97,25 @@ def build_refiner(config: StudyConfig, pyramid_channels: tuple[int, int, int]) -
     )
 
 
+def build_refine_task(config: StudyConfig, distilled: DistillTask, refiner: IgpGcn) -> RefineTask:
+    """Stage 2 of a trial on top of its student, before training."""
+    return RefineTask(
+        distilled.student,
+        distilled.codec,
+        refiner,
+        distilled.skeleton,
+        config.refine,
+        flip_test=config.student.flip_test,
+    )
+
+
 def load_estimator(config: StudyConfig, checkpoint: Checkpoint) -> RefinedPose:
     """The pose estimator of a trial's epoch, in eval mode; ``config`` holds the trial's values."""
-    task: DistillTask | RefineTask = build_distill_task(config, seed=0)
+    distilled = build_distill_task(config, seed=0)
+    task: DistillTask | RefineTask = distilled
     if checkpoint.stage == RefineTask.name:
-        refiner = build_refiner(config, task.student.pyramid_channels)
-        task = RefineTask(task.student, task.codec, refiner, task.skeleton, config.refine)
+        refiner = build_refiner(config, distilled.student.pyramid_channels)
+        task = build_refine_task(config, distilled, refiner)
     task.load_state_dict(checkpoint.weights())
     return task.estimator().eval()
 
@@ -129,6 +151,7 @@ class TrainingData:
         name: str,
         settings: TeacherConfig | DistillConfig | RefineConfig,
         augment: AugmentConfig,
+        frame: CropFrame,
         *,
         seed: int,
         first_epoch: int = 0,
@@ -148,19 +171,24 @@ class TrainingData:
             seed=seed,
             first_epoch=first_epoch,
             first_step=first_step,
-            batches=lambda generator: self.batches(augment, order(generator), generator),
+            batches=lambda generator: self.batches(augment, frame, order(generator), generator),
             evaluate=self.score,
             diagnose=diagnose,
         )
 
     def batches(
-        self, augment: AugmentConfig, order: list[torch.Tensor], generator: torch.Generator
+        self,
+        augment: AugmentConfig,
+        frame: CropFrame,
+        order: list[torch.Tensor],
+        generator: torch.Generator,
     ) -> Iterator[Batch]:
-        """This worker's share of these global batches."""
+        """This worker's share of these global batches, cut in the frame of a network's codec."""
         return training_batches(
             self.train,
             self.teacher,
             self.skeleton,
+            frame,
             augment,
             order,
             generator,

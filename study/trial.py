@@ -28,6 +28,7 @@ from study.training import (
     Report,
     TrainingData,
     build_distill_task,
+    build_refine_task,
     build_refiner,
 )
 from study.workers import Workers
@@ -71,6 +72,7 @@ def distill(trial: Trial, ground: TrainingData, recorder: Recorder) -> bool:
         "distill",
         config.distill,
         config.distill.augment,
+        task.codec.frame,
         seed=trial.seed,
         diagnose=config.distill.diagnose,
     )
@@ -88,7 +90,7 @@ def measure_scales(task: DistillTask, trial: Trial, ground: TrainingData) -> Non
         generator = torch.Generator().manual_seed(seed_of(trial.seed, "scales"))
         count, world = len(ground.train), ground.workers.world
         order = epoch_rows(count, settings.batch_size, world, generator)[:SCALE_BATCHES]
-        batches = ground.batches(settings.augment, order, generator)
+        batches = ground.batches(settings.augment, of.codec.frame, order, generator)
         return mean_terms(of.train(), batches, ground.workers)
 
     random_means = None
@@ -107,15 +109,14 @@ def refine(trial: Trial, ground: TrainingData, recorder: Recorder) -> bool:
     distilled.load_state_dict(recorder.checkpoints.at(best_row(students)["epoch"]).weights())
     torch.manual_seed(seed_of(trial.seed, "refiner"))
     refiner = build_refiner(config, distilled.student.pyramid_channels)
-    task = RefineTask(distilled.student, distilled.codec, refiner, ground.skeleton, settings).to(
-        workers.device
-    )
+    task = build_refine_task(config, distilled, refiner).to(workers.device)
     if settings.perturb:
         task.errors = unseen_errors(task, ground)
     stage = ground.stage(
         "refine",
         settings,
         settings.augment,
+        task.codec.frame,
         seed=trial.seed,
         first_epoch=config.distill.epochs,
         first_step=students[-1]["step"],

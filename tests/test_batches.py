@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.crop_frame import CropFrame
 from models.skeleton import Skeleton
 from study.batches import Batch, epoch_rows, evaluation_batches, shard, training_batches
 from study.config import AugmentConfig
@@ -20,6 +21,7 @@ from study.workers import Workers
 STILL = AugmentConfig(scale=0, rotation=0, flip=0, half_body=0, colour=0)
 MIRROR = AugmentConfig(scale=0, rotation=0, flip=1, half_body=0, colour=0)
 WILD = AugmentConfig(scale=0.35, rotation=40, flip=0.5, half_body=0.3, colour=0.2)
+FRAME = CropFrame((96, 64))
 MARGIN = torch.tensor([16.0, 24.0])
 """The stored crop of a (96, 64) input has so much more on the left and above."""
 ORDER = [0, 2, 1, 4, 3]
@@ -55,7 +57,7 @@ def batches(
 ) -> Iterator[Batch]:
     order = [torch.tensor(part) for part in rows or [list(range(13))]]
     generator = torch.Generator().manual_seed(8)
-    return training_batches(store, teacher, skeleton, augment, order, generator, worker)
+    return training_batches(store, teacher, skeleton, FRAME, augment, order, generator, worker)
 
 
 def plain_keypoints(store: CropStore) -> Tensor:
@@ -119,7 +121,7 @@ def test_areas_follow_the_affine(five_store: CropStore, five: Skeleton, workers:
     keypoints = torch.from_numpy(five_store.keypoints_stored)
     visibility = torch.from_numpy(five_store.visibility)
     generator = torch.Generator().manual_seed(8)
-    affine, _ = draw_affines(keypoints, visibility, five, (96, 64), WILD, generator)
+    affine, _ = draw_affines(keypoints, visibility, five, FRAME, WILD, generator)
     expected = torch.from_numpy(five_store.areas) * torch.linalg.det(affine[..., :2]).abs()
     torch.testing.assert_close(batch.areas_crop, expected)
 
@@ -204,7 +206,7 @@ def test_evaluation_sees_each_of_the_first_people_once_and_plain(
 ) -> None:
     seen: list[int] = []
     for rank in range(2):
-        for rows, batch in evaluation_batches(five_store, five, 11, 3, one_of(rank, 2)):
+        for rows, batch in evaluation_batches(five_store, five, FRAME, 11, 3, one_of(rank, 2)):
             seen += rows.tolist()
             assert len(rows) <= 3
             torch.testing.assert_close(batch.keypoints_crop, plain_keypoints(five_store)[rows])

@@ -101,6 +101,39 @@ def test_weights_that_do_not_fit_are_refused_by_name_and_nothing_is_loaded(
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("own_size", [(96, 64), (64, 64)])
+@pytest.mark.parametrize("loaded_has_bins", [True, False])
+def test_simccs_head_is_loaded_where_it_fits_and_left_at_random_where_not(
+    own_size: tuple[int, int], loaded_has_bins: bool, tmp_path: Path
+) -> None:
+    codec = build_codec("simcc", (96, 64), 2.0) if loaded_has_bins else None
+    torch.manual_seed(5)
+    source = build_model("mobile_net", "tiny", COCO, codec)
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    torch.manual_seed(6)
+    model = build_model("mobile_net", "tiny", COCO, build_codec("simcc", own_size, 2.0))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    dropped = load_weights(model, tmp_path / "weights.safetensors")
+    layers = ("joints", "x", "y") if not loaded_has_bins else ("x", "y")
+    expected = [f"simcc_head.{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
+    if loaded_has_bins:  # a crop of another size has another number of cells, and of bins below
+        expected = (
+            [] if own_size == (96, 64) else [n for n in expected if n != "simcc_head.x.bias"]
+        )
+    assert sorted(dropped) == sorted(expected)
+    loaded = source.state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, (before if name in dropped else loaded)[name]), name
+
+
+def test_a_network_without_bins_leaves_simccs_head_in_the_file(tmp_path: Path) -> None:
+    source = build_model("mobile_net", "tiny", COCO, build_codec("simcc", (96, 64), 2.0))
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    model = build_model("mobile_net", "tiny", COCO)
+    assert load_weights(model, tmp_path / "weights.safetensors") == []
+    assert torch.equal(model.state_dict()["stem.0.weight"], source.state_dict()["stem.0.weight"])
+
+
 def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:
     changes: dict[str, Tensor | None] = {"final_layer.weight": torch.zeros(17, 9, 1, 1)}
     path = saved(tmp_path / "weights.safetensors", COCO, changes)

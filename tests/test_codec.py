@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.codec import CODECS, Dark, HeatmapCodec, Msra
+from models.codec import CODECS, Dark, HeatmapCodec, Msra, Udp
 
 SIZE, MAPS = (256, 192), (64, 48)
 ODD_SIZE, ODD_MAPS = (96, 64), (24, 16)  # the codec must not take height for width
+UDP_OVER_MMPOSE = np.array([191 / 192, 255 / 256])
+"""mmpose's UDP encodes with the crop's size - 1 but decodes with its size."""
 VISIBLE = torch.full((1, 1), 2)
 
 
@@ -49,6 +51,13 @@ def crop_to_image(keypoints_crop: Tensor, center: np.ndarray, scale: np.ndarray)
     middle = np.array([SIZE[1] / 2, SIZE[0] / 2])
     moved: np.ndarray = (keypoints_crop.numpy() - middle) * factor + center[:, None]
     return moved
+
+
+def at(codec: HeatmapCodec, *cells: tuple[float, float]) -> Tensor:
+    """Crop pixels of these places in cells of SIZE's maps, (N, 2)."""
+    gaps = 1 if codec.align_corners else 0
+    stride = [(SIZE[axis] - gaps) / (MAPS[axis] - gaps) for axis in (1, 0)]
+    return torch.tensor(cells) * torch.tensor(stride)
 
 
 def blobs(*modes: tuple[float, float, float]) -> Tensor:
@@ -111,7 +120,17 @@ def test_dark_decoding_equals_mmpose(shared: Path) -> None:
     np.testing.assert_array_equal(scores.numpy()[found], arrays["dark_scores"][found])
 
 
-@pytest.mark.parametrize(("name", "mean_px"), [("msra", 1.579), ("dark", 0.0458)])
+def test_udp_decoding_equals_mmpose_in_a_crop_of_size_minus_1(shared: Path) -> None:
+    arrays = cases(shared, "decode_cases.npz")
+    keypoints, scores = Udp(SIZE, MAPS).decode(torch.tensor(arrays["heatmaps"]))
+    found = arrays["udp_scores"] > 0  # elsewhere mmpose gives -4, we give 0
+    assert found.sum() == found.size - 2
+    away = np.linalg.norm(keypoints.numpy() - arrays["udp_decode"] * UDP_OVER_MMPOSE, axis=-1)
+    assert away[found].max() < 1e-3
+    np.testing.assert_array_equal(scores.numpy()[found], arrays["udp_scores"][found])
+
+
+@pytest.mark.parametrize(("name", "mean_px"), [("msra", 1.579), ("dark", 0.0458), ("udp", 0.0289)])
 def test_encodings_and_round_trips_equal_mmpose(shared: Path, name: str, mean_px: float) -> None:
     arrays = cases(shared, "codec_cases.npz")
     codec = CODECS[name](SIZE, MAPS)
@@ -122,7 +141,7 @@ def test_encodings_and_round_trips_equal_mmpose(shared: Path, name: str, mean_px
     np.testing.assert_array_equal(weights.numpy(), arrays[f"{name}_weights"][:, 0])
     keypoints, _ = codec.decode(heatmaps)
     labelled = weights.numpy() > 0
-    roundtrip = arrays[f"{name}_roundtrip"][labelled]
+    roundtrip = arrays[f"{name}_roundtrip"][labelled] * (UDP_OVER_MMPOSE if name == "udp" else 1)
     np.testing.assert_allclose(keypoints.numpy()[labelled], roundtrip, atol=1e-3)
     away = np.linalg.norm(keypoints.numpy() - arrays["keypoints"], axis=-1)[labelled]
     assert away.mean() == pytest.approx(mean_px, abs=1e-3)
@@ -140,8 +159,10 @@ def test_dark_finds_random_joints_within_a_twentieth_of_a_pixel() -> None:
 
 @pytest.mark.parametrize("name", sorted(CODECS))
 def test_cell_i_lies_at_pixel_stride_times_i(name: str) -> None:
-    codec = CODECS[name]((96, 128), (24, 16))  # strides 4 down, 8 across
-    keypoints = torch.tensor([[[8.0 * 5, 4.0 * 13]]])
+    codec = CODECS[name]((96, 128), (24, 16))
+    # strides of 8 across and 4 down, in udp from centre to centre
+    across, down = (127 / 15, 95 / 23) if name == "udp" else (8.0, 4.0)
+    keypoints = torch.tensor([[[across * 5, down * 13]]])
     heatmaps, _ = codec.encode(keypoints, VISIBLE)
     assert heatmaps[0, 0].argmax().item() == 13 * 16 + 5
     torch.testing.assert_close(codec.decode(heatmaps)[0], keypoints, atol=0.02, rtol=0)
@@ -152,7 +173,7 @@ def test_unlabelled_joints_have_weight_zero_and_an_empty_map(codec: HeatmapCodec
     heatmaps, weights = codec.encode(keypoints, torch.tensor([[0, 0, 1]], dtype=torch.uint8))
     assert weights.tolist() == [[0, 0, 1]]
     assert heatmaps[0, :2].abs().sum() == 0
-    assert heatmaps[0, 2].max() == 1
+    assert heatmaps[0, 2].max() == pytest.approx(1, abs=0.05)  # between cells lower than 1
 
 
 @pytest.mark.parametrize(
@@ -172,6 +193,23 @@ def test_msra_draws_nothing_beyond_three_sigma() -> None:
     assert (heatmaps > 0).sum() == 13 * 13
     assert heatmaps[0, 0, 30, 26] == pytest.approx(np.exp(-36 / 8))
     assert heatmaps[0, 0, 30, 27] == 0
+
+
+def test_udp_draws_at_the_exact_place_within_three_sigma_of_the_nearest_cell() -> None:
+    heatmaps, _ = Udp(SIZE, MAPS).encode(at(Udp(SIZE, MAPS), (20.4, 30.0))[None], VISIBLE)
+    assert (heatmaps > 0).sum() == 13 * 13
+    assert heatmaps[0, 0, 30, 26] == pytest.approx(np.exp(-(5.6**2) / 8), rel=1e-4)
+    assert heatmaps[0, 0, 30, 14] == pytest.approx(np.exp(-(6.4**2) / 8), rel=1e-4)
+    assert heatmaps[0, 0, 30, 27] == 0
+
+
+def test_a_saddle_throws_no_udp_joint_away() -> None:
+    torch.manual_seed(0)
+    heatmaps = torch.rand(4, 17, *MAPS)
+    cells = heatmaps.flatten(2).argmax(dim=2)
+    peaks = torch.stack((cells % MAPS[1], cells // MAPS[1]), dim=2)
+    keypoints, _ = Udp(SIZE, MAPS).decode(heatmaps)
+    assert (keypoints / torch.tensor([191 / 47, 255 / 63]) - peaks).abs().max() <= 2 + 1e-4
 
 
 def test_maps_without_positive_values_decode_to_zero(codec: HeatmapCodec) -> None:
@@ -218,8 +256,9 @@ def test_first_mode_lies_where_decode_says(codec: HeatmapCodec) -> None:
 
 def test_two_peaks_are_two_modes_by_height(codec: HeatmapCodec) -> None:
     modes = codec.decode_modes(blobs((12.0, 20.0, 0.5), (36.0, 44.0, 0.9)), 3)[0, 0]
-    expected = [[144.0, 176.0, 0.9, 1.0], [48.0, 80.0, 0.5, 1.0], [0.0, 0.0, 0.0, 1.0]]
-    torch.testing.assert_close(modes, torch.tensor(expected), atol=1e-3, rtol=0)
+    places = at(codec, (36.0, 44.0), (12.0, 20.0), (0.0, 0.0))
+    expected = torch.tensor([[0.9, 1.0], [0.5, 1.0], [0.0, 1.0]])
+    torch.testing.assert_close(modes, torch.cat((places, expected), 1), atol=1e-3, rtol=0)
 
 
 def test_modes_beyond_the_count_are_left_out(codec: HeatmapCodec) -> None:
@@ -236,7 +275,7 @@ def test_a_plateau_is_one_mode(codec: HeatmapCodec) -> None:
 
 @pytest.mark.parametrize("width", [0.5, 0.8, 1.0, 1.5, 3.0])
 def test_the_width_of_a_mode_is_read_back(codec: HeatmapCodec, width: float) -> None:
-    modes = torch.tensor([[[[96.0, 128.0, 0.7, width]]]])
+    modes = torch.tensor([[[[*at(codec, (24.0, 32.0))[0].tolist(), 0.7, width]]]])
     torch.testing.assert_close(codec.decode_modes(codec.render(modes), 1), modes)
 
 
@@ -254,7 +293,9 @@ def test_rendered_modes_are_the_map_that_they_came_from(codec: HeatmapCodec) -> 
 
 
 def test_render_takes_the_higher_of_two_modes(codec: HeatmapCodec) -> None:
-    modes = torch.tensor([[[[96.0, 128.0, 0.5, 1.0], [104.0, 128.0, 1.0, 1.0]]]])
+    places = at(codec, (24.0, 32.0), (26.0, 32.0))
+    rest = torch.tensor([[0.5, 1.0], [1.0, 1.0]])
+    modes = torch.cat((places, rest), dim=1)[None, None]
     heatmaps = codec.render(modes)[0, 0]
     assert heatmaps[32, 24] == pytest.approx(np.exp(-4 / 8))  # the far one is the higher here
     assert heatmaps[32, 26] == 1

@@ -14,25 +14,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.crop_frame import CropFrame
 from models.skeleton import COCO, Skeleton
 from study.config import AugmentConfig, InputError
 from study.crops import (
     STORED_MARGIN,
     apply_affine,
     carry,
-    centre_affines,
     cut_crops,
     draw_affines,
     image_to_crop_affine,
     invert_affine,
     jitter_colour,
+    plain_affines,
     read_picture,
+    stored_frame,
     stored_size,
     warp,
 )
 
 OFFICIAL_SIZE = (256, 192)
+OFFICIAL_FRAME = CropFrame(OFFICIAL_SIZE)
 SIZE = (96, 64)
+FRAME = CropFrame(SIZE)
 STILL = AugmentConfig(scale=0.0, rotation=0.0, flip=0.0, half_body=0.0, colour=0.0)
 OFFICIAL = AugmentConfig(scale=0.35, rotation=40.0, flip=0.5, half_body=0.3, colour=0.0)
 
@@ -54,7 +58,7 @@ def draw(
     """Affines of ``count`` people with the first ``labelled`` COCO joints labelled."""
     generator = torch.Generator().manual_seed(seed)
     visibility = (torch.arange(17) < labelled).expand(count, 17) * 2
-    return draw_affines(standing(count), visibility, COCO, SIZE, augment, generator)
+    return draw_affines(standing(count), visibility, COCO, FRAME, augment, generator)
 
 
 def standing(count: int) -> Tensor:
@@ -73,13 +77,15 @@ def angles(affine: Tensor, mirrored: Tensor) -> Tensor:
     return torch.rad2deg(torch.atan2(-affine[:, 1, 0], cosine))
 
 
-def of_five(count: int, augment: AugmentConfig, five: Skeleton) -> tuple[Tensor, Tensor, Tensor]:
+def of_five(
+    count: int, augment: AugmentConfig, five: Skeleton, frame: CropFrame
+) -> tuple[Tensor, Tensor, Tensor]:
     """Joints spread over the stored crop's middle, their affines, and who is mirrored."""
     generator = torch.Generator().manual_seed(11)
     points = torch.rand(count, 5, 2, generator=generator) * torch.tensor([40.0, 60.0])
     points += torch.tensor([28.0, 42.0])
     visibility = torch.full((count, 5), 2)
-    return points, *draw_affines(points, visibility, five, SIZE, augment, generator)
+    return points, *draw_affines(points, visibility, five, frame, augment, generator)
 
 
 def dots_at(points: Tensor, size: tuple[int, int]) -> Tensor:
@@ -105,14 +111,14 @@ def centroids(crops: Tensor) -> Tensor:
 
 
 def test_affine_equals_the_official_one(official: list[dict[str, Any]]) -> None:
-    affine = image_to_crop_affine(boxes_of(official), OFFICIAL_SIZE)
+    affine = image_to_crop_affine(boxes_of(official), OFFICIAL_FRAME)
     expected = np.array([person["affine"] for person in official])
     np.testing.assert_allclose(affine, expected, atol=1e-3)
     np.testing.assert_allclose(affine[..., :2], expected[..., :2], atol=1e-6)
 
 
 def test_inverse_affine_equals_the_official_one(official: list[dict[str, Any]]) -> None:
-    inverse = invert_affine(image_to_crop_affine(boxes_of(official), OFFICIAL_SIZE))
+    inverse = invert_affine(image_to_crop_affine(boxes_of(official), OFFICIAL_FRAME))
     expected = np.array([person["affine_inverse"] for person in official])
     np.testing.assert_allclose(inverse, expected, atol=1e-3)
 
@@ -120,7 +126,7 @@ def test_inverse_affine_equals_the_official_one(official: list[dict[str, Any]]) 
 def test_rotated_and_scaled_affine_equals_the_official_one(
     official: list[dict[str, Any]],
 ) -> None:
-    affine = image_to_crop_affine(boxes_of(official), OFFICIAL_SIZE, scale=1.2, rotation=30)
+    affine = image_to_crop_affine(boxes_of(official), OFFICIAL_FRAME, scale=1.2, rotation=30)
     expected = np.array([person["affine_rot30_scale1p2"] for person in official])
     np.testing.assert_allclose(affine, expected, atol=1e-3)
 
@@ -128,7 +134,7 @@ def test_rotated_and_scaled_affine_equals_the_official_one(
 def test_joints_in_the_crop_equal_the_official_ones(
     official: list[dict[str, Any]], shared: Path
 ) -> None:
-    affine = image_to_crop_affine(boxes_of(official), OFFICIAL_SIZE)
+    affine = image_to_crop_affine(boxes_of(official), OFFICIAL_FRAME)
     for person, own in zip(official, affine, strict=True):
         name = f"annotations/person_keypoints_{person['set']}.json"
         content = json.loads((shared / "data/coco_tiny" / name).read_text())
@@ -151,7 +157,7 @@ def test_warped_crop_equals_the_official_one_but_for_opencv_versions(
         if name not in crops:
             continue
         picture = read_picture(shared / "data/coco_tiny" / person["set"] / person["file_name"])
-        affine = image_to_crop_affine(boxes_of([person]), OFFICIAL_SIZE)[0]
+        affine = image_to_crop_affine(boxes_of([person]), OFFICIAL_FRAME)[0]
         difference = warp(picture, affine, OFFICIAL_SIZE).astype(float) - crops[name]
         # OpenCV 4 and 5 differ by 0.15 on average; a shift by a tenth of a pixel by more than 0.5
         assert np.abs(difference).mean() < 0.5
@@ -164,10 +170,11 @@ def test_plain_crop_of_a_stored_crop_is_the_direct_warp(size: tuple[int, int]) -
     coarse = np.random.RandomState(0).randint(0, 256, (15, 20, 3), np.uint8)
     picture = np.asarray(cv2.resize(coarse, (240, 180)), np.uint8)
     boxes = np.array([[30.0, 20, 90, 140], [150, 60, 95, 40]])
-    direct = image_to_crop_affine(boxes, size)
-    stored = image_to_crop_affine(boxes, stored_size(size), margin=STORED_MARGIN)
+    frame = CropFrame(size)
+    direct = image_to_crop_affine(boxes, frame)
+    stored = image_to_crop_affine(boxes, stored_frame(size), margin=STORED_MARGIN)
     wide = np.stack([warp(picture, affine, stored_size(size)) for affine in stored])
-    plain = cut_crops(torch.from_numpy(wide), centre_affines(2, size), size)
+    plain = cut_crops(torch.from_numpy(wide), plain_affines(2, frame), frame)
     for crop, affine in zip(plain, direct, strict=True):
         expected = torch.from_numpy(warp(picture, affine, size)).permute(2, 0, 1)
         assert (crop - expected).abs().max() < 1.01
@@ -175,7 +182,7 @@ def test_plain_crop_of_a_stored_crop_is_the_direct_warp(size: tuple[int, int]) -
 
 def test_plain_crop_copies_the_stored_pixels() -> None:
     stored = noise(2, *stored_size(SIZE), 3)
-    plain = cut_crops(stored, centre_affines(2, SIZE), SIZE)
+    plain = cut_crops(stored, plain_affines(2, FRAME), FRAME)
     expected = stored[:, 24:120, 16:80].permute(0, 3, 1, 2)  # (144, 96) without its margins
     torch.testing.assert_close(plain, expected.float(), atol=0.02, rtol=0)
 
@@ -183,24 +190,27 @@ def test_plain_crop_copies_the_stored_pixels() -> None:
 def test_the_stored_crop_shows_half_as_much_again() -> None:
     assert stored_size((256, 192)) == (384, 288)
     box = np.array([[10.0, 20, 30, 40]])
-    plain = image_to_crop_affine(box, SIZE)
-    stored = image_to_crop_affine(box, stored_size(SIZE), margin=STORED_MARGIN)
+    plain = image_to_crop_affine(box, FRAME)
+    stored = image_to_crop_affine(box, stored_frame(SIZE), margin=STORED_MARGIN)
     np.testing.assert_allclose(stored[..., :2], plain[..., :2])
     np.testing.assert_allclose(stored[..., 2] - plain[..., 2], [[16, 24]])
 
 
 def test_box_is_widened_to_the_crops_shape_and_by_a_quarter() -> None:
-    tall, flat = image_to_crop_affine(np.array([[0.0, 0, 10, 80], [0, 0, 80, 10]]), SIZE)
+    tall, flat = image_to_crop_affine(np.array([[0.0, 0, 10, 80], [0, 0, 80, 10]]), FRAME)
     assert tall[0, 0] == pytest.approx(96 / (80 * 1.25))  # the height fills the crop
     assert flat[0, 0] == pytest.approx(64 / (80 * 1.25))
     assert (tall[0] @ [5, 40, 1], tall[1] @ [5, 40, 1]) == pytest.approx((32, 48))
 
 
-def test_joints_move_with_the_pixels_under_rotation_scale_and_flip(five: Skeleton) -> None:
-    points, affine, mirrored = of_five(40, OFFICIAL, five)
+@pytest.mark.parametrize("frame", [FRAME, CropFrame(SIZE, align_corners=True)])
+def test_joints_move_with_the_pixels_under_rotation_scale_and_flip(
+    frame: CropFrame, five: Skeleton
+) -> None:
+    points, affine, mirrored = of_five(40, OFFICIAL, five, frame)
     assert mirrored.any() and not mirrored.all()
     carried = carry(points, affine)[:, 0]
-    crops = cut_crops(dots_at(points[:, 0], stored_size(SIZE)), affine, SIZE)
+    crops = cut_crops(dots_at(points[:, 0], stored_size(SIZE)), affine, frame)
     inside = ((carried > 10) & (carried < torch.tensor([53.0, 85.0]))).all(-1)
     assert inside.sum() > 20
     # the mean error would be 0.5 px if the flip were about w/2 or the grid half a pixel off
@@ -220,10 +230,10 @@ def test_flip_is_its_own_inverse() -> None:
     affine, mirrored = draw(mirror, 1)
     assert mirrored.all()
     stored = noise(1, *stored_size(SIZE), 3)
-    once = cut_crops(stored, affine, SIZE)
-    plain = cut_crops(stored, centre_affines(1, SIZE), SIZE)
+    once = cut_crops(stored, affine, FRAME)
+    plain = cut_crops(stored, plain_affines(1, FRAME), FRAME)
     torch.testing.assert_close(once.flip(-1), plain, atol=0.05, rtol=0)
-    points = carry(standing(1), centre_affines(1, SIZE))
+    points = carry(standing(1), plain_affines(1, FRAME))
     flipped = carry(standing(1), affine)
     torch.testing.assert_close(flipped[..., 0], 63 - points[..., 0])  # x becomes w - 1 - x
     torch.testing.assert_close(flipped[..., 1], points[..., 1])
@@ -234,7 +244,7 @@ def test_flip_is_its_own_inverse() -> None:
 def test_without_augmentation_the_crop_is_the_plain_one() -> None:
     affine, mirrored = draw(STILL, 3)
     assert not mirrored.any()
-    torch.testing.assert_close(affine, centre_affines(3, SIZE))
+    torch.testing.assert_close(affine, plain_affines(3, FRAME))
 
 
 def test_scale_lies_within_one_spread() -> None:
@@ -264,7 +274,7 @@ def test_half_bodies_are_cut_only_of_people_with_more_than_8_labelled_joints(
 ) -> None:
     halving = AugmentConfig(scale=0, rotation=0, flip=0, half_body=0.3, colour=0)
     affine, _ = draw(halving, 3000, labelled=labelled)
-    moved = (affine - centre_affines(1, SIZE)).abs().amax((1, 2)) > 1e-3
+    moved = (affine - plain_affines(1, FRAME)).abs().amax((1, 2)) > 1e-3
     assert moved.float().mean().item() == pytest.approx(share, abs=0.03)
 
 
@@ -305,13 +315,14 @@ def test_the_same_generator_draws_the_same() -> None:
 def test_a_person_without_labels_is_drawn_without_nan(five: Skeleton) -> None:
     generator = torch.Generator().manual_seed(0)
     nobody = torch.zeros(20, 5)
-    affine, _ = draw_affines(torch.zeros(20, 5, 2), nobody, five, SIZE, OFFICIAL, generator)
+    affine, _ = draw_affines(torch.zeros(20, 5, 2), nobody, five, FRAME, OFFICIAL, generator)
     assert affine.isfinite().all()
 
 
 def test_beyond_the_picture_there_is_black() -> None:
     white = np.full((20, 20, 3), 255, np.uint8)
-    crop = warp(white, image_to_crop_affine(np.array([[0.0, 0, 20, 20]]), (32, 32))[0], (32, 32))
+    affine = image_to_crop_affine(np.array([[0.0, 0, 20, 20]]), CropFrame((32, 32)))[0]
+    crop = warp(white, affine, (32, 32))
     assert crop[16, 16].tolist() == [255] * 3 and crop[0, 0].tolist() == [0] * 3
 
 
@@ -338,7 +349,7 @@ def test_a_picture_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_invert_affine_undoes_an_affine() -> None:
-    affine = image_to_crop_affine(np.array([[3.0, 4, 50, 60]]), SIZE, rotation=25, scale=0.8)
+    affine = image_to_crop_affine(np.array([[3.0, 4, 50, 60]]), FRAME, rotation=25, scale=0.8)
     points = np.array([[[7.0, 9.0], [40.0, 12.0]]])
     back = apply_affine(apply_affine(points, affine), invert_affine(affine))
     np.testing.assert_allclose(back, points, atol=1e-9)

@@ -16,7 +16,7 @@ from models.refined_pose import RefinedPose
 from models.skeleton import COCO, Skeleton
 from study import evaluation
 from study.config import StudyConfig
-from study.crops import centre_affines
+from study.crops import carry, plain_affines
 from study.dataset import People, read_people
 from study.evaluation import detect_people, evaluate, predict_crops
 from study.loop import TrainingDiverged
@@ -28,10 +28,13 @@ from study.workers import Workers
 class Oracle(nn.Module):
     """Knows the truth of the people that a worker is shown, in their order; off by ``error``."""
 
-    def __init__(self, store: CropStore, rows: list[int], error: float = 0.0) -> None:
+    def __init__(
+        self, store: CropStore, rows: list[int], error: float = 0.0, codec: str = "dark"
+    ) -> None:
         super().__init__()
-        shift = centre_affines(1, store.input_size)[0, :, 2]
-        self.answers = torch.from_numpy(store.keypoints_stored[rows]) + shift + error
+        self.codec = build_codec(codec, store.input_size, 2.0)
+        affine = plain_affines(len(rows), self.codec.frame)
+        self.answers = carry(torch.from_numpy(store.keypoints_stored[rows]), affine) + error
         self.shown = 0
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,10 +91,11 @@ def test_perfect_keypoints_of_real_pictures_score_ap_1(
     assert evaluate(oracle, store, truth, COCO, "coco", workers)["ap"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("codec", ["dark", "udp"])
 def test_crop_keypoints_come_back_to_their_place_in_the_picture(
-    five_people: People, five_store: CropStore, five: Skeleton, workers: Workers
+    codec: str, five_people: People, five_store: CropStore, five: Skeleton, workers: Workers
 ) -> None:
-    oracle: Any = Oracle(five_store, list(range(13)))
+    oracle: Any = Oracle(five_store, list(range(13)), codec=codec)
     detections = detect_people(oracle, five_store, five, workers)
     found = np.array([detection["keypoints"] for detection in detections]).reshape(13, 5, 3)
     np.testing.assert_allclose(found[..., :2], five_people.keypoints_image, atol=1e-3)

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from optuna.distributions import IntDistribution
+from optuna.distributions import CategoricalDistribution, IntDistribution
 from safetensors.torch import load_file, save_file
 
 from models.build import load_export
+from models.skeleton import COCO
 from search_spaces.space import Parameter, SearchSpace
 from study import export
 from study.checkpoint import Checkpoint, Checkpoints, trial_folder
@@ -35,8 +36,10 @@ from study.training import build_distill_task, build_refiner, load_estimator
 from study.workers import Workers
 
 DEPTHS = Parameter("refine.depth", IntDistribution(1, 6), "scientific")
-SPACE = SearchSpace("made_up", "How deep?", (DEPTHS,))
-WINNER, BASELINE, FAILED, PRUNED, GONE = 1, 0, 2, 3, 4
+CODECS = Parameter("student.codec", CategoricalDistribution(("dark", "simcc")), "scientific")
+FLIPS = Parameter("student.flip_test", CategoricalDistribution((False, True)), "scientific")
+SPACE = SearchSpace("made_up", "How deep?", (DEPTHS, CODECS, FLIPS))
+WINNER, BASELINE, FAILED, PRUNED, GONE, BINS = 1, 0, 2, 3, 4, 5
 DEPTH = 1
 FILES = {"README.md", "config.json", "model.safetensors"}
 
@@ -91,6 +94,11 @@ def made(mini_config: StudyConfig, mini_data: StudyData, easy: str) -> Path:
         BASELINE: {"control": "baseline"},
         PRUNED: {"state": "PRUNED"},
         GONE: {},
+        BINS: {
+            "state": "PRUNED",
+            "params.student.codec": "simcc",
+            "params.student.flip_test": True,
+        },
     }
     figures = {n: add_trial(folder, config, mini_data, n, **fate) for n, fate in fates.items()}
     assert figures[WINNER] > max(figures[BASELINE], figures[GONE], 0.05)
@@ -140,7 +148,7 @@ def chosen_of(study: Path, number: int | None) -> Any:
     return choose_trial(study, config, number)
 
 
-@pytest.mark.parametrize("number", [WINNER, BASELINE, PRUNED])
+@pytest.mark.parametrize("number", [WINNER, BASELINE, PRUNED, BINS])
 def test_export_gets_the_ap_that_its_trial_recorded(
     study: Path, mini_data: StudyData, number: int
 ) -> None:
@@ -154,7 +162,7 @@ def test_export_gets_the_ap_that_its_trial_recorded(
     assert info["search"]["num_people"] == len(store)
 
 
-@pytest.mark.parametrize("number", [WINNER, PRUNED])
+@pytest.mark.parametrize("number", [WINNER, PRUNED, BINS])
 def test_export_gives_the_keypoints_of_the_trials_estimator(
     study: Path, mini_data: StudyData, number: int
 ) -> None:
@@ -195,6 +203,8 @@ def test_config_says_how_to_feed_the_network(study: Path) -> None:
     assert info["input_size"] == [64, 64]
     assert info["pixel_mean"] == [123.675, 116.28, 103.53]
     assert info["student"] == {"name": "mobile_net", "size": "tiny"}
+    assert (info["box_centre"], info["crop_span"]) == ([32, 32], [64, 64])
+    assert info["flip_test"] is False
     assert info["source"]["data_fingerprint"] == read_settings(study)["data_fingerprint"]
 
 
@@ -225,6 +235,17 @@ def test_card_shows_the_figures_and_code_that_runs(study: Path) -> None:
     names: dict[str, Any] = {"crops": torch.zeros(2, 3, 64, 64)}
     exec(code.group(1).replace('"EXPORT"', repr(str(study / "export"))), names)
     assert names["keypoints_crop"].shape == (2, 17, 2)
+
+
+def test_bins_and_flip_test_go_with_the_export(study: Path) -> None:
+    info = run(study, BINS)
+    assert info["codec"]["name"] == "simcc" and info["flip_test"] is True
+    tensors = load_file(study / "export" / "model.safetensors")
+    assert tensors["student.simcc_head.x.weight"].shape == (128, 256)
+    estimator, _ = load_export(study / "export")
+    assert estimator.flip_order == COCO.flip_order
+    card = (study / "export" / "README.md").read_text()
+    assert "Each crop is looked at twice" in card and "51.2 wide and 51.2 high" in card
 
 
 def test_card_leaves_out_what_had_no_effect(study: Path) -> None:
@@ -320,7 +341,7 @@ def test_data_that_are_not_seen_from_here_are_named(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--trial", "9"], "finished trials, 0 to 4, got --trial 9"),
+        (["--trial", "9"], "finished trials, 0 to 5, got --trial 9"),
         (["--trial", str(FAILED)], "trial 2 failed and can't be exported (no memory)"),
         (["--trial", str(GONE)], "the checkpoint of trial 4 is gone from"),
     ],

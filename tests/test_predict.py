@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.build import build_codec, build_refined_pose, load_export
+from models.codec import CODECS
 from models.skeleton import SKELETONS, Skeleton
 from study.crops import apply_affine, invert_affine, read_picture
 from study.dataset import People
@@ -38,13 +39,16 @@ def known_five(five: Skeleton) -> Iterator[None]:
         yield
 
 
-def write_export(folder: Path, **changes: Any) -> Path:
+def write_export(
+    folder: Path, codec_name: str = "dark", flip_test: bool = False, **faults: Any
+) -> Path:
     """An export of random weights whose student points somewhere else for each crop."""
     info: dict[str, Any] = {
         "skeleton": "five",
         "input_size": list(SIZE),
         "student": {"name": "mobile_net", "size": "tiny"},
-        "codec": {"name": "dark", "sigma": 2.0},
+        "codec": {"name": codec_name, "sigma": 2.0},
+        "flip_test": flip_test,
         "refiner": {"levels": 2, "depth": 1, "width": 8, "dropout": 0.0, "gate": True},
     }
     torch.manual_seed(0)
@@ -56,7 +60,7 @@ def write_export(folder: Path, **changes: Any) -> Path:
         nn.init.normal_(parameter, std=0.1)
     folder.mkdir()
     save_file(estimator.state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({**info, **changes}))
+    (folder / "config.json").write_text(json.dumps({**info, **faults}))
     return folder
 
 
@@ -109,9 +113,9 @@ def write_boxes(tmp_path: Path, content: object) -> Path:
 class Spot(nn.Module):
     """Sees every joint in the middle of the crop's one bright spot, joint k being k px lower."""
 
-    def __init__(self, joints: int) -> None:
+    def __init__(self, joints: int, codec: str) -> None:
         super().__init__()
-        self.codec = build_codec("dark", SIZE, 2.0)
+        self.codec = build_codec(codec, SIZE, 2.0)
         self.offsets = nn.Parameter(torch.stack([torch.zeros(joints), torch.arange(joints)], 1))
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,25 +126,36 @@ class Spot(nn.Module):
         return middle[:, None] + self.offsets, torch.ones(len(crops), len(self.offsets))
 
 
+@pytest.mark.parametrize(("codec", "zoom_down"), [("dark", 1.0), ("udp", 95 / 96)])
 def test_joints_lie_in_the_picture_where_the_network_saw_them_in_the_crop(
-    five: Skeleton,
+    codec: str, zoom_down: float, five: Skeleton
 ) -> None:
     picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     cv2.circle(picture, (70, 30), 4, (255, 255, 255), -1)
     # Crops of 64 px for 1.25 times the box's width, or 96 for its height: zoom 1.28, 0.96, 1.7.
     boxes = np.array([[50.0, 10.0, 40.0, 60.0], [45.5, 0.0, 30.0, 80.0], [60.0, 20.0, 30.0, 30.0]])
-    zooms = np.array([64 / 40 / 1.25, 96 / 80 / 1.25, 64 / 30 / 1.25])
-    keypoints, scores = estimate(Spot(5), five, picture, boxes)  # type: ignore[arg-type]
+    zooms = zoom_down * np.array([64 / 40 / 1.25, 96 / 80 / 1.25, 64 / 30 / 1.25])
+    keypoints, scores = estimate(Spot(5, codec), five, picture, boxes)  # type: ignore[arg-type]
     expected = np.array([70, 30]) + np.arange(5)[None, :, None] * [0, 1] / zooms[:, None, None]
     np.testing.assert_allclose(keypoints, expected, atol=0.25)
     assert scores.shape == (3, 5)
 
 
+@pytest.mark.parametrize("flip_test", [False, True])
+@pytest.mark.parametrize("codec", ["msra", "simcc"])
 def test_poses_are_those_of_the_studys_own_evaluation(
-    export: Path, five: Skeleton, five_people: People, five_store: CropStore, workers: Workers
+    codec: str,
+    flip_test: bool,
+    tmp_path: Path,
+    five: Skeleton,
+    five_people: People,
+    five_store: CropStore,
+    workers: Workers,
 ) -> None:
     """Cut straight from the picture, and cut from the crops that a study stores."""
-    estimator = load_export(export)[0]
+    estimator = load_export(write_export(tmp_path / "export", codec, flip_test))[0]
+    assert estimator.codec == CODECS[codec](SIZE, (24, 16))
+    assert (estimator.flip_order is not None) == flip_test
     stored, scores = predict_crops(estimator, five_store, five, workers)
     expected = apply_affine(stored, invert_affine(five_store.image_to_stored))
     for person, path in enumerate(five_people.image_paths):

@@ -10,6 +10,8 @@ from models.codec import CODECS, Dark, HeatmapCodec, Msra
 from models.igp_gcn import IgpGcn
 from models.pose_features import PoseFeatures, PoseNetwork
 from models.refined_pose import RefinedPose
+from models.simcc import SimCC
+from models.simcc_head import SimccHead
 from models.skeleton import Skeleton
 
 STICK_MAN = Skeleton(
@@ -39,6 +41,13 @@ class StubStudent(PoseNetwork):
         return PoseFeatures(self.maps(crops), tuple(layer(crops) for layer in self.features))
 
 
+def student_of(codec: HeatmapCodec) -> StubStudent:
+    student = StubStudent()
+    if isinstance(codec, SimCC):
+        student.simcc_head = SimccHead(CHANNELS[-1], 5, codec.heatmap_size, codec.num_bins)
+    return student
+
+
 @pytest.fixture(params=sorted(CODECS))
 def codec(request: pytest.FixtureRequest) -> HeatmapCodec:
     return CODECS[request.param](CROP, (24, 16))
@@ -52,7 +61,7 @@ def crops() -> Tensor:
 
 def build(codec: HeatmapCodec, is_refined: bool) -> RefinedPose:
     torch.manual_seed(0)
-    student = StubStudent()
+    student = student_of(codec)
     refiner = IgpGcn(STICK_MAN, CHANNELS, width=8, depth=1) if is_refined else None
     return RefinedPose(student, codec, refiner).eval()
 
@@ -62,7 +71,7 @@ def test_without_refiner_it_is_the_students_decoded_pose(
 ) -> None:
     model = build(codec, is_refined=False)
     keypoints, scores = model(crops)
-    expected_keypoints, expected_scores = codec.decode(model.student.look(crops).heatmaps)
+    expected_keypoints, expected_scores = codec.read(model.student.look(crops))
     assert torch.equal(keypoints, expected_keypoints)
     assert torch.equal(scores, expected_scores)
 
@@ -81,7 +90,7 @@ def test_it_gives_the_refiners_last_level_and_the_students_scores(
     for level in range(3):
         nn.init.constant_(model.refiner.get_parameter(f"levels.{level}.head.bias"), 0.1)
     features = model.student.look(crops)
-    start, expected_scores = codec.decode(features.heatmaps)
+    start, expected_scores = codec.read(features)
     levels = model.refiner(features.pyramid, start, expected_scores, CROP)
     keypoints, scores = model(crops)
     assert torch.equal(keypoints, levels[-1])

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from models.crop_frame import CropFrame
 from models.skeleton import COCO, SKELETONS
 from study import limits
 from study.batches import Batch
@@ -68,7 +69,8 @@ def tasks(trial: Trial) -> list[DistillTask | RefineTask]:
 def global_batches(ground: TrainingData) -> list[Batch]:
     """This worker's shares of the batches in ROWS."""
     generator = torch.Generator().manual_seed(3)
-    return list(ground.batches(ground.config.distill.augment, ROWS, generator))
+    frame = CropFrame(ground.train.input_size)
+    return list(ground.batches(ground.config.distill.augment, frame, ROWS, generator))
 
 
 def gradients(task: DistillTask | RefineTask, batch: Batch, workers: Workers) -> dict[str, Tensor]:
