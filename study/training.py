@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.build import build_codec, build_model, load_weights
+from models.build import build_codec, build_model
 from models.codec import HeatmapCodec
 from models.igp_gcn import IgpGcn
 from models.pose_features import PoseNetwork
 from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton
+from models.weights import load_weights
 from study.batches import Batch, epoch_rows, training_batches
 from study.checkpoint import Checkpoint, Checkpoints
 from study.config import (
@@ -60,6 +61,18 @@ def build_network(
         trained = frozenset(name for name, _ in network.named_parameters()) - set(left_random)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network, trained
+
+
+def random_beside_trained(model: ModelConfig, config: StudyConfig) -> list[str]:
+    """The parameters that are random though the network starts from weights: a new head.
+
+    Raises:
+        InputError: ``init`` is no file of weights that fit.
+    """
+    if model.init == RANDOM:
+        return []
+    network, trained = build_network(model, config, seed=0)
+    return [name for name, _ in network.named_parameters() if name not in trained]
 
 
 def codec_of(model: ModelConfig, config: StudyConfig) -> HeatmapCodec:
