@@ -63,16 +63,20 @@ def build_network(
     return network, trained
 
 
-def random_beside_trained(model: ModelConfig, config: StudyConfig) -> list[str]:
-    """The parameters that are random though the network starts from weights: a new head.
+def check_weights(config: StudyConfig, say: Callable[[str], None]) -> None:
+    """Says which layers stay random though their network starts from weights.
 
     Raises:
-        InputError: ``init`` is no file of weights that fit.
+        InputError: ``teacher.init`` or ``student.init`` is no file of weights that fit.
     """
-    if model.init == RANDOM:
-        return []
-    network, trained = build_network(model, config, seed=0)
-    return [name for name, _ in network.named_parameters() if name not in trained]
+    for role, model in (("teacher", config.teacher), ("student", config.student)):
+        if model.init == RANDOM:
+            continue
+        network, trained = build_network(model, config, seed=0)
+        new = [name for name, _ in network.named_parameters() if name not in trained]
+        if new:
+            joints = f"{config.data.skeleton} ({skeleton_of(config).num_joints} joints)"
+            say(f"{role}.init has another joint count than {joints}; random: {', '.join(new)}")
 
 
 def codec_of(model: ModelConfig, config: StudyConfig) -> HeatmapCodec:

@@ -52,7 +52,7 @@ from study.results import write_final
 from study.search import OwnerSearcher, StudyOwner
 from study.settings import SETTINGS, read_settings
 from study.teacher import TARGETS, is_ready, teacher_folder
-from study.training import random_beside_trained
+from study.training import check_weights
 
 LOCK = ".lock"
 WORKERS_WAIT = {"cpu": 0, "node:__internal_head__": 0.001}
@@ -76,7 +76,7 @@ def run_study(config: StudyConfig) -> Path:
             display.say(f"the study in {folder} is finished; search.trials=N adds trials")
             show_finals(folder, display.console)
             return folder
-        _check_weights(config, display)
+        check_weights(config, display.say)
         with display.meters() as meter:
             data = prepare_data(config, meter, display.say)
         _write_settings(as_typed, folder, data)
@@ -109,20 +109,6 @@ def load_checked_space(config: StudyConfig) -> SearchSpace:
     except SpaceError as error:
         raise InputError(str(error)) from None
     return space
-
-
-def _check_weights(config: StudyConfig, display: Display) -> None:
-    """Says which layers of trained networks are new.
-
-    Raises:
-        InputError: ``teacher.init`` or ``student.init`` is no file of weights that fit.
-    """
-    for role, model in (("teacher", config.teacher), ("student", config.student)):
-        if new := random_beside_trained(model, config):
-            display.say(
-                f"{role}.init has other joints than {config.data.skeleton}: "
-                f"{', '.join(new)} start at random"
-            )
 
 
 def _search(

@@ -17,7 +17,7 @@ from models.pose_features import IMAGENET
 from models.refined_pose import RefinedPose
 from models.skeleton import COCO, CROWDPOSE, Skeleton
 from study.config import InputError, StudyConfig, with_values
-from study.training import build_network, random_beside_trained
+from study.training import build_network, check_weights
 
 
 def saved(path: Path, skeleton: Skeleton) -> Path:
@@ -98,18 +98,21 @@ def test_a_network_from_weights_tells_what_is_trained(
     assert trained == frozenset()
 
 
-def test_what_is_random_beside_trained_weights_is_named(
+def test_layers_that_stay_random_beside_trained_ones_are_said_once(
     mini_config: StudyConfig, tmp_path: Path
 ) -> None:
-    student = mini_config.student
-    assert random_beside_trained(student, mini_config) == []
     same = saved(tmp_path / "same.safetensors", COCO)
-    student = dataclasses.replace(student, init=str(same))
-    assert random_beside_trained(student, mini_config) == []
     other = saved(tmp_path / "other.safetensors", CROWDPOSE)
-    student = dataclasses.replace(student, init=str(other))
-    left = ["final_layer.weight", "final_layer.bias"]
-    assert random_beside_trained(student, mini_config) == left
+    told: list[str] = []
+    check_weights(mini_config, told.append)
+    check_weights(with_values(mini_config, {"teacher.init": str(same)}), told.append)
+    assert told == []
+    values = {"teacher.init": str(other), "student.init": str(same)}
+    check_weights(with_values(mini_config, values), told.append)
+    assert told == [
+        "teacher.init has another joint count than coco (17 joints); "
+        "random: final_layer.weight, final_layer.bias"
+    ]
 
 
 def test_a_seed_decides_the_random_weights(mini_config: StudyConfig) -> None:
@@ -126,3 +129,5 @@ def test_weights_that_do_not_fit_are_the_users_to_mend(
     config = with_values(mini_config, {"student.init": str(tmp_path / "nowhere.safetensors")})
     with pytest.raises(InputError, match=r"nowhere\.safetensors"):
         build_network(config.student, config, seed=0)
+    with pytest.raises(InputError, match=r"nowhere\.safetensors"):
+        check_weights(config, print)

@@ -78,8 +78,7 @@ def test_a_new_network_puts_out_nearly_nothing() -> None:
     assert model.final_layer.bias is not None and not model.final_layer.bias.any()
 
 
-@pytest.mark.parametrize("skeleton", [COCO, CROWDPOSE])
-@pytest.mark.parametrize("crop_size", [(256, 192), (384, 288)])
+@pytest.mark.parametrize(("skeleton", "crop_size"), [(COCO, (256, 192)), (CROWDPOSE, (384, 288))])
 def test_igp_gcn_refines_its_pose_and_the_gradient_reaches_the_first_layer(
     skeleton: Skeleton, crop_size: tuple[int, int]
 ) -> None:
