@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from models import hrnet, mobile_net, simple_baseline
 from models.codec import CODECS, HeatmapCodec
+from models.hrnet import HRNet
 from models.igp_gcn import IgpGcn
-from models.mobile_net import SIZES, MobileNet
+from models.mobile_net import MobileNet
 from models.pose_features import PoseNetwork
 from models.refined_pose import RefinedPose
 from models.simcc import SimCC
 from models.simcc_head import SimccHead
+from models.simple_baseline import SimpleBaseline
 from models.skeleton import SKELETONS, Skeleton
 
-MODELS = {"mobile_net": MobileNet}
+MODELS: dict[str, tuple[Callable[[int, Any], PoseNetwork], Mapping[str, Any]]] = {
+    "mobile_net": (MobileNet, mobile_net.SIZES),
+    "hrnet": (HRNet, hrnet.SIZES),
+    "simple_baseline": (SimpleBaseline, simple_baseline.SIZES),
+}
+"""What takes a number of joints and a size, and the sizes by name."""
 STRIDE = 4
-SIMCC_HEAD = "simcc_head."
-"""What the names of the weights behind the bins begin with."""
 
 
 def build_model(
     name: str, size: str, skeleton: Skeleton, codec: HeatmapCodec | None = None
 ) -> PoseNetwork:
     """A model with random weights that puts out one heatmap a joint, for simcc also bins."""
-    model = MODELS[name](skeleton.num_joints, SIZES[size])
+    network, sizes = MODELS[name]
+    model = network(skeleton.num_joints, sizes[size])
     if isinstance(codec, SimCC):
         model.simcc_head = SimccHead(
             model.pyramid_channels[-1], skeleton.num_joints, codec.heatmap_size, codec.num_bins
@@ -44,42 +50,6 @@ def build_codec(name: str, input_size: tuple[int, int], sigma: float) -> Heatmap
     return CODECS[name](
         input_size=(height, width), heatmap_size=(height // STRIDE, width // STRIDE), sigma=sigma
     )
-
-
-def load_weights(model: torch.nn.Module, path: Path) -> list[str]:
-    """Copies the weights of a safetensors file; returns the keys that were left at random.
-
-    Only a head of another joint count may differ, and simcc's head, also by being there or not;
-    everything else must agree by name and shape.
-
-    Raises:
-        ValueError: other keys or shapes differ; names the first of them.
-    """
-    try:
-        loaded = load_file(path)
-    except Exception as error:  # safetensors has no exported exception type
-        raise ValueError(f"{path} must be a safetensors file of weights: {error}") from None
-    own = model.state_dict()
-    loaded = {
-        key: value
-        for key, value in loaded.items()
-        if not key.startswith(SIMCC_HEAD) or (key in own and own[key].shape == value.shape)
-    }
-    head = [k for k in own if k.startswith("final_layer.") and k in loaded]
-    head = [key for key in head if loaded[key].shape[1:] == own[key].shape[1:]]
-    dropped = [key for key in head if loaded[key].shape[:1] != own[key].shape[:1]]
-    dropped += [key for key in own if key.startswith(SIMCC_HEAD) and key not in loaded]
-    kept = {key: value for key, value in loaded.items() if key not in dropped}
-    differing = sorted(own.keys() - loaded.keys() - set(dropped))
-    differing += sorted(loaded.keys() - own.keys())
-    differing += [k for k in kept if k in own and own[k].shape != kept[k].shape]
-    if differing:
-        raise ValueError(
-            f"{path} must hold this model's weights by name and shape; {len(differing)} differ, "
-            f"the first are {differing[:5]}; change the model's name and size, or the file"
-        )
-    model.load_state_dict(kept, strict=False)
-    return dropped
 
 
 def build_refined_pose(info: Mapping[str, Any]) -> RefinedPose:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,14 @@ class Pixels:
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    order: Literal["rgb", "bgr"] = "rgb"
+    """In which order it sees the channels."""
 
     def normalise(self, crops: Tensor) -> Tensor:
-        """Crops (B, 3, h, w), RGB in 0..255, with the mean and deviation taken out."""
+        """Crops (B, 3, h, w), RGB in 0..255, with the mean and deviation taken out, in order."""
         mean = torch.tensor(self.mean, device=crops.device).view(3, 1, 1)
-        return (crops - mean) / torch.tensor(self.std, device=crops.device).view(3, 1, 1)
+        crops = (crops - mean) / torch.tensor(self.std, device=crops.device).view(3, 1, 1)
+        return crops.flip(1) if self.order == "bgr" else crops
 
 
 IMAGENET = Pixels((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))

@@ -69,15 +69,16 @@ class ModelConfig:
     """A network, the teacher or the student, and how its heatmaps are read."""
 
     name: str
-    """Architecture: mobile_net."""
+    """Architecture: mobile_net | hrnet | simple_baseline."""
     size: str
-    """tiny | teacher."""
+    """mobile_net: tiny | teacher. hrnet, by width: w18 | w32 | w48. simple_baseline, by the
+    ResNet's depth: r18 | r50 | r101 | r152."""
     codec: str
     """msra | dark | udp | simcc."""
     sigma: float
     """Spread of the target Gaussian, heatmap cells."""
     init: str
-    """random, or the path of weights (safetensors) to start from."""
+    """random, or the path of weights to start from: safetensors, or what torch.save wrote."""
     flip_test: bool
     """Average over each crop and its mirror image, whenever it is not being trained."""
 

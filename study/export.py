@@ -127,6 +127,7 @@ def describe(
         "box_padding": BOX_PADDING,
         "pixel_mean": list(pixels.mean),
         "pixel_std": list(pixels.std),
+        "pixel_order": pixels.order,
         "student": {"name": config.student.name, "size": config.student.size},
         "codec": {"name": config.student.codec, "sigma": config.student.sigma},
         "flip_test": estimator.flip_order is not None,

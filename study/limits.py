@@ -17,16 +17,20 @@ SHARED_FOLDER = "cache"
 
 MIX = ("pairwise", "bone", "angle", "relation")
 """The parts of a mixed structure loss."""
+SIZES = {
+    "mobile_net": ("tiny", "teacher"),
+    "hrnet": ("w18", "w32", "w48"),
+    "simple_baseline": ("r18", "r50", "r101", "r152"),
+}
+"""The sizes of each network: ``teacher.name`` and ``teacher.size``, likewise ``student``."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "plan": ("joint",),
     "display": ("auto", "live", "plain", "none"),
     "data.kind": ("drawn", "coco", "crowdpose"),
     "data.skeleton": ("coco", "crowdpose"),
-    "teacher.name": ("mobile_net",),
-    "student.name": ("mobile_net",),
-    "teacher.size": ("tiny", "teacher"),
-    "student.size": ("tiny", "teacher"),
+    "teacher.name": tuple(SIZES),
+    "student.name": tuple(SIZES),
     "teacher.codec": ("msra", "dark", "udp", "simcc"),
     "student.codec": ("msra", "dark", "udp", "simcc"),
     "distill.heatmap.kind": ("none", "mse", "kl"),
@@ -100,6 +104,7 @@ def faults(values: Mapping[str, Any]) -> list[str]:
     """All that is impossible in these settings: what must hold, what came, what to change."""
     return [
         *_out_of_choice(values),
+        *_impossible_sizes(values),
         *_out_of_bounds(values),
         *_impossible_data(values),
         *_impossible_training(values),
@@ -114,6 +119,16 @@ def _out_of_choice(values: Mapping[str, Any]) -> Iterable[str]:
             near = difflib.get_close_matches(str(value), choices, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             yield f"{path} must be one of {', '.join(choices)}, got {path}={value}{hint}"
+
+
+def _impossible_sizes(values: Mapping[str, Any]) -> Iterable[str]:
+    for role in ("teacher", "student"):
+        name, size = values[f"{role}.name"], values[f"{role}.size"]
+        if name in SIZES and size not in SIZES[name]:
+            yield (
+                f"{role}.size must be one of {', '.join(SIZES[name])} for {role}.name={name}, "
+                f"got {role}.size={size}"
+            )
 
 
 def _out_of_bounds(values: Mapping[str, Any]) -> Iterable[str]:

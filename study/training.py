@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.build import build_codec, build_model, load_weights
+from models.build import build_codec, build_model
 from models.codec import HeatmapCodec
 from models.crop_frame import CropFrame
 from models.igp_gcn import IgpGcn
 from models.pose_features import PoseNetwork
 from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton
+from models.weights import load_weights
 from study.batches import Batch, epoch_rows, training_batches
 from study.checkpoint import Checkpoint, Checkpoints
 from study.config import (
@@ -62,6 +63,22 @@ def build_network(
         trained = frozenset(name for name, _ in network.named_parameters()) - set(left_random)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network, trained
+
+
+def check_weights(config: StudyConfig, say: Callable[[str], None]) -> None:
+    """Says which layers stay random though their network starts from weights.
+
+    Raises:
+        InputError: ``teacher.init`` or ``student.init`` is no file of weights that fit.
+    """
+    for role, model in (("teacher", config.teacher), ("student", config.student)):
+        if model.init == RANDOM:
+            continue
+        network, trained = build_network(model, config, seed=0)
+        new = [name for name, _ in network.named_parameters() if name not in trained]
+        if new:
+            joints = f"{config.data.skeleton} ({skeleton_of(config).num_joints} joints)"
+            say(f"{role}.init has another joint count than {joints}; random: {', '.join(new)}")
 
 
 def codec_of(model: ModelConfig, config: StudyConfig) -> HeatmapCodec:

@@ -52,6 +52,7 @@ from study.results import write_final
 from study.search import OwnerSearcher, StudyOwner
 from study.settings import SETTINGS, read_settings
 from study.teacher import TARGETS, is_ready, teacher_folder
+from study.training import check_weights
 
 LOCK = ".lock"
 WORKERS_WAIT = {"cpu": 0, "node:__internal_head__": 0.001}
@@ -76,6 +77,7 @@ def run_study(config: StudyConfig) -> Path:
             display.say(f"the study in {folder} is finished; search.trials=N adds trials")
             show_finals(as_shown, display.console)
             return folder
+        check_weights(config, display.say)
         with display.meters() as meter:
             data = prepare_data(config, meter, display.say)
         _write_settings(as_typed, folder, data)

@@ -1,43 +1,74 @@
-"""From names to models and codecs, and from files to weights that fit or are refused."""
+"""From names to models and codecs, and to networks of weights that the settings name."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
-from models.build import MODELS, build_codec, build_model, load_weights
+from models.build import MODELS, build_codec, build_model, load_export
 from models.codec import CODECS
-from models.mobile_net import SIZES
+from models.igp_gcn import IgpGcn
 from models.pose_features import IMAGENET
+from models.refined_pose import RefinedPose
 from models.skeleton import COCO, CROWDPOSE, Skeleton
 from study.config import InputError, StudyConfig, with_values
-from study.training import build_network
+from study.training import build_network, check_weights
 
 
-def saved(path: Path, skeleton: Skeleton, changes: dict[str, Tensor | None] | None = None) -> Path:
-    """A file of a tiny network's weights, seed 5; ``changes`` replace keys or remove them."""
-    torch.manual_seed(5)
-    weights = build_model("mobile_net", "tiny", skeleton).state_dict()
-    for name, value in (changes or {}).items():
-        if value is None:
-            del weights[name]
-        else:
-            weights[name] = value
-    save_file(weights, path)
+def saved(path: Path, skeleton: Skeleton) -> Path:
+    """A file of a tiny network's weights."""
+    save_file(build_model("mobile_net", "tiny", skeleton).state_dict(), path)
     return path
 
 
-def test_every_name_and_size_builds_with_a_heatmap_a_joint(five: Skeleton) -> None:
-    for name in MODELS:
-        for size in SIZES:
-            model = build_model(name, size, five).eval()
-            with torch.no_grad():
-                assert model(torch.zeros(1, 3, 32, 64)).heatmaps.shape == (1, 5, 8, 16)
+NETWORKS = [(name, size) for name, (_, sizes) in MODELS.items() for size in sizes]
+
+
+@pytest.mark.parametrize(("name", "size"), NETWORKS)
+@pytest.mark.parametrize(
+    ("skeleton", "height", "width"), [(COCO, 256, 192), (CROWDPOSE, 384, 288)]
+)
+def test_every_name_and_size_has_a_heatmap_a_joint_and_a_pyramid_at_strides_16_8_4(
+    name: str, size: str, skeleton: Skeleton, height: int, width: int
+) -> None:
+    with torch.device("meta"):  # shapes alone
+        model = build_model(name, size, skeleton).eval()
+    heatmaps, pyramid, _ = model(torch.zeros(2, 3, height, width, device="meta"))
+    assert heatmaps.shape == (2, skeleton.num_joints, height // 4, width // 4)
+    assert [tuple(features.shape) for features in pyramid] == [
+        (2, channels, height // stride, width // stride)
+        for channels, stride in zip(model.pyramid_channels, (16, 8, 4), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("name", "size"), [("hrnet", "w18"), ("simple_baseline", "r18")])
+def test_an_export_of_an_official_network_estimates_as_before(
+    name: str, size: str, tmp_path: Path
+) -> None:
+    info = {
+        **{"skeleton": "crowdpose", "input_size": [64, 64]},
+        "student": {"name": name, "size": size},
+        "codec": {"name": "msra", "sigma": 2.0},
+        "refiner": {"levels": 3, "depth": 1, "width": 8, "dropout": 0.0, "gate": True},
+    }
+    torch.manual_seed(1)
+    student = build_model(name, size, CROWDPOSE)
+    torch.nn.init.normal_(student.get_parameter("final_layer.weight"))
+    refiner = IgpGcn(CROWDPOSE, student.pyramid_channels, width=8, depth=1)
+    torch.nn.init.normal_(refiner.get_parameter("levels.0.head.weight"), std=0.1)
+    model = RefinedPose(student, build_codec("msra", (64, 64), 2.0), refiner).eval()
+    (tmp_path / "config.json").write_text(json.dumps(info))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    loaded, _ = load_export(tmp_path)
+    with torch.inference_mode():
+        crops = 255 * torch.rand(2, 3, 64, 64)
+        (expected, scores), (found, found_scores) = model(crops), loaded(crops)
+    assert torch.equal(found, expected) and torch.equal(found_scores, scores)
 
 
 @pytest.mark.parametrize("name", sorted(CODECS))
@@ -55,108 +86,6 @@ def test_normalised_crops_have_imagenets_mean_at_0() -> None:
     assert one.tolist() == pytest.approx(expected)
 
 
-def test_loaded_weights_are_the_files(tmp_path: Path) -> None:
-    path = saved(tmp_path / "weights.safetensors", COCO)
-    torch.manual_seed(5)
-    expected = build_model("mobile_net", "tiny", COCO).state_dict()
-    torch.manual_seed(6)
-    model = build_model("mobile_net", "tiny", COCO)
-    assert load_weights(model, path) == []
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, expected[name]), name
-
-
-def test_another_joint_count_leaves_the_head_alone_at_random_and_says_so(tmp_path: Path) -> None:
-    path = saved(tmp_path / "weights.safetensors", COCO)
-    torch.manual_seed(6)
-    model = build_model("mobile_net", "tiny", CROWDPOSE)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    dropped = load_weights(model, path)
-    assert sorted(dropped) == ["final_layer.bias", "final_layer.weight"]
-    torch.manual_seed(5)
-    loaded = build_model("mobile_net", "tiny", COCO).state_dict()
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, (before if name in dropped else loaded)[name]), name
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"stem.0.weight": None}, "stem.0.weight"),
-        ({"stem.0.weight": torch.zeros(1)}, "stem.0.weight"),
-        ({"backbone.weight": torch.zeros(1)}, "backbone.weight"),
-        ({"final_layer.weight": None}, "final_layer.weight"),
-    ],
-)
-def test_weights_that_do_not_fit_are_refused_by_name_and_nothing_is_loaded(
-    changes: dict[str, Tensor | None], named: str, tmp_path: Path
-) -> None:
-    path = saved(tmp_path / "weights.safetensors", COCO, changes)
-    torch.manual_seed(6)
-    model = build_model("mobile_net", "tiny", COCO)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match=r"weights\.safetensors.*1 differ") as error:
-        load_weights(model, path)
-    assert named in str(error.value)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-@pytest.mark.parametrize("own_size", [(96, 64), (64, 64)])
-@pytest.mark.parametrize("loaded_has_bins", [True, False])
-def test_simccs_head_is_loaded_where_it_fits_and_left_at_random_where_not(
-    own_size: tuple[int, int], loaded_has_bins: bool, tmp_path: Path
-) -> None:
-    codec = build_codec("simcc", (96, 64), 2.0) if loaded_has_bins else None
-    torch.manual_seed(5)
-    source = build_model("mobile_net", "tiny", COCO, codec)
-    save_file(source.state_dict(), tmp_path / "weights.safetensors")
-    torch.manual_seed(6)
-    model = build_model("mobile_net", "tiny", COCO, build_codec("simcc", own_size, 2.0))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    dropped = load_weights(model, tmp_path / "weights.safetensors")
-    layers = ("joints", "x", "y") if not loaded_has_bins else ("x", "y")
-    expected = [f"simcc_head.{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
-    if loaded_has_bins:  # a crop of another size has another number of cells, and of bins below
-        expected = (
-            [] if own_size == (96, 64) else [n for n in expected if n != "simcc_head.x.bias"]
-        )
-    assert sorted(dropped) == sorted(expected)
-    loaded = source.state_dict()
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, (before if name in dropped else loaded)[name]), name
-
-
-def test_a_network_without_bins_leaves_simccs_head_in_the_file(tmp_path: Path) -> None:
-    source = build_model("mobile_net", "tiny", COCO, build_codec("simcc", (96, 64), 2.0))
-    save_file(source.state_dict(), tmp_path / "weights.safetensors")
-    model = build_model("mobile_net", "tiny", COCO)
-    assert load_weights(model, tmp_path / "weights.safetensors") == []
-    assert torch.equal(model.state_dict()["stem.0.weight"], source.state_dict()["stem.0.weight"])
-
-
-def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:
-    changes: dict[str, Tensor | None] = {"final_layer.weight": torch.zeros(17, 9, 1, 1)}
-    path = saved(tmp_path / "weights.safetensors", COCO, changes)
-    with pytest.raises(ValueError, match=r"final_layer\.weight"):
-        load_weights(build_model("mobile_net", "tiny", COCO), path)
-
-
-def test_another_size_is_refused_with_the_first_keys_only(tmp_path: Path) -> None:
-    path = saved(tmp_path / "weights.safetensors", COCO)
-    with pytest.raises(ValueError, match=r"the first are \[.*\]; change the model") as error:
-        load_weights(build_model("mobile_net", "teacher", COCO), path)
-    assert len(str(error.value)) < 600
-
-
-@pytest.mark.parametrize("content", [None, b"", b"no weights at all"])
-def test_a_file_without_weights_is_refused_by_name(content: bytes | None, tmp_path: Path) -> None:
-    path = tmp_path / "weights.safetensors"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"weights\.safetensors must be a safetensors file"):
-        load_weights(build_model("mobile_net", "tiny", COCO), path)
-
-
 def test_a_network_from_weights_tells_what_is_trained(
     mini_config: StudyConfig, tmp_path: Path
 ) -> None:
@@ -167,6 +96,23 @@ def test_a_network_from_weights_tells_what_is_trained(
     assert names - trained == {"final_layer.weight", "final_layer.bias"} and trained < names
     network, trained = build_network(mini_config.student, mini_config, seed=0)
     assert trained == frozenset()
+
+
+def test_layers_that_stay_random_beside_trained_ones_are_said_once(
+    mini_config: StudyConfig, tmp_path: Path
+) -> None:
+    same = saved(tmp_path / "same.safetensors", COCO)
+    other = saved(tmp_path / "other.safetensors", CROWDPOSE)
+    told: list[str] = []
+    check_weights(mini_config, told.append)
+    check_weights(with_values(mini_config, {"teacher.init": str(same)}), told.append)
+    assert told == []
+    values = {"teacher.init": str(other), "student.init": str(same)}
+    check_weights(with_values(mini_config, values), told.append)
+    assert told == [
+        "teacher.init has another joint count than coco (17 joints); "
+        "random: final_layer.weight, final_layer.bias"
+    ]
 
 
 def test_a_seed_decides_the_random_weights(mini_config: StudyConfig) -> None:
@@ -183,3 +129,5 @@ def test_weights_that_do_not_fit_are_the_users_to_mend(
     config = with_values(mini_config, {"student.init": str(tmp_path / "nowhere.safetensors")})
     with pytest.raises(InputError, match=r"nowhere\.safetensors"):
         build_network(config.student, config, seed=0)
+    with pytest.raises(InputError, match=r"nowhere\.safetensors"):
+        check_weights(config, print)

@@ -201,7 +201,7 @@ def test_config_says_how_to_feed_the_network(study: Path) -> None:
     assert info["joints"][:2] == ["nose", "left_eye"] and [15, 13] not in info["edges"]
     assert [13, 15] in info["edges"]
     assert info["input_size"] == [64, 64]
-    assert info["pixel_mean"] == [123.675, 116.28, 103.53]
+    assert info["pixel_mean"] == [123.675, 116.28, 103.53] and info["pixel_order"] == "rgb"
     assert info["student"] == {"name": "mobile_net", "size": "tiny"}
     assert (info["box_centre"], info["crop_span"]) == ([32, 32], [64, 64])
     assert info["flip_test"] is False

@@ -28,7 +28,9 @@ def fault_of(config: StudyConfig, values: dict[str, Any]) -> str:
 def test_each_choice_is_taken_and_another_word_is_refused(config: StudyConfig, path: str) -> None:
     flat = flatten(to_plain(config))
     for choice in limits.CHOICES[path]:
-        assert limits.faults({**flat, path: choice}) == []
+        sizes = limits.SIZES.get(choice, ("",))  # a network has sizes of its own
+        fitting = {path.replace(".name", ".size"): sizes[0]} if path.endswith(".name") else {}
+        assert limits.faults({**flat, path: choice, **fitting}) == []
     fault = fault_of(config, {path: "smthing"})
     assert fault.startswith(f"{path} must be one of {', '.join(limits.CHOICES[path])}, got {path}")
 
@@ -71,14 +73,26 @@ def test_each_number_must_be_finite(config: StudyConfig) -> None:
 def test_choices_are_what_the_builders_build() -> None:
     from models.build import MODELS
     from models.codec import CODECS
-    from models.mobile_net import SIZES
     from models.skeleton import SKELETONS
 
     assert set(limits.CHOICES["data.skeleton"]) == set(SKELETONS)
     for role in ("teacher", "student"):
         assert set(limits.CHOICES[f"{role}.name"]) == set(MODELS)
-        assert set(limits.CHOICES[f"{role}.size"]) == set(SIZES)
         assert set(limits.CHOICES[f"{role}.codec"]) == set(CODECS)
+    sizes = {name: tuple(sizes) for name, (_, sizes) in MODELS.items()}
+    assert sizes == limits.SIZES
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_a_size_must_be_one_of_its_networks(config: StudyConfig, role: str) -> None:
+    flat = flatten(to_plain(config))
+    for name, sizes in limits.SIZES.items():
+        for size in sizes:
+            assert limits.faults({**flat, f"{role}.name": name, f"{role}.size": size}) == []
+    fault = fault_of(config, {f"{role}.name": "hrnet", f"{role}.size": "r50"})
+    assert fault == (
+        f"{role}.size must be one of w18, w32, w48 for {role}.name=hrnet, got {role}.size=r50"
+    )
 
 
 def test_parts_of_a_mix_are_kinds_of_their_own(config: StudyConfig) -> None:

@@ -26,7 +26,7 @@ def test_heatmaps_are_a_quarter_and_the_pyramid_has_strides_16_8_4(
 ) -> None:
     model = network(size, joints)
     with torch.no_grad():
-        heatmaps, pyramid = model(crops(2, height, width))
+        heatmaps, pyramid, _ = model(crops(2, height, width))
     assert heatmaps.shape == (2, joints, height // 4, width // 4)
     expected = [
         (2, channels, height // stride, width // stride)

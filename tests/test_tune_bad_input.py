@@ -211,6 +211,11 @@ def test_no_such_search_space(refusal: Callable[..., str]) -> None:
     assert "distill, joint, refine, smoke" in refusal("search_space=jont")
 
 
+def test_no_such_weights(refusal: Callable[..., str]) -> None:
+    message = refusal("teacher.init=/no/such/weights.pth", "data.root=/no/such/folder")
+    assert "/no/such/weights.pth must be a file of weights" in message  # before the data
+
+
 def test_an_unknown_override(refusal: Callable[..., str], tmp_path: Path) -> None:
     message = refusal("refine.dept=3")
     assert message == "error: unknown setting refine.dept; did you mean refine.depth?"
