@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -44,6 +43,8 @@ class GaussianCodec(abc.ABC):
 
     align_corners: ClassVar[bool] = False
     """Whether crop and heatmap are as long as the gaps between their cells (see CropFrame)."""
+    is_cut: ClassVar[bool] = True
+    """Whether Gaussians are drawn within WINDOW only."""
 
     input_size: tuple[int, int]
     """Height and width of the crop in pixels."""
@@ -176,13 +177,11 @@ class GaussianCodec(abc.ABC):
         """One-dimensional Gaussians (..., size), cut off where the codec cuts them."""
         cells = torch.arange(size, device=centres.device, dtype=centres.dtype)
         ratio = (cells - centres[..., None]) / spread[..., None]
+        profile = torch.exp(-0.5 * ratio.square())
+        if not self.is_cut:
+            return profile
         away = (cells - self._window(centres)[..., None]).abs()
-        reached = away <= self._reach() * spread[..., None]
-        return torch.where(reached, torch.exp(-0.5 * ratio.square()), 0.0)
-
-    @abc.abstractmethod
-    def _reach(self) -> float:
-        """How far a Gaussian is drawn, in sigmas."""
+        return torch.where(away <= (WINDOW + _EPSILON) * spread[..., None], profile, 0.0)
 
     @abc.abstractmethod
     def _centres(self, keypoints_heatmap: Tensor) -> Tensor:
@@ -203,9 +202,6 @@ class Msra(GaussianCodec):
 
     Equal to the targets and the decoding of leoxiaobin/deep-high-resolution-net.pytorch.
     """
-
-    def _reach(self) -> float:
-        return WINDOW + _EPSILON
 
     def _centres(self, keypoints_heatmap: Tensor) -> Tensor:
         return _nearest_cell(keypoints_heatmap)
@@ -229,8 +225,7 @@ class Msra(GaussianCodec):
 class Dark(GaussianCodec):
     """Gaussians at the exact place, uncut; a Taylor step on the log of the smoothed map."""
 
-    def _reach(self) -> float:
-        return math.inf
+    is_cut = False
 
     def _centres(self, keypoints_heatmap: Tensor) -> Tensor:
         return keypoints_heatmap
@@ -252,9 +247,6 @@ class Udp(GaussianCodec):
     """
 
     align_corners = True
-
-    def _reach(self) -> float:
-        return WINDOW + _EPSILON
 
     def _centres(self, keypoints_heatmap: Tensor) -> Tensor:
         return keypoints_heatmap
