@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from models.candidates import read_candidates
 from models.codec import HeatmapCodec
 from models.igp_gcn import IgpGcn
 from models.pose_features import PoseNetwork
@@ -29,7 +30,8 @@ class RefinedPose(nn.Module):
         """Estimate the pose in crops (B, 3, h, w), RGB in 0..255.
 
         Returns:
-            keypoints_crop (B, K, 2), after the last level, and the student's scores (B, K).
+            keypoints_crop (B, K, 2), after the last level, and scores (B, K), the heights of the
+            student's peaks that the joints started from.
         """
         crop_size = (crops.shape[2], crops.shape[3])
         if crop_size != tuple(self.codec.input_size):
@@ -38,7 +40,9 @@ class RefinedPose(nn.Module):
                 f"{self.codec.input_size=} (height, width); crop to that size"
             )
         features = self.student.look(crops)
-        keypoints_crop, scores = self.codec.decode(features.heatmaps)
-        if self.refiner is not None:
-            keypoints_crop = self.refiner(features.pyramid, keypoints_crop, scores, crop_size)[-1]
-        return keypoints_crop, scores
+        if self.refiner is None:
+            return self.codec.decode(features.heatmaps)
+        candidates = read_candidates(self.codec, features.heatmaps, self.refiner.num_candidates)
+        start = self.refiner.choose(features.pyramid, candidates, crop_size)
+        poses = self.refiner(features.pyramid, start.keypoints_crop, start.scores, crop_size)
+        return poses[-1], start.scores

@@ -48,7 +48,7 @@ TOLERANCE = 1e-6
 """AP, 0 to 1, may differ by so much; on the machine of the trial it does not differ at all."""
 MAX_SHIFT_PX = 1e-4
 """A joint may lie so far from where the checkpoint's own estimator puts it, crop pixels."""
-REFINER = ("levels", "depth", "width", "dropout", "gate")
+REFINER = ("levels", "depth", "width", "dropout", "gate", "candidates")
 EXPLANATION = """\
 writes STUDY/export:
   model.safetensors   student and refiner, without the teacher

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.igp_gcn import IgpGcn, NodeAttention, ResGraphBlock, SemGraphConv, sample_features
+from models.igp_gcn import IgpGcn, NodeAttention, ResGraphBlock, SemGraphConv
+from models.pose_features import sample_features
 from models.skeleton import Skeleton
 
 STICK_MAN = Skeleton(
