@@ -126,7 +126,7 @@ class CandidateChooser(nn.Module):
         joints, count = candidates.shape[1:3]
         heights = candidates[..., 2]
         is_there = heights > 0
-        share = (heights.clamp_min(_TINY) / heights[:, :, :1].clamp_min(_TINY)).clamp(_TINY, 1)
+        share = (heights.clamp_min(_TINY) / heights[:, :, :1].clamp_min(_TINY)).clamp(_TINY, 1.0)
         centre = candidates.new_tensor((width / 2, height / 2))
         places = (candidates[..., :2] - centre) / height  # (B, K, M, 2)
         seen = sample_features(features, candidates[..., :2].flatten(1, 2), crop_size)
