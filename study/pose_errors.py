@@ -97,15 +97,32 @@ def disturb(
     areas: Tensor,
     errors: PoseErrors,
     skeleton: Skeleton,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """The poses (B, K, 2) with these errors added, drawn from torch's global generator.
 
     An inversion needs the joint of the other side labelled, a jump the neighbour's.
+
+    Returns:
+        The disturbed poses, and which joints (B, K) were put on another joint or person.
     """
-    return _disturbed(
-        *(keypoints, truth, visibility, neighbour, neighbour_visibility),
-        *(areas, errors, skeleton),
-    )[0]
+    device = keypoints.device
+    size = areas.sqrt()[:, None, None]
+    order = list(skeleton.flip_order)
+
+    def noise(spread: Tensor) -> Tensor:
+        return torch.randn(keypoints.shape).to(device) * spread.to(device)[:, None] * size
+
+    jitter = noise(errors.jitter)
+    draw = torch.rand(keypoints.shape[:2]).to(device)
+    bounds = errors.rates.to(device).cumsum(0)
+    inverts = (draw < bounds[INVERSION]) & (visibility[:, order] > 0)
+    jumps = (draw >= bounds[INVERSION]) & (draw < bounds[NEIGHBOUR]) & (neighbour_visibility > 0)
+    misses = (draw >= bounds[NEIGHBOUR]) & (draw < bounds[MISS]) & (visibility > 0)
+    moved = keypoints + jitter
+    moved = torch.where(inverts[..., None], truth[:, order] + jitter, moved)
+    moved = torch.where(jumps[..., None], neighbour + jitter, moved)
+    moved = torch.where(misses[..., None], truth + noise(errors.miss), moved)
+    return moved, inverts | jumps
 
 
 def disturb_candidates(
@@ -127,7 +144,7 @@ def disturb_candidates(
     ever be won by another candidate than the first.
     """
     places, heights = candidates[..., :2], candidates[..., 2]
-    moved, is_carried_off = _disturbed(
+    moved, is_carried_off = disturb(
         *(places[:, :, 0], truth, visibility, neighbour, neighbour_visibility),
         *(areas, errors, skeleton),
     )
@@ -139,34 +156,3 @@ def disturb_candidates(
     with_left = torch.cat((first, left, candidates[:, :, 1:-1]), dim=2)
     others = torch.cat((first, candidates[:, :, 1:]), dim=2)
     return torch.where(is_carried_off[..., None, None], with_left, others)
-
-
-def _disturbed(
-    keypoints: Tensor,
-    truth: Tensor,
-    visibility: Tensor,
-    neighbour: Tensor,
-    neighbour_visibility: Tensor,
-    areas: Tensor,
-    errors: PoseErrors,
-    skeleton: Skeleton,
-) -> tuple[Tensor, Tensor]:
-    """The disturbed poses, and which joints (B, K) were put on another joint or person."""
-    device = keypoints.device
-    size = areas.sqrt()[:, None, None]
-    order = list(skeleton.flip_order)
-
-    def noise(spread: Tensor) -> Tensor:
-        return torch.randn(keypoints.shape).to(device) * spread.to(device)[:, None] * size
-
-    jitter = noise(errors.jitter)
-    draw = torch.rand(keypoints.shape[:2]).to(device)
-    bounds = errors.rates.to(device).cumsum(0)
-    inverts = (draw < bounds[INVERSION]) & (visibility[:, order] > 0)
-    jumps = (draw >= bounds[INVERSION]) & (draw < bounds[NEIGHBOUR]) & (neighbour_visibility > 0)
-    misses = (draw >= bounds[NEIGHBOUR]) & (draw < bounds[MISS]) & (visibility > 0)
-    moved = keypoints + jitter
-    moved = torch.where(inverts[..., None], truth[:, order] + jitter, moved)
-    moved = torch.where(jumps[..., None], neighbour + jitter, moved)
-    moved = torch.where(misses[..., None], truth + noise(errors.miss), moved)
-    return moved, inverts | jumps

@@ -167,7 +167,7 @@ def example(skeleton: Skeleton, count: int = 3) -> tuple[CandidateChooser, Tenso
     candidates[..., 2] = candidates[..., 2].sort(dim=2, descending=True).values
     candidates[0, :, 1:] = 0
     candidates[1] = 0
-    candidates[2, 1, 2] = 0
+    candidates[2, 1, -1] = 0
     return chooser, torch.randn(6, 3, 32, 24), candidates
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.build import build_model
+from models.candidates import ROUNDS, LimbMessages
 from models.codec import Dark
 from models.igp_gcn import IgpGcn
 from models.mobile_net import MobileNet
@@ -19,7 +21,14 @@ from models.pose_features import PoseFeatures
 from models.refined_pose import RefinedPose
 from models.skeleton import COCO, SKELETONS, Skeleton
 from study.batches import Batch
-from study.config import AugmentConfig, OptimizerConfig, RefineConfig, StudyConfig
+from study.config import (
+    AugmentConfig,
+    OptimizerConfig,
+    RefineConfig,
+    StudyConfig,
+    value_at,
+    with_values,
+)
 from study.evaluation import evaluate, predict_crops
 from study.pose_errors import PoseErrors
 from study.prepare import StudyData
@@ -346,15 +355,54 @@ def test_an_untrained_refiner_leaves_every_pose_to_the_bit(five: Skeleton, batch
     assert torch.equal(refined, plain) and torch.equal(scores, plain_scores)
 
 
-@pytest.mark.parametrize("levels", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("path", "value", "found"),
+    [
+        ("levels", 2, lambda refiner: len(refiner.levels)),
+        ("depth", 5, lambda refiner: len(refiner.levels[0].blocks)),
+        ("width", 24, lambda refiner: refiner.levels[0].head.in_features),
+        ("dropout", 0.3, lambda refiner: refiner.levels[0].enter.dropout.p),
+        ("gate", False, lambda refiner: refiner.levels[0].gate is not None),
+        ("candidates", 3, lambda refiner: refiner.num_candidates),
+    ],
+)
+def test_each_setting_reaches_the_refiner(
+    path: str, value: object, found: Callable[[Any], object], mini_config: StudyConfig
+) -> None:
+    assert value_at(mini_config, f"refine.{path}") != value
+    config = with_values(mini_config, {f"refine.{path}": value})
+    assert found(build_refiner(config, (7, 6, 5))) == value
+
+
+@pytest.mark.parametrize("candidates", [2, 3])
+@pytest.mark.parametrize("levels", [1, 3])
+def test_settings_reach_the_chooser(
+    candidates: int, levels: int, mini_config: StudyConfig
+) -> None:
+    values = {"refine.candidates": candidates, "refine.levels": levels, "refine.dropout": 0.3}
+    refiner = build_refiner(with_values(mini_config, values), (7, 6, 5))
+    assert refiner.chooser is not None
+    assert refiner.chooser.project.in_features == 5
+    assert refiner.chooser.head.in_features == mini_config.refine.width
+    rounds = [part for part in refiner.chooser.modules() if isinstance(part, LimbMessages)]
+    assert [part.dropout.p for part in rounds] == [0.3] * ROUNDS
+
+
+@pytest.mark.parametrize(("levels", "candidates"), [(1, 1), (2, 2), (3, 1), (3, 3)])
 def test_an_untrained_refiner_changes_no_ap(
-    levels: int, mini_config: StudyConfig, mini_data: StudyData, easy: str, workers: Workers
+    levels: int,
+    candidates: int,
+    mini_config: StudyConfig,
+    mini_data: StudyData,
+    easy: str,
+    workers: Workers,
 ) -> None:
     store = open_crop_store(Path(mini_data.search))
     task = build_distill_task(mini_config, seed=3)
     nn.init.normal_(task.student.final_layer.weight, std=1.0)
     config = dataclasses.replace(
-        mini_config, refine=dataclasses.replace(mini_config.refine, levels=levels)
+        mini_config,
+        refine=dataclasses.replace(mini_config.refine, levels=levels, candidates=candidates),
     )
     refiner = build_refiner(config, task.student.pyramid_channels)
     truth, skeleton = Path(mini_data.search_truth), SKELETONS[easy]
