@@ -1,7 +1,8 @@
 """IGP-GCN: moves a pose level by level, looking at the picture where its joints are now.
 
-Stage 2. The graph layers are those of SemGCN (Zhao et al., CVPR 2019) as OPEC-Net uses them (Qiu
-et al., ECCV 2020), with their state-dict names. Node features are (B, K, C) throughout.
+Stage 2. Before the levels, where it is asked to, it chooses among the student's peaks
+(candidates.py). The graph layers are those of SemGCN (Zhao et al., CVPR 2019) as OPEC-Net uses
+them (Qiu et al., ECCV 2020), with their state-dict names. Node features are (B, K, C) throughout.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.candidates import MAX_CANDIDATES, CandidateChooser, Choice
+from models.pose_features import sample_features
 from models.skeleton import Skeleton
 
 MAX_DEPTH = 6
@@ -162,6 +165,7 @@ class IgpGcn(nn.Module):
         width: int = 64,
         dropout: float = 0.0,
         gate: bool = True,
+        candidates: int = 1,
     ) -> None:
         """Build the levels with heads at zero.
 
@@ -173,6 +177,7 @@ class IgpGcn(nn.Module):
             width: channels of a node, a multiple of 4.
             dropout: share of node channels that training zeroes, 0 to 1.
             gate: scale each joint's step by a learned confidence.
+            candidates: peaks of the student per joint to choose from; 1 takes the highest.
         """
         super().__init__()
         if not 1 <= levels <= len(pyramid_channels):
@@ -184,7 +189,13 @@ class IgpGcn(nn.Module):
             raise ValueError(f"depth must be 1 to {MAX_DEPTH}, got {depth=}; change refine.depth")
         if width < 4 or width % 4:
             raise ValueError(f"width must be a multiple of 4, got {width=}; change refine.width")
+        if not 1 <= candidates <= MAX_CANDIDATES:
+            raise ValueError(
+                f"candidates must be 1 to {MAX_CANDIDATES}, got {candidates=}; "
+                "change refine.candidates"
+            )
         self.num_levels = levels
+        self.num_candidates = candidates
         node_channels = [3] + [width] * (levels - 1)
         self.levels = nn.ModuleList(
             RefineLevel(
@@ -192,6 +203,25 @@ class IgpGcn(nn.Module):
             )
             for nodes, features in zip(node_channels, pyramid_channels[-levels:], strict=True)
         )
+        self.chooser = None
+        if candidates > 1:
+            self.chooser = CandidateChooser(
+                skeleton, pyramid_channels[-1], width=width, dropout=dropout
+            )
+
+    def choose(
+        self, pyramid: Sequence[Tensor], candidates: Tensor, crop_size: tuple[int, int]
+    ) -> Choice:
+        """Level 0: where each joint starts.
+
+        Args:
+            pyramid: the student's features, of which the finest are read.
+            candidates: x, y in crop pixels and height of the student's peaks, highest first,
+                (B, K, ``num_candidates``, 3).
+        """
+        if self.chooser is None:
+            return Choice(candidates[:, :, 0, :2], candidates[:, :, 0, 2], logits=None)
+        return self.chooser.choose(pyramid[-1], candidates, crop_size)
 
     def forward(
         self,
@@ -206,8 +236,8 @@ class IgpGcn(nn.Module):
 
         Args:
             pyramid: the student's features, (B, C_l, h / s_l, w / s_l), coarse to fine.
-            keypoints_crop: the student's pose, (B, K, 2).
-            scores: its confidence, (B, K).
+            keypoints_crop: the pose to start from, (B, K, 2).
+            scores: the student's confidence in it, (B, K).
             crop_size: height and width of the crop in pixels.
 
         Returns:
@@ -224,28 +254,6 @@ class IgpGcn(nn.Module):
             keypoints_crop = keypoints_crop + step * height
             poses.append(keypoints_crop)
         return poses
-
-
-def sample_features(
-    features: Tensor, keypoints_crop: Tensor, crop_size: tuple[int, int]
-) -> Tensor:
-    """Read features (B, C, h / s, w / s) at keypoints (B, K, 2), bilinearly, as (B, K, C).
-
-    The centre of cell i lies at crop pixel s * i, as in the codecs; a keypoint beyond the last
-    centre reads the edge.
-    """
-    cells = features.new_tensor((features.shape[3], features.shape[2]))
-    crop = features.new_tensor((crop_size[1], crop_size[0]))
-    # with align_corners=False the centre of cell i of n lies at (2 i + 1) / n - 1
-    keypoints_grid = 2 * keypoints_crop / crop + 1 / cells - 1
-    sampled = F.grid_sample(
-        features,
-        keypoints_grid[:, :, None],
-        mode="bilinear",
-        padding_mode="border",
-        align_corners=False,
-    )
-    return sampled[..., 0].transpose(1, 2)
 
 
 def _per_channel(norm: nn.BatchNorm1d, nodes: Tensor) -> Tensor:

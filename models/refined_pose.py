@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from models.candidates import read_candidates
 from models.codec import HeatmapCodec
 from models.igp_gcn import IgpGcn
 from models.pose_features import PoseFeatures, PoseNetwork
@@ -40,7 +41,8 @@ class RefinedPose(nn.Module):
         """Estimate the pose in crops (B, 3, h, w), RGB in 0..255.
 
         Returns:
-            keypoints_crop (B, K, 2), after the last level, and the student's scores (B, K).
+            keypoints_crop (B, K, 2), after the last level, and scores (B, K), the heights of the
+            student's peaks that the joints started from.
         """
         crop_size = (crops.shape[2], crops.shape[3])
         if crop_size != tuple(self.codec.input_size):
@@ -49,10 +51,12 @@ class RefinedPose(nn.Module):
                 f"{self.codec.input_size=} (height, width); crop to that size"
             )
         features = self.look(crops)
-        keypoints_crop, scores = self.codec.read(features)
-        if self.refiner is not None:
-            keypoints_crop = self.refiner(features.pyramid, keypoints_crop, scores, crop_size)[-1]
-        return keypoints_crop, scores
+        if self.refiner is None:
+            return self.codec.read(features)
+        candidates = read_candidates(self.codec, features, self.refiner.num_candidates)
+        start = self.refiner.choose(features.pyramid, candidates, crop_size)
+        poses = self.refiner(features.pyramid, start.keypoints_crop, start.scores, crop_size)
+        return poses[-1], start.scores
 
     def look(self, crops: Tensor) -> PoseFeatures:
         """The student's answer to crops; with a flip test the mean of two, and one's features."""

@@ -181,6 +181,13 @@ class RefineConfig:
     """0 leaves stage 2 out."""
     batch_size: int
     optimizer: OptimizerConfig
+    student: str
+    """frozen | finetuned: whether the student's features learn too; its batch norms keep their
+    statistics, its heatmaps get no loss."""
+    student_factor: float
+    """Share of the rate that a finetuned student takes."""
+    candidates: int
+    """Peaks of the student per joint to choose from, 1 to 3; 1 takes the highest."""
     levels: int
     depth: int
     """Residual graph blocks in each level."""

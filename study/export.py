@@ -27,6 +27,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 from models.build import load_export  # noqa: E402
 from models.refined_pose import RefinedPose  # noqa: E402
+from study.batches import plain_batch  # noqa: E402
 from study.checkpoint import sync  # noqa: E402
 from study.chosen import Chosen, choose_trial, located  # noqa: E402
 from study.config import InputError, from_plain  # noqa: E402
@@ -35,6 +36,7 @@ from study.display import Display, percent  # noqa: E402
 from study.evaluation import BATCH_SIZE, evaluate, predict_crops  # noqa: E402
 from study.loop import TrainingDiverged  # noqa: E402
 from study.model_card import model_card  # noqa: E402
+from study.onnx_export import prove_onnx, require_onnx, write_onnx  # noqa: E402
 from study.prepare import StudyData, evaluation_of, prepare_data, skeleton_of  # noqa: E402
 from study.results import AVERAGE_PRECISION, VAL, read_final  # noqa: E402
 from study.settings import read_settings  # noqa: E402
@@ -47,29 +49,41 @@ TOLERANCE = 1e-6
 """AP, 0 to 1, may differ by so much; on the machine of the trial it does not differ at all."""
 MAX_SHIFT_PX = 1e-4
 """A joint may lie so far from where the checkpoint's own estimator puts it, crop pixels."""
-REFINER = ("levels", "depth", "width", "dropout", "gate")
+REFINER = ("levels", "depth", "width", "dropout", "gate", "candidates")
 EXPLANATION = """\
 writes STUDY/export:
   model.safetensors   student and refiner, without the teacher
   config.json         how to build and feed them, and where they come from
   README.md           the model card
+  model.onnx          with --onnx: crops in, keypoints out, in one graph
 An export that is there already is replaced once the new one is proved.
 
 examples:
   python study/export.py studies/drawn-joint-joint
   python study/export.py studies/drawn-joint-joint --trial 3
+  python study/export.py studies/drawn-joint-joint --onnx
 """
 
 
 def export_study(
-    folder: Path, number: int | None, display: Display, tolerance: float = TOLERANCE
+    folder: Path,
+    number: int | None,
+    display: Display,
+    tolerance: float = TOLERANCE,
+    *,
+    has_onnx: bool = False,
 ) -> Path:
     """The trial, by default the study's winner, is in ``folder/export``, proved; returns that.
+
+    Args:
+        has_onnx: write it as ONNX, too.
 
     Raises:
         InputError: no such trial, no checkpoint, other data, or another AP than the trial's. What
             was exported before stays.
     """
+    if has_onnx:
+        require_onnx()
     settings = read_settings(folder)
     config = located(from_plain(settings["config"]), folder)
     chosen = choose_trial(folder, config, number)
@@ -87,6 +101,8 @@ def export_study(
         info = describe(folder, chosen, settings, data, estimator)
         write_files(aside, estimator, info, chosen)
         ap = prove(aside, estimator, chosen, data, tolerance)
+        if has_onnx:
+            shifts = add_onnx(aside, chosen, data)
         _put_in_place(aside, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -96,7 +112,26 @@ def export_study(
         f"loaded again, its AP on the search slice is {percent(ap)}, which is the trial's "
         f"(difference {abs(ap - chosen.trial['objective']):.1g} of at most {tolerance:g})"
     )
+    if has_onnx:
+        display.say(
+            f"model.onnx is it to {shifts[0]:.1g} px of a crop and {shifts[1]:.1g} in score"
+        )
     return target
+
+
+def add_onnx(aside: Path, chosen: Chosen, data: StudyData) -> tuple[float, float]:
+    """What was written to ``aside`` is there as ONNX, too; returns how far the two are apart.
+
+    Raises:
+        InputError: too far, on the search slice's first people.
+    """
+    estimator, _ = load_export(aside)
+    write_onnx(estimator, aside / "model.onnx")
+    store, skeleton = open_crop_store(Path(data.search)), skeleton_of(chosen.config)
+    rows = torch.arange(min(len(store), BATCH_SIZE))
+    frame, device = estimator.codec.frame, torch.device("cpu")
+    crops = plain_batch(store, skeleton, frame, rows, device).crops
+    return prove_onnx(estimator, aside / "model.onnx", crops)
 
 
 def describe(
@@ -240,9 +275,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="how far AP, 0 to 1, may be from the trial's (default %(default)g); for a trial that "
         "ran on another kind of machine",
     )
+    parser.add_argument("--onnx", action="store_true", help="write model.onnx, too")
     options = parser.parse_args(arguments)
     try:
-        target = export_study(options.study, options.trial, Display("auto"), options.tolerance)
+        target = export_study(
+            *(options.study, options.trial, Display("auto"), options.tolerance),
+            has_onnx=options.onnx,
+        )
     except InputError as error:
         sys.exit(f"error: {error}")
     print(f"try it: python study/predict.py {target} PICTURES...")

@@ -38,6 +38,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "distill.weights": ("fixed", "learned"),
     "distill.schedule": ("constant", "linear", "ramp"),
     "distill.normalize": ("initial", "none"),
+    "refine.student": ("frozen", "finetuned"),
     "refine.loss": ("oks", "smooth_l1"),
     "refine.progressive": ("final", "interpolated"),
     "search.pruner": ("successive_halving", "none"),
@@ -81,6 +82,8 @@ POSITIVE = (
 WITHIN: dict[str, tuple[float, float]] = {
     "data.seed": (0, 2**32 - 1),
     "data.max_bad_fraction": (0, 1),
+    "refine.student_factor": (0, 1),
+    "refine.candidates": (1, 3),
     "refine.levels": (1, 3),
     "refine.depth": (1, 6),
     "refine.dropout": (0, 0.9),

@@ -244,6 +244,34 @@ def oks_loss(
     return _weighted_mean(-torch.expm1(-squared / (2 * tolerance)), weights)
 
 
+def choice_loss(
+    logits: Tensor,
+    candidates: Tensor,
+    target: Tensor,
+    weights: Tensor,
+    area: Tensor,
+    sigmas: Tensor | Sequence[float],
+) -> Term:
+    """One minus the part in COCO's OKS that is expected under the softmax of the logits.
+
+    Bounded, and no more than what AP counts: where all candidates are as good, or none is any,
+    it asks for nothing, while a cross-entropy would call for a guess there.
+
+    Args:
+        logits: (B, K, M); -inf where there is no candidate.
+        candidates: (B, K, M, 2), in any unit; no gradient flows into them.
+        target: (B, K, 2), in the same.
+        weights: (B, K).
+        area: the people's areas, (B,), in that unit squared.
+        sigmas: the skeleton's OKS sigmas, K of them.
+    """
+    sigmas = torch.as_tensor(sigmas, dtype=logits.dtype, device=logits.device)
+    squared = (candidates - target[:, :, None]).detach().square().sum(dim=-1)  # (B, K, M)
+    tolerance = (2 * sigmas).square() * area.detach().clamp_min(_TINY)[:, None]
+    wrong = -torch.expm1(-squared / (2 * tolerance[..., None]))
+    return _weighted_mean((logits.softmax(dim=-1) * wrong).sum(dim=-1), weights)
+
+
 def smooth_l1_loss(points: Tensor, target: Tensor, weights: Tensor, beta: float) -> Term:
     """Smooth-L1 of points (B, K, 2), the mean of both axes; weighted by (B, K) over the joints."""
     loss = F.smooth_l1_loss(points, target.detach(), reduction="none", beta=beta)

@@ -38,14 +38,16 @@ with torch.inference_mode():
 ```
 
 `EXPORT` is this folder. `config.json` holds all that another program needs to build the network
-and to feed it; `model.safetensors` holds the weights.
+and to feed it; `model.safetensors` holds the weights. `model.onnx`, which an export by `--onnx`
+has, is all of it in one graph: any number of float32 `crops` in, `keypoints_crop` and `scores`
+out.
 
 - In: a crop {height} high and {width} wide, the centre of the person's box at x {centre[0]:g},
   y {centre[1]:g}, pixel centres being whole numbers, and the box, widened to the crop's shape,
   {box[0]:g} wide and {box[1]:g} high. The estimator takes the mean {pixel_mean} out itself and
   divides by {pixel_std}.
-- Out: x and y of each joint in pixels of the crop, and its score: the height of its peak, near 1
-  where the network is sure.{flip_test}
+- Out: x and y of each joint in pixels of the crop, and its score: the height of the peak that it
+  was taken from, near 1 where the network is sure.{flip_test}
 - Joints: {joints}.
 
 ## How it was trained
@@ -77,12 +79,16 @@ def model_card(info: Mapping[str, Any], params: Mapping[str, Any], num_parameter
     """
     source, student = info["source"], info["student"]
     height, width = info["input_size"]
-    levels = info["refiner"]["levels"] if info["refiner"] else 0
+    refined = "without a refiner"
+    if info["refiner"] is not None:
+        refined = f"refined by IGP-GCN in {info['refiner']['levels']} levels"
+        if info["refiner"]["candidates"] > 1:
+            refined += f" from one of {info['refiner']['candidates']} peaks a joint"
     return CARD.format(
         **{key: source[key] for key in ("study", "trial", "stage", "epoch")},
         num_joints=len(info["joints"]),
         student=f"{student['name']} ({student['size']})",
-        refined=f"refined by IGP-GCN in {levels} levels" if levels else "without a refiner",
+        refined=refined,
         num_parameters=num_parameters,
         figures=_figures(info),
         rules="CrowdPose" if source["data"] == "crowdpose" else "COCO",

@@ -97,10 +97,13 @@ def disturb(
     areas: Tensor,
     errors: PoseErrors,
     skeleton: Skeleton,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """The poses (B, K, 2) with these errors added, drawn from torch's global generator.
 
     An inversion needs the joint of the other side labelled, a jump the neighbour's.
+
+    Returns:
+        The disturbed poses, and which joints (B, K) were put on another joint or person.
     """
     device = keypoints.device
     size = areas.sqrt()[:, None, None]
@@ -118,4 +121,38 @@ def disturb(
     moved = keypoints + jitter
     moved = torch.where(inverts[..., None], truth[:, order] + jitter, moved)
     moved = torch.where(jumps[..., None], neighbour + jitter, moved)
-    return torch.where(misses[..., None], truth + noise(errors.miss), moved)
+    moved = torch.where(misses[..., None], truth + noise(errors.miss), moved)
+    return moved, inverts | jumps
+
+
+def disturb_candidates(
+    candidates: Tensor,
+    truth: Tensor,
+    visibility: Tensor,
+    neighbour: Tensor,
+    neighbour_visibility: Tensor,
+    areas: Tensor,
+    errors: PoseErrors,
+    skeleton: Skeleton,
+) -> Tensor:
+    """The candidates (B, K, M, 3) of each joint with these errors added to the first one's place.
+
+    The first is moved as ``disturb`` moves a pose; heights stay with their rank. Where it is put
+    on another joint or person, the place that it left becomes the second candidate, at a share of
+    its height drawn from 0 to 1, and the last one drops out: on people that a student has not
+    seen, its right peak is often there, and lower than the wrong one. Without that nothing would
+    ever be won by another candidate than the first.
+    """
+    places, heights = candidates[..., :2], candidates[..., 2]
+    moved, is_carried_off = disturb(
+        *(places[:, :, 0], truth, visibility, neighbour, neighbour_visibility),
+        *(areas, errors, skeleton),
+    )
+    first = torch.cat((moved, heights[:, :, 0, None]), dim=-1)[:, :, None]
+    if candidates.shape[2] == 1:
+        return first
+    share = torch.rand(heights.shape[:2]).to(heights.device)
+    left = torch.cat((places[:, :, 0], (share * heights[:, :, 0])[..., None]), dim=-1)[:, :, None]
+    with_left = torch.cat((first, left, candidates[:, :, 1:-1]), dim=2)
+    others = torch.cat((first, candidates[:, :, 1:]), dim=2)
+    return torch.where(is_carried_off[..., None, None], with_left, others)

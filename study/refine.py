@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from models.candidates import read_candidates
 from models.codec import HeatmapCodec
 from models.igp_gcn import IgpGcn
 from models.pose_features import PoseNetwork
@@ -14,15 +15,23 @@ from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton
 from study.batches import Batch
 from study.config import OptimizerConfig, RefineConfig
-from study.losses import Term, oks_loss, smooth_l1_loss
-from study.pose_errors import PoseErrors, disturb
+from study.losses import Term, choice_loss, oks_loss, smooth_l1_loss
+from study.pose_errors import PoseErrors, disturb_candidates
 
+CHOICE_WEIGHT = 1.0
+"""Of the choice among candidates, which all levels build on."""
 LEVEL_WEIGHTS = (0.3, 0.5, 1.0)
 """OPEC-Net's weights of a coarse, middle and fine level that all aim at the final pose."""
 
 
 class RefineTask(nn.Module):
-    """The frozen student and the refiner that learns on top of it."""
+    """The student and the refiner that learns on top of it.
+
+    A frozen student stays as it is, to the bit, and no graph is built through it. A finetuned one
+    learns through the features that the refiner reads, at a share of the rate: decoding passes no
+    gradient, so what only its heatmaps hang on stays frozen, and its batch norms keep their
+    statistics.
+    """
 
     name = "refine"
     uncertainty = None
@@ -40,7 +49,12 @@ class RefineTask(nn.Module):
         flip_test: bool = False,
     ) -> None:
         super().__init__()
-        self.student = student.requires_grad_(False).eval()
+        self.student = student.eval()
+        self.is_finetuned = settings.student == "finetuned"
+        learning = read_parameters(student, codec, settings.levels) if self.is_finetuned else []
+        student.requires_grad_(False)
+        for parameter in learning:
+            parameter.requires_grad_()
         self.refiner = refiner
         self.codec = codec
         self.skeleton = skeleton
@@ -57,31 +71,40 @@ class RefineTask(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Term]:
         assert batch.teacher_modes is not None
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.is_finetuned and torch.is_grad_enabled()):
             out = self.student.look(batch.crops)
-            start, scores = self.codec.read(out)
-            if self.errors is not None:
-                start = disturb(
-                    start,
-                    batch.keypoints_crop,
-                    batch.visibility,
-                    batch.neighbour_crop,
-                    batch.neighbour_visibility,
-                    batch.areas_crop,
-                    self.errors,
-                    self.skeleton,
-                )
+        candidates = read_candidates(self.codec, out, self.refiner.num_candidates)
+        if self.errors is not None:
+            candidates = disturb_candidates(
+                candidates,
+                batch.keypoints_crop,
+                batch.visibility,
+                batch.neighbour_crop,
+                batch.neighbour_visibility,
+                batch.areas_crop,
+                self.errors,
+                self.skeleton,
+            )
         height, width = batch.crops.shape[-2:]
-        poses = self.refiner(out.pyramid, start, scores, (height, width))
+        choice = self.refiner.choose(out.pyramid, candidates, (height, width))
+        start = choice.keypoints_crop
+        poses = self.refiner(out.pyramid, start, choice.scores, (height, width))
         best = batch.teacher_modes[:, :, 0]
         targets = {
             "teacher": (best[..., :2], best[..., 2].clamp(0, 1)),
             "truth": (batch.keypoints_crop, (batch.visibility > 0).float()),
         }
-        return {
-            name: self._over_levels(poses, start, target, weights, batch.areas_crop, height)
-            for name, (target, weights) in targets.items()
-        }
+        terms = {}
+        for name, (target, weights) in targets.items():
+            term = self._over_levels(poses, start, target, weights, batch.areas_crop, height)
+            if choice.logits is not None:
+                places, sigmas = candidates[..., :2], self.skeleton.oks_sigmas
+                chosen = choice_loss(
+                    choice.logits, places, target, weights, batch.areas_crop, sigmas
+                )
+                term = Term(term.sum + CHOICE_WEIGHT * chosen.sum, term.count)
+            terms[name] = term
+        return terms
 
     def _over_levels(
         self,
@@ -118,7 +141,14 @@ class RefineTask(nn.Module):
         return {"teacher": self.settings.teacher_weight, "truth": self.settings.truth_weight}
 
     def parameter_groups(self, optimizer: OptimizerConfig) -> list[dict[str, object]]:
-        return [{"params": list(self.refiner.parameters()), "lr": optimizer.lr}]
+        """The refiner, and a finetuned student at its share of the rate."""
+        groups: list[dict[str, object]] = [
+            {"params": list(self.refiner.parameters()), "lr": optimizer.lr}
+        ]
+        if self.is_finetuned:
+            learning = [p for p in self.student.parameters() if p.requires_grad]
+            groups.append({"params": learning, "lr": optimizer.lr * self.settings.student_factor})
+        return groups
 
     def trainable(self) -> Iterable[nn.Module]:
         """The modules to put in train mode; the student's batch norms stay asleep."""
@@ -127,3 +157,18 @@ class RefineTask(nn.Module):
     def estimator(self) -> RefinedPose:
         """What is evaluated: crops to keypoints and scores."""
         return RefinedPose(self.student, self.codec, self.refiner, self.flip_order)
+
+
+def read_parameters(student: PoseNetwork, codec: HeatmapCodec, levels: int) -> list[nn.Parameter]:
+    """The student's parameters that the finest ``levels`` maps of its pyramid hang on.
+
+    Found by a look at an empty crop, so that they are the same for every architecture: a heatmap
+    head, which no gradient reaches in stage 2, must not be waited for by other workers.
+    """
+    student.requires_grad_()
+    parameters = list(student.parameters())
+    crop = next(student.parameters()).new_zeros((1, 3, *codec.input_size))
+    with torch.enable_grad():
+        sums = [features.sum() for features in student.look(crop).pyramid[-levels:]]
+    gradients = torch.autograd.grad(sums, parameters, allow_unused=True)
+    return [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]

@@ -111,6 +111,7 @@ def build_refiner(config: StudyConfig, pyramid_channels: tuple[int, int, int]) -
         width=settings.width,
         dropout=settings.dropout,
         gate=settings.gate,
+        candidates=settings.candidates,
     )
 
 

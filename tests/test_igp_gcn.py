@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.igp_gcn import IgpGcn, NodeAttention, ResGraphBlock, SemGraphConv, sample_features
+from models.igp_gcn import IgpGcn, NodeAttention, ResGraphBlock, SemGraphConv
+from models.pose_features import sample_features
 from models.skeleton import Skeleton
 
 STICK_MAN = Skeleton(
@@ -139,6 +141,64 @@ def test_a_keypoint_beyond_the_map_reads_its_edge() -> None:
     sampled = sample_features(features, torch.tensor([[[-50.0, 32.0], [64.0, 500.0]]]), CROP)
     expected = torch.stack((features[0, :, 2, 0], features[0, :, 5, 3]))[None]
     torch.testing.assert_close(sampled, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_reading_equals_grid_sample_with_its_gradient(layout: torch.memory_format) -> None:
+    """In double precision, in which grid_sample's own coordinates cost nothing."""
+    torch.manual_seed(0)
+    features = torch.randn(3, 4, 12, 8, dtype=torch.float64).to(memory_format=layout)
+    keypoints = torch.rand(3, 50, 2, dtype=torch.float64) * torch.tensor([110, 150.0]) - 20
+    crop, cells = keypoints.new_tensor(CROP[::-1]), keypoints.new_tensor((8, 12))
+    upstream = torch.randn(3, 50, 4, dtype=torch.float64)
+    found = []
+    for read in (
+        lambda maps: sample_features(maps, keypoints, CROP),
+        lambda maps: torch.nn.functional.grid_sample(
+            maps,
+            (2 * keypoints / crop + 1 / cells - 1)[:, :, None],
+            padding_mode="border",
+            align_corners=False,
+        )[..., 0].transpose(1, 2),
+    ):
+        maps = features.clone().requires_grad_()
+        out = read(maps)
+        out.backward(upstream)
+        found.append((out.detach(), maps.grad))
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-12, rtol=0)
+
+
+def test_a_keypoint_that_is_no_number_reads_no_number_and_breaks_nothing() -> None:
+    keypoints = torch.tensor([[[math.nan, 3.0], [math.inf, -math.inf], [4.0, 4.0]]])
+    sampled = sample_features(torch.ones(1, 2, 24, 16), keypoints, CROP)
+    assert sampled[0, 0].isnan().all()
+    assert (sampled[0, 1:] == 1).all()
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+@pytest.mark.parametrize("depth", [1, 2, 6])
+def test_each_level_has_so_many_blocks_of_so_many_channels(levels: int, depth: int) -> None:
+    model = refiner(levels=levels, depth=depth, width=12)
+    assert len(model.levels) == levels
+    for level in model.levels:
+        blocks = [part for part in level.modules() if isinstance(part, ResGraphBlock)]
+        assert len(blocks) == depth
+        assert {block.bn.num_features for block in blocks} == {12}
+
+
+@pytest.mark.parametrize("depth", [1, 3, 6])
+def test_every_block_has_its_say(depth: int) -> None:
+    pyramid, keypoints, scores = example()
+    model = moving(levels=1, depth=depth)
+    expected = model(pyramid, keypoints, scores, CROP)[-1]
+    for block in range(depth):
+        weight = model.get_parameter(f"levels.0.blocks.{block}.gconv1.gconv.W")
+        kept = weight.detach().clone()
+        torch.nn.init.zeros_(weight)
+        assert not torch.equal(model(pyramid, keypoints, scores, CROP)[-1], expected)
+        weight.data.copy_(kept)
+    assert torch.equal(model(pyramid, keypoints, scores, CROP)[-1], expected)
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3])

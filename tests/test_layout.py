@@ -44,6 +44,9 @@ OWNERS = {
     "pyarrow": {"study/store.py", "study/results.py", "study/finals.py"},
     "matplotlib": {"study/pictures.py"},
     "faster_coco_eval": {"study/metrics.py"},
+    "onnx": {"study/onnx_export.py"},
+    "onnxruntime": {"study/onnx_export.py"},
+    "onnxscript": {"study/onnx_export.py"},
 }
 GRIDS = {"grid_sample", "affine_grid"}
 SAMPLERS = {*GRIDS, "interpolate", "Upsample"}

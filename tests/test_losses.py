@@ -316,3 +316,28 @@ def test_smooth_l1_of_one_joint_off() -> None:
     term = losses.smooth_l1_loss(points, target, weights, 0.1)
     assert term.sum.item() == pytest.approx(0.5 * expected, rel=1e-5)
     assert term.count.item() == 2.5
+
+
+def test_choice_loss_is_what_is_expected_under_the_softmax() -> None:
+    target = torch.zeros(1, 1, 2)
+    candidates = torch.tensor([[[[0.0, 0.0], [0.1, 0.0], [0.0, 0.0]]]])
+    # (2 * 0.1)^2 * 0.25 = 0.01: a tenth away is worth exp(-0.5); the third is none
+    logits = torch.tensor([[[0.0, math.log(3.0), -math.inf]]], requires_grad=True)
+    term = losses.choice_loss(
+        logits, candidates, target, torch.full((1, 1), 0.5), torch.tensor([0.25]), (0.1,)
+    )
+    assert term.sum.item() == pytest.approx(0.5 * 0.75 * (1 - math.exp(-0.5)))
+    assert term.count.item() == 0.5
+    term.sum.backward()
+    assert logits.grad is not None and logits.grad.isfinite().all()
+    assert logits.grad[0, 0, 0] < 0 < logits.grad[0, 0, 1] and logits.grad[0, 0, 2] == 0
+
+
+def test_choice_loss_asks_for_nothing_where_all_candidates_are_of_no_worth() -> None:
+    candidates = torch.tensor([[[[5.0, 0.0], [9.0, 0.0]]]])
+    logits = torch.zeros(1, 1, 2, requires_grad=True)
+    weights, area = torch.ones(1, 1), torch.tensor([0.25])
+    term = losses.choice_loss(logits, candidates, torch.zeros(1, 1, 2), weights, area, (0.1,))
+    assert mean(term) == 1
+    term.sum.backward()
+    assert logits.grad is not None and not logits.grad.any()

@@ -13,6 +13,7 @@ from study.pose_errors import (
     NEIGHBOUR,
     PoseErrors,
     disturb,
+    disturb_candidates,
     excess,
     measure_errors,
 )
@@ -42,7 +43,7 @@ def disturbed(
     pose: Tensor, world: tuple[Tensor, ...], errors: PoseErrors, skeleton: Skeleton
 ) -> Tensor:
     truth, seen, neighbour, there, areas = world
-    return disturb(pose, truth, seen, neighbour, there, areas, errors, skeleton)
+    return disturb(pose, truth, seen, neighbour, there, areas, errors, skeleton)[0]
 
 
 def nothing() -> Tensor:
@@ -126,7 +127,7 @@ def test_unlabelled_joints_have_no_errors_and_no_nan(five: Skeleton) -> None:
     for value in (errors.rates, errors.jitter, errors.miss):
         assert torch.equal(value, torch.zeros_like(value))
     extra = excess(errors, errors)
-    moved = disturb(truth, truth, seen, neighbour, there, areas, extra, five)
+    moved = disturb(truth, truth, seen, neighbour, there, areas, extra, five)[0]
     assert torch.equal(moved, truth)
 
 
@@ -165,7 +166,7 @@ def test_disturbed_poses_show_the_rates_where_not_all_are_labelled_or_have_neigh
     seen[torch.rand(9000, 5) < 0.3] = 0
     there[torch.rand(9000) < 0.5] = 0
     asked = errors_of(0.2, 0.1, 0.05)
-    moved = disturb(truth, truth, seen, neighbour, there, areas, asked, five)
+    moved = disturb(truth, truth, seen, neighbour, there, areas, asked, five)[0]
     found = measure_errors(moved, truth, seen, neighbour, there, areas, five)
     torch.testing.assert_close(found.rates, asked.rates, atol=0.02, rtol=0)
 
@@ -186,7 +187,7 @@ def test_a_joint_of_an_alone_person_never_jumps_and_an_unlabelled_one_never_miss
     torch.manual_seed(0)
     truth, seen, neighbour, there, areas = people(500)
     there[:], seen[:, 3] = 0, 0
-    moved = disturb(truth, truth, seen, neighbour, there, areas, errors_of(0.0, 0.9, 0.1), five)
+    moved = disturb(truth, truth, seen, neighbour, there, areas, errors_of(0.0, 0.9, 0.1), five)[0]
     assert (moved[:, 3] == truth[:, 3]).all()
     share = (moved[:, 1] != truth[:, 1]).any(-1).float().mean().item()
     assert share == pytest.approx(0.1, abs=0.04)
@@ -201,5 +202,48 @@ def test_a_seed_decides_the_disturbance() -> None:
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
         areas = torch.full((7,), 900.0)
-        moved.append(disturb(truth, truth, seen, truth, seen, areas, errors, COCO))
+        moved.append(disturb(truth, truth, seen, truth, seen, areas, errors, COCO)[0])
     assert torch.equal(moved[0], moved[1]) and not torch.equal(moved[0], moved[2])
+
+
+def candidates_of(pose: Tensor, count: int) -> Tensor:
+    """Ever lower peaks, the first at the pose, each next one a pixel further right."""
+    steps = torch.arange(float(count))[:, None] * torch.tensor([1.0, 0.0])
+    heights = (1 - 0.25 * torch.arange(float(count))).expand(*pose.shape[:2], count)
+    return torch.cat((pose[:, :, None] + steps, heights[..., None]), dim=-1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_first_candidate_is_disturbed_like_a_pose(count: int, five: Skeleton) -> None:
+    world = people(50)
+    errors = errors_of(0.2, 0.2, 0.1, jitter=0.05)
+    torch.manual_seed(0)
+    moved = disturbed(world[0], world, errors, five)
+    torch.manual_seed(0)
+    given = candidates_of(world[0], count)
+    found = disturb_candidates(given, *world, errors, five)
+    assert found.shape == given.shape
+    assert torch.equal(found[:, :, 0, :2], moved)
+    assert torch.equal(found[:, :, 0, 2], given[:, :, 0, 2])
+
+
+def test_a_place_that_was_left_for_another_person_is_the_second_candidate(five: Skeleton) -> None:
+    torch.manual_seed(0)
+    world = people(400)
+    given = candidates_of(world[0], 3)
+    found = disturb_candidates(given, *world, errors_of(neighbour=0.5), five)
+    jumped = (found[:, :, 0, :2] != given[:, :, 0, :2]).any(dim=-1)
+    assert 0.4 < jumped.float().mean() < 0.6
+    assert torch.equal(found[~jumped], given[~jumped])
+    assert torch.equal(found[jumped][:, 1, :2], given[jumped][:, 0, :2])
+    assert torch.equal(found[jumped][:, 2], given[jumped][:, 1])
+    heights = found[jumped][:, 1, 2]  # drawn from 0 to the first one's, which is 1
+    assert 0 <= heights.min() < 0.05 and 0.95 < heights.max() < 1
+    assert heights.mean().item() == pytest.approx(0.5, abs=0.04)
+
+
+def test_jitter_and_misses_leave_no_candidate_behind(five: Skeleton) -> None:
+    world = people(50)
+    given = candidates_of(world[0], 3)
+    found = disturb_candidates(given, *world, errors_of(miss=0.5, jitter=0.05), five)
+    assert torch.equal(found[:, :, 1:], given[:, :, 1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from models.build import build_model
+from models.candidates import ROUNDS, LimbMessages
 from models.codec import Dark
 from models.igp_gcn import IgpGcn
 from models.mobile_net import MobileNet
+from models.pose_features import PoseFeatures
 from models.refined_pose import RefinedPose
 from models.skeleton import COCO, SKELETONS, Skeleton
 from study.batches import Batch
-from study.config import AugmentConfig, OptimizerConfig, RefineConfig, StudyConfig
+from study.config import (
+    AugmentConfig,
+    OptimizerConfig,
+    RefineConfig,
+    StudyConfig,
+    value_at,
+    with_values,
+)
 from study.evaluation import evaluate, predict_crops
 from study.pose_errors import PoseErrors
 from study.prepare import StudyData
@@ -33,6 +43,9 @@ SETTINGS = RefineConfig(
     epochs=2,
     batch_size=4,
     optimizer=OPTIMIZER,
+    student="frozen",
+    student_factor=0.1,
+    candidates=1,
     levels=3,
     depth=1,
     width=8,
@@ -49,6 +62,9 @@ SETTINGS = RefineConfig(
 
 class Steps(nn.Module):
     """A refiner that moves every joint by (dx, 0) px times the level's number."""
+
+    num_candidates, chooser = 1, None
+    choose = IgpGcn.choose
 
     def __init__(self, levels: int, dx: float) -> None:
         super().__init__()
@@ -74,7 +90,13 @@ def task_of(five: Skeleton, refiner: nn.Module | None = None, **changes: object)
     student = student_of(five)
     if refiner is None:
         torch.manual_seed(1)
-        refiner = IgpGcn(five, student.pyramid_channels, levels=settings.levels, depth=1, width=8)
+        refiner = IgpGcn(
+            *(five, student.pyramid_channels),
+            levels=settings.levels,
+            depth=1,
+            width=8,
+            candidates=settings.candidates,
+        )
     return RefineTask(student, CODEC, refiner, five, settings)  # type: ignore[arg-type]
 
 
@@ -216,12 +238,89 @@ def test_the_refiner_learns_and_the_frozen_student_does_not(
         assert torch.equal(tensor, before[name]), name
 
 
-def test_the_student_stays_in_eval_mode_whatever_the_loop_does(five: Skeleton) -> None:
-    task = task_of(five)
+@pytest.mark.parametrize("student", ["frozen", "finetuned"])
+def test_the_student_stays_in_eval_mode_whatever_the_loop_does(
+    student: str, five: Skeleton
+) -> None:
+    task = task_of(five, student=student)
     for module in task.trainable():
         module.train()
     assert not any(module.training for module in task.student.modules())
     assert all(module.training for module in task.refiner.modules())
+
+
+class Watched(nn.Module):
+    """A student whose answers are kept."""
+
+    def __init__(self, student: MobileNet) -> None:
+        super().__init__()
+        self.student = student
+        self.answers: list[PoseFeatures] = []
+
+    def look(self, crops: Tensor) -> PoseFeatures:
+        self.answers.append(self.student.look(crops))
+        return self.answers[-1]
+
+
+@pytest.mark.parametrize("student", ["frozen", "finetuned"])
+def test_a_graph_is_built_through_a_finetuned_student_alone(
+    student: str, five: Skeleton, batch: Batch
+) -> None:
+    task = task_of(five, student=student)
+    watched = Watched(task.student)  # type: ignore[arg-type]
+    task.student = watched  # type: ignore[assignment]
+    task.train()
+    task(batch)
+    (answer,) = watched.answers
+    is_finetuned = student == "finetuned"
+    assert all((f.grad_fn is not None) == is_finetuned for f in answer.pyramid)
+    with torch.no_grad():
+        task(batch)
+    assert all(f.grad_fn is None for f in watched.answers[1].pyramid)
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+@pytest.mark.parametrize("candidates", [1, 2])
+def test_every_parameter_that_is_to_learn_gets_a_gradient(
+    levels: int, candidates: int, five: Skeleton, batch: Batch
+) -> None:
+    """Another worker would wait for it for ever."""
+    task = task_of(five, student="finetuned", levels=levels, candidates=candidates).train()
+    terms = task(batch)
+    torch.stack([term.sum / term.count for term in terms.values()]).sum().backward()
+    for name, parameter in task.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    still = {name for name, p in task.student.named_parameters() if not p.requires_grad}
+    assert {"final_layer.weight", "final_layer.bias"} <= still
+    assert {name.split(".")[0] for name in still} == {"final_layer", "head", "smooth"}
+
+
+@pytest.mark.parametrize("candidates", [1, 2])
+def test_a_finetuned_student_moves_and_its_statistics_do_not(
+    candidates: int, five: Skeleton, batch: Batch
+) -> None:
+    task = task_of(five, student="finetuned", candidates=candidates).train()
+    for name, parameter in task.refiner.named_parameters():
+        if name.endswith("head.weight"):  # else the student's first gradient is zero
+            nn.init.normal_(parameter, std=0.1)
+    before = {name: tensor.clone() for name, tensor in task.student.state_dict().items()}
+    learns = {name for name, p in task.student.named_parameters() if p.requires_grad}
+    groups: list[dict[str, Any]] = task.parameter_groups(OPTIMIZER)
+    optimizer = torch.optim.SGD(groups)
+    terms = task(batch)
+    torch.stack([term.sum / term.count for term in terms.values()]).sum().backward()
+    optimizer.step()
+    moved = {n for n, t in task.student.state_dict().items() if not torch.equal(t, before[n])}
+    assert moved <= learns and len(moved) > len(learns) / 2
+    assert any(".running_mean" in name for name in before)
+
+
+def test_a_finetuned_student_takes_its_share_of_the_rate(five: Skeleton) -> None:
+    task = task_of(five, student="finetuned", student_factor=0.25)
+    refiner, student = task.parameter_groups(OPTIMIZER)
+    assert (refiner["lr"], student["lr"]) == (1e-3, 0.25e-3)
+    learns = [p for p in task.parameters() if p.requires_grad]
+    assert len(refiner["params"]) + len(student["params"]) == len(learns)  # type: ignore[arg-type]
 
 
 def test_only_the_refiner_is_given_to_the_optimizer(five: Skeleton) -> None:
@@ -256,15 +355,54 @@ def test_an_untrained_refiner_leaves_every_pose_to_the_bit(five: Skeleton, batch
     assert torch.equal(refined, plain) and torch.equal(scores, plain_scores)
 
 
-@pytest.mark.parametrize("levels", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("path", "value", "found"),
+    [
+        ("levels", 2, lambda refiner: len(refiner.levels)),
+        ("depth", 5, lambda refiner: len(refiner.levels[0].blocks)),
+        ("width", 24, lambda refiner: refiner.levels[0].head.in_features),
+        ("dropout", 0.3, lambda refiner: refiner.levels[0].enter.dropout.p),
+        ("gate", False, lambda refiner: refiner.levels[0].gate is not None),
+        ("candidates", 3, lambda refiner: refiner.num_candidates),
+    ],
+)
+def test_each_setting_reaches_the_refiner(
+    path: str, value: object, found: Callable[[Any], object], mini_config: StudyConfig
+) -> None:
+    assert value_at(mini_config, f"refine.{path}") != value
+    config = with_values(mini_config, {f"refine.{path}": value})
+    assert found(build_refiner(config, (7, 6, 5))) == value
+
+
+@pytest.mark.parametrize("candidates", [2, 3])
+@pytest.mark.parametrize("levels", [1, 3])
+def test_settings_reach_the_chooser(
+    candidates: int, levels: int, mini_config: StudyConfig
+) -> None:
+    values = {"refine.candidates": candidates, "refine.levels": levels, "refine.dropout": 0.3}
+    refiner = build_refiner(with_values(mini_config, values), (7, 6, 5))
+    assert refiner.chooser is not None
+    assert refiner.chooser.project.in_features == 5
+    assert refiner.chooser.head.in_features == mini_config.refine.width
+    rounds = [part for part in refiner.chooser.modules() if isinstance(part, LimbMessages)]
+    assert [part.dropout.p for part in rounds] == [0.3] * ROUNDS
+
+
+@pytest.mark.parametrize(("levels", "candidates"), [(1, 1), (2, 2), (3, 1), (3, 3)])
 def test_an_untrained_refiner_changes_no_ap(
-    levels: int, mini_config: StudyConfig, mini_data: StudyData, easy: str, workers: Workers
+    levels: int,
+    candidates: int,
+    mini_config: StudyConfig,
+    mini_data: StudyData,
+    easy: str,
+    workers: Workers,
 ) -> None:
     store = open_crop_store(Path(mini_data.search))
     task = build_distill_task(mini_config, seed=3)
     nn.init.normal_(task.student.final_layer.weight, std=1.0)
     config = dataclasses.replace(
-        mini_config, refine=dataclasses.replace(mini_config.refine, levels=levels)
+        mini_config,
+        refine=dataclasses.replace(mini_config.refine, levels=levels, candidates=candidates),
     )
     refiner = build_refiner(config, task.student.pyramid_channels)
     truth, skeleton = Path(mini_data.search_truth), SKELETONS[easy]

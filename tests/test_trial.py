@@ -185,6 +185,32 @@ def test_the_frozen_student_of_stage_2_is_the_best_of_stage_1(
             assert torch.equal(value, best[name]), name
 
 
+def test_a_finetuned_student_moves_goes_on_after_a_break_and_is_kept(
+    whole: Trial, config: StudyConfig, tmp_path: Path, workers: Workers
+) -> None:
+    values = {"refine.student": "finetuned", "refine.candidates": 2, "distill.epochs": 1}
+    config = with_values(config, values)
+    trial = dataclasses.replace(whole, config=config, folder=tmp_path / "whole")
+    run_trial(trial, workers, lambda row: False)
+    broken = dataclasses.replace(trial, folder=tmp_path / "broken")
+    run_trial(broken, workers, lambda row: bool(row["epoch"] == 2))
+    run_trial(broken, workers, lambda row: False)
+    assert_same(trial, broken)
+    best = {stage: row["epoch"] for stage, row in best_rows(rows_of(trial)).items()}
+    checkpoints = Checkpoints(trial.folder)
+    before = checkpoints.at(best["distill"]).weights()
+    after = checkpoints.at(best["refine"]).weights()
+    moved = {n for n in after if n in before and not torch.equal(before[n], after[n])}
+    assert "student.stem.0.weight" in moved and not any("running" in name for name in moved)
+    assert not any(name.startswith("student.final_layer") for name in moved)
+    ground = TrainingData.open(config, trial.data, workers, teacher=None)
+    kept = checkpoints.at(best["refine"])
+    estimator = load_estimator(config, kept)
+    for name, value in estimator.state_dict().items():
+        assert torch.equal(value, after[name]), name
+    assert ground.score(estimator)["ap"] == kept.rows[-1]["val_ap"]
+
+
 def test_a_loaded_checkpoint_scores_what_was_reported(
     whole: Trial, config: StudyConfig, workers: Workers
 ) -> None:

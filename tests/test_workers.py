@@ -53,17 +53,24 @@ def trial_in(folder: Path) -> Trial:
 
 
 def tasks(trial: Trial) -> list[DistillTask | RefineTask]:
-    """Both stages' tasks, in eval mode, every layer away from zero."""
+    """Both stages' tasks, in eval mode, every layer away from zero.
+
+    Stage 2 with a finetuned student and a choice of candidates, and with neither.
+    """
     distill = build_distill_task(trial.config, seed=1).eval()
     torch.manual_seed(2)
     nn.init.normal_(distill.student.final_layer.weight, std=0.3)
-    refiner = build_refiner(trial.config, distill.student.pyramid_channels).eval()
-    for level in refiner.levels:
-        nn.init.normal_(level.head.weight, std=0.1)  # type: ignore[union-attr,arg-type]
-    student = build_distill_task(trial.config, seed=1).student
     skeleton = SKELETONS["easy"]
-    refine = RefineTask(student, distill.codec, refiner, skeleton, trial.config.refine)
-    return [distill, refine]
+    both: list[DistillTask | RefineTask] = [distill]
+    plain = {"refine.student": "frozen", "refine.candidates": 1}
+    for config in (trial.config, with_values(trial.config, plain)):
+        refiner = build_refiner(config, distill.student.pyramid_channels).eval()
+        for name, parameter in refiner.named_parameters():
+            if name.endswith("head.weight"):
+                nn.init.normal_(parameter, std=0.1)
+        student = build_distill_task(config, seed=1).student
+        both.append(RefineTask(student, distill.codec, refiner, skeleton, config.refine))
+    return both
 
 
 def global_batches(ground: TrainingData) -> list[Batch]:
@@ -95,12 +102,13 @@ def results(trial: Trial, workers: Workers) -> dict[str, Any]:
     """What must not depend on the number of workers."""
     ground = TrainingData.open(trial.config, trial.data, workers, trial.targets)
     batches = global_batches(ground)
-    distill, refine = tasks(trial)
+    distill, refine, plain = tasks(trial)
     return {
         "terms": mean_terms(distill, batches, workers),
         "scores": ground.score(distill.estimator()),
         "distill": gradients(distill, batches[0], workers),
         "refine": gradients(refine, batches[1], workers),
+        "plain": gradients(plain, batches[1], workers),
     }
 
 
@@ -137,6 +145,7 @@ def folder(
     values = {
         **{"data.skeleton": easy, "refine.epochs": 3, "distill.structure.kind": "mix"},
         **{"distill.weights": "learned", "distill.diagnose": True},
+        **{"refine.student": "finetuned", "refine.candidates": 2},
     }
     told = {
         "config": to_plain(with_values(mini_config, values)),
@@ -186,11 +195,14 @@ def alone(trial: Trial, workers: Workers) -> dict[str, Any]:
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("stage", ["distill", "refine"])
+@pytest.mark.parametrize("stage", ["distill", "refine", "plain"])
 def test_gradients_of_a_global_batch_are_those_of_one_worker(
     stage: str, seen: list[dict[str, Any]], alone: dict[str, Any]
 ) -> None:
     expected = alone[stage]
+    if stage != "distill":
+        learns = {name.split(".")[0] for name in expected if not name.startswith("term ")}
+        assert learns == ({"refiner", "student"} if stage == "refine" else {"refiner"})
     assert expected.keys() == seen[0][stage].keys() and len(expected) > 20
     for name, value in expected.items():
         for rank in range(2):

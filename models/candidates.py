@@ -1,0 +1,166 @@
+"""Which of the student's peaks are this person's: level 0 of stage 2.
+
+Where people crowd, a joint's highest peak is often another person's, and the right one the next.
+Nodes are (joint, candidate). Along every limb each candidate hears from the candidates at the
+other end, the limb's vector being the edge's feature, so that those of one body find one another.
+Node features are (B, K, M, C), a candidate is x, y in crop pixels and its peak's height; height 0
+stands for no candidate.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.codec import HeatmapCodec
+from models.pose_features import PoseFeatures, sample_features
+from models.skeleton import Skeleton
+
+MAX_CANDIDATES = 3
+ROUNDS = 3
+"""How many limbs far a candidate hears of others."""
+NODE_CHANNELS = 4
+LIMB_CHANNELS = 4
+_TINY = 1e-6
+
+
+class Choice(NamedTuple):
+    """One of the candidates of each joint."""
+
+    keypoints_crop: Tensor
+    """(B, K, 2)."""
+    scores: Tensor
+    """The heights of the chosen peaks, (B, K)."""
+    logits: Tensor | None
+    """(B, K, M), -inf where there is no candidate; None where there is nothing to choose."""
+
+
+def read_candidates(codec: HeatmapCodec, features: PoseFeatures, count: int) -> Tensor:
+    """The student's candidates for each joint, (B, K, count, 3), the first what ``read`` gives."""
+    keypoints_crop, scores = codec.read(features)
+    first = torch.cat((keypoints_crop, scores[..., None]), dim=-1)[:, :, None]
+    if count == 1:
+        return first
+    modes = codec.read_modes(features, count)
+    return torch.cat((first, modes[:, :, 1:, :3]), dim=2)
+
+
+class LimbMessages(nn.Module):
+    """One round: a candidate hears the most that any at a limb's other end has to say."""
+
+    def __init__(self, skeleton: Skeleton, channels: int, dropout: float) -> None:
+        super().__init__()
+        starts, ends = _both_ways(skeleton)
+        hears = F.one_hot(ends, skeleton.num_joints).T.float()  # (K, E)
+        hears = hears / hears.sum(dim=1, keepdim=True).clamp_min(1)
+        self.starts: Tensor
+        self.ends: Tensor
+        self.hears: Tensor
+        self.register_buffer("starts", starts, persistent=False)
+        self.register_buffer("ends", ends, persistent=False)
+        self.register_buffer("hears", hears, persistent=False)
+        self.speaker = nn.Linear(channels, channels)
+        self.listener = nn.Linear(channels, channels)
+        self.limb = nn.Parameter(torch.empty(len(starts), LIMB_CHANNELS, channels))
+        nn.init.normal_(self.limb)
+        self.message = nn.Linear(channels, channels)
+        self.update = nn.Linear(2 * channels, channels)
+        self.norm = nn.LayerNorm(channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, nodes: Tensor, limbs: Tensor, is_there: Tensor) -> Tensor:
+        """The nodes (B, K, M, C) after one round.
+
+        Args:
+            limbs: features of the vectors between the candidates of each directed edge's ends,
+                (B, E, M at the end, M at the start, LIMB_CHANNELS).
+            is_there: whether a node is a candidate, (B, K, M); others say nothing.
+        """
+        said = self.speaker(nodes)[:, self.starts, None]  # (B, E, 1, M, C)
+        heard = self.listener(nodes)[:, self.ends, :, None]  # (B, E, M, 1, C)
+        geometry = limbs @ self.limb[:, None]  # (B, E, M, M, C)
+        messages = F.relu(self.message(F.relu(said + heard + geometry)))
+        messages = messages * is_there[:, self.starts, None, :, None]
+        loudest = messages.amax(dim=3)  # (B, E, M, C)
+        received = torch.einsum("ke,bemc->bkmc", self.hears, loudest)
+        change = F.relu(self.update(torch.cat((nodes, received), dim=-1)))
+        out: Tensor = self.norm(nodes + self.dropout(change))
+        return out
+
+
+class CandidateChooser(nn.Module):
+    """Untrained, it takes the highest peak of every joint, which is the first."""
+
+    def __init__(
+        self, skeleton: Skeleton, feature_channels: int, *, width: int, dropout: float
+    ) -> None:
+        super().__init__()
+        starts, ends = _both_ways(skeleton)
+        self.starts: Tensor
+        self.ends: Tensor
+        self.register_buffer("starts", starts, persistent=False)
+        self.register_buffer("ends", ends, persistent=False)
+        self.project = nn.Linear(feature_channels, width)
+        self.enter = nn.Linear(NODE_CHANNELS + width, width)
+        self.joint = nn.Parameter(torch.zeros(skeleton.num_joints, 1, width))
+        nn.init.normal_(self.joint, std=0.1)
+        self.rounds = nn.ModuleList(LimbMessages(skeleton, width, dropout) for _ in range(ROUNDS))
+        self.head = nn.Linear(width, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, features: Tensor, candidates: Tensor, crop_size: tuple[int, int]) -> Tensor:
+        """Logits (B, K, M) of each joint's candidates; -inf where there is none.
+
+        What is learned adds to the log of a peak's height, as a share of the first one's. A joint
+        without any candidate keeps the first.
+
+        Args:
+            features: one map of the student's pyramid, (B, C, h / s, w / s).
+            candidates: (B, K, M, 3), highest first.
+        """
+        height, width = crop_size
+        joints, count = candidates.shape[1:3]
+        heights = candidates[..., 2]
+        is_there = heights > 0
+        share = (heights.clamp_min(_TINY) / heights[:, :, :1].clamp_min(_TINY)).clamp(_TINY, 1.0)
+        centre = candidates.new_tensor((width / 2, height / 2))
+        places = (candidates[..., :2] - centre) / height  # (B, K, M, 2)
+        seen = sample_features(features, candidates[..., :2].flatten(1, 2), crop_size)
+        seen = self.project(seen).unflatten(1, (joints, count))
+        own = torch.cat((places, heights[..., None], share[..., None]), dim=-1)
+        nodes = F.relu(self.enter(torch.cat((own, seen), dim=-1)) + self.joint)
+        limbs = self._limbs(places)
+        for messages in self.rounds:
+            nodes = messages(nodes, limbs, is_there)
+        logits = share.log() + self.head(nodes)[..., 0]
+        can_win = is_there | (torch.arange(count, device=heights.device) == 0)
+        return logits.masked_fill(~can_win, -torch.inf)
+
+    def choose(self, features: Tensor, candidates: Tensor, crop_size: tuple[int, int]) -> Choice:
+        """The candidate of the highest logit, of equal ones the first.
+
+        In training too: a mean of candidates, weighted by their softmax, lies between two people,
+        where no pose ever starts. The softmax is in the loss.
+        """
+        logits = self(features, candidates, crop_size)
+        best = logits.argmax(dim=2)[..., None, None].expand(-1, -1, 1, 3)
+        chosen = candidates.gather(2, best)[:, :, 0]
+        return Choice(chosen[..., :2], chosen[..., 2], logits)
+
+    def _limbs(self, places: Tensor) -> Tensor:
+        """What is known of the vector from each start to each end: itself, its length, and 1."""
+        starts, ends = places[:, self.starts], places[:, self.ends]
+        vectors = ends[:, :, :, None] - starts[:, :, None]  # (B, E, M, M, 2)
+        lengths = vectors.square().sum(dim=-1, keepdim=True).sqrt()
+        return torch.cat((vectors, lengths, torch.ones_like(lengths)), dim=-1)
+
+
+def _both_ways(skeleton: Skeleton) -> tuple[Tensor, Tensor]:
+    """Start and end of every directed edge, (E,) each: twice the skeleton's edges."""
+    edges = torch.tensor(skeleton.edges)
+    starts, ends = torch.cat((edges, edges.flip(1))).unbind(dim=1)
+    return starts, ends

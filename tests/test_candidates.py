@@ -1,0 +1,291 @@
+"""The chooser: it starts as the identity, and learns which peaks belong to one body."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.candidates import CandidateChooser, read_candidates
+from models.codec import CODECS, Dark
+from models.igp_gcn import IgpGcn
+from models.pose_features import PoseFeatures, PoseNetwork
+from models.skeleton import Skeleton
+from study.batches import Batch
+from study.config import AugmentConfig, OptimizerConfig, RefineConfig
+from study.refine import RefineTask
+
+CROP = (128, 96)
+CODEC = Dark(input_size=CROP, heatmap_size=(32, 24), sigma=1.5)
+LIMBS = torch.tensor([[-14.0, 18.0], [14.0, 18.0], [-6.0, 30.0], [6.0, 30.0]])
+"""From the first to the second joint of each of FIVE's edges, px, before each is turned."""
+TURN = 0.6
+"""Radians, the spread of a limb's turn."""
+CHANNELS = (3, 3, 3)
+
+
+def bodies(count: int, skeleton: Skeleton) -> Tensor:
+    """Two bodies a person, (count, 2, K, 2), in one place alike, whose joints lie well apart."""
+    found: list[Tensor] = []
+    while sum(len(part) for part in found) < count:
+        heads = torch.rand(4 * count, 2, 2) * torch.tensor([60.0, 40.0]) + torch.tensor([18.0, 12])
+        joints = [heads]
+        for (start, _), limb in zip(skeleton.edges, LIMBS, strict=True):
+            angle = torch.randn(4 * count, 2) * TURN
+            cos, sin = angle.cos(), angle.sin()
+            turned = torch.stack(
+                (cos * limb[0] - sin * limb[1], sin * limb[0] + cos * limb[1]), dim=-1
+            )
+            joints.append(joints[start] + turned)
+        both = torch.stack(joints, dim=2)
+        inside = ((both > 4) & (both < torch.tensor([92.0, 124.0]))).flatten(1).all(dim=1)
+        apart = (both[:, 0] - both[:, 1]).norm(dim=-1).amin(dim=1) > 16
+        found.append(both[inside & apart])
+    return torch.cat(found)[:count]
+
+
+class Told(PoseNetwork):
+    """A student that answers what it was told."""
+
+    pyramid_channels = CHANNELS
+    answer: PoseFeatures
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, crops: Tensor) -> PoseFeatures:
+        return self.answer
+
+
+def crowd(count: int, skeleton: Skeleton) -> tuple[PoseFeatures, Tensor]:
+    """Two bodies in each crop, and where the joints of the first, the right one, are.
+
+    The higher peak of each joint is either body's, by a coin. The features show the right body's
+    first joint, and nothing else: to a joint by itself both of its peaks look the same.
+    """
+    both = bodies(count, skeleton)
+    heights = torch.rand(count, 2, skeleton.num_joints, 1) * 0.5 + 0.5
+    modes = torch.cat((both, heights, torch.ones_like(heights)), dim=-1).transpose(1, 2)
+    marked = CODEC.render(torch.cat((both[:, 0, :1], torch.ones(count, 1, 2)), -1)[:, :, None])
+    fine = marked.expand(-1, 3, -1, -1)
+    pyramid = (nn.functional.avg_pool2d(fine, 4), nn.functional.avg_pool2d(fine, 2), fine)
+    return PoseFeatures(CODEC.render(modes), pyramid), both[:, 0]
+
+
+def batch_of(truth: Tensor) -> Batch:
+    count, joints = truth.shape[:2]
+    sure = torch.ones(count, joints, 1, 2)
+    return Batch(
+        crops=torch.zeros(count, 3, *CROP),
+        keypoints_crop=truth,
+        visibility=torch.full((count, joints), 2),
+        areas_crop=torch.full((count,), 3000.0),
+        neighbour_crop=truth,
+        neighbour_visibility=torch.zeros(count, joints),
+        teacher_modes=torch.cat((truth[:, :, None], sure), dim=-1),
+        teacher_relation=None,
+    )
+
+
+def task_of(skeleton: Skeleton, **changes: Any) -> RefineTask:
+    settings = RefineConfig(
+        epochs=1,
+        batch_size=64,
+        optimizer=OptimizerConfig(3e-3, 1e-4, warmup_fraction=0.05, pretrained_factor=0.1),
+        student="frozen",
+        student_factor=0.1,
+        candidates=2,
+        levels=1,
+        depth=1,
+        width=32,
+        dropout=0.0,
+        gate=True,
+        loss="oks",
+        progressive="final",
+        teacher_weight=1.0,
+        truth_weight=1.0,
+        perturb=False,
+        augment=AugmentConfig(0, 0, 0, 0, 0),
+    )
+    settings = dataclasses.replace(settings, **changes)
+    torch.manual_seed(0)
+    refiner = IgpGcn(
+        skeleton,
+        CHANNELS,
+        levels=settings.levels,
+        depth=1,
+        width=settings.width,
+        candidates=settings.candidates,
+    )
+    return RefineTask(Told(), CODEC, refiner, skeleton, settings)
+
+
+def share_right(task: RefineTask, skeleton: Skeleton) -> float:
+    """Of the joints of fresh people that lie within two cells of the right body's."""
+    torch.manual_seed(99)
+    task.student.answer, truth = crowd(500, skeleton)  # type: ignore[assignment]
+    with torch.no_grad():
+        keypoints, _ = task.estimator().eval()(torch.zeros(500, 3, *CROP))
+    return float(((keypoints - truth).norm(dim=-1) < 8).float().mean())
+
+
+def train(task: RefineTask, skeleton: Skeleton, steps: int) -> None:
+    optimizer = torch.optim.AdamW(task.refiner.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
+    task.train()
+    for _ in range(steps):
+        task.student.answer, truth = crowd(64, skeleton)  # type: ignore[assignment]
+        terms = task(batch_of(truth))
+        loss = torch.stack([term.sum / term.count for term in terms.values()]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+@pytest.mark.slow
+def test_candidates_of_one_body_are_found_by_their_limbs(five: Skeleton) -> None:
+    task, plain = task_of(five), task_of(five, candidates=1)
+    before = share_right(task, five)
+    assert before == share_right(plain, five) and 0.45 < before < 0.55
+    train(task, five, 120)
+    train(plain, five, 120)
+    assert share_right(task, five) > 0.9
+    assert share_right(plain, five) < 0.6
+
+
+def example(skeleton: Skeleton, count: int = 3) -> tuple[CandidateChooser, Tensor, Tensor]:
+    """A chooser whose head is random, features, and candidates of which some are missing."""
+    torch.manual_seed(4)
+    chooser = CandidateChooser(skeleton, 3, width=8, dropout=0.0).eval()
+    nn.init.normal_(chooser.head.weight)
+    candidates = torch.rand(6, skeleton.num_joints, count, 3) * torch.tensor([96.0, 128.0, 1.0])
+    candidates[..., 2] = candidates[..., 2].sort(dim=2, descending=True).values
+    candidates[0, :, 1:] = 0
+    candidates[1] = 0
+    candidates[2, 1, -1] = 0
+    return chooser, torch.randn(6, 3, 32, 24), candidates
+
+
+@pytest.mark.parametrize("name", sorted(CODECS))
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_first_candidate_is_what_decode_gives(name: str, count: int) -> None:
+    torch.manual_seed(0)
+    codec = CODECS[name](CROP, (32, 24), 2.0)
+    heatmaps = torch.rand(2, 5, 32, 24) - 0.2
+    heatmaps[0, 0] = -1
+    bins = (torch.randn(2, 5, 2 * CROP[1]), torch.randn(2, 5, 2 * CROP[0]))
+    features = PoseFeatures(heatmaps, (), bins)
+    candidates = read_candidates(codec, features, count)
+    keypoints, scores = codec.read(features)
+    assert candidates.shape == (2, 5, count, 3)
+    assert torch.equal(candidates[:, :, 0, :2], keypoints)
+    assert torch.equal(candidates[:, :, 0, 2], scores)
+    others = codec.read_modes(features, count)[:, :, 1:, :3]
+    assert torch.equal(candidates[:, :, 1:], others)
+    if name != "simcc":
+        assert (candidates[0, 0, 1:] == 0).all()
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_an_untrained_chooser_takes_the_first_to_the_bit(count: int, five: Skeleton) -> None:
+    _, features, candidates = example(five, count)
+    untrained = CandidateChooser(five, 3, width=8, dropout=0.0)
+    candidates[3, :, 1] = candidates[3, :, 0]  # of equal ones the first
+    candidates[4, :, 1, 2] = candidates[4, :, 0, 2] * 1.05  # a fitted height may exceed the first
+    choice = untrained.choose(features, candidates, CROP)
+    assert torch.equal(choice.keypoints_crop, candidates[:, :, 0, :2])
+    assert torch.equal(choice.scores, candidates[:, :, 0, 2])
+
+
+def test_a_missing_candidate_never_wins(five: Skeleton) -> None:
+    chooser, features, candidates = example(five)
+    nn.init.normal_(chooser.head.weight, std=100.0)
+    choice = chooser.choose(features, candidates, CROP)
+    assert choice.logits is not None
+    first = torch.arange(3) == 0
+    assert torch.equal(choice.logits > -torch.inf, (candidates[..., 2] > 0) | first)
+    assert torch.equal(choice.keypoints_crop[:2], candidates[:2, :, 0, :2])
+    best = choice.logits.argmax(dim=2)
+    assert (best[2:] != 0).any()  # else nothing was chosen at all
+    for person, joint in ((2, 0), (4, 3)):
+        chosen = candidates[person, joint, best[person, joint]]
+        assert torch.equal(choice.keypoints_crop[person, joint], chosen[:2])
+        assert choice.scores[person, joint] == chosen[2]
+
+
+def test_a_missing_candidate_says_nothing(five: Skeleton) -> None:
+    chooser, features, candidates = example(five)
+    moved = candidates.clone()
+    moved[..., :2] += torch.where(candidates[..., 2:] > 0, 0.0, 20.0)
+    before, after = (chooser(features, given, CROP) for given in (candidates, moved))
+    others = candidates[..., 2] > 0
+    assert torch.equal(before[others], after[others])
+    moved = candidates.clone()
+    moved[2:, 0, 1, 0] += 20.0
+    after = chooser(features, moved, CROP)
+    assert (before[2:, 1] != after[2:, 1])[others[2:, 1]].all()  # a neighbour hears what is there
+
+
+def test_candidates_hear_of_one_another_along_limbs_as_far_as_there_are_rounds() -> None:
+    chain = Skeleton(
+        name="chain",
+        joints=tuple("abcdef"),
+        edges=((0, 1), (1, 2), (2, 3), (3, 4), (4, 5)),
+        flip_pairs=(),
+        oks_sigmas=(0.1,) * 6,
+        upper_body=(0,),
+    )
+    chooser, features, candidates = example(chain)
+    moved = candidates.clone()
+    moved[3, 0, 0, 0] += 20.0
+    differs = chooser(features, moved, CROP) != chooser(features, candidates, CROP)
+    assert differs[3].any(dim=1).tolist() == [True, True, True, True, False, False]
+    assert not differs[[0, 1, 2, 4, 5]].any()
+
+
+def test_the_order_of_the_others_does_not_matter(five: Skeleton) -> None:
+    chooser, features, candidates = example(five)
+    swapped = candidates[:, :, [0, 2, 1]]
+    logits, other = (chooser(features, given, CROP) for given in (candidates, swapped))
+    torch.testing.assert_close(other, logits[:, :, [0, 2, 1]], atol=1e-5, rtol=0)
+
+
+def test_features_are_read_under_every_candidate(five: Skeleton) -> None:
+    chooser, features, candidates = example(five)
+    features.requires_grad_()
+    logits = chooser(features, candidates, CROP)
+    logits[5, 2, 1].backward()
+    assert features.grad is not None
+    x, y = (candidates[5, 2, 1, :2] / 4).long().tolist()
+    assert features.grad[5, :, y, x].abs().sum() > 0
+    assert not features.grad[:5].any()
+
+
+@pytest.mark.parametrize("candidates", [0, 4])
+def test_an_impossible_number_of_candidates_is_refused(candidates: int, five: Skeleton) -> None:
+    with pytest.raises(ValueError, match=r"candidates must be 1 to 3.*refine\.candidates"):
+        IgpGcn(five, CHANNELS, candidates=candidates)
+
+
+def test_choosing_is_learned_whatever_the_levels_do(five: Skeleton) -> None:
+    """By hand: half and half between a perfect place and one of no worth costs a half."""
+    task = task_of(five)
+    task.student.answer, truth = crowd(32, five)  # type: ignore[assignment]
+    told = batch_of(truth)
+    plain = task_of(five, candidates=1)
+    plain.student.answer = task.student.answer
+    added = {name: task(told)[name].sum - plain(told)[name].sum for name in ("teacher", "truth")}
+    candidates = read_candidates(CODEC, task.student.answer, 2)
+    share = candidates[..., 2].clamp_max(candidates[..., :1, 2])
+    probability = share / share.sum(dim=2, keepdim=True)
+    squared = (candidates[..., :2] - truth[:, :, None]).square().sum(dim=-1)
+    sigmas = torch.tensor(five.oks_sigmas)[:, None]
+    oks = torch.exp(-squared / (8 * sigmas**2 * 3000.0))
+    expected = (probability * (1 - oks)).sum()
+    for term in added.values():
+        torch.testing.assert_close(term, expected, atol=0, rtol=1e-4)
