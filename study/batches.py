@@ -34,8 +34,10 @@ class Batch:
     """(B, K); 0 throughout where nobody overlaps."""
     teacher_modes: Tensor | None
     """The teacher's up to M modes a joint, (B, K, M, 4): x, y, height, width in sigmas."""
+    teacher_taught: Tensor | None
+    """(B, K), 1 for joints of which the teacher has something to say, else 0."""
     teacher_relation: Tensor | None
-    """(B, K, K)."""
+    """(B, K, K); None also where the teacher has no features."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on the device."""
@@ -131,10 +133,12 @@ def _assemble(
         tensor = torch.from_numpy(np.asarray(values))
         return tensor[torch.arange(len(rows))[:, None], joints]
 
-    modes = relation = None
+    modes = taught = relation = None
     if teacher is not None:
         modes = of_joints(teacher.modes_stored[index]).clone()
         modes[..., :2] = carry(modes[..., :2], affine)
+        taught = of_joints(teacher.taught[index]).float()
+    if teacher is not None and teacher.relation is not None:
         relation = torch.from_numpy(teacher.relation[index]).float()
         relation = relation.gather(1, joints[:, :, None].expand_as(relation))
         relation = relation.gather(2, joints[:, None, :].expand_as(relation))
@@ -146,6 +150,7 @@ def _assemble(
         neighbour_crop=carry(of_joints(store.neighbour_keypoints(index)), affine),
         neighbour_visibility=of_joints(store.neighbour_visibility(index)),
         teacher_modes=modes,
+        teacher_taught=taught,
         teacher_relation=relation,
     ).to(device)
 

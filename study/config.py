@@ -69,7 +69,7 @@ class ModelConfig:
     """A network, the teacher or the student, and how its heatmaps are read."""
 
     name: str
-    """Architecture: mobile_net."""
+    """Architecture: mobile_net; of the teacher also vitpose, onnx or predictions."""
     size: str
     """tiny | teacher."""
     codec: str
@@ -94,8 +94,20 @@ class OptimizerConfig:
 
 @dataclass
 class TeacherConfig(ModelConfig):
-    """The network that teaches, trained once for all trials."""
+    """What teaches, made ready once for all trials: a network of ours or any other method.
 
+    ``name`` may also be vitpose (``init`` is a folder with config.json and safetensors), onnx
+    (``init`` is a file) or predictions (``init`` is a JSON of COCO keypoint results on the
+    training pictures); those have no ``size``, and vitpose and predictions no codec either.
+    """
+
+    skeleton: str | None
+    """Whose joints it knows, as in data.skeleton; null = the data's. The joints that the data lack
+    are left out; of those that it lacks it teaches nothing, and they count as missed in its AP."""
+    input_size: tuple[int, int] | None
+    """(height, width) of the crop that it sees, px, both divisible by 32; null = the data's."""
+    pixels: str
+    """imagenet | unit: what an onnx file takes, RGB normalised as for ImageNet, or in 0..1."""
     epochs: int
     """0 uses ``teacher.init`` as it is."""
     batch_size: int
@@ -223,7 +235,7 @@ class StudyConfig:
     plan: str
     """joint: a trial is stage 1, then stage 2."""
     search_space: str
-    """distill | refine | joint | smoke, or the path of a YAML of your own."""
+    """distill | refine | joint | poses | smoke, or the path of a YAML of your own."""
     display: str
     """auto | live | plain | none."""
     data: DataConfig

@@ -82,20 +82,24 @@ class DistillTask(nn.Module):
         terms = {"truth": truth_loss(out.heatmaps, targets, weights)}
         if len(self.term_names) == 1:
             return terms
-        assert batch.teacher_modes is not None
+        assert batch.teacher_modes is not None and batch.teacher_taught is not None
         taught = self.codec.render(batch.teacher_modes)
+        weights = batch.teacher_taught
         if self.heatmap_kind == "mse":
-            terms["heatmap"] = heatmap_mse(out.heatmaps, taught)
+            terms["heatmap"] = heatmap_mse(out.heatmaps, taught, weights)
         elif self.heatmap_kind == "kl":
-            terms["heatmap"] = heatmap_kl(out.heatmaps, taught, self.settings.heatmap.tau)
+            tau = self.settings.heatmap.tau
+            terms["heatmap"] = heatmap_kl(out.heatmaps, taught, weights, tau)
         if self.structure_kind != "none":
             terms["structure"] = self._structure(out, taught, batch)
         return terms
 
     def _structure(self, out: PoseFeatures, taught: Tensor, batch: Batch) -> Term:
-        assert batch.teacher_modes is not None and batch.teacher_relation is not None
+        assert batch.teacher_modes is not None and batch.teacher_taught is not None
         confidence = confident_joints(batch.teacher_modes, self.codec.input_size)
+        confidence = confidence * batch.teacher_taught
         if self.structure_kind == "relation":
+            assert batch.teacher_relation is not None
             relation = joint_relation(out.heatmaps, out.pyramid[-1])
             return relation_loss(relation, batch.teacher_relation, confidence)
         height = out.heatmaps.shape[2]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton
 from study.batches import evaluation_batches
 from study.crops import apply_affine, centre_affines, invert_affine
@@ -21,9 +22,12 @@ from study.workers import Workers
 
 BATCH_SIZE = 64
 
+Estimator = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From crops (B, 3, h, w) to keypoints in crop pixels (B, K, 2) and scores (B, K)."""
+
 
 def predict_crops(
-    estimator: RefinedPose,
+    estimator: Estimator,
     store: CropStore,
     skeleton: Skeleton,
     workers: Workers,
@@ -53,7 +57,7 @@ def predict_crops(
 
 
 def detect_people(
-    estimator: RefinedPose, store: CropStore, skeleton: Skeleton, workers: Workers
+    estimator: Estimator, store: CropStore, skeleton: Skeleton, workers: Workers
 ) -> list[dict[str, Any]]:
     """COCO results, in picture pixels, of all people of a store."""
     keypoints, scores = predict_crops(estimator, store, skeleton, workers)
@@ -68,7 +72,7 @@ def detect_people(
 
 
 def evaluate(
-    estimator: RefinedPose,
+    estimator: Estimator,
     store: CropStore,
     truth: Path,
     skeleton: Skeleton,

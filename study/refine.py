@@ -51,7 +51,7 @@ class RefineTask(nn.Module):
         return self
 
     def forward(self, batch: Batch) -> dict[str, Term]:
-        assert batch.teacher_modes is not None
+        assert batch.teacher_modes is not None and batch.teacher_taught is not None
         with torch.no_grad():
             out = self.student.look(batch.crops)
             start, scores = self.codec.decode(out.heatmaps)
@@ -70,7 +70,7 @@ class RefineTask(nn.Module):
         poses = self.refiner(out.pyramid, start, scores, (height, width))
         best = batch.teacher_modes[:, :, 0]
         targets = {
-            "teacher": (best[..., :2], best[..., 2].clamp(0, 1)),
+            "teacher": (best[..., :2], best[..., 2].clamp(0, 1) * batch.teacher_taught),
             "truth": (batch.keypoints_crop, (batch.visibility > 0).float()),
         }
         return {

@@ -28,7 +28,7 @@ from study.config import (
     TeacherConfig,
 )
 from study.distill import DistillTask
-from study.evaluation import evaluate
+from study.evaluation import Estimator, evaluate
 from study.loop import Progress, Row, Stage, seed_of
 from study.prepare import StudyData, evaluation_of, input_size_of, skeleton_of
 from study.refine import RefineTask
@@ -40,17 +40,20 @@ Report = Callable[[Row], bool]
 
 
 def build_network(
-    model: ModelConfig, config: StudyConfig, seed: int
+    model: ModelConfig, config: StudyConfig, seed: int, skeleton: Skeleton | None = None
 ) -> tuple[PoseNetwork, frozenset[str]]:
     """The teacher's or the student's network, and its parameters that are from ``init``, by name.
 
     All other weights are random and follow the seed.
 
+    Args:
+        skeleton: whose joints it has; those of the data if it is None.
+
     Raises:
         InputError: ``init`` is no file of weights that fit.
     """
     torch.manual_seed(seed)
-    network = build_model(model.name, model.size, skeleton_of(config))
+    network = build_model(model.name, model.size, skeleton or skeleton_of(config))
     trained: frozenset[str] = frozenset()
     if model.init != RANDOM:
         try:
@@ -165,7 +168,7 @@ class TrainingData:
             self.workers,
         )
 
-    def score(self, estimator: RefinedPose) -> dict[str, float]:
+    def score(self, estimator: Estimator) -> dict[str, float]:
         """AP and its kin on the search slice, the same on every worker."""
         kind = evaluation_of(self.config)
         return evaluate(

@@ -51,7 +51,7 @@ from study.prepare import StudyData, prepare_data
 from study.results import write_final
 from study.search import OwnerSearcher, StudyOwner
 from study.settings import SETTINGS, read_settings
-from study.teacher import TARGETS, is_ready, teacher_folder
+from study.teacher import TARGETS, is_ready, prepare_teacher, teacher_folder
 
 LOCK = ".lock"
 WORKERS_WAIT = {"cpu": 0, "node:__internal_head__": 0.001}
@@ -77,6 +77,7 @@ def run_study(config: StudyConfig) -> Path:
             return folder
         with display.meters() as meter:
             data = prepare_data(config, meter, display.say)
+        prepare_teacher(config, data, display.say)
         _write_settings(as_typed, folder, data)
         display.say(
             "{} people to train on, {} to score trials on, {} in val".format(*data.num_people)
@@ -184,7 +185,7 @@ def _train_teacher(plan: StudyPlan, owner: Any, display: Display) -> None:
         lambda status, elapsed: teacher_line(status, settings.epochs, elapsed),
     ):
         train_teacher(plan, cpus)
-    display.say("the teacher is trained")
+    display.say("the teacher is trained" if settings.epochs else "the teacher has been asked")
 
 
 def _run_trials(

@@ -103,6 +103,7 @@ def batch(five: Skeleton) -> Batch:
         neighbour_crop=start + 20,
         neighbour_visibility=torch.full((2, 5), 2),
         teacher_modes=modes,
+        teacher_taught=torch.ones(2, 5),
         teacher_relation=None,
     )
 
@@ -183,6 +184,18 @@ def test_unlabelled_joints_and_joints_without_a_mode_pull_nowhere(
     task = task_of(five, Steps(3, 1.0))
     assert value(task, changed, "truth") == pytest.approx(value(task, batch, "truth"))
     assert float(task(changed)["teacher"].count) == pytest.approx(0.5 * 8)
+
+
+def test_an_untaught_joint_is_not_pulled_to_the_teacher(five: Skeleton, batch: Batch) -> None:
+    assert batch.teacher_modes is not None
+    taught, modes = torch.ones(2, 5), batch.teacher_modes.clone()
+    taught[:, 4] = 0
+    untaught = dataclasses.replace(batch, teacher_taught=taught)
+    modes[:, 4, 0, :2] += 1e3
+    elsewhere = dataclasses.replace(untaught, teacher_modes=modes)
+    task = task_of(five, Steps(1, 0.0), levels=1)
+    assert value(task, elsewhere, "teacher") == value(task, untaught, "teacher") > 0
+    assert float(task(untaught)["teacher"].count) == pytest.approx(0.5 * 8)
 
 
 def test_nobody_labelled_leaves_a_truth_of_zero_and_a_finite_gradient(
