@@ -70,7 +70,6 @@ def check_vitpose(folder: Path, skeleton: Skeleton, input_size: tuple[int, int])
     Raises:
         InputError: it is none, or another one; says what to change.
     """
-    library = _library()
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -86,7 +85,7 @@ def check_vitpose(folder: Path, skeleton: Skeleton, input_size: tuple[int, int])
             f"got {raw.get('model_type')} on {backbone.get('model_type')} in {folder}; change "
             "teacher.init"
         )
-    config = library.VitPoseConfig.from_dict(raw)
+    config = _library().VitPoseConfig.from_dict(raw)
     if config.num_labels != skeleton.num_joints:
         raise InputError(
             f"a teacher of {skeleton.num_joints} joints ({skeleton.name}) was asked for, got one "
