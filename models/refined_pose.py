@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from models.candidates import read_candidates
 from models.codec import HeatmapCodec
+from models.crop_frame import CropFrame
 from models.igp_gcn import IgpGcn
 from models.pose_features import PoseFeatures, PoseNetwork
 
@@ -36,6 +37,11 @@ class RefinedPose(nn.Module):
         self.codec = codec
         self.refiner = refiner
         self.flip_order = flip_order
+
+    @property
+    def frame(self) -> CropFrame:
+        """Where a person lies in the crops."""
+        return self.codec.frame
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """Estimate the pose in crops (B, 3, h, w), RGB in 0..255.

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from models.crop_frame import CropFrame
 from models.skeleton import Skeleton
-from study.config import AugmentConfig
 from study.crops import (
     carry,
     carry_modes,
@@ -20,6 +19,7 @@ from study.crops import (
     jitter_colour,
     plain_affines,
 )
+from study.schema import AugmentConfig
 from study.store import CropStore, TeacherStore
 from study.workers import Workers
 
@@ -42,8 +42,10 @@ class Batch:
     """(B, K); 0 throughout where nobody overlaps."""
     teacher_modes: Tensor | None
     """The teacher's up to M modes a joint, (B, K, M, 4): x, y, height, width in sigmas."""
+    teacher_taught: Tensor | None
+    """(B, K), 1 for joints of which the teacher has something to say, else 0."""
     teacher_relation: Tensor | None
-    """(B, K, K)."""
+    """(B, K, K); None also where the teacher has no features."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on the device."""
@@ -153,9 +155,11 @@ def _assemble(
         tensor = torch.from_numpy(np.asarray(values))
         return tensor[torch.arange(len(rows))[:, None], joints]
 
-    modes = relation = None
+    modes = taught = relation = None
     if teacher is not None:
         modes = carry_modes(of_joints(teacher.modes_stored[index]), affine)
+        taught = of_joints(teacher.taught[index]).float()
+    if teacher is not None and teacher.relation is not None:
         relation = torch.from_numpy(teacher.relation[index]).float()
         relation = relation.gather(1, joints[:, :, None].expand_as(relation))
         relation = relation.gather(2, joints[:, None, :].expand_as(relation))
@@ -167,6 +171,7 @@ def _assemble(
         neighbour_crop=carry(of_joints(store.neighbour_keypoints(index)), affine),
         neighbour_visibility=of_joints(store.neighbour_visibility(index)),
         teacher_modes=modes,
+        teacher_taught=taught,
         teacher_relation=relation,
     ).to(device)
 

@@ -11,9 +11,10 @@ from safetensors import SafetensorError
 
 from models.refined_pose import RefinedPose
 from study.checkpoint import Checkpoint, Checkpoints, trial_folder
-from study.config import RANDOM, InputError, StudyConfig, with_values
+from study.config import RANDOM, InputError, with_values
 from study.finals import finalists
 from study.results import read_reports, read_trials
+from study.schema import StudyConfig
 from study.settings import trial_config, trial_values
 from study.training import load_estimator
 

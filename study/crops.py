@@ -20,7 +20,8 @@ from torch import Tensor
 
 from models.crop_frame import CropFrame
 from models.skeleton import Skeleton
-from study.config import AugmentConfig, InputError
+from study.config import InputError
+from study.schema import AugmentConfig
 
 BOX_PADDING = 1.25
 STORED_MARGIN = 1.5

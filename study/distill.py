@@ -18,7 +18,6 @@ from models.refined_pose import RefinedPose
 from models.simcc import SimCC
 from models.skeleton import Skeleton
 from study.batches import Batch
-from study.config import DistillConfig, OptimizerConfig, StructureTermConfig
 from study.losses import (
     Term,
     angle_loss,
@@ -32,6 +31,7 @@ from study.losses import (
     soft_argmax,
     truth_loss,
 )
+from study.schema import DistillConfig, OptimizerConfig, StructureTermConfig
 from study.uncertainty import UncertaintyWeights
 
 TRUTH_TERMS = ("truth", "truth_heatmap")
@@ -101,26 +101,31 @@ class DistillTask(nn.Module):
             terms = {"truth": bins_kl(out.bins, labels, weights), "truth_heatmap": terms["truth"]}
         if self.heatmap_kind == "none" and not self.structure_kinds:
             return terms
-        assert batch.teacher_modes is not None
+        assert batch.teacher_modes is not None and batch.teacher_taught is not None
         taught = self.codec.render(batch.teacher_modes)
+        weights = batch.teacher_taught
         if self.heatmap_kind == "mse":
-            terms["heatmap"] = heatmap_mse(out.heatmaps, taught)
+            terms["heatmap"] = heatmap_mse(out.heatmaps, taught, weights)
         elif self.heatmap_kind == "kl":
-            terms["heatmap"] = heatmap_kl(out.heatmaps, taught, self.settings.heatmap.tau)
+            tau = self.settings.heatmap.tau
+            terms["heatmap"] = heatmap_kl(out.heatmaps, taught, weights, tau)
         if self.heatmap_kind != "none" and isinstance(self.codec, SimCC):
-            terms["bins"] = self._taught_bins(self.codec, out, batch.teacher_modes[:, :, 0])
+            terms["bins"] = self._taught_bins(self.codec, out, batch)
         return terms | self._structure(out, taught, batch)
 
-    def _taught_bins(self, codec: SimCC, out: PoseFeatures, best: Tensor) -> Term:
-        """The bins against the teacher's first modes (B, K, 4), each by its height."""
+    def _taught_bins(self, codec: SimCC, out: PoseFeatures, batch: Batch) -> Term:
+        """The bins against the teacher's first modes, each by its height."""
         assert out.bins is not None
-        heights = best[..., 2].clamp(0, 1)
+        assert batch.teacher_modes is not None and batch.teacher_taught is not None
+        best = batch.teacher_modes[:, :, 0]
+        heights = best[..., 2].clamp(0, 1) * batch.teacher_taught
         labels, weights = codec.encode_bins(best[..., :2], heights)
         return bins_kl(out.bins, labels, weights * heights)
 
     def _structure(self, out: PoseFeatures, taught: Tensor, batch: Batch) -> dict[str, Term]:
-        assert batch.teacher_modes is not None and batch.teacher_relation is not None
+        assert batch.teacher_modes is not None and batch.teacher_taught is not None
         confidence = confident_joints(batch.teacher_modes, self.codec.input_size)
+        confidence = confidence * batch.teacher_taught
         kinds = self.structure_kinds
         height = out.heatmaps.shape[2]
         edges, cell = self.skeleton.edges, 1 / height
@@ -135,6 +140,7 @@ class DistillTask(nn.Module):
             elif kind == "angle":
                 terms[term] = angle_loss(student, teacher, confidence, edges, cell)
             else:
+                assert batch.teacher_relation is not None
                 relation = joint_relation(out.heatmaps, out.pyramid[-1])
                 terms[term] = relation_loss(relation, batch.teacher_relation, confidence)
         return terms

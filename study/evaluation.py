@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from models.refined_pose import RefinedPose
+from models.crop_frame import CropFrame
 from models.skeleton import Skeleton
 from study.batches import evaluation_batches
 from study.crops import apply_affine, invert_affine, stored_to_crop_affine
@@ -22,8 +23,17 @@ from study.workers import Workers
 BATCH_SIZE = 64
 
 
+class Estimator(Protocol):
+    """From crops (B, 3, h, w) to keypoints in crop pixels (B, K, 2) and scores (B, K)."""
+
+    @property
+    def frame(self) -> CropFrame: ...
+
+    def __call__(self, crops: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
 def predict_crops(
-    estimator: RefinedPose,
+    estimator: Estimator,
     store: CropStore,
     skeleton: Skeleton,
     workers: Workers,
@@ -34,7 +44,7 @@ def predict_crops(
     All people, or the first ``count``; each is seen by one worker, once.
     """
     count = len(store) if count is None else min(count, len(store))
-    frame = estimator.codec.frame
+    frame = estimator.frame
     rows, poses, scores = [], [], []
     with torch.inference_mode():
         for part, batch in evaluation_batches(store, skeleton, frame, count, BATCH_SIZE, workers):
@@ -54,7 +64,7 @@ def predict_crops(
 
 
 def detect_people(
-    estimator: RefinedPose, store: CropStore, skeleton: Skeleton, workers: Workers
+    estimator: Estimator, store: CropStore, skeleton: Skeleton, workers: Workers
 ) -> list[dict[str, Any]]:
     """COCO results, in picture pixels, of all people of a store."""
     keypoints, scores = predict_crops(estimator, store, skeleton, workers)
@@ -69,7 +79,7 @@ def detect_people(
 
 
 def evaluate(
-    estimator: RefinedPose,
+    estimator: Estimator,
     store: CropStore,
     truth: Path,
     skeleton: Skeleton,

@@ -10,15 +10,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from study.checkpoint import Checkpoint, Checkpoints, trial_folder
-from study.config import StudyConfig
+from study.checkpoint import Checkpoints, trial_folder
 from study.display import percent
-from study.evaluation import evaluate
+from study.evaluation import Estimator, evaluate
+from study.limits import PREDICTIONS
 from study.prepare import StudyData, evaluation_of, skeleton_of
 from study.results import PARAMS, read_final, read_reports, read_trials, written_trials
+from study.schema import StudyConfig
 from study.settings import BASELINE, trial_config
 from study.store import open_crop_store
-from study.teacher import best_of, build_task, teacher_folder
+from study.teacher import best_of, load_teacher, teacher_folder
 from study.training import load_estimator
 from study.workers import Workers
 
@@ -61,39 +62,50 @@ def finalists(trials: pa.Table, reports: pa.Table) -> dict[str, dict[str, Any]]:
 def score_finalists(
     config: StudyConfig, data: StudyData, study_folder: str
 ) -> list[dict[str, Any]]:
-    """Rows for the ``final`` table: the teacher and each finalist, scored on val."""
+    """Rows for the ``final`` table: the teacher and each finalist, scored on val.
+
+    Predictions are of training people alone: such a teacher has no row.
+    """
     folder = Path(study_folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trials = read_trials(folder)
     by_number = {trial["trial"]: trial for trial in trials.to_pylist()}
-    best = best_of(teacher_folder(config, data))
-    task = build_task(config)
-    task.load_state_dict(best.weights())
-    rows = [_score("teacher", None, best, task.estimator().eval(), config, data, device)]
+    rows = []
+    if config.teacher.name != PREDICTIONS:
+        rows.append(_score_teacher(config, data, device))
     scored: dict[tuple[int, int], dict[str, Any]] = {}  # the winner is one of the others too
     for role, row in finalists(trials, read_reports(folder)).items():
         number, epoch = key = row["trial"], row["epoch"]
         if key not in scored:
             checkpoint = Checkpoints(trial_folder(folder, number)).at(epoch)
             estimator = load_estimator(trial_config(config, by_number[number]), checkpoint)
-            scored[key] = _score(role, number, checkpoint, estimator, config, data, device)
-            scored[key]["checkpoint"] = str(checkpoint.folder.relative_to(folder))
+            scored[key] = {
+                **{"role": role, "trial": number, "stage": checkpoint.stage, "epoch": epoch},
+                **_score(estimator.to(device), config, data, device),
+                "checkpoint": str(checkpoint.folder.relative_to(folder)),
+            }
         rows.append({**scored[key], "role": role})
     return rows
 
 
+def _score_teacher(config: StudyConfig, data: StudyData, device: torch.device) -> dict[str, Any]:
+    folder = teacher_folder(config, data)
+    best = best_of(folder) if config.teacher.epochs else None
+    teacher = load_teacher(config, folder, device)
+    return {
+        **{"role": "teacher", "trial": None, "stage": "teacher"},
+        "epoch": best.epoch if best else 0,
+        **_score(teacher, config, data.for_teacher(), device),
+        "checkpoint": str(best.folder) if best else config.teacher.init,
+    }
+
+
 def _score(
-    role: str,
-    trial: int | None,
-    checkpoint: Checkpoint,
-    estimator: torch.nn.Module,
-    config: StudyConfig,
-    data: StudyData,
-    device: torch.device,
+    estimator: Estimator, config: StudyConfig, data: StudyData, device: torch.device
 ) -> dict[str, Any]:
     store = open_crop_store(Path(data.val))
     scores = evaluate(
-        estimator.to(device),  # type: ignore[arg-type]
+        estimator,
         store,
         Path(data.val_truth),
         skeleton_of(config),
@@ -102,13 +114,8 @@ def _score(
     )
     return {
         "study": config.name,
-        "role": role,
-        "trial": trial,
-        "stage": checkpoint.stage,
-        "epoch": checkpoint.epoch,
         "split": "val",
         "num_people": len(store),
-        "checkpoint": str(checkpoint.folder),
         **scores,
     }
 

@@ -24,9 +24,10 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from study.checkpoint import trial_folder
-from study.config import InputError, StudyConfig, with_values
+from study.config import InputError, with_values
 from study.loop import Row, TrainingDiverged
 from study.prepare import StudyData
+from study.schema import StudyConfig
 from study.teacher import make_teacher
 from study.trial import Trial, run_trial
 from study.workers import Workers

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 SHARED_FOLDER = "cache"
@@ -23,15 +23,18 @@ SIZES = {
     "simple_baseline": ("r18", "r50", "r101", "r152"),
 }
 """The sizes of each network: ``teacher.name`` and ``teacher.size``, likewise ``student``."""
+VITPOSE, ONNX, PREDICTIONS = "vitpose", "onnx", "predictions"
+"""What may teach beside our own networks."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "plan": ("joint",),
     "display": ("auto", "live", "plain", "none"),
     "data.kind": ("drawn", "coco", "crowdpose"),
     "data.skeleton": ("coco", "crowdpose"),
-    "teacher.name": tuple(SIZES),
+    "teacher.name": (*SIZES, VITPOSE, ONNX, PREDICTIONS),
     "student.name": tuple(SIZES),
     "teacher.codec": ("msra", "dark", "udp", "simcc"),
+    "teacher.pixels": ("imagenet", "unit"),
     "student.codec": ("msra", "dark", "udp", "simcc"),
     "distill.heatmap.kind": ("none", "mse", "kl"),
     "distill.structure.kind": ("none", *MIX, "mix"),
@@ -103,6 +106,13 @@ WITHIN: dict[str, tuple[float, float]] = {
 }
 
 
+FROM_FILES = {
+    VITPOSE: "a folder of config.json and safetensors",
+    ONNX: "a file",
+    PREDICTIONS: "a JSON of COCO keypoint results",
+}
+
+
 def faults(values: Mapping[str, Any]) -> list[str]:
     """All that is impossible in these settings: what must hold, what came, what to change."""
     return [
@@ -111,6 +121,9 @@ def faults(values: Mapping[str, Any]) -> list[str]:
         *_out_of_bounds(values),
         *_impossible_data(values),
         *_impossible_training(values),
+        *_impossible_teacher(values),
+        *_impossible_structure(values),
+        *_impossible_teacher_form(values),
         *_impossible_place(values),
     ]
 
@@ -156,7 +169,7 @@ def _impossible_data(values: Mapping[str, Any]) -> Iterable[str]:
             "data.search_fraction must lie between 0 and 1: it is the share of training pictures "
             f"held out to score trials on, got data.search_fraction={fraction}"
         )
-    if len(size) != 2 or any(side < 32 or side % 32 for side in size):
+    if not _is_input_size(size):
         yield (
             "data.input_size must be two multiples of 32, (height, width), "
             f"got data.input_size={list(size)}; try [256,192]"
@@ -169,17 +182,72 @@ def _impossible_training(values: Mapping[str, Any]) -> Iterable[str]:
             "trial.launcher=inline runs one worker in the trial's own process, got "
             f"trial.num_workers={values['trial.num_workers']}; change to trial.launcher=train"
         )
-    if values["teacher.epochs"] == 0 and values["teacher.init"] == "random":
+
+
+def _impossible_teacher(values: Mapping[str, Any]) -> Iterable[str]:
+    name, epochs = values["teacher.name"], values["teacher.epochs"]
+    if name in FROM_FILES and values["teacher.init"] == "random":
+        yield (
+            f"teacher.name={name} is read from {FROM_FILES[name]}, got teacher.init=random; set "
+            "teacher.init to its path"
+        )
+    elif epochs == 0 and values["teacher.init"] == "random":
         yield (
             "a teacher must be trained or loaded, got teacher.epochs=0 and teacher.init=random; "
             "set teacher.epochs, or teacher.init to the path of its weights"
         )
-    parts = [f"distill.structure.mix.{part}" for part in MIX]
-    if values["distill.structure.kind"] == "mix" and not any(values[part] for part in parts):
+    if name in (ONNX, PREDICTIONS) and epochs > 0:
         yield (
-            f"a mix must have a part, got {', '.join(f'{part}=0' for part in parts)}; "
-            "raise one of them, or set distill.structure.kind=none"
+            f"teacher.name={name} is used as it is and can't be trained, got "
+            f"teacher.epochs={epochs}; set teacher.epochs=0"
         )
+
+
+def _impossible_structure(values: Mapping[str, Any]) -> Iterable[str]:
+    kind, name = values["distill.structure.kind"], values["teacher.name"]
+    parts = {part: values[f"distill.structure.mix.{part}"] for part in MIX}
+    if kind == "mix" and not any(parts.values()):
+        zeros = ", ".join(f"distill.structure.mix.{part}=0" for part in MIX)
+        yield f"a mix must have a part, got {zeros}; raise one, or set distill.structure.kind=none"
+    has_relation = kind == "relation" or (kind == "mix" and parts["relation"] > 0)
+    if name in (ONNX, PREDICTIONS) and has_relation:
+        yield (
+            "the structure loss relation compares features, and a teacher of "
+            f"teacher.name={name} has none, got distill.structure.kind={kind}; choose another "
+            "kind, distill.structure.mix.relation=0, and a search space without relation, such "
+            "as search_space=poses"
+        )
+
+
+def _impossible_teacher_form(values: Mapping[str, Any]) -> Iterable[str]:
+    skeleton, size = values["teacher.skeleton"], values["teacher.input_size"]
+    can_train = values["teacher.name"] not in (ONNX, PREDICTIONS)
+    skeletons = CHOICES["data.skeleton"]
+    if skeleton is not None and skeleton not in skeletons:
+        yield (
+            f"teacher.skeleton must be null or one of {', '.join(skeletons)}, got "
+            f"teacher.skeleton={skeleton}"
+        )
+    elif (
+        can_train
+        and skeleton not in (None, values["data.skeleton"])
+        and values["teacher.epochs"] > 0
+    ):
+        yield (
+            "a teacher can be trained on the data's joints alone, got "
+            f"teacher.skeleton={skeleton}, data.skeleton={values['data.skeleton']} and "
+            f"teacher.epochs={values['teacher.epochs']}; set teacher.epochs=0 to use it as it "
+            "comes, or teacher.skeleton=null"
+        )
+    if size is not None and not _is_input_size(size):
+        yield (
+            "teacher.input_size must be null or two multiples of 32, (height, width), "
+            f"got teacher.input_size={list(size)}; try [256,192]"
+        )
+
+
+def _is_input_size(size: Sequence[int]) -> bool:
+    return len(size) == 2 and all(side >= 32 and side % 32 == 0 for side in size)
 
 
 def _impossible_place(values: Mapping[str, Any]) -> Iterable[str]:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from models.refined_pose import RefinedPose
 from study.batches import Batch
-from study.config import OptimizerConfig
 from study.diagnosis import DIAGNOSED_STEPS, GradientDiagnosis
 from study.losses import Term
+from study.schema import OptimizerConfig
 from study.uncertainty import UncertaintyWeights
 from study.workers import Workers
 

@@ -64,20 +64,29 @@ def bins_kl(
     return _weighted_mean((along_x + along_y) / 2, weights)
 
 
-def heatmap_mse(student_heatmaps: Tensor, teacher_heatmaps: Tensor) -> Term:
-    """Squared difference of the maps (B, K, H, W), a mean over all cells of all joints."""
-    return _mean_of((student_heatmaps - teacher_heatmaps.detach()).square())
+def heatmap_mse(student_heatmaps: Tensor, teacher_heatmaps: Tensor, weights: Tensor) -> Term:
+    """Squared difference of the maps (B, K, H, W), a mean over all cells, weighted by joint.
+
+    Args:
+        student_heatmaps: (B, K, H, W).
+        teacher_heatmaps: (B, K, H, W).
+        weights: (B, K), 0 for joints of which the teacher has nothing to say.
+    """
+    loss = (student_heatmaps - teacher_heatmaps.detach()).square()
+    return _weighted_mean(loss, weights[..., None, None].expand_as(loss))
 
 
-def heatmap_kl(student_heatmaps: Tensor, teacher_heatmaps: Tensor, tau: float) -> Term:
+def heatmap_kl(
+    student_heatmaps: Tensor, teacher_heatmaps: Tensor, weights: Tensor, tau: float
+) -> Term:
     """Kullback-Leibler divergence of the student's spatial softmax from the teacher's, in nats.
 
     Shu et al. (Channel-wise Knowledge Distillation, ICCV 2021) with a joint for a channel. A mean
-    over B * K. ``tau`` is a fraction of each map's peak.
+    over B * K, weighted as in heatmap_mse. ``tau`` is a fraction of each map's peak.
     """
     student = _relative_to_peak(student_heatmaps, tau).flatten(2).log_softmax(dim=-1)
     teacher = _relative_to_peak(teacher_heatmaps.detach(), tau).flatten(2).log_softmax(dim=-1)
-    return _mean_of((teacher.exp() * (teacher - student)).sum(dim=-1))
+    return _weighted_mean((teacher.exp() * (teacher - student)).sum(dim=-1), weights)
 
 
 def spatial_softmax(heatmaps: Tensor, tau: float = 0.05) -> Tensor:

@@ -22,6 +22,7 @@ TYPES: dict[Any, str] = {
     bool: "true or false",
     str: "text",
     tuple[int, int]: "two whole numbers, [height,width]",
+    tuple[int, int] | None: "two whole numbers, [height,width], or null",
 }
 
 

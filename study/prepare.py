@@ -10,10 +10,11 @@ import numpy as np
 
 from models.skeleton import SKELETONS, Skeleton
 from study.audit import audit, check, describe, faulty_ids, notes
-from study.config import InputError, SplitConfig, StudyConfig
+from study.config import InputError
 from study.dataset import People, overlap, read_people, split_people, write_ground_truth
 from study.drawn_people import draw_dataset
 from study.limits import SHARED_FOLDER
+from study.schema import SplitConfig, StudyConfig
 from study.store import fingerprint, hash_file, make_crop_store
 
 Meter = Callable[[str], Callable[[int, int], None]]
@@ -35,12 +36,20 @@ class StudyData:
     val_truth: str
     num_people: tuple[int, int, int]
     """Train, search, val."""
+    teacher_crops: tuple[str, str, str]
+    """Crop stores of the same people, in the same order, as the teacher sees them: those above
+    unless its input size is another one."""
 
     @property
     def fingerprint(self) -> str:
         """Of all that was prepared: the stores' own names are fingerprints."""
         paths = (self.train, self.search, self.val, self.search_truth, self.val_truth)
-        return fingerprint(*(Path(path).name for path in paths))
+        return fingerprint(*(Path(path).name for path in (*paths, *self.teacher_crops)))
+
+    def for_teacher(self) -> StudyData:
+        """The same people in the teacher's crops."""
+        train, search, val = self.teacher_crops
+        return dataclasses.replace(self, train=train, search=search, val=val)
 
 
 def skeleton_of(config: StudyConfig) -> Skeleton:
@@ -51,6 +60,17 @@ def skeleton_of(config: StudyConfig) -> Skeleton:
 def input_size_of(config: StudyConfig) -> tuple[int, int]:
     """(height, width) of the crop that networks see."""
     height, width = config.data.input_size
+    return height, width
+
+
+def teacher_skeleton_of(config: StudyConfig) -> Skeleton:
+    """Whose joints the teacher knows."""
+    return SKELETONS[config.teacher.skeleton or config.data.skeleton]
+
+
+def teacher_input_size_of(config: StudyConfig) -> tuple[int, int]:
+    """(height, width) of the crop that the teacher sees."""
+    height, width = config.teacher.input_size or config.data.input_size
     return height, width
 
 
@@ -88,10 +108,20 @@ def prepare_data(config: StudyConfig, meter: Meter, say: Callable[[str], None]) 
         people = draw_people(people, data.max_people, data.seed)
     train_rows, search_rows = split_people(people, data.search_fraction, data.seed)
     train, search = people.take(train_rows), people.take(search_rows)
-    stores = [
-        str(make_crop_store(part, input_size_of(config), cache, meter(f"cropping {name}")))
-        for name, part in (("train", train), ("search", search), ("val", val))
-    ]
+
+    def crops(size: tuple[int, int], seen_by: str = "") -> tuple[str, str, str]:
+        """Each part's store; the same one again where the size is the same."""
+        parts = (("train", train), ("search", search), ("val", val))
+        train_path, search_path, val_path = (
+            str(make_crop_store(part, size, cache, meter(f"cropping {name}{seen_by}")))
+            for name, part in parts
+        )
+        return train_path, search_path, val_path
+
+    stores = crops(input_size_of(config))
+    teacher_crops = stores
+    if teacher_input_size_of(config) != input_size_of(config):
+        teacher_crops = crops(teacher_input_size_of(config), " for the teacher")
     return StudyData(
         train=stores[0],
         search=stores[1],
@@ -99,6 +129,7 @@ def prepare_data(config: StudyConfig, meter: Meter, say: Callable[[str], None]) 
         search_truth=str(_ground_truth(search, bad, cache)),
         val_truth=str(_ground_truth(val, bad_val, cache)),
         num_people=(len(train), len(search), len(val)),
+        teacher_crops=teacher_crops,
     )
 
 

@@ -14,9 +14,9 @@ from models.pose_features import PoseNetwork
 from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton
 from study.batches import Batch
-from study.config import OptimizerConfig, RefineConfig
 from study.losses import Term, choice_loss, oks_loss, smooth_l1_loss
 from study.pose_errors import PoseErrors, disturb_candidates
+from study.schema import OptimizerConfig, RefineConfig
 
 CHOICE_WEIGHT = 1.0
 """Of the choice among candidates, which all levels build on."""
@@ -70,7 +70,7 @@ class RefineTask(nn.Module):
         return self
 
     def forward(self, batch: Batch) -> dict[str, Term]:
-        assert batch.teacher_modes is not None
+        assert batch.teacher_modes is not None and batch.teacher_taught is not None
         with torch.set_grad_enabled(self.is_finetuned and torch.is_grad_enabled()):
             out = self.student.look(batch.crops)
         candidates = read_candidates(self.codec, out, self.refiner.num_candidates)
@@ -91,7 +91,7 @@ class RefineTask(nn.Module):
         poses = self.refiner(out.pyramid, start, choice.scores, (height, width))
         best = batch.teacher_modes[:, :, 0]
         targets = {
-            "teacher": (best[..., :2], best[..., 2].clamp(0, 1)),
+            "teacher": (best[..., :2], best[..., 2].clamp(0, 1) * batch.teacher_taught),
             "truth": (batch.keypoints_crop, (batch.visibility > 0).float()),
         }
         terms = {}

@@ -24,9 +24,10 @@ from ray.tune.search import Searcher
 
 from search_spaces.space import SearchSpace
 from study.checkpoint import Checkpoints, best_row, trial_folder
-from study.config import StudyConfig, flatten, to_plain, with_values
+from study.config import flatten, to_plain, with_values
 from study.loop import Row, seed_of
 from study.results import tidy, write_running, write_teacher, write_trial, written_trials
+from study.schema import StudyConfig
 from study.settings import BASELINE, DEFAULTS, baseline_values
 
 JOURNAL = "optuna.journal"

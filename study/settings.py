@@ -8,8 +8,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from study.config import InputError, StudyConfig, with_values
+from study.config import InputError, with_values
 from study.results import PARAMS
+from study.schema import StudyConfig
 
 SETTINGS = "study.yaml"
 BASELINE, DEFAULTS = "baseline", "defaults"

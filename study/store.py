@@ -31,7 +31,7 @@ from study.crops import (
 )
 from study.dataset import People
 
-VERSION = 1
+VERSION = 2
 """Raise it when what a store holds changes."""
 ROWS_PER_BATCH = 256
 
@@ -53,6 +53,8 @@ class CropStore:
     """(N, K), COCO visibility."""
     areas: NDArray[np.float32]
     """(N,), squared stored-crop pixels."""
+    boxes_image: NDArray[np.float64]
+    """xywh in picture pixels, (N, 4)."""
     image_to_stored: NDArray[np.float64]
     """(N, 2, 3)."""
     image_ids: NDArray[np.int64]
@@ -115,6 +117,7 @@ def make_crop_store(
         "keypoints_stored": apply_affine(people.keypoints_image, affines).astype(np.float32),
         "visibility": people.visibility,
         "areas": (people.areas * np.abs(np.linalg.det(affines[..., :2]))).astype(np.float32),
+        "boxes_image": people.boxes,
         "image_to_stored": affines,
         "image_ids": people.image_ids,
         "annotation_ids": people.annotation_ids,
@@ -148,8 +151,11 @@ class TeacherStore:
 
     modes_stored: NDArray[np.float32]
     """(N, K, M, 4): x, y in stored-crop pixels, height, width in sigmas; the first is the pose."""
-    relation: NDArray[np.float16]
-    """(N, K, K): cosine between the teacher's descriptors of two joints."""
+    taught: NDArray[np.uint8]
+    """(N, K): 1 where the teacher has something to say of the joint, if only that it is nowhere;
+    0 where it does not know the joint or the person."""
+    relation: NDArray[np.float16] | None = None
+    """(N, K, K): cosine between the teacher's descriptors of two joints; None without features."""
 
 
 def write_teacher_store(

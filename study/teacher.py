@@ -1,10 +1,10 @@
-"""The study's teacher: trained or fine-tuned once, then asked once about every training person."""
+"""The study's teacher: made ready once, then asked once about every training person."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,32 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.refined_pose import RefinedPose
+from models.crop_frame import CropFrame
 from study.batches import plain_batch
 from study.checkpoint import Checkpoint, Checkpoints, best_row
-from study.config import RANDOM, StudyConfig, to_plain
+from study.config import RANDOM, InputError, to_plain
 from study.crops import carry_modes, chain_affines, crop_to_image_affine
 from study.distill import DistillTask
-from study.loop import Row, run_stage, seed_of
-from study.losses import joint_relation
-from study.prepare import StudyData, cache_of, skeleton_of
-from study.store import fingerprint, hash_file, write_teacher_store
-from study.training import Recorder, Report, TrainingData, build_network, codec_of
+from study.evaluation import BATCH_SIZE
+from study.limits import PREDICTIONS
+from study.loop import Row, run_stage
+from study.predictions import NOBODY, Predictions
+from study.prepare import StudyData, cache_of, skeleton_of, teacher_skeleton_of
+from study.schema import StudyConfig
+from study.store import CropStore, fingerprint, hash_file, open_crop_store, write_teacher_store
+from study.teachers import (
+    NUM_MODES,
+    HeatmapTeacher,
+    Teacher,
+    check_teacher,
+    for_data,
+    open_network,
+    open_teacher,
+)
+from study.training import Recorder, Report, TrainingData
 from study.workers import Workers
 
-NUM_MODES = 3
-VERSION = 1
+VERSION = 2
 """Raise it when training a teacher, or what is kept of it, changes."""
 TARGETS = "targets.arrow"
 EPOCHS = "epochs"
@@ -36,10 +47,18 @@ DONE = "teacher.json"
 def teacher_folder(config: StudyConfig, data: StudyData) -> Path:
     """Where the teacher of these settings and data lies, for all studies under one ``storage``."""
     settings = to_plain(config)
-    init = Path(config.teacher.init)
-    teacher = {**settings["teacher"], "init": hash_file(init) if init.is_file() else RANDOM}
+    teacher = {**settings["teacher"], "init": _content_of(config.teacher.init)}
     parts = (VERSION, teacher, settings["distill"]["augment"], config.seed)
     return cache_of(config) / f"teacher-{fingerprint(*parts, data.fingerprint)}"
+
+
+def _content_of(init: str) -> Any:
+    """What tells the weights at this path from others: the file's hash, or those of a folder's."""
+    path = Path(init)
+    if path.is_dir():
+        files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
+        return [(file.name, hash_file(file)) for file in files if file.is_file()]
+    return hash_file(path) if path.is_file() else RANDOM
 
 
 def is_ready(folder: Path) -> bool:
@@ -48,7 +67,7 @@ def is_ready(folder: Path) -> bool:
 
 
 def best_of(folder: Path) -> Checkpoint:
-    """The teacher's best epoch by AP on held-out people."""
+    """The trained teacher's best epoch by AP on held-out people."""
     last = Checkpoints(folder / EPOCHS).last()
     assert last is not None
     return Checkpoints(folder / EPOCHS).at(int(best_row(last.rows)["epoch"]))
@@ -62,8 +81,7 @@ def build_task(config: StudyConfig) -> DistillTask:
         structure=dataclasses.replace(config.distill.structure, kind="none"),
         weights="fixed",
     )
-    network, trained = build_network(config.teacher, config, seed_of(config.seed, "teacher"))
-    codec = codec_of(config.teacher, config)
+    network, codec, trained = open_network(config)
     return DistillTask(
         network,
         codec,
@@ -74,6 +92,47 @@ def build_task(config: StudyConfig) -> DistillTask:
     )
 
 
+def load_teacher(config: StudyConfig, folder: Path, device: torch.device) -> Teacher:
+    """The teacher that the study's targets are of, in eval mode: its best epoch, or as it came."""
+    if not config.teacher.epochs:
+        return open_teacher(config, device)
+    task = build_task(config)
+    task.load_state_dict(best_of(folder).weights())
+    return for_data(HeatmapTeacher(task.student, task.codec, task.flip_order), config, device)
+
+
+def prepare_teacher(config: StudyConfig, data: StudyData, say: Callable[[str], None]) -> None:
+    """Checks what the teacher is made of, before anything is started for it.
+
+    Predictions are stored at once: there is nobody to train or to ask.
+
+    Raises:
+        InputError: ``teacher.init`` is not what ``teacher.name`` says, or is of other people.
+    """
+    check_teacher(config)
+    folder = teacher_folder(config, data)
+    if config.teacher.name != PREDICTIONS or is_ready(folder):
+        return
+    predictions = Predictions(Path(config.teacher.init), teacher_skeleton_of(config))
+    store = open_crop_store(Path(data.train))
+    matched = predictions.match(store)
+    number = np.count_nonzero(matched != NOBODY)
+    if not number:
+        raise InputError(
+            "predictions must be of the people to train on, got none that is of any of "
+            f"{len(store)} in {predictions.path}; change teacher.init, or its image_id or "
+            "annotation_id to those of data.train.annotations"
+        )
+    say(f"{number} of {len(store)} people to train on have a prediction; the rest are untaught")
+    columns = predictions.rows(store, matched, NUM_MODES, skeleton_of(config))
+    write_teacher_store(
+        folder / TARGETS,
+        len(store),
+        lambda start, stop: {name: column[start:stop] for name, column in columns.items()},
+    )
+    _finish(folder, 0, [])
+
+
 def make_teacher(config: StudyConfig, data: StudyData, workers: Workers, report: Report) -> None:
     """Trains the teacher, or goes on where it was; then stores what it says of each person.
 
@@ -81,45 +140,76 @@ def make_teacher(config: StudyConfig, data: StudyData, workers: Workers, report:
         report: called on the first worker with each epoch's row.
     """
     folder = teacher_folder(config, data)
-    ground = TrainingData.open(config, data, workers, teacher=None)
+    ground = TrainingData.open(config, data.for_teacher(), workers, teacher=None)
+    rows = _train(config, ground, folder, report) if config.teacher.epochs else []
+    teacher = load_teacher(config, folder, workers.device)
+    if not rows:
+        scores = {f"val_{name}": value for name, value in ground.score(teacher).items()}
+        rows = [{"stage": "teacher", "epoch": 0, "step": 0, "seconds": 0.0, "loss": 0.0, **scores}]
+        report(rows[0])
+    if workers.rank == 0:
+        ask(teacher, ground, open_crop_store(Path(data.train)), folder / TARGETS)
+        _finish(folder, int(best_row(rows)["epoch"]), rows)
+    workers.wait()
+
+
+def _train(config: StudyConfig, ground: TrainingData, folder: Path, report: Report) -> list[Row]:
+    """Trains it to the end; returns the report of every epoch."""
+    workers = ground.workers
     task = build_task(config).to(workers.device)
     recorder = Recorder(Checkpoints(folder / EPOCHS), workers, report)
     recorder.replay()
     augment, frame = config.distill.augment, task.codec.frame
     stage = ground.stage("teacher", config.teacher, augment, frame, seed=config.seed)
     run_stage(task, stage, recorder.resume(stage, task), workers, recorder.finish)
-    if not recorder.rows:  # no epoch: the teacher as it came
-        row: Row = {"stage": "teacher", "epoch": 0, "step": 0, "seconds": 0.0, "loss": 0.0}
-        scores = ground.score(task.eval().estimator())
-        row |= {f"val_{name}": value for name, value in scores.items()}
-        recorder.finish(row, task, torch.optim.AdamW(task.parameters()))
-    if workers.rank == 0:
-        best = best_of(folder)
-        task.load_state_dict(best.weights())
-        ask(task.estimator().eval(), ground, folder / TARGETS)
-        aside = folder / f".{DONE}"
-        aside.write_text(json.dumps({"epoch": best.epoch, "rows": best.rows}))
-        aside.replace(folder / DONE)
-    workers.wait()
+    return recorder.rows
 
 
-def ask(teacher: RefinedPose, ground: TrainingData, target: Path) -> None:
-    """Stores the teacher's modes and relation of every training person."""
-    store, frame = ground.train, teacher.codec.frame
-    crop_to_image = crop_to_image_affine(frame, store.image_to_stored)
-    crop_to_stored = chain_affines(crop_to_image, store.image_to_stored)
+def ask(teacher: Teacher, ground: TrainingData, student: CropStore, target: Path) -> None:
+    """Stores the teacher's modes and relation of every training person.
+
+    Args:
+        ground: holds the people in the crops that the teacher sees.
+        student: holds them in the crops that the targets are for.
+    """
+    own, device = ground.train, ground.workers.device
+    affines = torch.from_numpy(crop_to_stored(teacher.frame, own, student))
+
+    def of(people: torch.Tensor) -> Mapping[str, NDArray[Any]]:
+        batch = plain_batch(own, ground.skeleton, teacher.frame, people, device)
+        answer = teacher.ask(batch.crops)
+        modes = carry_modes(answer.modes_crop.double().cpu(), affines[people])
+        columns = {
+            "modes_stored": modes.float().numpy(),
+            "taught": answer.taught.expand(len(modes), -1).cpu().numpy().astype(np.uint8),
+        }
+        if answer.relation is not None:
+            columns["relation"] = answer.relation.cpu().numpy().astype(np.float16)
+        return columns
 
     def rows(start: int, stop: int) -> Mapping[str, NDArray[Any]]:
         with torch.inference_mode():
-            wanted = torch.arange(start, stop)
-            batch = plain_batch(store, ground.skeleton, frame, wanted, ground.workers.device)
-            out = teacher.look(batch.crops)
-            modes = teacher.codec.read_modes(out, NUM_MODES).cpu()
-            modes = carry_modes(modes, torch.from_numpy(crop_to_stored[start:stop]).float())
-            relation = joint_relation(out.heatmaps, out.pyramid[-1])
-        return {
-            "modes_stored": modes.numpy(),
-            "relation": relation.cpu().numpy().astype(np.float16),
-        }
+            parts = [of(people) for people in torch.arange(start, stop).split(BATCH_SIZE)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    write_teacher_store(target, len(store), rows)
+    write_teacher_store(target, len(own), rows)
+
+
+def crop_to_stored(
+    frame: CropFrame, teacher: CropStore, student: CropStore
+) -> NDArray[np.float64]:
+    """From the teacher's plain crops, by the pictures, to the student's stored ones, (N, 2, 3).
+
+    Args:
+        frame: of the teacher's crops.
+        teacher: their store; both hold the same people in the same order.
+    """
+    crop_to_image = crop_to_image_affine(frame, teacher.image_to_stored)
+    return chain_affines(crop_to_image, student.image_to_stored)
+
+
+def _finish(folder: Path, epoch: int, rows: list[Row]) -> None:
+    """From here on the teacher is ready."""
+    aside = folder / f".{DONE}"
+    aside.write_text(json.dumps({"epoch": epoch, "rows": rows}))
+    aside.replace(folder / DONE)

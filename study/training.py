@@ -19,21 +19,20 @@ from models.skeleton import Skeleton
 from models.weights import load_weights
 from study.batches import Batch, epoch_rows, training_batches
 from study.checkpoint import Checkpoint, Checkpoints
-from study.config import (
-    RANDOM,
+from study.config import RANDOM, InputError
+from study.distill import DistillTask
+from study.evaluation import Estimator, evaluate
+from study.loop import Progress, Row, Stage, seed_of
+from study.prepare import StudyData, evaluation_of, input_size_of, skeleton_of
+from study.refine import RefineTask
+from study.schema import (
     AugmentConfig,
     DistillConfig,
-    InputError,
     ModelConfig,
     RefineConfig,
     StudyConfig,
     TeacherConfig,
 )
-from study.distill import DistillTask
-from study.evaluation import evaluate
-from study.loop import Progress, Row, Stage, seed_of
-from study.prepare import StudyData, evaluation_of, input_size_of, skeleton_of
-from study.refine import RefineTask
 from study.store import CropStore, TeacherStore, open_crop_store, open_teacher_store
 from study.workers import Workers
 
@@ -42,7 +41,7 @@ Report = Callable[[Row], bool]
 
 
 def build_network(
-    model: ModelConfig, config: StudyConfig, seed: int
+    model: ModelConfig, codec: HeatmapCodec, skeleton: Skeleton, seed: int
 ) -> tuple[PoseNetwork, frozenset[str]]:
     """The teacher's or the student's network, and its parameters that are from ``init``, by name.
 
@@ -52,8 +51,7 @@ def build_network(
         InputError: ``init`` is no file of weights that fit.
     """
     torch.manual_seed(seed)
-    codec = codec_of(model, config)
-    network = build_model(model.name, model.size, skeleton_of(config), codec)
+    network = build_model(model.name, model.size, skeleton, codec)
     trained: frozenset[str] = frozenset()
     if model.init != RANDOM:
         try:
@@ -65,35 +63,15 @@ def build_network(
     return network, trained
 
 
-def check_weights(config: StudyConfig, say: Callable[[str], None]) -> None:
-    """Says which layers stay random though their network starts from weights.
-
-    Raises:
-        InputError: ``teacher.init`` or ``student.init`` is no file of weights that fit.
-    """
-    for role, model in (("teacher", config.teacher), ("student", config.student)):
-        if model.init == RANDOM:
-            continue
-        network, trained = build_network(model, config, seed=0)
-        new = [name for name, _ in network.named_parameters() if name not in trained]
-        if new:
-            joints = f"{config.data.skeleton} ({skeleton_of(config).num_joints} joints)"
-            say(f"{role}.init has another joint count than {joints}; random: {', '.join(new)}")
-
-
-def codec_of(model: ModelConfig, config: StudyConfig) -> HeatmapCodec:
-    """The codec of a network's heatmaps at the study's input size."""
-    return build_codec(model.codec, input_size_of(config), model.sigma)
-
-
 def build_distill_task(config: StudyConfig, seed: int) -> DistillTask:
     """Stage 1 of a trial: its student, before training."""
-    student, trained = build_network(config.student, config, seed_of(seed, "student"))
-    codec = codec_of(config.student, config)
+    skeleton, settings = skeleton_of(config), config.student
+    codec = build_codec(settings.codec, input_size_of(config), settings.sigma)
+    student, trained = build_network(settings, codec, skeleton, seed_of(seed, "student"))
     return DistillTask(
         student,
         codec,
-        skeleton_of(config),
+        skeleton,
         config.distill,
         trained,
         flip_test=config.student.flip_test,
@@ -213,7 +191,7 @@ class TrainingData:
             self.workers,
         )
 
-    def score(self, estimator: RefinedPose) -> dict[str, float]:
+    def score(self, estimator: Estimator) -> dict[str, float]:
         """AP and its kin on the search slice, the same on every worker."""
         kind = evaluation_of(self.config)
         return evaluate(

@@ -15,13 +15,14 @@ import torch
 from models.refined_pose import RefinedPose
 from study.batches import epoch_rows
 from study.checkpoint import Checkpoints, best_row
-from study.config import RANDOM, StudyConfig, with_values
+from study.config import RANDOM, with_values
 from study.distill import SCALE_BATCHES, DistillTask
 from study.evaluation import predict_crops
 from study.loop import mean_terms, run_stage, seed_of
 from study.pose_errors import PoseErrors, excess, measure_errors
 from study.prepare import StudyData
 from study.refine import RefineTask
+from study.schema import StudyConfig
 from study.store import CropStore
 from study.training import (
     Recorder,

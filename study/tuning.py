@@ -30,7 +30,6 @@ from search_spaces.space import load as load_space
 from study.config import (
     MAY_CHANGE,
     InputError,
-    StudyConfig,
     config_paths,
     flatten,
     to_plain,
@@ -49,10 +48,11 @@ from study.finals import num_finished, score_finalists, show_finals
 from study.launch import StudyPlan, inline_trial, train_teacher, train_trial
 from study.prepare import StudyData, prepare_data
 from study.results import write_final
+from study.schema import StudyConfig
 from study.search import OwnerSearcher, StudyOwner
 from study.settings import SETTINGS, read_settings
-from study.teacher import TARGETS, is_ready, teacher_folder
-from study.training import check_weights
+from study.teacher import TARGETS, is_ready, prepare_teacher, teacher_folder
+from study.teachers import check_weights
 
 LOCK = ".lock"
 WORKERS_WAIT = {"cpu": 0, "node:__internal_head__": 0.001}
@@ -80,6 +80,7 @@ def run_study(config: StudyConfig) -> Path:
         check_weights(config, display.say)
         with display.meters() as meter:
             data = prepare_data(config, meter, display.say)
+        prepare_teacher(config, data, display.say)
         _write_settings(as_typed, folder, data)
         display.say(
             "{} people to train on, {} to score trials on, {} in val".format(*data.num_people)
@@ -184,7 +185,7 @@ def _train_teacher(plan: StudyPlan, owner: Any, display: Display) -> None:
         lambda status, elapsed: teacher_line(status, epochs, elapsed),
     ):
         train_teacher(plan)
-    display.say("the teacher is trained")
+    display.say("the teacher is trained" if epochs else "the teacher has been asked")
 
 
 def _run_trials(

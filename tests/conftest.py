@@ -16,9 +16,10 @@ import torch
 
 from models.skeleton import COCO, SKELETONS, Skeleton
 from study import limits
-from study.config import StudyConfig, compose
+from study.config import compose
 from study.dataset import People, read_people
 from study.prepare import StudyData, prepare_data
+from study.schema import StudyConfig
 from study.store import CropStore, make_crop_store, open_crop_store, write_teacher_store
 from study.teacher import TARGETS
 from study.workers import Workers
@@ -148,7 +149,10 @@ def mini_targets(mini_data: StudyData, tmp_path_factory: pytest.TempPathFactory)
     modes[..., 3] = dice.uniform(0.8, 1.3, (count, joints, 3))
     relation = dice.uniform(-1, 1, (count, joints, joints)).astype(np.float16)
     path = tmp_path_factory.mktemp("targets") / TARGETS
-    columns: dict[str, np.ndarray] = {"modes_stored": modes, "relation": relation}
+    taught = np.ones((count, joints), np.uint8)
+    columns: dict[str, np.ndarray] = {
+        **{"modes_stored": modes, "taught": taught, "relation": relation}
+    }
     write_teacher_store(
         path, count, lambda start, stop: {name: c[start:stop] for name, c in columns.items()}
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,9 +13,9 @@ from torch import Tensor
 from models.crop_frame import CropFrame
 from models.skeleton import Skeleton
 from study.batches import Batch, epoch_rows, evaluation_batches, shard, training_batches
-from study.config import AugmentConfig
 from study.crops import apply_affine, draw_affines
 from study.dataset import People
+from study.schema import AugmentConfig
 from study.store import CropStore, TeacherStore
 from study.workers import Workers
 
@@ -43,7 +44,9 @@ def perfect(five_store: CropStore) -> TeacherStore:
     modes[:, :, 0, 2] = 0.1 * np.arange(5) + 0.5
     modes[:, :, 1, :2] = five_store.keypoints_stored + np.array([5, 0], np.float32)
     relation = 10 * np.arange(5)[:, None] + np.arange(5)
-    return TeacherStore(modes, np.broadcast_to(relation, (13, 5, 5)).astype(np.float16))
+    taught = np.ones((13, 5), np.uint8)
+    taught[:, 3] = 0
+    return TeacherStore(modes, taught, np.broadcast_to(relation, (13, 5, 5)).astype(np.float16))
 
 
 def batches(
@@ -73,7 +76,7 @@ def test_without_augmentation_people_come_as_they_are_stored(
     torch.testing.assert_close(batch.keypoints_crop, plain_keypoints(five_store))
     assert np.array_equal(batch.visibility, five_store.visibility)
     assert np.array_equal(batch.areas_crop, five_store.areas)
-    assert batch.teacher_modes is None and batch.teacher_relation is None
+    assert batch.teacher_modes is batch.teacher_taught is batch.teacher_relation is None
 
 
 def test_mirrored_people_have_their_joints_in_mirrored_order(
@@ -98,6 +101,18 @@ def test_mirrored_people_have_their_teacher_in_mirrored_order(
     torch.testing.assert_close(heights[0], torch.tensor([0.5, 0.7, 0.6, 0.9, 0.8]))
     expected = [[10.0 * row + column for column in ORDER] for row in ORDER]
     assert batch.teacher_relation[3].tolist() == expected
+    assert batch.teacher_taught is not None  # joint 3 is untaught, and lies at 4 in the mirror
+    assert batch.teacher_taught.tolist() == [[1, 1, 1, 1, 0]] * 13
+
+
+def test_a_teacher_without_features_has_no_relation_and_the_rest(
+    five_store: CropStore, five: Skeleton, workers: Workers, perfect: TeacherStore
+) -> None:
+    blind = dataclasses.replace(perfect, relation=None)
+    (batch,) = batches(five_store, five, STILL, workers, teacher=blind)
+    assert batch.teacher_relation is None and batch.teacher_modes is not None
+    assert batch.teacher_taught is not None
+    assert batch.teacher_taught.tolist() == [[1, 1, 1, 0, 1]] * 13
 
 
 def test_augmented_teacher_modes_land_where_the_augmented_joints_do(

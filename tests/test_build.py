@@ -16,7 +16,8 @@ from models.igp_gcn import IgpGcn
 from models.pose_features import IMAGENET
 from models.refined_pose import RefinedPose
 from models.skeleton import COCO, CROWDPOSE, Skeleton
-from study.config import InputError, StudyConfig, with_values
+from study.config import InputError, with_values
+from study.schema import StudyConfig
 from study.training import build_network, check_weights
 
 

@@ -15,8 +15,8 @@ from models.igp_gcn import IgpGcn
 from models.pose_features import PoseFeatures, PoseNetwork
 from models.skeleton import Skeleton
 from study.batches import Batch
-from study.config import AugmentConfig, OptimizerConfig, RefineConfig
 from study.refine import RefineTask
+from study.schema import AugmentConfig, OptimizerConfig, RefineConfig
 
 CROP = (128, 96)
 CODEC = Dark(input_size=CROP, heatmap_size=(32, 24), sigma=1.5)
@@ -87,6 +87,7 @@ def batch_of(truth: Tensor) -> Batch:
         neighbour_crop=truth,
         neighbour_visibility=torch.zeros(count, joints),
         teacher_modes=torch.cat((truth[:, :, None], sure), dim=-1),
+        teacher_taught=torch.ones(count, joints),
         teacher_relation=None,
     )
 

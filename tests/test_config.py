@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 from search_spaces import space
 from study.config import (
     InputError,
-    StudyConfig,
     compose,
     config_paths,
     data_groups,
@@ -25,6 +24,7 @@ from study.config import (
     value_at,
     with_values,
 )
+from study.schema import StudyConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "study" / "conf"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.crop_frame import CropFrame
 from models.skeleton import COCO, Skeleton
-from study.config import AugmentConfig, InputError
+from study.config import InputError
 from study.crops import (
     STORED_MARGIN,
     apply_affine,
@@ -32,6 +32,7 @@ from study.crops import (
     stored_size,
     warp,
 )
+from study.schema import AugmentConfig
 
 OFFICIAL_SIZE = (256, 192)
 OFFICIAL_FRAME = CropFrame(OFFICIAL_SIZE)

@@ -12,11 +12,12 @@ from torch import nn
 from search_spaces.space import load
 from study import loop
 from study.checkpoint import Checkpoint, Checkpoints
-from study.config import StudyConfig, with_values
+from study.config import with_values
 from study.diagnosis import GradientDiagnosis
 from study.loop import combine
 from study.prepare import StudyData
 from study.results import read_reports, write_running
+from study.schema import StudyConfig
 from study.training import TrainingData, build_distill_task
 from study.trial import Trial, run_trial
 from study.workers import Workers

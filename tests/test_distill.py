@@ -16,7 +16,10 @@ from models.codec import Dark
 from models.pose_features import PoseFeatures, PoseNetwork
 from models.skeleton import Skeleton
 from study.batches import Batch
-from study.config import (
+from study.config import with_values
+from study.distill import DistillTask, confident_joints
+from study.losses import Term, joint_relation
+from study.schema import (
     AugmentConfig,
     DistillConfig,
     HeatmapTermConfig,
@@ -24,10 +27,7 @@ from study.config import (
     OptimizerConfig,
     StructureTermConfig,
     StudyConfig,
-    with_values,
 )
-from study.distill import DistillTask, confident_joints
-from study.losses import Term, joint_relation
 from study.training import build_distill_task
 
 CODEC = Dark(input_size=(96, 64), heatmap_size=(24, 16))
@@ -91,6 +91,7 @@ def batch() -> Batch:
         neighbour_crop=keypoints,
         neighbour_visibility=torch.zeros(3, 5),
         teacher_modes=modes,
+        teacher_taught=torch.ones(3, 5),
         teacher_relation=torch.eye(5).expand(3, 5, 5),
     )
 
@@ -181,7 +182,9 @@ def test_kind_none_removes_the_term(
 
 
 def test_the_baseline_needs_no_teacher(five: Skeleton, batch: Batch) -> None:
-    alone = dataclasses.replace(batch, teacher_modes=None, teacher_relation=None)
+    alone = dataclasses.replace(
+        batch, teacher_modes=None, teacher_taught=None, teacher_relation=None
+    )
     assert list(task_of(five, unlike_the_teacher(), "none", "none")(alone)) == ["truth"]
 
 
@@ -206,6 +209,35 @@ def test_a_joint_that_the_crop_cuts_off_carries_no_structure_loss(
     assert_no_structure_from_joint_1(
         structure, five, dataclasses.replace(batch, teacher_modes=modes)
     )
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("heatmap", ["mse", "kl"])
+def test_an_untaught_joint_adds_nothing_to_any_teacher_term(
+    heatmap: str, structure: str, five: Skeleton, batch: Batch
+) -> None:
+    assert batch.teacher_taught is not None
+    taught = batch.teacher_taught.clone()
+    taught[:, 1] = 0
+    batch = dataclasses.replace(batch, teacher_taught=taught)
+    assert_no_structure_from_joint_1(structure, five, batch)
+    student = unlike_the_teacher()
+    term = task_of(five, student, heatmap)(batch)["heatmap"]
+    (gradient,) = torch.autograd.grad(term.sum, student.heatmaps)
+    assert (gradient[:, 1] == 0).all() and (gradient[:, 0] != 0).any()
+    modes = modes_of(batch).clone()
+    modes[:, 1] = torch.tensor([7.0, 9.0, 0.8, 1.0])
+    other = dataclasses.replace(batch, teacher_modes=modes)
+    assert task_of(five, student, heatmap)(other)["heatmap"] == term
+
+
+@pytest.mark.parametrize("structure", ["pairwise", "bone"])
+def test_structure_on_points_needs_no_relation(
+    structure: str, five: Skeleton, batch: Batch
+) -> None:
+    blind = dataclasses.replace(batch, teacher_relation=None)
+    task = task_of(five, unlike_the_teacher(), structure=structure)
+    assert mean(task(blind)["structure"]) == mean(task(batch)["structure"]) > 0
 
 
 def assert_no_structure_from_joint_1(structure: str, five: Skeleton, batch: Batch) -> None:

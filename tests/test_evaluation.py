@@ -15,12 +15,12 @@ from models.build import build_codec, build_model
 from models.refined_pose import RefinedPose
 from models.skeleton import COCO, Skeleton
 from study import evaluation
-from study.config import StudyConfig
 from study.crops import carry, plain_affines
 from study.dataset import People, read_people
 from study.evaluation import detect_people, evaluate, predict_crops
 from study.loop import TrainingDiverged
 from study.prepare import StudyData
+from study.schema import StudyConfig
 from study.store import CropStore, make_crop_store, open_crop_store
 from study.workers import Workers
 
@@ -32,8 +32,8 @@ class Oracle(nn.Module):
         self, store: CropStore, rows: list[int], error: float = 0.0, codec: str = "dark"
     ) -> None:
         super().__init__()
-        self.codec = build_codec(codec, store.input_size, 2.0)
-        affine = plain_affines(len(rows), self.codec.frame)
+        self.frame = build_codec(codec, store.input_size, 2.0).frame
+        affine = plain_affines(len(rows), self.frame)
         self.answers = carry(torch.from_numpy(store.keypoints_stored[rows]), affine) + error
         self.shown = 0
 

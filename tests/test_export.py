@@ -23,13 +23,14 @@ from search_spaces.space import Parameter, SearchSpace
 from study import export
 from study.checkpoint import Checkpoint, Checkpoints, trial_folder
 from study.chosen import choose_trial, located
-from study.config import StudyConfig, from_plain, to_plain, with_values
+from study.config import from_plain, to_plain, with_values
 from study.display import Display
 from study.evaluation import evaluate, predict_crops
 from study.export import export_study, main
 from study.prepare import StudyData, skeleton_of
 from study.refine import RefineTask
 from study.results import write_final, write_trial
+from study.schema import StudyConfig
 from study.settings import read_settings, trial_config
 from study.store import open_crop_store
 from study.training import build_distill_task, build_refiner, load_estimator

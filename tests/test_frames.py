@@ -17,10 +17,8 @@ from torch import Tensor
 from models.codec import CODECS, Dark, HeatmapCodec, Udp
 from models.crop_frame import CropFrame
 from models.pose_features import PoseFeatures, PoseNetwork
-from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton
 from study.batches import training_batches
-from study.config import AugmentConfig
 from study.crops import (
     STORED_MARGIN,
     apply_affine,
@@ -38,8 +36,10 @@ from study.crops import (
     warp,
 )
 from study.dataset import People
+from study.schema import AugmentConfig
 from study.store import CropStore, make_crop_store, open_crop_store, open_teacher_store
 from study.teacher import TARGETS, ask
+from study.teachers import HeatmapTeacher
 from study.workers import Workers
 
 SMALL, LARGE = (256, 192), (384, 288)
@@ -228,9 +228,9 @@ def test_a_stored_teacher_agrees_with_the_truth_in_every_batch(
     codec = CODECS[name](SMALL, (64, 48))
     truth = torch.from_numpy(large_store.keypoints_stored)
     in_crop = carry(truth, plain_affines(13, codec.frame))
-    teacher = RefinedPose(Oracle(codec, in_crop), codec, None)
+    teacher = HeatmapTeacher(Oracle(codec, in_crop), codec)
     ground: Any = SimpleNamespace(train=large_store, skeleton=five, workers=workers)
-    ask(teacher, ground, tmp_path / TARGETS)
+    ask(teacher, ground, large_store, tmp_path / TARGETS)
     frame = CropFrame(SMALL, align_corners=student_corners)
     (batch,) = training_batches(
         large_store,

@@ -13,8 +13,9 @@ from models.hrnet import HRNet
 from models.igp_gcn import IgpGcn
 from models.refined_pose import RefinedPose
 from models.skeleton import COCO, CROWDPOSE, Skeleton
-from study.config import StudyConfig, with_values
+from study.config import with_values
 from study.prepare import StudyData
+from study.schema import StudyConfig
 from study.training import TrainingData, build_distill_task
 from study.workers import Workers
 

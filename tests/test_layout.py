@@ -29,6 +29,7 @@ FOLDERS = (*PACKAGES, "cluster")
 CORE = (
     *("losses", "distill", "refine", "loop", "training", "trial", "evaluation", "metrics"),
     *("batches", "checkpoint", "pose_errors", "teacher", "store", "prepare", "dataset", "crops"),
+    *("teachers", "vitpose", "onnx_teacher", "predictions"),
 )
 OWNERS = {
     "ray": {"study/launch.py", "study/search.py", "study/tuning.py"},
@@ -45,8 +46,9 @@ OWNERS = {
     "matplotlib": {"study/pictures.py"},
     "faster_coco_eval": {"study/metrics.py"},
     "onnx": {"study/onnx_export.py"},
-    "onnxruntime": {"study/onnx_export.py"},
+    "onnxruntime": {"study/onnx_export.py", "study/onnx_teacher.py"},
     "onnxscript": {"study/onnx_export.py"},
+    "transformers": {"study/vitpose.py"},
 }
 GRIDS = {"grid_sample", "affine_grid"}
 SAMPLERS = {*GRIDS, "interpolate", "Upsample"}
@@ -110,7 +112,8 @@ def test_search_spaces_load_no_model_and_no_ray() -> None:
 def test_core_loads_no_ray_and_no_optuna() -> None:
     loaded = loaded_after(*(f"study.{name}" for name in CORE))
     assert "torch" in loaded
-    assert loaded & {"ray", "optuna", "matplotlib", "rich"} == set()
+    unwanted = {"ray", "optuna", "matplotlib", "rich", "transformers", "onnxruntime"}
+    assert loaded & unwanted == set()
 
 
 def test_config_loads_no_torch() -> None:

@@ -9,12 +9,21 @@ from typing import Any
 import pytest
 
 from study import limits
-from study.config import InputError, StudyConfig, compose, flatten, to_plain, value_at, with_values
+from study.config import InputError, compose, flatten, to_plain, value_at, with_values
+from study.schema import StudyConfig
 
 
 @pytest.fixture(scope="module")
 def config() -> StudyConfig:
     return compose()
+
+
+FOREIGN: dict[str, dict[str, Any]] = {
+    limits.VITPOSE: {"teacher.init": "folder"},
+    limits.ONNX: {"teacher.init": "file.onnx", "teacher.epochs": 0},
+    limits.PREDICTIONS: {"teacher.init": "poses.json", "teacher.epochs": 0},
+}
+"""What each of them needs beside its name."""
 
 
 def fault_of(config: StudyConfig, values: dict[str, Any]) -> str:
@@ -30,6 +39,7 @@ def test_each_choice_is_taken_and_another_word_is_refused(config: StudyConfig, p
     for choice in limits.CHOICES[path]:
         sizes = limits.SIZES.get(choice, ("",))  # a network has sizes of its own
         fitting = {path.replace(".name", ".size"): sizes[0]} if path.endswith(".name") else {}
+        fitting |= FOREIGN.get(choice, {})
         assert limits.faults({**flat, path: choice, **fitting}) == []
     fault = fault_of(config, {path: "smthing"})
     assert fault.startswith(f"{path} must be one of {', '.join(limits.CHOICES[path])}, got {path}")
@@ -74,10 +84,13 @@ def test_choices_are_what_the_builders_build() -> None:
     from models.build import MODELS
     from models.codec import CODECS
     from models.skeleton import SKELETONS
+    from study.onnx_teacher import PIXELS
 
+    assert set(limits.CHOICES["teacher.pixels"]) == set(PIXELS)
     assert set(limits.CHOICES["data.skeleton"]) == set(SKELETONS)
     for role in ("teacher", "student"):
-        assert set(limits.CHOICES[f"{role}.name"]) == set(MODELS)
+        others = set(FOREIGN) if role == "teacher" else set()
+        assert set(limits.CHOICES[f"{role}.name"]) == set(MODELS) | others
         assert set(limits.CHOICES[f"{role}.codec"]) == set(CODECS)
     sizes = {name: tuple(sizes) for name, (_, sizes) in MODELS.items()}
     assert sizes == limits.SIZES
@@ -137,6 +150,34 @@ def test_every_number_has_a_bound(config: StudyConfig) -> None:
             "a mix must have a part, got distill.structure.mix.pairwise=0, .*kind=none",
         ),
         ({"teacher.epochs": 0}, "a teacher must be trained or loaded, got teacher.epochs=0"),
+        ({"teacher.name": "vitpose"}, "vitpose is read from a folder .*got teacher.init=random"),
+        (
+            {**FOREIGN["onnx"], "teacher.name": "onnx", "teacher.init": "random"},
+            "onnx is read from a file, got teacher.init=random; set teacher.init",
+        ),
+        (
+            {**FOREIGN["onnx"], "teacher.name": "onnx", "teacher.epochs": 3},
+            "onnx is used as it is and can't be trained, got teacher.epochs=3; set .*epochs=0",
+        ),
+        (
+            {**FOREIGN["predictions"], "teacher.name": "predictions", "teacher.epochs": 1},
+            "predictions is used as it is .*got teacher.epochs=1",
+        ),
+        (
+            {
+                **{**FOREIGN["onnx"], "teacher.name": "onnx"},
+                "distill.structure.kind": "relation",
+            },
+            "relation compares features, .* teacher.name=onnx has none, .*search_space=poses",
+        ),
+        ({"teacher.skeleton": "cocoo"}, "teacher.skeleton must be null or one of coco, crowdpose"),
+        (
+            {"teacher.skeleton": "crowdpose", "teacher.epochs": 2},
+            "data's joints alone, got teacher.skeleton=crowdpose, data.skeleton=coco and "
+            "teacher.epochs=2; set teacher.epochs=0",
+        ),
+        ({"teacher.input_size": [256, 100]}, "teacher.input_size must be null or two .*100"),
+        ({"teacher.input_size": [256]}, "teacher.input_size must be null or two"),
         ({"name": "a/b"}, "name must be a folder's name: .*got name='a/b'"),
         ({"name": ""}, "name must be a folder's name"),
         ({"name": ".."}, "name must be a folder's name"),
@@ -152,3 +193,19 @@ def test_impossible_values_say_what_must_hold(
     assert re.search(message.replace("[", r"\["), fault_of(config, values))
     with pytest.raises(InputError, match=r"^impossible settings:\n  "):
         with_values(config, values)
+
+
+def test_a_teacher_of_other_joints_and_another_size_may_be_used_as_it_comes(
+    config: StudyConfig,
+) -> None:
+    as_it_comes = {"teacher.init": "weights.safetensors", "teacher.epochs": 0}
+    form = {"teacher.skeleton": "crowdpose", "teacher.input_size": [256, 256]}
+    assert limits.faults({**flatten(to_plain(config)), **as_it_comes, **form}) == []
+    same = {"teacher.skeleton": "coco", "teacher.epochs": 3}
+    assert limits.faults({**flatten(to_plain(config)), **same}) == []
+
+
+@pytest.mark.parametrize("name", ["vitpose", "mobile_net"])
+def test_teachers_with_features_may_teach_their_relation(config: StudyConfig, name: str) -> None:
+    values = {**FOREIGN.get(name, {}), "teacher.name": name, "distill.structure.kind": "relation"}
+    assert limits.faults({**flatten(to_plain(config)), **values}) == []

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from study.config import OptimizerConfig
 from study.loop import (
     Progress,
     Row,
@@ -27,6 +26,7 @@ from study.loop import (
     seed_of,
 )
 from study.losses import Term
+from study.schema import OptimizerConfig
 from study.workers import Workers
 
 START = Progress(epoch=0, seconds=0.0, optimizer=None)

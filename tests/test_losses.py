@@ -45,11 +45,11 @@ def truth(student: Tensor, target: Tensor, weights: Tensor) -> Term:
 
 
 def mse(student: Tensor, teacher: Tensor, weights: Tensor) -> Term:
-    return losses.heatmap_mse(student, teacher)
+    return losses.heatmap_mse(student, teacher, weights)
 
 
 def kl(student: Tensor, teacher: Tensor, weights: Tensor) -> Term:
-    return losses.heatmap_kl(student, teacher, 0.1)
+    return losses.heatmap_kl(student, teacher, weights, 0.1)
 
 
 def relation(student: Tensor, teacher: Tensor, weights: Tensor) -> Term:
@@ -58,7 +58,7 @@ def relation(student: Tensor, teacher: Tensor, weights: Tensor) -> Term:
 
 ON_POINTS = (oks, pairwise, bone, angle, smooth_l1)
 ON_MAPS = (truth, mse, kl)
-WEIGHTED = (*ON_POINTS, relation)
+WEIGHTED = (*ON_POINTS, relation, mse, kl)
 
 
 def mean(term: Term) -> float:
@@ -83,13 +83,13 @@ def gaussians(cells: Tensor, height: float = 1.0) -> Tensor:
     return height * along_y[..., :, None] * along_x[..., None, :]
 
 
-@pytest.mark.parametrize("loss", [*ON_MAPS, *WEIGHTED])
+@pytest.mark.parametrize("loss", [truth, *WEIGHTED])
 def test_a_perfect_student_has_no_loss(loss: Loss) -> None:
     _, teacher, weights = sample(loss)
     assert mean(loss(teacher.clone(), teacher, weights)) == pytest.approx(0, abs=1e-7)
 
 
-@pytest.mark.parametrize("loss", [*ON_MAPS, *WEIGHTED])
+@pytest.mark.parametrize("loss", [truth, *WEIGHTED])
 def test_the_student_gets_a_gradient_and_the_teacher_none(loss: Loss) -> None:
     student, teacher, weights = (tensor.requires_grad_() for tensor in sample(loss))
     loss(student, teacher, weights).sum.backward()
@@ -100,7 +100,7 @@ def test_the_student_gets_a_gradient_and_the_teacher_none(loss: Loss) -> None:
     assert weights.grad is None
 
 
-@pytest.mark.parametrize("loss", [*ON_MAPS, *WEIGHTED])
+@pytest.mark.parametrize("loss", [truth, *WEIGHTED])
 def test_two_workers_sums_give_the_whole_batchs_mean(loss: Loss) -> None:
     student, teacher, weights = sample(loss, batch=4)
     parts = [loss(student[i], teacher[i], weights[i]) for i in (slice(0, 1), slice(1, 4))]
@@ -137,7 +137,7 @@ def test_a_mean_does_not_depend_on_the_scale_of_confidence(loss: Loss) -> None:
     assert halved == pytest.approx(mean(loss(student, teacher, weights)), rel=1e-6)
 
 
-@pytest.mark.parametrize("loss", [*ON_MAPS, *WEIGHTED])
+@pytest.mark.parametrize("loss", [truth, *WEIGHTED])
 def test_a_batch_of_one_has_a_finite_loss(loss: Loss) -> None:
     assert math.isfinite(mean(loss(*sample(loss, batch=1))))
 
@@ -166,7 +166,10 @@ def test_unlabelled_joints_add_no_truth_loss_but_count() -> None:
 def test_heatmap_mse_of_one_wrong_cell() -> None:
     student = torch.zeros(1, 2, 3, 4)
     student[0, 1, 2, 3] = 0.6
-    assert mean(losses.heatmap_mse(student, torch.zeros(1, 2, 3, 4))) == pytest.approx(0.36 / 24)
+    everywhere = losses.heatmap_mse(student, torch.zeros(1, 2, 3, 4), torch.ones(1, 2))
+    assert mean(everywhere) == pytest.approx(0.36 / 24)
+    one = losses.heatmap_mse(student, torch.zeros(1, 2, 3, 4), torch.tensor([[0.0, 1.0]]))
+    assert mean(one) == pytest.approx(0.36 / 12)  # the mean over the taught joint's cells alone
 
 
 def test_heatmap_kl_of_two_cells() -> None:
@@ -174,14 +177,20 @@ def test_heatmap_kl_of_two_cells() -> None:
     student = torch.tensor([[[[0.3, 0.3]]], [[[0.2, 0.2]]]])  # even on both
     share = math.exp(1) / (math.exp(1) + 1)
     first = share * math.log(share / 0.5) + (1 - share) * math.log((1 - share) / 0.5)
-    assert mean(losses.heatmap_kl(student, teacher, 0.5)) == pytest.approx(first / 2, rel=1e-5)
+    both = losses.heatmap_kl(student, teacher, torch.ones(2, 1), 0.5)
+    assert mean(both) == pytest.approx(first / 2, rel=1e-5)
+    one = losses.heatmap_kl(student, teacher, torch.tensor([[1.0], [0.0]]), 0.5)
+    assert mean(one) == pytest.approx(first, rel=1e-5)
 
 
 def test_heatmap_kl_does_not_depend_on_the_height_of_the_peak() -> None:
     teacher = gaussians(torch.tensor([[[20.0, 30.0]]]))
     student = gaussians(torch.tensor([[[24.0, 30.0]]]))
-    low = mean(losses.heatmap_kl(0.3 * student, teacher, 0.1))
-    assert low == pytest.approx(mean(losses.heatmap_kl(student, teacher, 0.1)), rel=1e-5)
+    low, high = (
+        mean(losses.heatmap_kl(height * student, teacher, torch.ones(1, 1), 0.1))
+        for height in (0.3, 1.0)
+    )
+    assert low == pytest.approx(high, rel=1e-5)
 
 
 def test_a_map_without_peak_keeps_a_finite_softmax() -> None:

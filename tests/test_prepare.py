@@ -12,9 +12,10 @@ import pytest
 
 from models.skeleton import CROWDPOSE, SKELETONS, Skeleton
 from study import limits, prepare
-from study.config import InputError, StudyConfig, compose, with_values
+from study.config import InputError, compose, with_values
 from study.dataset import People, read_people, split_people
 from study.prepare import StudyData, draw_people, prepare_data
+from study.schema import StudyConfig
 from study.store import open_crop_store
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,29 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from models.build import build_model
-from models.candidates import ROUNDS, LimbMessages
 from models.codec import Dark
 from models.igp_gcn import IgpGcn
 from models.mobile_net import MobileNet
 from models.pose_features import PoseFeatures
 from models.refined_pose import RefinedPose
-from models.skeleton import COCO, SKELETONS, Skeleton
+from models.skeleton import Skeleton
 from study.batches import Batch
-from study.config import (
-    AugmentConfig,
-    OptimizerConfig,
-    RefineConfig,
-    StudyConfig,
-    value_at,
-    with_values,
-)
-from study.evaluation import evaluate, predict_crops
 from study.pose_errors import PoseErrors
-from study.prepare import StudyData
 from study.refine import RefineTask
-from study.store import open_crop_store
-from study.training import build_distill_task, build_refiner
-from study.workers import Workers
+from study.schema import AugmentConfig, OptimizerConfig, RefineConfig
 
 CODEC = Dark(input_size=(96, 64), heatmap_size=(24, 16))
 OPTIMIZER = OptimizerConfig(1e-3, 1e-4, warmup_fraction=0.05, pretrained_factor=0.1)
@@ -125,6 +110,7 @@ def batch(five: Skeleton) -> Batch:
         neighbour_crop=start + 20,
         neighbour_visibility=torch.full((2, 5), 2),
         teacher_modes=modes,
+        teacher_taught=torch.ones(2, 5),
         teacher_relation=None,
     )
 
@@ -205,6 +191,18 @@ def test_unlabelled_joints_and_joints_without_a_mode_pull_nowhere(
     task = task_of(five, Steps(3, 1.0))
     assert value(task, changed, "truth") == pytest.approx(value(task, batch, "truth"))
     assert float(task(changed)["teacher"].count) == pytest.approx(0.5 * 8)
+
+
+def test_an_untaught_joint_is_not_pulled_to_the_teacher(five: Skeleton, batch: Batch) -> None:
+    assert batch.teacher_modes is not None
+    taught, modes = torch.ones(2, 5), batch.teacher_modes.clone()
+    taught[:, 4] = 0
+    untaught = dataclasses.replace(batch, teacher_taught=taught)
+    modes[:, 4, 0, :2] += 1e3
+    elsewhere = dataclasses.replace(untaught, teacher_modes=modes)
+    task = task_of(five, Steps(1, 0.0), levels=1)
+    assert value(task, elsewhere, "teacher") == value(task, untaught, "teacher") > 0
+    assert float(task(untaught)["teacher"].count) == pytest.approx(0.5 * 8)
 
 
 def test_nobody_labelled_leaves_a_truth_of_zero_and_a_finite_gradient(
@@ -353,63 +351,3 @@ def test_an_untrained_refiner_leaves_every_pose_to_the_bit(five: Skeleton, batch
         refined, scores = task.estimator()(batch.crops)
         plain, plain_scores = RefinedPose(task.student, CODEC, None)(batch.crops)
     assert torch.equal(refined, plain) and torch.equal(scores, plain_scores)
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "found"),
-    [
-        ("levels", 2, lambda refiner: len(refiner.levels)),
-        ("depth", 5, lambda refiner: len(refiner.levels[0].blocks)),
-        ("width", 24, lambda refiner: refiner.levels[0].head.in_features),
-        ("dropout", 0.3, lambda refiner: refiner.levels[0].enter.dropout.p),
-        ("gate", False, lambda refiner: refiner.levels[0].gate is not None),
-        ("candidates", 3, lambda refiner: refiner.num_candidates),
-    ],
-)
-def test_each_setting_reaches_the_refiner(
-    path: str, value: object, found: Callable[[Any], object], mini_config: StudyConfig
-) -> None:
-    assert value_at(mini_config, f"refine.{path}") != value
-    config = with_values(mini_config, {f"refine.{path}": value})
-    assert found(build_refiner(config, (7, 6, 5))) == value
-
-
-@pytest.mark.parametrize("candidates", [2, 3])
-@pytest.mark.parametrize("levels", [1, 3])
-def test_settings_reach_the_chooser(
-    candidates: int, levels: int, mini_config: StudyConfig
-) -> None:
-    values = {"refine.candidates": candidates, "refine.levels": levels, "refine.dropout": 0.3}
-    refiner = build_refiner(with_values(mini_config, values), (7, 6, 5))
-    assert refiner.chooser is not None
-    assert refiner.chooser.project.in_features == 5
-    assert refiner.chooser.head.in_features == mini_config.refine.width
-    rounds = [part for part in refiner.chooser.modules() if isinstance(part, LimbMessages)]
-    assert [part.dropout.p for part in rounds] == [0.3] * ROUNDS
-
-
-@pytest.mark.parametrize(("levels", "candidates"), [(1, 1), (2, 2), (3, 1), (3, 3)])
-def test_an_untrained_refiner_changes_no_ap(
-    levels: int,
-    candidates: int,
-    mini_config: StudyConfig,
-    mini_data: StudyData,
-    easy: str,
-    workers: Workers,
-) -> None:
-    store = open_crop_store(Path(mini_data.search))
-    task = build_distill_task(mini_config, seed=3)
-    nn.init.normal_(task.student.final_layer.weight, std=1.0)
-    config = dataclasses.replace(
-        mini_config,
-        refine=dataclasses.replace(mini_config.refine, levels=levels, candidates=candidates),
-    )
-    refiner = build_refiner(config, task.student.pyramid_channels)
-    truth, skeleton = Path(mini_data.search_truth), SKELETONS[easy]
-    estimators = [RefinedPose(task.student, task.codec, part).eval() for part in (None, refiner)]
-    plain, refined = (
-        evaluate(estimator, store, truth, skeleton, "coco", workers) for estimator in estimators
-    )
-    assert refined == plain and 0 < plain["ap"] < 1
-    poses = [predict_crops(estimator, store, COCO, workers)[0] for estimator in estimators]
-    assert (poses[0] == poses[1]).all()

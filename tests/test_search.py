@@ -10,9 +10,10 @@ import torch
 
 from search_spaces.space import load
 from study.checkpoint import Checkpoints, trial_folder
-from study.config import StudyConfig, compose
+from study.config import compose
 from study.loop import Row
 from study.results import read_reports, read_trials
+from study.schema import StudyConfig
 from study.search import BASELINE, DEFAULTS, StudyOwner
 
 EPOCHS = 3

@@ -17,7 +17,12 @@ from models.simcc import SimCC
 from models.skeleton import Skeleton
 from study.batches import Batch
 from study.checkpoint import Checkpoints
-from study.config import (
+from study.config import with_values
+from study.distill import DistillTask
+from study.loop import Row, combine
+from study.losses import bins_kl
+from study.prepare import StudyData
+from study.schema import (
     AugmentConfig,
     DistillConfig,
     HeatmapTermConfig,
@@ -25,12 +30,7 @@ from study.config import (
     OptimizerConfig,
     StructureTermConfig,
     StudyConfig,
-    with_values,
 )
-from study.distill import DistillTask
-from study.loop import Row, combine
-from study.losses import bins_kl
-from study.prepare import StudyData
 from study.teacher import TARGETS, best_of, make_teacher, teacher_folder
 from study.training import TrainingData, build_distill_task, load_estimator
 from study.trial import Trial, run_trial
@@ -94,6 +94,7 @@ def batch() -> Batch:
         neighbour_crop=keypoints,
         neighbour_visibility=torch.zeros(3, 5),
         teacher_modes=modes,
+        teacher_taught=torch.ones(3, 5),
         teacher_relation=torch.eye(5).expand(3, 5, 5),
     )
 
@@ -233,6 +234,7 @@ def test_every_weight_of_a_simcc_student_learns(
         neighbour_crop=keypoints,
         neighbour_visibility=torch.zeros(2, 17),
         teacher_modes=modes,
+        teacher_taught=torch.ones(2, 17),
         teacher_relation=torch.eye(17).expand(2, 17, 17),
     )
     loss, _ = combine(task.train()(made), task.weights(0.0), workers)

@@ -200,7 +200,7 @@ def test_a_condition_on_an_inactive_parameter_does_not_hold(tmp_path: Path) -> N
 
 
 def test_an_unknown_space_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(SpaceError, match="distill, joint, refine, smoke") as error:
+    with pytest.raises(SpaceError, match="distill, joint, poses, refine, smoke") as error:
         load("jont")
     assert "did you mean 'joint'?" in str(error.value)
     with pytest.raises(SpaceError, match=r"existing YAML file, got 'no/such\.yaml'"):

@@ -58,6 +58,7 @@ def teacher_rows(start: int, stop: int) -> Mapping[str, NDArray[Any]]:
         "modes_stored": np.broadcast_to(
             number[:, None, None, None], (len(number), 5, 3, 4)
         ).astype(np.float32),
+        "taught": np.broadcast_to(number[:, None] % 2, (len(number), 5)).astype(np.uint8),
         "relation": np.broadcast_to(number[:, None, None], (len(number), 5, 5)).astype(np.float16),
     }
 
@@ -76,6 +77,7 @@ def test_labels_come_back_as_they_were_given(five_people: People, five_store: Cr
     assert np.array_equal(five_store.visibility, five_people.visibility)
     assert np.array_equal(five_store.image_ids, five_people.image_ids)
     assert np.array_equal(five_store.annotation_ids, five_people.annotation_ids)
+    assert np.array_equal(five_store.boxes_image, five_people.boxes)
     assert np.array_equal(five_store.neighbours, five_people.neighbours)
     assert (five_store.neighbours == -1).any() and (five_store.neighbours >= 0).any()
     back = apply_affine(
@@ -187,7 +189,7 @@ def test_a_teacher_store_that_breaks_off_keeps_the_one_before(
 
     with pytest.raises(Killed):
         write_teacher_store(path, 9, broken)
-    assert len(open_teacher_store(path).relation) == 3
+    assert len(open_teacher_store(path).modes_stored) == 3
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
@@ -200,8 +202,11 @@ def test_teacher_rows_come_back_in_order_and_in_their_types(
     write_teacher_store(path, 9, teacher_rows, lambda *done: seen.append(done))
     opened = open_teacher_store(path)
     assert seen == [(4, 9), (8, 9), (9, 9)]
+    assert opened.relation is not None
     assert opened.modes_stored.dtype == np.float32 and opened.relation.dtype == np.float16
     assert opened.modes_stored.shape == (9, 5, 3, 4) and opened.relation.shape == (9, 5, 5)
+    assert opened.taught.dtype == np.uint8
+    assert opened.taught.tolist() == [[number % 2] * 5 for number in range(9)]
     assert np.array_equal(opened.modes_stored[:, 4, 2, 3], np.arange(9))
     assert np.array_equal(opened.relation[:, 1, 4], np.arange(9))
 

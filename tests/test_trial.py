@@ -15,10 +15,11 @@ from torch import Tensor
 from models.skeleton import SKELETONS, Skeleton
 from study import limits
 from study.checkpoint import Checkpoints, best_rows
-from study.config import StudyConfig, compose, with_values
+from study.config import compose, with_values
 from study.dataset import People
 from study.loop import Row, TrainingDiverged
 from study.prepare import StudyData, prepare_data
+from study.schema import StudyConfig
 from study.teacher import TARGETS, best_of, is_ready, make_teacher, teacher_folder
 from study.training import TrainingData, load_estimator
 from study.trial import Trial, run_trial

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from study.checkpoint import Checkpoints
-from study.config import StudyConfig, with_values
+from study.config import with_values
 from study.loop import Row, combine
 from study.losses import Term
 from study.prepare import StudyData
+from study.schema import StudyConfig
 from study.settings import baseline_values
 from study.teacher import build_task
 from study.training import build_distill_task

@@ -53,6 +53,7 @@ def test_wheel_holds_every_module_and_every_setting(wheel: Path, source: Path) -
         "study/conf/study.yaml",
         "study/conf/data/coco.yaml",
         "search_spaces/joint.yaml",
+        "search_spaces/poses.yaml",
     } <= names
     assert names == wanted
 

@@ -23,12 +23,13 @@ from models.skeleton import COCO, SKELETONS
 from study import limits
 from study.batches import Batch
 from study.checkpoint import Checkpoints, best_rows
-from study.config import StudyConfig, from_plain, to_plain, with_values
+from study.config import from_plain, to_plain, with_values
 from study.diagnosis import GradientDiagnosis
 from study.distill import DistillTask
 from study.loop import Row, combine, mean_terms
 from study.prepare import StudyData
 from study.refine import RefineTask
+from study.schema import StudyConfig
 from study.training import TrainingData, build_distill_task, build_refiner, load_estimator
 from study.trial import Trial, run_trial
 from study.workers import Workers

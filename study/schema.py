@@ -1,0 +1,256 @@
+"""The schema of a study's settings: their types and what each one means.
+
+Every field is one override on the command line (``distill.optimizer.lr=3e-4``). Values stand in
+``study/conf``, so that no default is written twice; ``limits.py`` says which are possible.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class SplitConfig:
+    """Training or validation: annotations and pictures."""
+
+    annotations: str
+    """COCO-format keypoint JSON, relative to ``data.root``."""
+    images: str
+    """Folder of the pictures, relative to ``data.root``."""
+
+
+@dataclass
+class DataConfig:
+    """Whose poses a study learns, and how much of them."""
+
+    kind: str
+    """drawn | coco | crowdpose: which evaluation and which official selection of people."""
+    root: str
+    train: SplitConfig
+    val: SplitConfig
+    skeleton: str
+    """coco (17 joints) | crowdpose (14 joints)."""
+    input_size: tuple[int, int]
+    """(height, width) of the person crop that networks see, px; both divisible by 32."""
+    search_fraction: float
+    """Share of the training pictures held out to score trials on."""
+    max_bad_fraction: float
+    """Share of people that may be faulty and are then left out; above it the study stops."""
+    max_people: int
+    """Train on at most so many people, drawn at random (0 = all)."""
+    train_pictures: int
+    """data=drawn: how many training pictures to draw."""
+    val_pictures: int
+    """data=drawn: how many validation pictures to draw."""
+    seed: int
+    """data=drawn: which pictures are drawn; also which pictures are held out."""
+
+
+@dataclass
+class ModelConfig:
+    """A network, the teacher or the student, and how its heatmaps are read."""
+
+    name: str
+    """Architecture: mobile_net | hrnet | simple_baseline; of the teacher also vitpose, onnx or
+    predictions."""
+    size: str
+    """mobile_net: tiny | teacher. hrnet, by width: w18 | w32 | w48. simple_baseline, by the
+    ResNet's depth: r18 | r50 | r101 | r152."""
+    codec: str
+    """msra | dark | udp | simcc."""
+    sigma: float
+    """Spread of the target Gaussian, heatmap cells."""
+    init: str
+    """random, or the path of weights to start from: safetensors, or what torch.save wrote."""
+    flip_test: bool
+    """Average over each crop and its mirror image, whenever it is not being trained."""
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW; the rate rises over the warm-up and falls as a cosine to zero."""
+
+    lr: float
+    weight_decay: float
+    warmup_fraction: float
+    """Share of all steps over which the rate rises."""
+    pretrained_factor: float
+    """Layers that start from trained weights take this share of the rate."""
+
+
+@dataclass
+class TeacherConfig(ModelConfig):
+    """What teaches, made ready once for all trials: a network of ours or any other method.
+
+    ``name`` may also be vitpose (``init`` is a folder with config.json and safetensors), onnx
+    (``init`` is a file) or predictions (``init`` is a JSON of COCO keypoint results on the
+    training pictures); those have no ``size``, and vitpose and predictions no codec either.
+    """
+
+    skeleton: str | None
+    """Whose joints it knows, as in data.skeleton; null = the data's. The joints that the data lack
+    are left out; of those that it lacks it teaches nothing, and they count as missed in its AP."""
+    input_size: tuple[int, int] | None
+    """(height, width) of the crop that it sees, px, both divisible by 32; null = the data's."""
+    pixels: str
+    """imagenet | unit: what an onnx file takes, RGB normalised as for ImageNet, or in 0..1."""
+    epochs: int
+    """0 uses ``teacher.init`` as it is."""
+    batch_size: int
+    optimizer: OptimizerConfig
+
+
+@dataclass
+class HeatmapTermConfig:
+    """The loss between the teacher's heatmaps and the student's."""
+
+    kind: str
+    """none | mse | kl."""
+    weight: float
+    tau: float
+    """Temperature of kl's softmax."""
+
+
+@dataclass
+class MixConfig:
+    """The parts of a mixed structure loss by their weights; 0 leaves a part out."""
+
+    pairwise: float
+    bone: float
+    angle: float
+    relation: float
+
+
+@dataclass
+class StructureTermConfig:
+    """The loss between the teacher's body structure and the student's."""
+
+    kind: str
+    """none | pairwise | bone | angle | relation | mix."""
+    weight: float
+    """Of a single kind; mix has weights of its own."""
+    mix: MixConfig
+
+
+@dataclass
+class AugmentConfig:
+    """Drawn anew for each person and epoch, in the ranges of the official HRNet."""
+
+    scale: float
+    """The crop grows or shrinks by a normal factor of this spread, cut at one spread."""
+    rotation: float
+    """Degrees; a normal of this spread, cut at two spreads, in 60 % of the people."""
+    flip: float
+    """Probability of a mirror."""
+    half_body: float
+    """Probability of a crop about the upper or the lower body alone."""
+    colour: float
+    """Spread of brightness and contrast."""
+
+
+@dataclass
+class DistillConfig:
+    """Stage 1, coarse: the teacher's heatmaps and structure teach the student."""
+
+    epochs: int
+    batch_size: int
+    optimizer: OptimizerConfig
+    heatmap: HeatmapTermConfig
+    structure: StructureTermConfig
+    weights: str
+    """fixed | learned: the weights above, or those of uncertainty weighting in their place."""
+    schedule: str
+    """constant | linear | ramp: how the teacher's share goes over the epochs."""
+    normalize: str
+    """initial: every term is divided by its mean before training, so that weights compare."""
+    diagnose: bool
+    """Report what each term's gradient is beside the others'; training stays the same."""
+    augment: AugmentConfig
+
+
+@dataclass
+class RefineConfig:
+    """Stage 2, fine: IGP-GCN moves the student's joints, level by level."""
+
+    epochs: int
+    """0 leaves stage 2 out."""
+    batch_size: int
+    optimizer: OptimizerConfig
+    student: str
+    """frozen | finetuned: whether the student's features learn too; its batch norms keep their
+    statistics, its heatmaps get no loss."""
+    student_factor: float
+    """Share of the rate that a finetuned student takes."""
+    candidates: int
+    """Peaks of the student per joint to choose from, 1 to 3; 1 takes the highest."""
+    levels: int
+    depth: int
+    """Residual graph blocks in each level."""
+    width: int
+    dropout: float
+    gate: bool
+    loss: str
+    """oks | smooth_l1."""
+    progressive: str
+    """final | interpolated: what each level is supervised by."""
+    teacher_weight: float
+    truth_weight: float
+    perturb: bool
+    """Give the student's pose, in training, the errors it makes on people it has not seen."""
+    augment: AugmentConfig
+
+
+@dataclass
+class SearchConfig:
+    """How many trials, and which of them are ended early."""
+
+    trials: int
+    """Finished trials, controls included, at which the search ends."""
+    concurrent: int
+    """Trials at once; 0 = as many as the machine has room for."""
+    startup_trials: int
+    """Trials drawn at random before the sampler models anything."""
+    pruner: str
+    """successive_halving | none."""
+    min_epochs: int
+    """Epochs before a trial can be pruned."""
+    reduction_factor: int
+
+
+@dataclass
+class TrialConfig:
+    """Where and on what one trial runs."""
+
+    launcher: str
+    """auto | inline | train. auto: one CPU worker inline, everything else under Ray Train."""
+    num_workers: int
+    cpus: float
+    """CPUs of a worker, a thread each; small crops gain nothing from more than one."""
+    gpus: float
+    """GPUs of a worker."""
+    max_failures: int
+    """How often a trial that broke goes on from its checkpoint before it counts as failed."""
+
+
+@dataclass
+class StudyConfig:
+    """All settings of one study."""
+
+    name: str
+    """The study's folder under ``storage``; auto: named for data, plan and search space."""
+    storage: str
+    """Folder of all studies and of what they share."""
+    seed: int
+    plan: str
+    """joint: a trial is stage 1, then stage 2."""
+    search_space: str
+    """distill | refine | joint | poses | smoke, or the path of a YAML of your own."""
+    display: str
+    """auto | live | plain | none."""
+    data: DataConfig
+    teacher: TeacherConfig
+    student: ModelConfig
+    distill: DistillConfig
+    refine: RefineConfig
+    search: SearchConfig
+    trial: TrialConfig

@@ -1,0 +1,194 @@
+"""The study's teacher: made in a form of its own, its word carried to the student's frame."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.codec import Dark
+from models.crop_frame import CropFrame
+from models.skeleton import COCO
+from study.batches import plain_batch
+from study.config import InputError, with_values
+from study.crops import apply_affine, invert_affine, stored_to_crop_affine
+from study.dataset import People
+from study.prepare import StudyData, prepare_data
+from study.schema import StudyConfig
+from study.store import CropStore, make_crop_store, open_crop_store, open_teacher_store
+from study.teacher import (
+    TARGETS,
+    crop_to_stored,
+    is_ready,
+    load_teacher,
+    make_teacher,
+    prepare_teacher,
+    teacher_folder,
+)
+from study.tuning import load_checked_space
+from study.workers import Workers
+
+CPU = torch.device("cpu")
+
+
+def prepared(config: StudyConfig) -> StudyData:
+    return prepare_data(config, lambda name: lambda done, total: None, lambda text: None)
+
+
+def poses_of(store: CropStore) -> list[dict[str, Any]]:
+    """The truth of these people as predictions, unlabelled joints without confidence."""
+    keypoints = apply_affine(
+        store.keypoints_stored.astype(float), invert_affine(store.image_to_stored)
+    )
+    confidence = 0.9 * (store.visibility > 0)
+    rows = np.concatenate([keypoints, confidence[..., None]], axis=2)
+    rows = rows.reshape(len(store), keypoints.shape[1] * 3)
+    return [
+        {"image_id": int(image), "annotation_id": int(number), "keypoints": row, "score": 0.8}
+        for image, number, row in zip(
+            store.image_ids, store.annotation_ids, rows.tolist(), strict=True
+        )
+    ]
+
+
+def from_predictions(config: StudyConfig, entries: Any, folder: Path) -> StudyConfig:
+    file = folder / "poses.json"
+    file.write_text(json.dumps(entries))
+    return with_values(
+        config,
+        {"teacher.name": "predictions", "teacher.init": str(file), "teacher.epochs": 0},
+    )
+
+
+def test_in_the_same_form_only_the_margin_is_added(five_store: CropStore) -> None:
+    affine = crop_to_stored(CropFrame((96, 64)), five_store, five_store)
+    margin = np.array([[1, 0, 16], [0, 1, 24]])
+    np.testing.assert_allclose(affine, np.broadcast_to(margin, (13, 2, 3)), atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (128, 128), (64, 96)])
+def test_a_place_in_the_teachers_crop_is_the_same_place_of_the_picture(
+    size: tuple[int, int], five_people: People, five_store: CropStore, tmp_path: Path
+) -> None:
+    square = open_crop_store(make_crop_store(five_people, size, tmp_path))
+    rows = np.array([3, 0, 12])
+    in_picture = np.random.RandomState(0).uniform(0, 100, (3, 4, 2))
+    plain = stored_to_crop_affine(CropFrame(size))[None]
+    in_crop = apply_affine(apply_affine(in_picture, square.image_to_stored[rows]), plain)
+    found = apply_affine(in_crop, crop_to_stored(CropFrame(size), square, five_store)[rows])
+    expected = apply_affine(in_picture, five_store.image_to_stored[rows])
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    assert np.abs(found - in_crop).max() > 5
+
+
+def test_a_teacher_of_the_students_size_shares_its_crops(
+    mini_config: StudyConfig, mini_data: StudyData
+) -> None:
+    own = with_values(mini_config, {"teacher.input_size": [64, 64]})
+    assert prepared(own) == mini_data == mini_data.for_teacher()
+
+
+def test_a_teacher_of_another_size_has_the_same_people_in_crops_of_its_own(
+    mini_config: StudyConfig, mini_data: StudyData
+) -> None:
+    data = prepared(with_values(mini_config, {"teacher.input_size": [96, 64]}))
+    for part in ("train", "search", "val"):
+        assert getattr(data, part) == getattr(mini_data, part)
+    assert data.fingerprint != mini_data.fingerprint
+    seen = data.for_teacher()
+    for theirs, ours in ((seen.train, data.train), (seen.search, data.search)):
+        store, student = open_crop_store(Path(theirs)), open_crop_store(Path(ours))
+        assert store.input_size == (96, 64) and student.input_size == (64, 64)
+        assert np.array_equal(store.annotation_ids, student.annotation_ids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [[96, 96], [64, 64]])
+def test_a_square_teacher_is_trained_and_asked_in_its_form_and_heard_in_the_students(
+    size: list[int], mini_config: StudyConfig, workers: Workers
+) -> None:
+    values: dict[str, Any] = {"teacher.input_size": size, "data.input_size": [96, 64]}
+    config = with_values(mini_config, values)
+    data = prepared(config)
+    make_teacher(config, data, workers, lambda row: False)
+    folder = teacher_folder(config, data)
+    assert is_ready(folder)
+    targets = open_teacher_store(folder / TARGETS)
+    student = open_crop_store(Path(data.train))
+    own = open_crop_store(Path(data.for_teacher().train))
+    assert own.input_size == tuple(size) and targets.taught.all()
+
+    # by hand: each crop that the teacher sees, decoded, and both poses in the picture
+    rows = torch.arange(5)
+    crops = plain_batch(own, COCO, CropFrame((size[0], size[1])), rows, CPU).crops
+    teacher = load_teacher(config, folder, CPU)
+    with torch.inference_mode():
+        heatmaps = teacher.pose.student.look(crops).heatmaps  # type: ignore[attr-defined]
+    cells = (size[0] // 4, size[1] // 4)
+    codec = Dark((size[0], size[1]), cells, config.teacher.sigma)
+    keypoints, scores = codec.decode(heatmaps)
+    margin = np.array([size[1] / 4, size[0] / 4])
+    image_to_own = own.image_to_stored[:5]
+    expected = apply_affine(keypoints.double().numpy() + margin, invert_affine(image_to_own))
+    stored = targets.modes_stored[:5, :, 0, :2].astype(float)
+    found = apply_affine(stored, invert_affine(student.image_to_stored[:5]))
+    has_peak = scores.numpy() > 0
+    assert has_peak.any()
+    np.testing.assert_allclose(found[has_peak], expected[has_peak], atol=1e-3)
+
+
+def test_predictions_are_stored_before_anything_is_started(
+    mini_config: StudyConfig, mini_data: StudyData, tmp_path: Path
+) -> None:
+    store = open_crop_store(Path(mini_data.train))
+    config = from_predictions(mini_config, poses_of(store)[1:], tmp_path)
+    said: list[str] = []
+    prepare_teacher(config, mini_data, said.append)
+    folder = teacher_folder(config, mini_data)
+    assert is_ready(folder)
+    assert said[0].startswith(f"{len(store) - 1} of {len(store)} people to train on have a pred")
+    targets = open_teacher_store(folder / TARGETS)
+    labelled = store.visibility > 0
+    labelled[0] = False  # has none
+    assert np.array_equal(targets.taught > 0, labelled) and targets.relation is None
+    np.testing.assert_allclose(
+        targets.modes_stored[:, :, 0, :2][labelled], store.keypoints_stored[labelled], atol=1e-3
+    )
+    prepare_teacher(config, mini_data, said.append)
+    assert len(said) == 1  # there already
+
+
+def test_predictions_of_nobody_we_train_on_are_refused(
+    mini_config: StudyConfig, mini_data: StudyData, tmp_path: Path
+) -> None:
+    entries = poses_of(open_crop_store(Path(mini_data.search)))
+    config = from_predictions(mini_config, entries, tmp_path)
+    with pytest.raises(InputError, match=r"people to train on, got none .*poses\.json; change"):
+        prepare_teacher(config, mini_data, lambda text: None)
+    assert not is_ready(teacher_folder(config, mini_data))
+
+
+def test_other_predictions_make_another_teacher(
+    mini_config: StudyConfig, mini_data: StudyData, tmp_path: Path
+) -> None:
+    entries = poses_of(open_crop_store(Path(mini_data.train)))
+    config = from_predictions(mini_config, entries, tmp_path)
+    before = teacher_folder(config, mini_data)
+    other = from_predictions(mini_config, entries[1:], tmp_path)
+    assert teacher_folder(other, mini_data) != before
+
+
+def test_a_space_that_may_choose_the_relation_is_refused_for_teachers_without_features(
+    mini_config: StudyConfig, tmp_path: Path
+) -> None:
+    config = from_predictions(mini_config, [], tmp_path)
+    with pytest.raises(InputError, match=r"structure\.kind may become 'relation'"):
+        load_checked_space(config)
+    with pytest.raises(InputError, match="search_space=poses"):
+        load_checked_space(config)
+    space = load_checked_space(with_values(config, {"search_space": "poses"}))
+    assert "distill.structure.weight" in space.paths
