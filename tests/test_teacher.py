@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from models.build import build_model
 from models.codec import Dark
 from models.crop_frame import CropFrame
-from models.skeleton import COCO
+from models.skeleton import COCO, CROWDPOSE
 from study.batches import plain_batch
 from study.config import InputError, with_values
 from study.crops import apply_affine, invert_affine, stored_to_crop_affine
 from study.dataset import People
+from study.loop import Row
 from study.prepare import StudyData, prepare_data
 from study.schema import StudyConfig
 from study.store import CropStore, make_crop_store, open_crop_store, open_teacher_store
@@ -139,6 +142,31 @@ def test_a_square_teacher_is_trained_and_asked_in_its_form_and_heard_in_the_stud
     has_peak = scores.numpy() > 0
     assert has_peak.any()
     np.testing.assert_allclose(found[has_peak], expected[has_peak], atol=1e-3)
+
+
+def test_a_teacher_of_other_joints_is_asked_as_it_comes_and_scored(
+    mini_config: StudyConfig, mini_data: StudyData, workers: Workers, tmp_path: Path
+) -> None:
+    init = tmp_path / "crowd.safetensors"
+    torch.manual_seed(0)
+    network = build_model("mobile_net", "tiny", CROWDPOSE)
+    save_file(network.state_dict(), init)
+    values = {"teacher.init": str(init), "teacher.skeleton": "crowdpose", "teacher.epochs": 0}
+    config = with_values(mini_config, values)
+    rows: list[Row] = []
+
+    def report(row: Row) -> bool:
+        rows.append(row)
+        return False
+
+    make_teacher(config, mini_data, workers, report)
+    assert [(row["stage"], row["epoch"]) for row in rows] == [("teacher", 0)]
+    assert 0 <= rows[0]["val_ap"] <= 1
+    targets = open_teacher_store(teacher_folder(config, mini_data) / TARGETS)
+    known = [joint in CROWDPOSE.joints for joint in COCO.joints]
+    assert (targets.taught == np.array(known)).all() and sum(known) == 12
+    assert targets.relation is not None
+    assert (targets.relation[:, ~np.array(known)] == 0).all()
 
 
 def test_predictions_are_stored_before_anything_is_started(
