@@ -106,17 +106,17 @@ def test_w18_learns_as_a_student(
     task = build_distill_task(config, seed=0).train()
     ground = TrainingData.open(config, mini_data, workers, mini_targets)
     augment, generator = config.distill.augment, torch.Generator().manual_seed(0)
-    order = [torch.arange(8)]
+    order = [torch.arange(4)]
     (batch,) = ground.batches(augment, task.codec.frame, order, generator)
-    assert batch.crops.shape == (8, 3, 64, 64)
+    assert batch.crops.shape == (4, 3, 64, 64)
     optimizer = torch.optim.AdamW(task.parameter_groups(config.distill.optimizer))
-    losses = []
-    for _ in range(3):
-        terms = task(batch)
-        assert set(terms) == {"truth", "heatmap", "structure"}
-        loss = torch.stack([term.sum / term.count for term in terms.values()]).sum()
+    history = []
+    for _ in range(5):
+        means = {name: term.sum / term.count for name, term in task(batch).items()}
         optimizer.zero_grad()
-        loss.backward()
+        torch.stack(list(means.values())).sum().backward()
         optimizer.step()
-        losses.append(loss.item())
-    assert losses[2] < losses[1] < losses[0]
+        history.append({name: mean.item() for name, mean in means.items()})
+    assert set(history[0]) == {"truth", "heatmap", "structure"}
+    for name in ("truth", "heatmap"):  # structure is noise while the heatmaps are flat
+        assert history[-1][name] < history[0][name]
