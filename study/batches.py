@@ -92,7 +92,7 @@ def training_batches(
             store, teacher, skeleton, rows[mine], affine[mine], mirrored[mine], workers.device
         )
         crops = jitter_colour(batch.crops, augment.colour, colours[:, mine])
-        yield dataclasses.replace(batch, crops=_channels_last(crops))
+        yield dataclasses.replace(batch, crops=crops)
 
 
 def evaluation_batches(
@@ -108,8 +108,7 @@ def plain_batch(store: CropStore, skeleton: Skeleton, rows: Tensor, device: torc
     """These people's crops without augmentation, and without the teacher."""
     affine = centre_affines(len(rows), store.input_size)
     mirrored = torch.zeros(len(rows), dtype=torch.bool)
-    batch = _assemble(store, None, skeleton, rows, affine, mirrored, device)
-    return dataclasses.replace(batch, crops=_channels_last(batch.crops))
+    return _assemble(store, None, skeleton, rows, affine, mirrored, device)
 
 
 def _assemble(
@@ -148,7 +147,3 @@ def _assemble(
         teacher_modes=modes,
         teacher_relation=relation,
     ).to(device)
-
-
-def _channels_last(crops: Tensor) -> Tensor:
-    return crops.contiguous(memory_format=torch.channels_last)

@@ -209,6 +209,14 @@ class TrialConfig:
     """GPUs of a worker."""
     max_failures: int
     """How often a trial that broke goes on from its checkpoint before it counts as failed."""
+    precision: str
+    """auto | fp32 | bf16: what networks, the teacher's too, compute in, in training and scoring.
+    auto: bf16 on GPUs that have it, else fp32. Weights, losses, decoding and refiner are fp32."""
+    channels_last: str
+    """auto | true | false: the memory format of networks and what they see. auto: true."""
+    compile: str
+    """auto | true | false: whether torch.compile speeds up the training of teacher and student.
+    auto: on GPUs, in stages long enough to be worth the compiling (study/compilation.py)."""
 
 
 @dataclass
@@ -237,7 +245,10 @@ class StudyConfig:
 
 RANDOM = "random"
 """The ``init`` of a network that starts from no weights."""
-MAY_CHANGE = ("search.trials", "search.concurrent", "trial", "display")
+MAY_CHANGE = (
+    *("search.trials", "search.concurrent", "display"),
+    *("trial.launcher", "trial.num_workers", "trial.cpus", "trial.gpus", "trial.max_failures"),
+)
 """Settings that may differ when an existing study is run again."""
 
 
@@ -302,6 +313,9 @@ def _checked(values: Any) -> StudyConfig:
     if config.name == "auto":
         space = Path(config.search_space).stem
         config.name = f"{config.data.kind}-{config.plan}-{space}"
+    # YAML's true is a truth value, which a setting that is text takes as "True".
+    config.trial.channels_last = config.trial.channels_last.lower()
+    config.trial.compile = config.trial.compile.lower()
     check(config)
     return config
 

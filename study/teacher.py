@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from models.refined_pose import RefinedPose
 from study.batches import plain_batch
 from study.checkpoint import Checkpoint, Checkpoints, best_row
+from study.compilation import compile_network
 from study.config import RANDOM, StudyConfig, to_plain
 from study.crops import centre_affines
 from study.distill import DistillTask
@@ -38,7 +39,8 @@ def teacher_folder(config: StudyConfig, data: StudyData) -> Path:
     settings = to_plain(config)
     init = Path(config.teacher.init)
     teacher = {**settings["teacher"], "init": hash_file(init) if init.is_file() else RANDOM}
-    parts = (VERSION, teacher, settings["distill"]["augment"], config.seed)
+    arithmetic = [settings["trial"][key] for key in ("precision", "channels_last", "compile")]
+    parts = (VERSION, teacher, settings["distill"]["augment"], config.seed, arithmetic)
     return cache_of(config) / f"teacher-{fingerprint(*parts, data.fingerprint)}"
 
 
@@ -78,7 +80,9 @@ def make_teacher(config: StudyConfig, data: StudyData, workers: Workers, report:
     recorder = Recorder(Checkpoints(folder / EPOCHS), workers, report)
     recorder.replay()
     stage = ground.stage("teacher", config.teacher, config.distill.augment, seed=config.seed)
-    run_stage(task, stage, recorder.resume(stage, task), workers, recorder.finish)
+    progress = recorder.resume(stage, task)
+    compile_network(task.student, config.trial.compile, stage, workers.device)
+    run_stage(task, stage, progress, workers, recorder.finish)
     if not recorder.rows:  # no epoch: the teacher as it came
         row: Row = {"stage": "teacher", "epoch": 0, "step": 0, "seconds": 0.0, "loss": 0.0}
         scores = ground.score(task.eval().estimator())

@@ -58,7 +58,10 @@ def build_network(
         except ValueError as error:
             raise InputError(str(error)) from None
         trained = frozenset(name for name, _ in network.named_parameters()) - set(left_random)
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.precision = config.trial.precision
+    if config.trial.channels_last == "false":
+        network.memory_format = torch.contiguous_format
+    network = network.to(memory_format=network.memory_format)  # type: ignore[call-overload]
     return network, trained
 
 
