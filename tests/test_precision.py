@@ -191,11 +191,9 @@ def test_a_compiled_network_trains_as_the_other_under_the_same_names(
     for own, other in zip(compiled.parameters(), plain.parameters(), strict=True):
         assert own.grad is not None and other.grad is not None
         assert torch.equal(own.grad, other.grad)
-    names = list(plain.state_dict())
-    assert list(compiled.state_dict()) == names
-    assert all(
-        torch.equal(compiled.state_dict()[name], plain.state_dict()[name]) for name in names
-    )
+    states = compiled.state_dict(), plain.state_dict()
+    assert list(states[0]) == list(states[1])
+    assert all(map(torch.equal, states[0].values(), states[1].values()))
     with torch.inference_mode():
         answers = [task.eval().estimator()(batch.crops)[0] for task in (compiled, plain)]
     assert torch.equal(*answers)
