@@ -167,17 +167,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare bf16, memory formats, torch.compile.")
     parser.add_argument("--turns", type=int, default=15, help="of each variant (default 15)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--work", nargs="+", choices=WORK, default=WORK)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
     parser.add_argument("--no-compile", action="store_true", help="leave compiled variants out")
     options = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(options.device)
     variants = [one for one in VARIANTS if not (options.no_compile and one.is_compiled)]
     console = Console(width=120)
-    for work in WORK:
+    for work in options.work:
         table = Table(title=f"{work}: images/s, and ratios to it (first step of compiled, s)")
         for heading in ("network", "crops", *(variant.name for variant in variants)):
             table.add_column(heading, justify="right")
-        for size in SIZES:
+        for size in options.sizes:
             for height, width in INPUTS:
                 own = {"teacher.size": size, "data.input_size": [height, width]}
                 config = with_values(compose(), own)
