@@ -49,11 +49,26 @@ class PoseFeatures(NamedTuple):
         return self._replace(heatmaps=(self.heatmaps + other.heatmaps) / 2, bins=bins)
 
 
+def computes_in_bf16(precision: str, device: torch.device) -> bool:
+    """Whether a forward pass of this precision is in bf16 on the device.
+
+    auto is bf16 on GPUs that have it in hardware. On CPUs it is fp32: there bf16 makes answers
+    faster, but the training of small crops slower.
+    """
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision == "bf16"
+
+
 class PoseNetwork(nn.Module):
     """A network, teacher or student, that maps normalised crops (B, 3, h, w) to PoseFeatures."""
 
     pixels: Pixels = IMAGENET
     """How its crops are normalised."""
+    precision: str = "fp32"
+    """auto | fp32 | bf16: what its layers compute in; weights and answers are fp32 always."""
+    memory_format: torch.memory_format = torch.channels_last
+    """How it is fed."""
     pyramid_channels: tuple[int, int, int]
     """Channels at strides 16, 8, 4."""
     simcc_head: SimccHead | None
@@ -64,12 +79,24 @@ class PoseNetwork(nn.Module):
         self.simcc_head = None
 
     def look(self, crops: Tensor) -> PoseFeatures:
-        """Its answer to crops (B, 3, h, w), RGB in 0..255."""
-        answer = self(self.pixels.normalise(crops))
+        """Its answer, in fp32, to crops (B, 3, h, w), RGB in 0..255.
+
+        A network that was compiled is so in train mode alone: what it is scored by must follow
+        from its weights, however they were trained.
+        """
+        forward = self if self.training else self.forward
+        seen = self.pixels.normalise(crops).contiguous(memory_format=self.memory_format)
+        if computes_in_bf16(self.precision, crops.device):
+            with torch.autocast(crops.device.type, torch.bfloat16):
+                answer = forward(seen)
+        else:
+            answer = forward(seen)
         assert isinstance(answer, PoseFeatures)
+        pyramid = tuple(features.float() for features in answer.pyramid)
+        answer = answer._replace(heatmaps=answer.heatmaps.float(), pyramid=pyramid)
         if self.simcc_head is None:
             return answer
-        return answer._replace(bins=self.simcc_head(answer.pyramid[-1]))
+        return answer._replace(bins=self.simcc_head(pyramid[-1]))
 
 
 def sample_features(

@@ -108,7 +108,7 @@ def training_batches(
             workers.device,
         )
         crops = jitter_colour(batch.crops, augment.colour, colours[:, mine])
-        yield dataclasses.replace(batch, crops=_channels_last(crops))
+        yield dataclasses.replace(batch, crops=crops)
 
 
 def evaluation_batches(
@@ -131,8 +131,7 @@ def plain_batch(
     """These people's crops without augmentation, and without the teacher."""
     affine = plain_affines(len(rows), frame)
     mirrored = torch.zeros(len(rows), dtype=torch.bool)
-    batch = _assemble(store, None, skeleton, frame, rows, affine, mirrored, device)
-    return dataclasses.replace(batch, crops=_channels_last(batch.crops))
+    return _assemble(store, None, skeleton, frame, rows, affine, mirrored, device)
 
 
 def _assemble(
@@ -174,7 +173,3 @@ def _assemble(
         teacher_taught=taught,
         teacher_relation=relation,
     ).to(device)
-
-
-def _channels_last(crops: Tensor) -> Tensor:
-    return crops.contiguous(memory_format=torch.channels_last)

@@ -26,7 +26,10 @@ class InputError(ValueError):
 
 RANDOM = "random"
 """The ``init`` of a network that starts from no weights."""
-MAY_CHANGE = ("search.trials", "search.concurrent", "trial", "display")
+MAY_CHANGE = (
+    *("search.trials", "search.concurrent", "display"),
+    *("trial.launcher", "trial.num_workers", "trial.cpus", "trial.gpus", "trial.max_failures"),
+)
 """Settings that may differ when an existing study is run again."""
 
 
@@ -91,6 +94,9 @@ def _checked(values: Any) -> StudyConfig:
     if config.name == "auto":
         space = Path(config.search_space).stem
         config.name = f"{config.data.kind}-{config.plan}-{space}"
+    # YAML's true is a truth value, which a setting that is text takes as "True".
+    config.trial.channels_last = config.trial.channels_last.lower()
+    config.trial.compile = config.trial.compile.lower()
     check(config)
     return config
 

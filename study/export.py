@@ -26,6 +26,7 @@ import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from models.build import load_export  # noqa: E402
+from models.pose_features import computes_in_bf16  # noqa: E402
 from models.refined_pose import RefinedPose  # noqa: E402
 from study.batches import plain_batch  # noqa: E402
 from study.checkpoint import sync  # noqa: E402
@@ -100,7 +101,7 @@ def export_study(
     try:
         info = describe(folder, chosen, settings, data, estimator)
         write_files(aside, estimator, info, chosen)
-        ap = prove(aside, estimator, chosen, data, tolerance)
+        ap, ap_in_fp32 = prove(aside, estimator, chosen, data, tolerance)
         if has_onnx:
             shifts = add_onnx(aside, chosen, data)
         _put_in_place(aside, target)
@@ -112,6 +113,11 @@ def export_study(
         f"loaded again, its AP on the search slice is {percent(ap)}, which is the trial's "
         f"(difference {abs(ap - chosen.trial['objective']):.1g} of at most {tolerance:g})"
     )
+    if ap_in_fp32 is not None:
+        display.say(
+            "the trial computed in bf16; in fp32, in which an export computes, AP is "
+            f"{percent(ap_in_fp32)} (difference {100 * (ap_in_fp32 - ap):+.2f} points)"
+        )
     if has_onnx:
         display.say(
             f"model.onnx is it to {shifts[0]:.1g} px of a crop and {shifts[1]:.1g} in score"
@@ -203,11 +209,12 @@ def write_files(aside: Path, estimator: RefinedPose, info: dict[str, Any], chose
 
 def prove(
     aside: Path, estimator: RefinedPose, chosen: Chosen, data: StudyData, tolerance: float
-) -> float:
+) -> tuple[float, float | None]:
     """The AP of the written files on the search slice, which is that of the trial.
 
-    Measured as the trial did: in its batches, on its kind of device and number of threads. Where
-    AP is 0 throughout it says little, so the joints must be the checkpoint's too.
+    Measured as the trial did: in its precision and batches, on its kind of device and number of
+    threads. Where AP is 0 throughout it says little, so the joints must be the checkpoint's too.
+    The second figure is the AP in fp32, None where the first is that.
 
     Raises:
         InputError: it is another one.
@@ -220,12 +227,18 @@ def prove(
     torch.set_num_threads(max(1, int(config.trial.cpus)))
     try:
         written = load_export(aside)[0].to(workers.device)
+        written.student.precision = estimator.student.precision
+        written.student.memory_format = estimator.student.memory_format
         poses = [
             predict_crops(model, store, skeleton, workers, BATCH_SIZE)[0]
             for model in (estimator.to(workers.device), written)
         ]
         truth, kind = Path(data.search_truth), evaluation_of(config)
         ap = evaluate(written, store, truth, skeleton, kind, workers)["ap"]
+        ap_in_fp32 = None
+        if computes_in_bf16(written.student.precision, workers.device):
+            written.student.precision = "fp32"
+            ap_in_fp32 = evaluate(written, store, truth, skeleton, kind, workers)["ap"]
     except TrainingDiverged as error:
         raise InputError(f"trial {chosen.trial['trial']} can't be exported: {error}") from None
     finally:
@@ -240,7 +253,7 @@ def prove(
             f"the trial ran on {where} of another machine ({chosen.trial['node']}): export there, "
             "or allow a difference by --tolerance"
         )
-    return ap
+    return ap, ap_in_fp32
 
 
 def _put_in_place(aside: Path, target: Path) -> None:

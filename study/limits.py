@@ -46,6 +46,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "refine.progressive": ("final", "interpolated"),
     "search.pruner": ("successive_halving", "none"),
     "trial.launcher": ("auto", "inline", "train"),
+    "trial.precision": ("auto", "fp32", "bf16"),
+    "trial.channels_last": ("auto", "true", "false"),
+    "trial.compile": ("auto", "true", "false"),
 }
 
 AT_LEAST: dict[str, float] = {

@@ -230,6 +230,14 @@ class TrialConfig:
     """GPUs of a worker."""
     max_failures: int
     """How often a trial that broke goes on from its checkpoint before it counts as failed."""
+    precision: str
+    """auto | fp32 | bf16: what networks, the teacher's too, compute in, in training and scoring.
+    auto: bf16 on GPUs that have it, else fp32. Weights, losses, decoding and refiner are fp32."""
+    channels_last: str
+    """auto | true | false: the memory format of networks and what they see. auto: true."""
+    compile: str
+    """auto | true | false: whether torch.compile speeds up the training of teacher and student.
+    auto: on GPUs, in stages long enough to be worth the compiling (study/compilation.py)."""
 
 
 @dataclass

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from models.crop_frame import CropFrame
 from study.batches import plain_batch
 from study.checkpoint import Checkpoint, Checkpoints, best_row
+from study.compilation import compile_network
 from study.config import RANDOM, InputError, to_plain
 from study.crops import carry_modes, chain_affines, crop_to_image_affine
 from study.distill import DistillTask
@@ -48,7 +49,8 @@ def teacher_folder(config: StudyConfig, data: StudyData) -> Path:
     """Where the teacher of these settings and data lies, for all studies under one ``storage``."""
     settings = to_plain(config)
     teacher = {**settings["teacher"], "init": _content_of(config.teacher.init)}
-    parts = (VERSION, teacher, settings["distill"]["augment"], config.seed)
+    arithmetic = [settings["trial"][key] for key in ("precision", "channels_last", "compile")]
+    parts = (VERSION, teacher, settings["distill"]["augment"], config.seed, arithmetic)
     return cache_of(config) / f"teacher-{fingerprint(*parts, data.fingerprint)}"
 
 
@@ -161,7 +163,9 @@ def _train(config: StudyConfig, ground: TrainingData, folder: Path, report: Repo
     recorder.replay()
     augment, frame = config.distill.augment, task.codec.frame
     stage = ground.stage("teacher", config.teacher, augment, frame, seed=config.seed)
-    run_stage(task, stage, recorder.resume(stage, task), workers, recorder.finish)
+    progress = recorder.resume(stage, task)
+    compile_network(task.student, config.trial.compile, stage, workers.device)
+    run_stage(task, stage, progress, workers, recorder.finish)
     return recorder.rows
 
 

@@ -28,7 +28,7 @@ from study.losses import joint_relation
 from study.onnx_teacher import OnnxHeatmaps, OnnxSimcc, open_onnx
 from study.prepare import skeleton_of, teacher_input_size_of, teacher_skeleton_of
 from study.schema import StudyConfig
-from study.training import build_distill_task, build_network
+from study.training import build_distill_task, build_network, with_arithmetic
 from study.vitpose import VitPose, check_vitpose
 
 NUM_MODES = 3
@@ -197,10 +197,11 @@ def open_network(config: StudyConfig) -> tuple[PoseNetwork, HeatmapCodec, frozen
     if settings.name == VITPOSE:
         network = VitPose(Path(settings.init), skeleton, size)
         codec = build_codec("udp", size, settings.sigma)  # as ViTPose was trained
-        return network, codec, frozenset(name for name, _ in network.named_parameters())
+        trained = frozenset(name for name, _ in network.named_parameters())
+        return with_arithmetic(network, config.trial), codec, trained
     codec = build_codec(settings.codec, size, settings.sigma)
     seed = seed_of(config.seed, "teacher")
-    ours, trained = build_network(settings, codec, skeleton, seed)
+    ours, trained = build_network(settings, config.trial, codec, skeleton, seed)
     return ours, codec, trained
 
 

@@ -32,6 +32,7 @@ from study.schema import (
     RefineConfig,
     StudyConfig,
     TeacherConfig,
+    TrialConfig,
 )
 from study.store import CropStore, TeacherStore, open_crop_store, open_teacher_store
 from study.workers import Workers
@@ -41,7 +42,7 @@ Report = Callable[[Row], bool]
 
 
 def build_network(
-    model: ModelConfig, codec: HeatmapCodec, skeleton: Skeleton, seed: int
+    model: ModelConfig, trial: TrialConfig, codec: HeatmapCodec, skeleton: Skeleton, seed: int
 ) -> tuple[PoseNetwork, frozenset[str]]:
     """The teacher's or the student's network, and its parameters that are from ``init``, by name.
 
@@ -59,15 +60,23 @@ def build_network(
         except ValueError as error:
             raise InputError(str(error)) from None
         trained = frozenset(name for name, _ in network.named_parameters()) - set(left_random)
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network, trained
+    return with_arithmetic(network, trial), trained
+
+
+def with_arithmetic(network: PoseNetwork, trial: TrialConfig) -> PoseNetwork:
+    """The network, which computes as the settings say from now on."""
+    network.precision = trial.precision
+    if trial.channels_last == "false":
+        network.memory_format = torch.contiguous_format
+    return network.to(memory_format=network.memory_format)  # type: ignore[call-overload]
 
 
 def build_distill_task(config: StudyConfig, seed: int) -> DistillTask:
     """Stage 1 of a trial: its student, before training."""
     skeleton, settings = skeleton_of(config), config.student
     codec = build_codec(settings.codec, input_size_of(config), settings.sigma)
-    student, trained = build_network(settings, codec, skeleton, seed_of(seed, "student"))
+    seed = seed_of(seed, "student")
+    student, trained = build_network(settings, config.trial, codec, skeleton, seed)
     return DistillTask(
         student,
         codec,

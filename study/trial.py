@@ -15,6 +15,7 @@ import torch
 from models.refined_pose import RefinedPose
 from study.batches import epoch_rows
 from study.checkpoint import Checkpoints, best_row
+from study.compilation import compile_network
 from study.config import RANDOM, with_values
 from study.distill import SCALE_BATCHES, DistillTask
 from study.evaluation import predict_crops
@@ -80,6 +81,7 @@ def distill(trial: Trial, ground: TrainingData, recorder: Recorder) -> bool:
     progress = recorder.resume(stage, task)
     if progress.epoch == 0 and config.distill.normalize == "initial":
         measure_scales(task, trial, ground)
+    compile_network(task.student, config.trial.compile, stage, workers.device)
     return run_stage(task, stage, progress, workers, recorder.finish)
 
 

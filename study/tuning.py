@@ -302,7 +302,7 @@ def _check_settings(config: StudyConfig, folder: Path) -> None:
     differing = [
         f"  {path}: {old.get(path)} in the study, {new.get(path)} now"
         for path in sorted({*old, *new})
-        if old.get(path) != new.get(path) and not path.startswith(MAY_CHANGE)
+        if old.get(path) != new.get(path) and path not in MAY_CHANGE
     ]
     if differing:
         raise InputError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -13,12 +12,13 @@ from safetensors.torch import save_file
 from models.build import MODELS, build_codec, build_model, load_export
 from models.codec import CODECS
 from models.igp_gcn import IgpGcn
-from models.pose_features import IMAGENET
+from models.pose_features import IMAGENET, PoseNetwork
 from models.refined_pose import RefinedPose
-from models.skeleton import COCO, CROWDPOSE, Skeleton
+from models.skeleton import COCO, CROWDPOSE, SKELETONS, Skeleton
 from study.config import InputError, with_values
 from study.schema import StudyConfig
-from study.training import build_network, check_weights
+from study.teachers import check_weights
+from study.training import build_network
 
 
 def saved(path: Path, skeleton: Skeleton) -> Path:
@@ -87,15 +87,21 @@ def test_normalised_crops_have_imagenets_mean_at_0() -> None:
     assert one.tolist() == pytest.approx(expected)
 
 
+def build(config: StudyConfig, seed: int = 0) -> tuple[PoseNetwork, frozenset[str]]:
+    """The student of these settings."""
+    codec = build_codec(config.student.codec, (64, 64), config.student.sigma)
+    skeleton = SKELETONS[config.data.skeleton]
+    return build_network(config.student, config.trial, codec, skeleton, seed)
+
+
 def test_a_network_from_weights_tells_what_is_trained(
     mini_config: StudyConfig, tmp_path: Path
 ) -> None:
     path = saved(tmp_path / "weights.safetensors", CROWDPOSE)
-    model = dataclasses.replace(mini_config.student, init=str(path))
-    network, trained = build_network(model, mini_config, seed=0)
+    network, trained = build(with_values(mini_config, {"student.init": str(path)}))
     names = {name for name, _ in network.named_parameters()}
     assert names - trained == {"final_layer.weight", "final_layer.bias"} and trained < names
-    network, trained = build_network(mini_config.student, mini_config, seed=0)
+    network, trained = build(mini_config)
     assert trained == frozenset()
 
 
@@ -117,9 +123,7 @@ def test_layers_that_stay_random_beside_trained_ones_are_said_once(
 
 
 def test_a_seed_decides_the_random_weights(mini_config: StudyConfig) -> None:
-    first, second, other = (
-        build_network(mini_config.student, mini_config, seed)[0].state_dict() for seed in (1, 1, 2)
-    )
+    first, second, other = (build(mini_config, seed)[0].state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert not torch.equal(first["stem.0.weight"], other["stem.0.weight"])
 
@@ -129,6 +133,6 @@ def test_weights_that_do_not_fit_are_the_users_to_mend(
 ) -> None:
     config = with_values(mini_config, {"student.init": str(tmp_path / "nowhere.safetensors")})
     with pytest.raises(InputError, match=r"nowhere\.safetensors"):
-        build_network(config.student, config, seed=0)
+        build(config)
     with pytest.raises(InputError, match=r"nowhere\.safetensors"):
         check_weights(config, print)

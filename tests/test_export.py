@@ -178,6 +178,24 @@ def test_export_gives_the_keypoints_of_the_trials_estimator(
         np.testing.assert_allclose(exported, own, rtol=0, atol=1e-6)
 
 
+def test_trial_in_bf16_is_proved_in_bf16_and_its_ap_in_fp32_is_said(
+    study: Path, mini_data: StudyData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = OmegaConf.load(study / "study.yaml")
+    settings.config.trial.precision = "bf16"
+    OmegaConf.save(settings, study / "study.yaml")
+    chosen = chosen_of(study, WINNER)
+    in_fp32, in_bf16 = recorded(study, WINNER), score(chosen.config, chosen.checkpoint, mini_data)
+    assert in_bf16 != in_fp32
+    write_trial(study, {**chosen.trial, "objective": in_bf16}, [chosen.report], SPACE)
+    main([str(study)])
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"its AP on the search slice is {100 * in_bf16:.1f}," in out
+    expected = f"{100 * in_fp32:.1f} (difference {100 * (in_fp32 - in_bf16):+.2f} points)"
+    assert f"computed in bf16; in fp32, in which an export computes, AP is {expected}" in out
+    assert load_export(study / "export")[0].student.precision == "fp32"
+
+
 def test_winner_is_exported_unless_a_trial_is_named(study: Path) -> None:
     info = run(study)
     assert (info["source"]["trial"], info["source"]["stage"]) == (WINNER, "refine")

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.skeleton import SKELETONS, Skeleton
-from study import limits
+from study import compilation, limits
 from study.checkpoint import Checkpoints, best_rows
 from study.config import compose, with_values
 from study.dataset import People
@@ -96,10 +96,27 @@ def test_a_trial_reports_every_epoch_of_both_stages(whole: Trial) -> None:
     assert steps[1] == 2 * steps[0] and steps[3] - steps[2] == steps[2] - steps[1] > 0
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"trial.precision": "bf16"},
+        pytest.param({"trial.compile": "true"}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_trial_broken_off_after_every_epoch_ends_as_if_it_had_not_been(
-    whole: Trial, tmp_path: Path, workers: Workers
+    settings: dict[str, str],
+    whole: Trial,
+    tmp_path: Path,
+    workers: Workers,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    trial = dataclasses.replace(whole, folder=tmp_path)
+    monkeypatch.setattr(compilation, "BACKEND", "eager")
+    if settings:
+        own = with_values(whole.config, settings)
+        whole = dataclasses.replace(whole, config=own, folder=tmp_path / "whole")
+        run_trial(whole, workers, lambda row: False)
+    trial = dataclasses.replace(whole, folder=tmp_path / "broken")
     told: list[Row] = []
 
     def report(row: Row) -> bool:

@@ -104,13 +104,25 @@ def results(trial: Trial, workers: Workers) -> dict[str, Any]:
     ground = TrainingData.open(trial.config, trial.data, workers, trial.targets)
     batches = global_batches(ground)
     distill, refine, plain = tasks(trial)
+    rounded, *_ = tasks(trial)
+    rounded.student.precision = "bf16"
     return {
+        "bf16": gradients(rounded, batches[0], workers),
         "terms": mean_terms(distill, batches, workers),
         "scores": ground.score(distill.estimator()),
         "distill": gradients(distill, batches[0], workers),
         "refine": gradients(refine, batches[1], workers),
         "plain": gradients(plain, batches[1], workers),
     }
+
+
+def compiled_and_not(trial: Trial, workers: Workers) -> list[dict[str, Tensor]]:
+    """Gradients and terms of a compiled network in train mode, and those of another one."""
+    ground = TrainingData.open(trial.config, trial.data, workers, trial.targets)
+    batch = global_batches(ground)[0]
+    compiled, plain = (tasks(trial)[0].train() for _ in range(2))
+    compiled.student.compile(backend="eager", dynamic=False)
+    return [gradients(task, batch, workers) for task in (compiled, plain)]
 
 
 def main(folder: Path, rank: int) -> None:
@@ -121,6 +133,7 @@ def main(folder: Path, rank: int) -> None:
     workers = Workers(torch.device("cpu"))
     trial = trial_in(folder)
     seen = results(trial, workers)
+    seen["compiled"] = compiled_and_not(trial, workers)
     rows: list[Row] = []
 
     def report(row: Row) -> bool:
@@ -211,6 +224,30 @@ def test_gradients_of_a_global_batch_are_those_of_one_worker(
             assert difference < 1e-5, name
     largest = max(float(value.abs().max()) for value in expected.values())
     assert largest > 1e-3  # else the tolerance would say nothing
+
+
+def test_gradients_in_bf16_are_those_of_one_worker_but_for_rounding(
+    seen: list[dict[str, Any]], alone: dict[str, Any]
+) -> None:
+    one, first, second, plain = (
+        torch.cat([value.flatten() for value in source.values()])
+        for source in (alone["bf16"], seen[0]["bf16"], seen[1]["bf16"], alone["distill"])
+    )
+    assert torch.equal(first, second)
+    rounding = (one - plain).norm()
+    assert rounding > 1e-3 * plain.norm()
+    assert (first - one).norm() < rounding
+
+
+def test_a_compiled_network_has_the_gradients_of_another_on_two_workers(
+    seen: list[dict[str, Any]],
+) -> None:
+    for rank in range(2):
+        compiled, plain = seen[rank]["compiled"]
+        assert list(compiled) == list(plain) and len(compiled) > 20
+        for name, value in plain.items():
+            assert torch.equal(compiled[name], value), name
+            assert torch.equal(seen[1 - rank]["compiled"][1][name], value), name
 
 
 def test_means_of_the_terms_are_those_of_one_worker(

@@ -1,0 +1,198 @@
+"""What bf16, memory format and compiling do to speed: ``python tests/benchmarks/precision.py``.
+
+Images/s of stage 1's training step (without a teacher) and of inference, as ratios against fp32 in
+channels-last uncompiled. All variants take turns, so that what else the machine does hits all of
+them alike; a variant's figure is the median of its turns. On a CPU it is seconds of one thread
+that are counted, without those in which others had the core. Compiling needs a C++ compiler. Only
+training is compiled by a study; inference is here for comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from models.pose_features import computes_in_bf16  # noqa: E402
+from study.batches import Batch  # noqa: E402
+from study.compilation import BACKEND  # noqa: E402
+from study.config import StudyConfig, compose, with_values  # noqa: E402
+from study.distill import DistillTask  # noqa: E402
+from study.loop import combine  # noqa: E402
+from study.teacher import build_task  # noqa: E402
+from study.workers import Workers  # noqa: E402
+
+SIZES = ("tiny", "teacher")
+INPUTS = ((96, 64), (256, 192))
+WORK = ("training", "inference")
+PEOPLE = {(96, 64): 32, (256, 192): 16}
+"""Of a batch."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a network computes."""
+
+    precision: str
+    channels_last: str
+    is_compiled: bool
+
+    @property
+    def name(self) -> str:
+        parts = [self.precision]
+        parts += ["contiguous"] if self.channels_last == "false" else []
+        parts += ["compiled"] if self.is_compiled else []
+        return ", ".join(parts)
+
+
+VARIANTS = (
+    Variant("fp32", "true", False),
+    Variant("bf16", "true", False),
+    Variant("fp32", "false", False),
+    Variant("bf16", "false", False),
+    Variant("fp32", "true", True),
+    Variant("bf16", "true", True),
+)
+Step = Callable[[], object]
+
+
+def build(config: StudyConfig, variant: Variant, device: torch.device) -> DistillTask:
+    """A network that learns from ground truth alone."""
+    own = {"trial.precision": variant.precision, "trial.channels_last": variant.channels_last}
+    return build_task(with_values(config, own)).to(device)
+
+
+def training_step(task: DistillTask, batch: Batch, workers: Workers) -> Step:
+    optimizer = torch.optim.AdamW(task.parameters(), lr=1e-3, fused=True)
+    task.train()
+
+    def step() -> None:
+        loss, _ = combine(task(batch), {"truth": 1.0}, workers)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def inference_step(
+    task: DistillTask, batch: Batch, variant: Variant, *, is_compiled: bool
+) -> Step:
+    """As an estimator does it; a compiled network is called as such, which ``look`` would not."""
+    estimator = task.eval().estimator()
+    network, codec = task.student, task.codec
+    is_rounded = computes_in_bf16(variant.precision, batch.crops.device)
+
+    def step() -> None:
+        with torch.inference_mode():
+            if not is_compiled:
+                estimator(batch.crops)
+                return
+            seen = network.pixels.normalise(batch.crops)
+            seen = seen.contiguous(memory_format=network.memory_format)
+            with torch.autocast(batch.crops.device.type, torch.bfloat16, enabled=is_rounded):
+                answer = network(seen)
+            codec.decode(answer.heatmaps)
+
+    return step
+
+
+def made_up_batch(config: StudyConfig, device: torch.device) -> Batch:
+    """Noise with all joints labelled."""
+    height, width = config.data.input_size
+    count = PEOPLE[height, width]
+    torch.manual_seed(0)
+    return Batch(
+        crops=torch.rand(count, 3, height, width) * 255,
+        keypoints_crop=torch.rand(count, 17, 2) * torch.tensor((width, height)),
+        visibility=torch.full((count, 17), 2),
+        areas_crop=torch.full((count,), height * width / 2),
+        neighbour_crop=torch.zeros(count, 17, 2),
+        neighbour_visibility=torch.zeros(count, 17),
+        teacher_modes=None,
+        teacher_relation=None,
+    ).to(device)
+
+
+def time_all(
+    work: str, config: StudyConfig, device: torch.device, variants: list[Variant], turns: int
+) -> tuple[dict[Variant, float], dict[Variant, float]]:
+    """Seconds of a step of each variant, and of its first, which compiles."""
+    batch = made_up_batch(config, device)
+    steps: dict[Variant, Step] = {}
+    first: dict[Variant, float] = {}
+    for variant in variants:
+        task = build(config, variant, device)
+        if work == "training":
+            steps[variant] = training_step(task, batch, Workers(device))
+        else:
+            compiled = variant.is_compiled
+            steps[variant] = inference_step(task, batch, variant, is_compiled=compiled)
+        if variant.is_compiled:
+            task.student.compile(backend=BACKEND, dynamic=False)
+        start = time.perf_counter()
+        steps[variant]()
+        first[variant] = time.perf_counter() - start
+        steps[variant]()
+    seconds: dict[Variant, list[float]] = {variant: [] for variant in variants}
+    for _ in range(turns):
+        for variant, step in steps.items():
+            seconds[variant].append(seconds_of(step, device))
+    return {variant: statistics.median(turn) for variant, turn in seconds.items()}, first
+
+
+def seconds_of(step: Step, device: torch.device) -> float:
+    if device.type == "cpu":
+        start = time.process_time()
+        step()
+        return time.process_time() - start
+    start = time.perf_counter()
+    step()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compare bf16, memory formats, torch.compile.")
+    parser.add_argument("--turns", type=int, default=15, help="of each variant (default 15)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--work", nargs="+", choices=WORK, default=WORK)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
+    parser.add_argument("--no-compile", action="store_true", help="leave compiled variants out")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    device = torch.device(options.device)
+    variants = [one for one in VARIANTS if not (options.no_compile and one.is_compiled)]
+    console = Console(width=120)
+    for work in options.work:
+        table = Table(title=f"{work}: images/s, and ratios to it (first step of compiled, s)")
+        for heading in ("network", "crops", *(variant.name for variant in variants)):
+            table.add_column(heading, justify="right")
+        for size in options.sizes:
+            for height, width in INPUTS:
+                own = {"teacher.size": size, "data.input_size": [height, width]}
+                config = with_values(compose(), own)
+                seconds, first = time_all(work, config, device, variants, options.turns)
+                base = seconds[variants[0]]
+                cells = [f"{PEOPLE[height, width] / base:.0f}"]
+                for variant in variants[1:]:
+                    compiling = f" ({first[variant]:.0f})" if variant.is_compiled else ""
+                    cells.append(f"{base / seconds[variant]:.2f}{compiling}")
+                table.add_row(size, f"{height}x{width}", *cells)
+                console.print(f"{work} {size} {height}x{width}: {' | '.join(cells)}")
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()
