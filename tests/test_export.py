@@ -6,11 +6,13 @@ import json
 import pickle
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -18,8 +20,10 @@ from optuna.distributions import IntDistribution
 from safetensors.torch import load_file, save_file
 
 from models.build import load_export
+from models.skeleton import COCO
 from search_spaces.space import Parameter, SearchSpace
 from study import export
+from study.batches import plain_batch
 from study.checkpoint import Checkpoint, Checkpoints, trial_folder
 from study.chosen import choose_trial, located
 from study.config import StudyConfig, from_plain, to_plain, with_values
@@ -78,7 +82,8 @@ def add_trial(
 @pytest.fixture(scope="module")
 def made(mini_config: StudyConfig, mini_data: StudyData, easy: str) -> Path:
     """A study's folder with a trial of each fate; nobody was trained."""
-    config = with_values(mini_config, {"data.skeleton": easy, "name": "made"})
+    values = {"refine.candidates": 2, "refine.student": "finetuned"}
+    config = with_values(mini_config, {"data.skeleton": easy, "name": "made", **values})
     folder = Path(config.storage) / "made"
     folder.mkdir()
     versions = {"python": "3.11", "torch": "2.11"}
@@ -173,6 +178,7 @@ def test_winner_is_exported_unless_a_trial_is_named(study: Path) -> None:
     info = run(study)
     assert (info["source"]["trial"], info["source"]["stage"]) == (WINNER, "refine")
     assert info["refiner"]["depth"] == DEPTH
+    assert info["refiner"]["candidates"] == 2
     assert info["val"]["ap"] == 0.125
     info = run(study, BASELINE)
     assert (info["source"]["trial"], info["source"]["control"]) == (BASELINE, "baseline")
@@ -212,6 +218,31 @@ def test_export_holds_student_and_refiner_and_no_pickle(
     for place in ((torch, "load"), (pickle, "load"), (pickle, "loads"), (pickle, "Unpickler")):
         monkeypatch.setattr(*place, refuse)
     load_export(study / "export")
+
+
+@pytest.mark.slow
+def test_onnx_is_written_beside_the_weights_and_agrees(
+    study: Path, mini_data: StudyData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(study), "--onnx"])
+    assert "model.onnx is it to " in capsys.readouterr().out
+    target = study / "export"
+    assert {path.name for path in target.iterdir()} == {*FILES, "model.onnx"}
+    store = open_crop_store(Path(mini_data.val))
+    crops = plain_batch(store, COCO, torch.arange(len(store)), torch.device("cpu")).crops
+    session = onnxruntime.InferenceSession(target / "model.onnx")
+    found = session.run(["keypoints_crop", "scores"], {"crops": crops.contiguous().numpy()})
+    with torch.no_grad():
+        expected = load_export(target)[0](crops)
+    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-2)
+    np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=1e-4)
+
+
+def test_what_onnx_needs_is_asked_for_before_anything_is_done(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "--onnx needs onnx, onnxscript and onnxruntime" in refusal(study, capsys, "--onnx")
 
 
 def test_card_shows_the_figures_and_code_that_runs(study: Path) -> None:
