@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.build import MODELS, build_codec, build_model, load_weights
+from models.candidates import ROUNDS, LimbMessages
 from models.codec import CODECS
 from models.mobile_net import SIZES
 from models.pose_features import IMAGENET
 from models.skeleton import COCO, CROWDPOSE, Skeleton
-from study.config import InputError, StudyConfig, with_values
-from study.training import build_network
+from study.config import InputError, StudyConfig, value_at, with_values
+from study.training import build_network, build_refiner
 
 
 def saved(path: Path, skeleton: Skeleton, changes: dict[str, Tensor | None] | None = None) -> Path:
@@ -150,3 +153,36 @@ def test_weights_that_do_not_fit_are_the_users_to_mend(
     config = with_values(mini_config, {"student.init": str(tmp_path / "nowhere.safetensors")})
     with pytest.raises(InputError, match=r"nowhere\.safetensors"):
         build_network(config.student, config, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "found"),
+    [
+        ("levels", 2, lambda refiner: len(refiner.levels)),
+        ("depth", 5, lambda refiner: len(refiner.levels[0].blocks)),
+        ("width", 24, lambda refiner: refiner.levels[0].head.in_features),
+        ("dropout", 0.3, lambda refiner: refiner.levels[0].enter.dropout.p),
+        ("gate", False, lambda refiner: refiner.levels[0].gate is not None),
+        ("candidates", 3, lambda refiner: refiner.num_candidates),
+    ],
+)
+def test_each_setting_reaches_the_refiner(
+    path: str, value: object, found: Callable[[Any], object], mini_config: StudyConfig
+) -> None:
+    assert value_at(mini_config, f"refine.{path}") != value
+    config = with_values(mini_config, {f"refine.{path}": value})
+    assert found(build_refiner(config, (7, 6, 5))) == value
+
+
+@pytest.mark.parametrize("candidates", [2, 3])
+@pytest.mark.parametrize("levels", [1, 3])
+def test_settings_reach_the_chooser(
+    candidates: int, levels: int, mini_config: StudyConfig
+) -> None:
+    values = {"refine.candidates": candidates, "refine.levels": levels, "refine.dropout": 0.3}
+    refiner = build_refiner(with_values(mini_config, values), (7, 6, 5))
+    assert refiner.chooser is not None
+    assert refiner.chooser.project.in_features == 5
+    assert refiner.chooser.head.in_features == mini_config.refine.width
+    rounds = [part for part in refiner.chooser.modules() if isinstance(part, LimbMessages)]
+    assert [part.dropout.p for part in rounds] == [0.3] * ROUNDS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from models.build import build_model
-from models.candidates import ROUNDS, LimbMessages
 from models.codec import Dark
 from models.igp_gcn import IgpGcn
 from models.mobile_net import MobileNet
@@ -21,14 +19,7 @@ from models.pose_features import PoseFeatures
 from models.refined_pose import RefinedPose
 from models.skeleton import COCO, SKELETONS, Skeleton
 from study.batches import Batch
-from study.config import (
-    AugmentConfig,
-    OptimizerConfig,
-    RefineConfig,
-    StudyConfig,
-    value_at,
-    with_values,
-)
+from study.config import AugmentConfig, OptimizerConfig, RefineConfig, StudyConfig
 from study.evaluation import evaluate, predict_crops
 from study.pose_errors import PoseErrors
 from study.prepare import StudyData
@@ -353,39 +344,6 @@ def test_an_untrained_refiner_leaves_every_pose_to_the_bit(five: Skeleton, batch
         refined, scores = task.estimator()(batch.crops)
         plain, plain_scores = RefinedPose(task.student, CODEC, None)(batch.crops)
     assert torch.equal(refined, plain) and torch.equal(scores, plain_scores)
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "found"),
-    [
-        ("levels", 2, lambda refiner: len(refiner.levels)),
-        ("depth", 5, lambda refiner: len(refiner.levels[0].blocks)),
-        ("width", 24, lambda refiner: refiner.levels[0].head.in_features),
-        ("dropout", 0.3, lambda refiner: refiner.levels[0].enter.dropout.p),
-        ("gate", False, lambda refiner: refiner.levels[0].gate is not None),
-        ("candidates", 3, lambda refiner: refiner.num_candidates),
-    ],
-)
-def test_each_setting_reaches_the_refiner(
-    path: str, value: object, found: Callable[[Any], object], mini_config: StudyConfig
-) -> None:
-    assert value_at(mini_config, f"refine.{path}") != value
-    config = with_values(mini_config, {f"refine.{path}": value})
-    assert found(build_refiner(config, (7, 6, 5))) == value
-
-
-@pytest.mark.parametrize("candidates", [2, 3])
-@pytest.mark.parametrize("levels", [1, 3])
-def test_settings_reach_the_chooser(
-    candidates: int, levels: int, mini_config: StudyConfig
-) -> None:
-    values = {"refine.candidates": candidates, "refine.levels": levels, "refine.dropout": 0.3}
-    refiner = build_refiner(with_values(mini_config, values), (7, 6, 5))
-    assert refiner.chooser is not None
-    assert refiner.chooser.project.in_features == 5
-    assert refiner.chooser.head.in_features == mini_config.refine.width
-    rounds = [part for part in refiner.chooser.modules() if isinstance(part, LimbMessages)]
-    assert [part.dropout.p for part in rounds] == [0.3] * ROUNDS
 
 
 @pytest.mark.parametrize(("levels", "candidates"), [(1, 1), (2, 2), (3, 1), (3, 3)])
