@@ -108,9 +108,8 @@ class CandidateChooser(nn.Module):
         self.joint = nn.Parameter(torch.zeros(skeleton.num_joints, 1, width))
         nn.init.normal_(self.joint, std=0.1)
         self.rounds = nn.ModuleList(LimbMessages(skeleton, width, dropout) for _ in range(ROUNDS))
-        self.head = nn.Linear(width, 1)
+        self.head = nn.Linear(width, 1, bias=False)  # a softmax feels no bias
         nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
 
     def forward(self, features: Tensor, candidates: Tensor, crop_size: tuple[int, int]) -> Tensor:
         """Logits (B, K, M) of each joint's candidates; -inf where there is none.

@@ -6,11 +6,13 @@ import json
 import pickle
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -21,6 +23,7 @@ from models.build import load_export
 from models.skeleton import COCO
 from search_spaces.space import Parameter, SearchSpace
 from study import export
+from study.batches import plain_batch
 from study.checkpoint import Checkpoint, Checkpoints, trial_folder
 from study.chosen import choose_trial, located
 from study.config import from_plain, to_plain, with_values
@@ -82,7 +85,8 @@ def add_trial(
 @pytest.fixture(scope="module")
 def made(mini_config: StudyConfig, mini_data: StudyData, easy: str) -> Path:
     """A study's folder with a trial of each fate; nobody was trained."""
-    config = with_values(mini_config, {"data.skeleton": easy, "name": "made"})
+    values = {"refine.candidates": 2, "refine.student": "finetuned"}
+    config = with_values(mini_config, {"data.skeleton": easy, "name": "made", **values})
     folder = Path(config.storage) / "made"
     folder.mkdir()
     versions = {"python": "3.11", "torch": "2.11"}
@@ -200,6 +204,7 @@ def test_winner_is_exported_unless_a_trial_is_named(study: Path) -> None:
     info = run(study)
     assert (info["source"]["trial"], info["source"]["stage"]) == (WINNER, "refine")
     assert info["refiner"]["depth"] == DEPTH
+    assert info["refiner"]["candidates"] == 2
     assert info["val"]["ap"] == 0.125
     info = run(study, BASELINE)
     assert (info["source"]["trial"], info["source"]["control"]) == (BASELINE, "baseline")
@@ -241,6 +246,31 @@ def test_export_holds_student_and_refiner_and_no_pickle(
     for place in ((torch, "load"), (pickle, "load"), (pickle, "loads"), (pickle, "Unpickler")):
         monkeypatch.setattr(*place, refuse)
     load_export(study / "export")
+
+
+@pytest.mark.slow
+def test_onnx_is_written_beside_the_weights_and_agrees(
+    study: Path, mini_data: StudyData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(study), "--onnx"])
+    assert "model.onnx is it to " in capsys.readouterr().out
+    target = study / "export"
+    assert {path.name for path in target.iterdir()} == {*FILES, "model.onnx"}
+    store = open_crop_store(Path(mini_data.val))
+    crops = plain_batch(store, COCO, torch.arange(len(store)), torch.device("cpu")).crops
+    session = onnxruntime.InferenceSession(target / "model.onnx")
+    found = session.run(["keypoints_crop", "scores"], {"crops": crops.contiguous().numpy()})
+    with torch.no_grad():
+        expected = load_export(target)[0](crops)
+    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-2)
+    np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=1e-4)
+
+
+def test_what_onnx_needs_is_asked_for_before_anything_is_done(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "--onnx needs onnx, onnxscript and onnxruntime" in refusal(study, capsys, "--onnx")
 
 
 def test_card_shows_the_figures_and_code_that_runs(study: Path) -> None:
@@ -355,47 +385,3 @@ def test_data_that_are_not_seen_from_here_are_named(
     OmegaConf.save(settings, study / "study.yaml")
     error = refusal(study, capsys)
     assert "data.root=data/coco" in error and "folder that the study was run in" in error
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        (["--trial", "9"], "finished trials, 0 to 5, got --trial 9"),
-        (["--trial", str(FAILED)], "trial 2 failed and can't be exported (no memory)"),
-        (["--trial", str(GONE)], "the checkpoint of trial 4 is gone from"),
-    ],
-)
-def test_trial_without_weights_is_refused(
-    study: Path, capsys: pytest.CaptureFixture[str], options: list[str], expected: str
-) -> None:
-    assert expected in refusal(study, capsys, *options)
-
-
-def test_checkpoint_that_fits_no_more_is_named(
-    study: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = trial_folder(study, WINNER) / "epoch-001" / "model.safetensors"
-    file.write_bytes(b"no weights")
-    assert f"{file.parent} must hold the weights of trial 1" in refusal(study, capsys)
-
-
-def test_folder_that_is_no_study_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert "must be a study's folder" in refusal(tmp_path / "nowhere", capsys)
-    assert "must be a study's folder" in refusal(tmp_path, capsys)
-
-
-def test_study_without_a_finished_trial_is_refused(
-    study: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.rmtree(study / "results" / "trials")
-    assert "must hold a finished trial" in refusal(study, capsys)
-
-
-def test_study_whose_trials_all_failed_or_were_pruned_has_no_winner(
-    study: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for number in (WINNER, BASELINE, GONE):
-        (study / "results" / "trials" / f"{number:05d}.parquet").unlink()
-    assert "name a pruned one by --trial N" in refusal(study, capsys)
