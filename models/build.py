@@ -14,23 +14,30 @@ from safetensors.torch import load_file
 from models.codec import CODECS, HeatmapCodec
 from models.igp_gcn import IgpGcn
 from models.mobile_net import SIZES, MobileNet
+from models.movenet import MoveNet
 from models.pose_features import PoseNetwork
 from models.refined_pose import RefinedPose
 from models.skeleton import SKELETONS, Skeleton
 
 MODELS = {"mobile_net": MobileNet}
+MOVENET = "movenet"
 STRIDE = 4
 
 
-def build_model(name: str, size: str, skeleton: Skeleton) -> PoseNetwork:
-    """A model with random weights that puts out one heatmap a joint."""
+def build_model(
+    name: str, size: str, skeleton: Skeleton, codec: HeatmapCodec | None = None
+) -> PoseNetwork:
+    """A model with random weights that puts out one heatmap a joint, and what the codec reads."""
+    if isinstance(codec, MoveNet):
+        return MobileNet(skeleton.num_joints, SIZES[size], has_person_heads=True)
     return MODELS[name](skeleton.num_joints, SIZES[size])
 
 
 def build_codec(name: str, input_size: tuple[int, int], sigma: float) -> HeatmapCodec:
     """The codec of heatmaps a quarter of ``input_size``, (height, width)."""
     height, width = input_size
-    return CODECS[name](
+    codec = MoveNet if name == MOVENET else CODECS[name]
+    return codec(
         input_size=(height, width), heatmap_size=(height // STRIDE, width // STRIDE), sigma=sigma
     )
 

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.pose_features import PoseFeatures
+
 WIDTH_RANGE = (0.5, 3.0)
 _WINDOW = 3.0  # sigmas that a drawn Gaussian reaches
 _BLUR_KERNEL = 11
@@ -41,6 +43,14 @@ class _GaussianMaps(abc.ABC):
                 "a codec needs input and heatmap sizes of at least 1 and a positive sigma, got "
                 f"{self.input_size=}, {self.heatmap_size=}, {self.sigma=}"
             )
+
+    def read(self, features: PoseFeatures) -> tuple[Tensor, Tensor]:
+        """A network's keypoints_crop (B, K, 2) and scores (B, K), as ``decode``."""
+        return self.decode(features.heatmaps)
+
+    def read_modes(self, features: PoseFeatures, count: int) -> Tensor:
+        """A network's modes (B, K, M, 4), as ``decode_modes``."""
+        return self.decode_modes(features.heatmaps, count)
 
     def encode(self, keypoints_crop: Tensor, visibility: Tensor) -> tuple[Tensor, Tensor]:
         """Give each labelled joint a Gaussian of peak 1.

@@ -23,6 +23,19 @@ class Pixels:
 
 
 IMAGENET = Pixels((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+_HALF_RANGE = 1 / 0.007843017578125  # 2 / 255 in half precision, as MoveNet's files store it
+MOVENET = Pixels((_HALF_RANGE,) * 3, (_HALF_RANGE,) * 3)
+
+
+class PersonMaps(NamedTuple):
+    """What MoveNet says beside its heatmaps, at stride 4; places are (y, x), in cells."""
+
+    centre: Tensor
+    """(B, 1, H, W): the logit of a person's centre being there."""
+    regression: Tensor
+    """(B, 2 K, H, W): y, x from this cell, if it is the centre, to each joint."""
+    offsets: Tensor
+    """(B, 2 K, H, W): y, x from this cell, if it is the joint's, to the joint."""
 
 
 class PoseFeatures(NamedTuple):
@@ -32,6 +45,8 @@ class PoseFeatures(NamedTuple):
     """(B, K, H, W) at stride 4."""
     pyramid: tuple[Tensor, ...]
     """Features at strides 16, 8, 4: coarse to fine."""
+    person: PersonMaps | None = None
+    """Of MoveNet as it comes alone."""
 
 
 class PoseNetwork(nn.Module):

@@ -38,7 +38,7 @@ class RefinedPose(nn.Module):
                 f"{self.codec.input_size=} (height, width); crop to that size"
             )
         features = self.student.look(crops)
-        keypoints_crop, scores = self.codec.decode(features.heatmaps)
+        keypoints_crop, scores = self.codec.read(features)
         if self.refiner is not None:
             keypoints_crop = self.refiner(features.pyramid, keypoints_crop, scores, crop_size)[-1]
         return keypoints_crop, scores

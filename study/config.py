@@ -71,13 +71,13 @@ class ModelConfig:
     name: str
     """Architecture: mobile_net."""
     size: str
-    """tiny | teacher."""
+    """tiny | teacher; lightning | thunder: MoveNet."""
     codec: str
-    """msra | dark."""
+    """msra | dark; of the teacher also movenet: a MoveNet as it comes, by its own rule."""
     sigma: float
     """Spread of the target Gaussian, heatmap cells."""
     init: str
-    """random, or the path of weights (safetensors) to start from."""
+    """random, or the path of weights to start from: safetensors, or a MoveNet's TF.js .json."""
 
 
 @dataclass

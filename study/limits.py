@@ -15,6 +15,9 @@ from typing import Any
 SHARED_FOLDER = "cache"
 """Folder under ``storage`` that no study may have for its own."""
 
+MOVENET = "movenet"
+MOVENET_SIZES = ("lightning", "thunder")
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "plan": ("joint",),
     "display": ("auto", "live", "plain", "none"),
@@ -22,9 +25,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.skeleton": ("coco", "crowdpose"),
     "teacher.name": ("mobile_net",),
     "student.name": ("mobile_net",),
-    "teacher.size": ("tiny", "teacher"),
-    "student.size": ("tiny", "teacher"),
-    "teacher.codec": ("msra", "dark"),
+    "teacher.size": ("tiny", "teacher", *MOVENET_SIZES),
+    "student.size": ("tiny", "teacher", *MOVENET_SIZES),
+    "teacher.codec": ("msra", "dark", MOVENET),
     "student.codec": ("msra", "dark"),
     "distill.heatmap.kind": ("none", "mse", "kl"),
     "distill.structure.kind": ("none", "pairwise", "bone", "relation"),
@@ -98,6 +101,7 @@ def faults(values: Mapping[str, Any]) -> list[str]:
         *_out_of_bounds(values),
         *_impossible_data(values),
         *_impossible_training(values),
+        *_impossible_movenet(values),
         *_impossible_place(values),
     ]
 
@@ -150,6 +154,17 @@ def _impossible_training(values: Mapping[str, Any]) -> Iterable[str]:
         yield (
             "a teacher must be trained or loaded, got teacher.epochs=0 and teacher.init=random; "
             "set teacher.epochs, or teacher.init to the path of its weights"
+        )
+
+
+def _impossible_movenet(values: Mapping[str, Any]) -> Iterable[str]:
+    came = [f"teacher.{key}={values[f'teacher.{key}']}" for key in ("name", "size", "epochs")]
+    is_movenet = came[0] == "teacher.name=mobile_net" and values["teacher.size"] in MOVENET_SIZES
+    if values["teacher.codec"] == MOVENET and (not is_movenet or values["teacher.epochs"] > 0):
+        yield (
+            "teacher.codec=movenet reads a MoveNet as it comes, got "
+            f"{', '.join(came)}; set teacher.name=mobile_net, teacher.size to one of "
+            f"{', '.join(MOVENET_SIZES)} and teacher.epochs=0, or change teacher.codec"
         )
 
 

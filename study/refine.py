@@ -54,7 +54,7 @@ class RefineTask(nn.Module):
         assert batch.teacher_modes is not None
         with torch.no_grad():
             out = self.student.look(batch.crops)
-            start, scores = self.codec.decode(out.heatmaps)
+            start, scores = self.codec.read(out)
             if self.errors is not None:
                 start = disturb(
                     start,

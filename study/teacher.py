@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.movenet import weight_files
 from models.refined_pose import RefinedPose
 from study.batches import plain_batch
 from study.checkpoint import Checkpoint, Checkpoints, best_row
-from study.config import RANDOM, StudyConfig, to_plain
+from study.config import RANDOM, InputError, StudyConfig, to_plain
 from study.crops import centre_affines
 from study.distill import DistillTask
 from study.loop import Row, run_stage, seed_of
@@ -36,10 +37,20 @@ DONE = "teacher.json"
 def teacher_folder(config: StudyConfig, data: StudyData) -> Path:
     """Where the teacher of these settings and data lies, for all studies under one ``storage``."""
     settings = to_plain(config)
-    init = Path(config.teacher.init)
-    teacher = {**settings["teacher"], "init": hash_file(init) if init.is_file() else RANDOM}
+    teacher = {**settings["teacher"], "init": _content_of(config.teacher.init)}
     parts = (VERSION, teacher, settings["distill"]["augment"], config.seed)
     return cache_of(config) / f"teacher-{fingerprint(*parts, data.fingerprint)}"
+
+
+def _content_of(init: str) -> str | list[str]:
+    """What tells the weights at this path from others: the hash of the file, or of MoveNet's."""
+    path = Path(init)
+    if path.suffix == ".json":
+        try:
+            return [hash_file(file) for file in weight_files(path)]
+        except ValueError as error:
+            raise InputError(str(error)) from None
+    return hash_file(path) if path.is_file() else RANDOM
 
 
 def is_ready(folder: Path) -> bool:
@@ -104,7 +115,7 @@ def _ask(teacher: RefinedPose, ground: TrainingData, target: Path) -> None:
             wanted = torch.arange(start, stop)
             batch = plain_batch(store, ground.skeleton, wanted, ground.workers.device)
             out = teacher.student.look(batch.crops)
-            modes = teacher.codec.decode_modes(out.heatmaps, NUM_MODES)
+            modes = teacher.codec.read_modes(out, NUM_MODES)
             modes[..., :2] -= shift
             relation = joint_relation(out.heatmaps, out.pyramid[-1])
         return {

@@ -12,6 +12,7 @@ from torch import nn
 from models.build import build_codec, build_model, load_weights
 from models.codec import HeatmapCodec
 from models.igp_gcn import IgpGcn
+from models.movenet import load_movenet
 from models.pose_features import PoseNetwork
 from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton
@@ -50,11 +51,18 @@ def build_network(
         InputError: ``init`` is no file of weights that fit.
     """
     torch.manual_seed(seed)
-    network = build_model(model.name, model.size, skeleton_of(config))
+    skeleton, codec = skeleton_of(config), codec_of(model, config)
+    network = build_model(model.name, model.size, skeleton, codec)
     trained: frozenset[str] = frozenset()
     if model.init != RANDOM:
         try:
-            left_random = load_weights(network, Path(model.init))
+            path = Path(model.init)
+            is_movenet = path.suffix == ".json"
+            left_random = (
+                load_movenet(network, path, skeleton)
+                if is_movenet
+                else load_weights(network, path)
+            )
         except ValueError as error:
             raise InputError(str(error)) from None
         trained = frozenset(name for name, _ in network.named_parameters()) - set(left_random)

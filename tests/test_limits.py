@@ -10,6 +10,8 @@ import pytest
 from study import limits
 from study.config import InputError, StudyConfig, compose, flatten, to_plain, value_at, with_values
 
+AS_IT_COMES = {"teacher.size": "thunder", "teacher.epochs": 0, "teacher.init": "movenet.json"}
+
 
 @pytest.fixture(scope="module")
 def config() -> StudyConfig:
@@ -27,7 +29,8 @@ def fault_of(config: StudyConfig, values: dict[str, Any]) -> str:
 def test_each_choice_is_taken_and_another_word_is_refused(config: StudyConfig, path: str) -> None:
     flat = flatten(to_plain(config))
     for choice in limits.CHOICES[path]:
-        assert limits.faults({**flat, path: choice}) == []
+        as_it_comes = AS_IT_COMES if choice == limits.MOVENET else {}
+        assert limits.faults({**flat, **as_it_comes, path: choice}) == []
     fault = fault_of(config, {path: "smthing"})
     assert fault.startswith(f"{path} must be one of {', '.join(limits.CHOICES[path])}, got {path}")
 
@@ -77,7 +80,8 @@ def test_choices_are_what_the_builders_build() -> None:
     for role in ("teacher", "student"):
         assert set(limits.CHOICES[f"{role}.name"]) == set(MODELS)
         assert set(limits.CHOICES[f"{role}.size"]) == set(SIZES)
-        assert set(limits.CHOICES[f"{role}.codec"]) == set(CODECS)
+        movenet = {limits.MOVENET} if role == "teacher" else set()
+        assert set(limits.CHOICES[f"{role}.codec"]) == {*CODECS, *movenet}
 
 
 def test_every_bound_is_about_a_setting_of_its_type(config: StudyConfig) -> None:
@@ -110,6 +114,14 @@ def test_every_number_has_a_bound(config: StudyConfig) -> None:
             "inline runs one worker .* got trial.num_workers=2; change to trial.launcher=train",
         ),
         ({"teacher.epochs": 0}, "a teacher must be trained or loaded, got teacher.epochs=0"),
+        (
+            {"teacher.codec": "movenet"},
+            "reads a MoveNet as it comes, got .*size=teacher, .*epochs",
+        ),
+        (
+            {**AS_IT_COMES, "teacher.codec": "movenet", "teacher.epochs": 1},
+            "teacher.epochs=1; set .* lightning, thunder and teacher.epochs=0, or change",
+        ),
         ({"name": "a/b"}, "name must be a folder's name: .*got name='a/b'"),
         ({"name": ""}, "name must be a folder's name"),
         ({"name": ".."}, "name must be a folder's name"),

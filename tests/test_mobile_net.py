@@ -26,7 +26,8 @@ def test_heatmaps_are_a_quarter_and_the_pyramid_has_strides_16_8_4(
 ) -> None:
     model = network(size, joints)
     with torch.no_grad():
-        heatmaps, pyramid = model(crops(2, height, width))
+        heatmaps, pyramid, person = model(crops(2, height, width))
+    assert person is None
     assert heatmaps.shape == (2, joints, height // 4, width // 4)
     expected = [
         (2, channels, height // stride, width // stride)
@@ -43,15 +44,15 @@ def test_a_person_does_not_depend_on_the_others_of_the_batch() -> None:
     torch.testing.assert_close(together[1:2], alone, atol=1e-6, rtol=1e-4)
 
 
-def test_a_new_network_puts_out_nearly_nothing() -> None:
-    model = network()
+@pytest.mark.parametrize("size", ["tiny", "lightning"])
+def test_a_new_network_puts_out_nearly_nothing(size: str) -> None:
     with torch.no_grad():
-        assert model(crops(2, 96, 64)).heatmaps.abs().max() < 0.05
-    assert model.final_layer.bias is not None and not model.final_layer.bias.any()
+        assert network(size)(crops(2, 96, 64)).heatmaps.abs().max() < 0.05
 
 
-def test_every_parameter_learns_from_the_heatmaps() -> None:
-    model = network().train()
+@pytest.mark.parametrize("size", ["tiny", "lightning"])
+def test_every_parameter_learns_from_the_heatmaps(size: str) -> None:
+    model = network(size).train()
     model(crops(4, 64, 96)).heatmaps.square().sum().backward()
     silent = [
         name
@@ -87,6 +88,19 @@ def test_cell_i_of_a_convolution_is_centred_over_pixel_stride_times_i(stride: in
         for column in range(16 // stride)
         if abs(stride * row - 6) <= 1 and abs(stride * column - 10) <= 1
     }
+
+
+def test_a_folded_convolution_pads_as_tensorflow() -> None:
+    """On even sides: cell i of stride 2 sees pixels 2 i to 2 i + 2, the last one's beyond."""
+    layer = ConvNorm(1, 1, stride=2, folded=True)
+    with torch.no_grad():
+        layer.get_parameter("0.weight").fill_(1.0)
+        layer.get_parameter("0.bias").fill_(0.5)
+        rows = torch.arange(1.0, 5.0).view(1, 1, 4, 1) / 10  # 0.1 .. 0.4, one column and padding
+        out = layer(rows.expand(1, 1, 4, 2))
+    expected = [2 * (0.1 + 0.2 + 0.3) + 0.5, 2 * (0.3 + 0.4) + 0.5]
+    assert out.flatten().tolist() == pytest.approx(expected)
+    assert [name for name, _ in layer.named_parameters()] == ["0.weight", "0.bias"]
 
 
 def test_a_separable_convolution_keeps_the_grid() -> None:
