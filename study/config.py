@@ -71,7 +71,7 @@ class ModelConfig:
     name: str
     """Architecture: mobile_net."""
     size: str
-    """tiny | teacher; lightning | thunder: MoveNet."""
+    """tiny | small | medium | large | teacher; lightning | thunder: MoveNet."""
     codec: str
     """msra | dark; of the teacher also movenet: a MoveNet as it comes, by its own rule."""
     sigma: float

@@ -127,3 +127,17 @@ def test_the_teacher_is_the_larger_one() -> None:
         return sum(parameter.numel() for parameter in network(size).parameters())
 
     assert count("teacher") > count("tiny")
+
+
+@pytest.mark.parametrize(
+    ("size", "budget"), [("small", 300_000), ("medium", 1_000_000), ("large", 2_300_000)]
+)
+@pytest.mark.parametrize("joints", [14, 17])
+def test_students_keep_to_their_budgets(size: str, budget: int, joints: int) -> None:
+    model = network(size, joints)
+    number = sum(parameter.numel() for parameter in model.parameters())
+    assert number == pytest.approx(budget, rel=0.1)
+    with torch.no_grad():
+        answer = model(crops(1, 256, 192))
+    assert answer.heatmaps.shape == (1, joints, 64, 48)
+    assert [tuple(maps.shape[2:]) for maps in answer.pyramid] == [(16, 12), (32, 24), (64, 48)]
