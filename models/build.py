@@ -15,6 +15,7 @@ from models.codec import CODECS, HeatmapCodec
 from models.hrnet import HRNet
 from models.igp_gcn import IgpGcn
 from models.mobile_net import MobileNet
+from models.movenet import MoveNet
 from models.pose_features import PoseNetwork
 from models.refined_pose import RefinedPose
 from models.simcc import SimCC
@@ -28,13 +29,16 @@ MODELS: dict[str, tuple[Callable[[int, Any], PoseNetwork], Mapping[str, Any]]] =
     "simple_baseline": (SimpleBaseline, simple_baseline.SIZES),
 }
 """What takes a number of joints and a size, and the sizes by name."""
+MOVENET = "movenet"
 STRIDE = 4
 
 
 def build_model(
     name: str, size: str, skeleton: Skeleton, codec: HeatmapCodec | None = None
 ) -> PoseNetwork:
-    """A model with random weights that puts out one heatmap a joint, for simcc also bins."""
+    """A model with random weights that puts out one heatmap a joint, and what the codec reads."""
+    if isinstance(codec, MoveNet):
+        return MobileNet(skeleton.num_joints, mobile_net.SIZES[size], has_person_heads=True)
     network, sizes = MODELS[name]
     model = network(skeleton.num_joints, sizes[size])
     if isinstance(codec, SimCC):
@@ -47,7 +51,8 @@ def build_model(
 def build_codec(name: str, input_size: tuple[int, int], sigma: float) -> HeatmapCodec:
     """The codec of heatmaps a quarter of ``input_size``, (height, width)."""
     height, width = input_size
-    return CODECS[name](
+    codec = MoveNet if name == MOVENET else CODECS[name]
+    return codec(
         input_size=(height, width), heatmap_size=(height // STRIDE, width // STRIDE), sigma=sigma
     )
 

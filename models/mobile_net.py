@@ -2,17 +2,19 @@
 
 The architecture is MoveNet's (Google, Apache 2.0): inverted residuals down to stride 32, then a
 pyramid up to stride 4 whose maps the refiner reads, then one head. Source of the blocks:
-Sandler et al., MobileNetV2, CVPR 2018.
+Sandler et al., MobileNetV2, CVPR 2018. ``lightning`` and ``thunder`` are MoveNet itself, which
+``movenet.py`` reads from its files.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.pose_features import PoseFeatures, PoseNetwork
+from models.pose_features import IMAGENET, MOVENET, PersonMaps, PoseFeatures, PoseNetwork
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,9 @@ class MobileNetSize:
     """Channels of the pyramid at strides 16, 8, 4."""
     head: int
     """Channels of the heatmap head."""
+    folded: bool = False
+    """As MoveNet's files: biases in place of batch norms, TensorFlow's padding, heatmaps from a
+    sigmoid. Without batch norms it learns badly from random weights: give it MoveNet's."""
 
 
 STRIDES = (1, 2, 2, 2, 1, 2, 1)
@@ -46,6 +51,38 @@ SIZES = {
         pyramid=(24, 16, 16),
         head=24,
     ),
+    # small, medium, large: students to ship, chosen by tests/benchmarks/students.py among eight
+    # shapes of as many parameters (deep or shallow; expansion 6, 4 or 3; channels that grow evenly
+    # or late). Late channels, expansion 4 and few blocks at fine strides were fastest or within
+    # the noise of it: 0.32, 0.48 and 0.70 of lightning's time on single crops, about three
+    # quarters of what MobileNetV2's proportions take. Accuracy was not compared.
+    "small": MobileNetSize(
+        stem=16,
+        channels=(8, 8, 16, 32, 48, 80, 112),
+        repeats=(1, 1, 1, 2, 2, 3, 1),
+        expansion=4,
+        last=208,
+        pyramid=(32, 24, 24),
+        head=48,
+    ),
+    "medium": MobileNetSize(
+        stem=24,
+        channels=(16, 16, 32, 64, 88, 152, 208),
+        repeats=(1, 1, 1, 2, 2, 3, 1),
+        expansion=4,
+        last=392,
+        pyramid=(48, 32, 24),
+        head=64,
+    ),
+    "large": MobileNetSize(
+        stem=40,
+        channels=(16, 32, 48, 96, 136, 240, 312),
+        repeats=(1, 1, 1, 2, 2, 3, 1),
+        expansion=4,
+        last=592,
+        pyramid=(64, 32, 24),
+        head=96,
+    ),
     "teacher": MobileNetSize(
         stem=16,
         channels=(16, 24, 48, 96, 96, 128, 128),
@@ -55,11 +92,37 @@ SIZES = {
         pyramid=(96, 64, 64),
         head=96,
     ),
+    "lightning": MobileNetSize(
+        stem=32,
+        channels=(16, 24, 32, 64, 96, 160, 320),
+        repeats=(1, 2, 3, 4, 3, 3, 1),
+        expansion=6,
+        last=1280,
+        pyramid=(64, 32, 24),
+        head=96,
+        folded=True,
+    ),
+    "thunder": MobileNetSize(
+        stem=56,
+        channels=(32, 40, 56, 112, 168, 280, 560),
+        repeats=(1, 2, 3, 4, 3, 3, 1),
+        expansion=6,
+        last=1280,
+        pyramid=(64, 32, 24),
+        head=96,
+        folded=True,
+    ),
 }
+FIRST_HEIGHT = 0.01
+"""What a sigmoid puts out everywhere before training."""
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution, batch norm and, if asked for, ReLU6; cell i lies over pixel stride * i."""
+    """Convolution, batch norm and, if asked for, ReLU6; cell i lies over pixel stride * i.
+
+    Folded, a bias stands for the batch norm, and a stride of 2 pads as TensorFlow does on even
+    sides, nothing before and one pixel after: there cell i lies over pixel 2 * i + 1.
+    """
 
     def __init__(
         self,
@@ -70,25 +133,35 @@ class ConvNorm(nn.Sequential):
         stride: int = 1,
         groups: int = 1,
         relu: bool = True,
+        folded: bool = False,
     ) -> None:
+        pads_after = folded and stride == 2
+        padding = 0 if pads_after else kernel // 2
         super().__init__(
-            nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
-            nn.BatchNorm2d(outputs),
+            nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=folded),
+            *([] if folded else [nn.BatchNorm2d(outputs)]),
             *([nn.ReLU6(inplace=True)] if relu else []),
         )
+        self.pads_after = pads_after
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(F.pad(x, (0, 1, 0, 1)) if self.pads_after else x)
+        return out
 
 
 class InvertedResidual(nn.Module):
     """Widens, filters each channel by itself, narrows; adds its input where the shapes agree."""
 
-    def __init__(self, inputs: int, outputs: int, *, stride: int, expansion: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, stride: int, expansion: int, folded: bool = False
+    ) -> None:
         super().__init__()
         hidden = inputs * expansion
-        expand = [] if expansion == 1 else [ConvNorm(inputs, hidden, 1)]
+        expand = [] if expansion == 1 else [ConvNorm(inputs, hidden, 1, folded=folded)]
         self.conv = nn.Sequential(
             *expand,
-            ConvNorm(hidden, hidden, stride=stride, groups=hidden),
-            ConvNorm(hidden, outputs, 1, relu=False),
+            ConvNorm(hidden, hidden, stride=stride, groups=hidden, folded=folded),
+            ConvNorm(hidden, outputs, 1, relu=False, folded=folded),
         )
         self.is_residual = stride == 1 and inputs == outputs
 
@@ -97,40 +170,49 @@ class InvertedResidual(nn.Module):
 
 
 class SeparableConv(nn.Sequential):
-    """3x3 on each channel by itself, then 1x1 across them, batch norm, ReLU."""
+    """3x3 on each channel by itself, then 1x1 across them, batch norm (or its bias), ReLU."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, *, folded: bool = False) -> None:
         super().__init__(
             nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False),
-            nn.Conv2d(inputs, outputs, 1, bias=False),
-            nn.BatchNorm2d(outputs),
+            nn.Conv2d(inputs, outputs, 1, bias=folded),
+            *([] if folded else [nn.BatchNorm2d(outputs)]),
             nn.ReLU(inplace=True),
         )
+
+
+class PersonHeads(nn.Module):
+    """The heads by which MoveNet, as it comes, tells one person's joints from another's."""
+
+    def __init__(self, inputs: int, hidden: int, num_joints: int) -> None:
+        super().__init__()
+        self.centre, self.regression, self.offsets = (
+            nn.Sequential(SeparableConv(inputs, hidden, folded=True), nn.Conv2d(hidden, maps, 1))
+            for maps in (1, 2 * num_joints, 2 * num_joints)
+        )
+
+    def forward(self, features: Tensor) -> PersonMaps:
+        return PersonMaps(self.centre(features), self.regression(features), self.offsets(features))
 
 
 class MobileNet(PoseNetwork):
     """Heatmaps of ``num_joints`` joints and the pyramid that they came from."""
 
-    def __init__(self, num_joints: int, size: MobileNetSize) -> None:
+    def __init__(
+        self, num_joints: int, size: MobileNetSize, *, has_person_heads: bool = False
+    ) -> None:
+        """A network with random weights.
+
+        Args:
+            has_person_heads: with the further heads that MoveNet's own decoding needs.
+        """
         super().__init__()
         self.pyramid_channels = size.pyramid
-        self.stem = ConvNorm(3, size.stem, stride=2)
-        self.groups = nn.ModuleList()
-        inputs = size.stem
-        for index, (outputs, repeats, stride) in enumerate(
-            zip(size.channels, size.repeats, STRIDES, strict=True)
-        ):
-            expansion = 1 if index == 0 else size.expansion
-            blocks = []
-            for repeat in range(repeats):
-                blocks.append(
-                    InvertedResidual(
-                        inputs, outputs, stride=stride if repeat == 0 else 1, expansion=expansion
-                    )
-                )
-                inputs = outputs
-            self.groups.append(nn.Sequential(*blocks))
-        self.last = ConvNorm(inputs, size.last, 1)
+        self.pixels = MOVENET if size.folded else IMAGENET
+        self.is_folded = size.folded
+        self.stem = ConvNorm(3, size.stem, stride=2, folded=size.folded)
+        self.groups = _groups(size)
+        self.last = ConvNorm(size.channels[-1], size.last, 1, folded=size.folded)
         coarse, middle, fine = size.pyramid
         self.top = nn.Conv2d(size.last, coarse, 1)
         self.laterals = nn.ModuleList(
@@ -138,13 +220,18 @@ class MobileNet(PoseNetwork):
             for group, channels in zip(LATERAL_GROUPS, (fine, middle, coarse), strict=True)
         )
         self.smooth = nn.ModuleList(
-            [SeparableConv(coarse, middle), SeparableConv(middle, fine), SeparableConv(fine, fine)]
+            SeparableConv(inputs, outputs, folded=size.folded)
+            for inputs, outputs in ((coarse, middle), (middle, fine), (fine, fine))
         )
-        self.head = SeparableConv(fine, size.head)
+        self.head = SeparableConv(fine, size.head, folded=size.folded)
         self.final_layer = nn.Conv2d(size.head, num_joints, 1)
+        self.person = PersonHeads(fine, size.head, num_joints) if has_person_heads else None
+        if size.folded:
+            _start_without_norms(self)
         nn.init.normal_(self.final_layer.weight, std=0.001)
         assert self.final_layer.bias is not None
-        nn.init.zeros_(self.final_layer.bias)
+        bias = math.log(FIRST_HEIGHT / (1 - FIRST_HEIGHT)) if size.folded else 0.0
+        nn.init.constant_(self.final_layer.bias, bias)
 
     def forward(self, crops: Tensor) -> PoseFeatures:
         """Heatmaps (B, K, h/4, w/4) of normalised crops (B, 3, h, w); h and w divide by 32."""
@@ -160,4 +247,41 @@ class MobileNet(PoseNetwork):
             x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False) + lateral
             pyramid.append(x)
             x = smooth(x)
-        return PoseFeatures(self.final_layer(self.head(x)), tuple(pyramid))
+        heatmaps = self.final_layer(self.head(x))
+        if self.is_folded:
+            heatmaps = heatmaps.sigmoid()
+        person = None if self.person is None else self.person(x)
+        return PoseFeatures(heatmaps, tuple(pyramid), person=person)
+
+
+def _groups(size: MobileNetSize) -> nn.ModuleList:
+    """The seven groups of inverted residuals, of which the first does not widen."""
+    groups = nn.ModuleList()
+    inputs = size.stem
+    for index, (outputs, repeats, stride) in enumerate(
+        zip(size.channels, size.repeats, STRIDES, strict=True)
+    ):
+        expansion = 1 if index == 0 else size.expansion
+        blocks = []
+        for repeat in range(repeats):
+            blocks.append(
+                InvertedResidual(
+                    inputs,
+                    outputs,
+                    stride=stride if repeat == 0 else 1,
+                    expansion=expansion,
+                    folded=size.folded,
+                )
+            )
+            inputs = outputs
+        groups.append(nn.Sequential(*blocks))
+    return groups
+
+
+def _start_without_norms(network: nn.Module) -> None:
+    """He's weights: torch's own would make the signal vanish where no batch norm restores it."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

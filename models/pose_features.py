@@ -30,6 +30,21 @@ class Pixels:
 IMAGENET = Pixels((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
 
+_HALF_RANGE = 1 / 0.007843017578125  # 2 / 255 in half precision, as MoveNet's files store it
+MOVENET = Pixels((_HALF_RANGE,) * 3, (_HALF_RANGE,) * 3)
+
+
+class PersonMaps(NamedTuple):
+    """What MoveNet says beside its heatmaps, at stride 4; places are (y, x), in cells."""
+
+    centre: Tensor
+    """(B, 1, H, W): the logit of a person's centre being there."""
+    regression: Tensor
+    """(B, 2 K, H, W): y, x from this cell, if it is the centre, to each joint."""
+    offsets: Tensor
+    """(B, 2 K, H, W): y, x from this cell, if it is the joint's, to the joint."""
+
+
 class PoseFeatures(NamedTuple):
     """A network's answer, and the features that led to it."""
 
@@ -39,6 +54,8 @@ class PoseFeatures(NamedTuple):
     """Features at strides 16, 8, 4: coarse to fine."""
     bins: tuple[Tensor, Tensor] | None = None
     """Logits of simcc's bins along x and y, (B, K, 2w) and (B, K, 2h)."""
+    person: PersonMaps | None = None
+    """Of MoveNet as it comes alone."""
 
     def averaged_with(self, other: PoseFeatures) -> PoseFeatures:
         """The mean of both answers; the features are this one's."""

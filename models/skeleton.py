@@ -22,6 +22,9 @@ class Skeleton:
     """Per joint, the annotators' spread over the root of the person's area (COCO's sigma)."""
     upper_body: tuple[int, ...]
     """Indices of the joints above the hips, for half-body augmentation."""
+    stand_ins: tuple[tuple[str, str], ...] = ()
+    """Joints that other schemes lack, each with the joint next to it that they have: a head that
+    was trained on another scheme starts there."""
 
     def __post_init__(self) -> None:
         if len(self.oks_sigmas) != self.num_joints:
@@ -118,6 +121,7 @@ CROWDPOSE = Skeleton(
         *(0.107, 0.107, 0.087, 0.087, 0.089, 0.089, 0.079, 0.079),
     ),
     upper_body=(0, 1, 2, 3, 4, 5, 12, 13),
+    stand_ins=(("head", "nose"), ("neck", "left_shoulder")),
 )
 
 SKELETONS = {skeleton.name: skeleton for skeleton in (COCO, CROWDPOSE)}
@@ -130,3 +134,19 @@ def shared_joints(first: Skeleton, second: Skeleton) -> list[tuple[int, int]]:
         for index, joint in enumerate(first.joints)
         if joint in second.joints
     ]
+
+
+def rows_from(trained: Skeleton, wanted: Skeleton) -> list[int | None]:
+    """For each joint of ``wanted``, the joint of ``trained`` whose weights its head starts from.
+
+    That of the same name, else its stand-in (CrowdPose's head starts from COCO's nose, its neck
+    from the left shoulder); None where ``trained`` has neither.
+    """
+    rows: list[int | None] = [None] * wanted.num_joints
+    stand_ins = dict(wanted.stand_ins)
+    for index, joint in enumerate(wanted.joints):
+        if stand_ins.get(joint) in trained.joints:
+            rows[index] = trained.joints.index(stand_ins[joint])
+    for own, other in shared_joints(wanted, trained):
+        rows[own] = other
+    return rows

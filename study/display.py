@@ -198,12 +198,16 @@ def teacher_panel(status: dict[str, Any], epochs: int, elapsed: float) -> Panel:
     facts.add_row("elapsed", clock(elapsed))
     left = elapsed * (epochs - done) / done if done else None
     facts.add_row("remaining", "-" if left is None else f"about {clock(left)}")
-    return Panel(Group(bar, facts), title="training the teacher", expand=False)
+    title = "training the teacher" if epochs else "asking the teacher"
+    return Panel(Group(bar, facts), title=title, expand=False)
 
 
 def teacher_line(status: dict[str, Any], epochs: int, elapsed: float) -> str:
     """The same in one line."""
     row = status["teacher"]
+    if not epochs:
+        known = "" if row is None else f", AP {percent(row['val_ap'])} as it comes"
+        return f"teacher: asked about everyone{known}"
     if row is None:
         return f"teacher: starting ({epochs} epochs)"
     return f"teacher: epoch {row['epoch']}/{epochs}, AP {percent(row['val_ap'])}"

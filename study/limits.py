@@ -17,8 +17,10 @@ SHARED_FOLDER = "cache"
 
 MIX = ("pairwise", "bone", "angle", "relation")
 """The parts of a mixed structure loss."""
+MOBILE_NET, MOVENET = "mobile_net", "movenet"
+MOVENET_SIZES = ("lightning", "thunder")
 SIZES = {
-    "mobile_net": ("tiny", "teacher"),
+    MOBILE_NET: ("tiny", "small", "medium", "large", "teacher", *MOVENET_SIZES),
     "hrnet": ("w18", "w32", "w48"),
     "simple_baseline": ("r18", "r50", "r101", "r152"),
 }
@@ -35,7 +37,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.skeleton": ("coco", "crowdpose"),
     "teacher.name": (*SIZES, VITPOSE, ONNX, PREDICTIONS),
     "student.name": tuple(SIZES),
-    "teacher.codec": ("msra", "dark", "udp", "simcc"),
+    "teacher.codec": ("msra", "dark", "udp", "simcc", MOVENET),
     "teacher.pixels": ("imagenet", "unit"),
     "student.codec": ("msra", "dark", "udp", "simcc"),
     "distill.heatmap.kind": ("none", "mse", "kl"),
@@ -131,6 +133,7 @@ def faults(values: Mapping[str, Any]) -> list[str]:
         *_impossible_structure(values),
         *_impossible_teacher_form(values),
         *_impossible_start(values),
+        *_impossible_movenet(values),
         *_impossible_place(values),
     ]
 
@@ -265,6 +268,22 @@ def _impossible_teacher_form(values: Mapping[str, Any]) -> Iterable[str]:
         yield (
             "teacher.input_size must be null or two multiples of 32, (height, width), "
             f"got teacher.input_size={list(size)}; try [256,192]"
+        )
+
+
+def _impossible_movenet(values: Mapping[str, Any]) -> Iterable[str]:
+    came = [f"teacher.{key}={values[f'teacher.{key}']}" for key in ("name", "size", "epochs")]
+    is_movenet = values["teacher.name"] == MOBILE_NET and values["teacher.size"] in MOVENET_SIZES
+    if values["teacher.codec"] == MOVENET and (not is_movenet or values["teacher.epochs"] > 0):
+        yield (
+            "teacher.codec=movenet reads a MoveNet as it comes, got "
+            f"{', '.join(came)}; set teacher.name=mobile_net, teacher.size to one of "
+            f"{', '.join(MOVENET_SIZES)} and teacher.epochs=0, or change teacher.codec"
+        )
+    elif values["teacher.codec"] == MOVENET and values["teacher.flip_test"]:
+        yield (
+            "teacher.codec=movenet has no flip test, since what MoveNet says of a person's centre "
+            "can't be averaged, got teacher.flip_test=true; set teacher.flip_test=false"
         )
 
 

@@ -54,14 +54,16 @@ class ModelConfig:
     """Architecture: mobile_net | hrnet | simple_baseline; of the teacher also vitpose, onnx or
     predictions."""
     size: str
-    """mobile_net: tiny | teacher. hrnet, by width: w18 | w32 | w48. simple_baseline, by the
-    ResNet's depth: r18 | r50 | r101 | r152."""
+    """mobile_net: tiny | small | medium | large | teacher; lightning | thunder: MoveNet. hrnet, by
+    width: w18 | w32 | w48. simple_baseline, by the ResNet's depth: r18 | r50 | r101 | r152."""
     codec: str
-    """msra | dark | udp | simcc."""
+    """msra | dark | udp | simcc; of the teacher also movenet: a MoveNet as it comes, by its own
+    rule."""
     sigma: float
     """Spread of the target Gaussian, heatmap cells."""
     init: str
-    """random, or the path of weights to start from: safetensors, or what torch.save wrote."""
+    """random, or the path of weights to start from: safetensors, what torch.save wrote, or a
+    MoveNet's TF.js .json."""
     flip_test: bool
     """Average over each crop and its mirror image, whenever it is not being trained."""
 

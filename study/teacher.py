@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.crop_frame import CropFrame
+from models.movenet import weight_files
 from study.batches import plain_batch
 from study.checkpoint import Checkpoint, Checkpoints, best_row
 from study.compilation import compile_network
@@ -20,11 +21,11 @@ from study.config import RANDOM, InputError, to_plain
 from study.crops import carry_modes, chain_affines, crop_to_image_affine
 from study.distill import DistillTask
 from study.evaluation import BATCH_SIZE
-from study.limits import PREDICTIONS
+from study.limits import MOBILE_NET, PREDICTIONS
 from study.loop import Row, run_stage
 from study.predictions import NOBODY, Predictions
 from study.prepare import StudyData, cache_of, skeleton_of, teacher_skeleton_of
-from study.schema import StudyConfig
+from study.schema import StudyConfig, TeacherConfig
 from study.store import CropStore, fingerprint, hash_file, open_crop_store, write_teacher_store
 from study.teachers import (
     NUM_MODES,
@@ -48,15 +49,20 @@ DONE = "teacher.json"
 def teacher_folder(config: StudyConfig, data: StudyData) -> Path:
     """Where the teacher of these settings and data lies, for all studies under one ``storage``."""
     settings = to_plain(config)
-    teacher = {**settings["teacher"], "init": _content_of(config.teacher.init)}
+    teacher = {**settings["teacher"], "init": _content_of(config.teacher)}
     arithmetic = [settings["trial"][key] for key in ("precision", "channels_last", "compile")]
     parts = (VERSION, teacher, settings["distill"]["augment"], config.seed, arithmetic)
     return cache_of(config) / f"teacher-{fingerprint(*parts, data.fingerprint)}"
 
 
-def _content_of(init: str) -> Any:
-    """What tells the weights at this path from others: the file's hash, or those of a folder's."""
-    path = Path(init)
+def _content_of(teacher: TeacherConfig) -> Any:
+    """What tells the weights at ``init`` from others: the file's hash, or those of several."""
+    path = Path(teacher.init)
+    if teacher.name == MOBILE_NET and path.suffix == ".json":
+        try:
+            return [hash_file(file) for file in weight_files(path)]
+        except ValueError as error:
+            raise InputError(str(error)) from None
     if path.is_dir():
         files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
         return [(file.name, hash_file(file)) for file in files if file.is_file()]

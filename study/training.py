@@ -16,6 +16,7 @@ from models.build import build_codec, build_model
 from models.codec import HeatmapCodec
 from models.crop_frame import CropFrame
 from models.igp_gcn import IgpGcn
+from models.movenet import load_movenet
 from models.pose_features import PoseNetwork
 from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton
@@ -61,7 +62,12 @@ def build_network(
     trained: frozenset[str] = frozenset()
     if model.init != RANDOM:
         try:
-            left_random = load_weights(network, Path(model.init))
+            path = Path(model.init)
+            left_random = (
+                load_movenet(network, path, skeleton)
+                if path.suffix == ".json"
+                else load_weights(network, path)
+            )
         except ValueError as error:
             raise InputError(str(error)) from None
         trained = frozenset(name for name, _ in network.named_parameters()) - set(left_random)

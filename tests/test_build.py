@@ -39,7 +39,7 @@ def test_every_name_and_size_has_a_heatmap_a_joint_and_a_pyramid_at_strides_16_8
 ) -> None:
     with torch.device("meta"):  # shapes alone
         model = build_model(name, size, skeleton).eval()
-    heatmaps, pyramid, _ = model(torch.zeros(2, 3, height, width, device="meta"))
+    heatmaps, pyramid, *_ = model(torch.zeros(2, 3, height, width, device="meta"))
     assert heatmaps.shape == (2, skeleton.num_joints, height // 4, width // 4)
     assert [tuple(features.shape) for features in pyramid] == [
         (2, channels, height // stride, width // stride)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from models.crop_frame import CropFrame
 from search_spaces.space import load
 from study import loop
 from study.checkpoint import Checkpoint, Checkpoints
@@ -127,7 +128,8 @@ def test_a_trials_figures_are_those_of_each_term_alone(
 
     config = with_values(trial.config, values)
     ground = TrainingData.open(config, trial.data, workers, trial.targets)
-    stage = ground.stage("distill", config.distill, config.distill.augment, seed=trial.seed)
+    augment, frame = config.distill.augment, CropFrame(ground.train.input_size)
+    stage = ground.stage("distill", config.distill, augment, frame, seed=trial.seed)
     seed = loop.seed_of(trial.seed, "distill", 1)
     batch = next(stage.batches(torch.Generator().manual_seed(seed)))
     gradients = {}

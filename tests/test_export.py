@@ -20,6 +20,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from safetensors.torch import load_file, save_file
 
 from models.build import load_export
+from models.crop_frame import CropFrame
 from models.skeleton import COCO
 from search_spaces.space import Parameter, SearchSpace
 from study import export
@@ -190,7 +191,13 @@ def test_trial_in_bf16_is_proved_in_bf16_and_its_ap_in_fp32_is_said(
     OmegaConf.save(settings, study / "study.yaml")
     chosen = chosen_of(study, WINNER)
     in_fp32, in_bf16 = recorded(study, WINNER), score(chosen.config, chosen.checkpoint, mini_data)
-    assert in_bf16 != in_fp32
+    crops = torch.rand(2, 3, *chosen.config.data.input_size) * 255
+    exact = load_estimator(
+        with_values(chosen.config, {"trial.precision": "fp32"}), chosen.checkpoint
+    )
+    rounded = chosen.load()
+    with torch.inference_mode():
+        assert not torch.equal(rounded(crops)[1], exact(crops)[1])
     write_trial(study, {**chosen.trial, "objective": in_bf16}, [chosen.report], SPACE)
     main([str(study)])
     out = " ".join(capsys.readouterr().out.split())
@@ -257,7 +264,8 @@ def test_onnx_is_written_beside_the_weights_and_agrees(
     target = study / "export"
     assert {path.name for path in target.iterdir()} == {*FILES, "model.onnx"}
     store = open_crop_store(Path(mini_data.val))
-    crops = plain_batch(store, COCO, torch.arange(len(store)), torch.device("cpu")).crops
+    frame, rows = CropFrame(store.input_size), torch.arange(len(store))
+    crops = plain_batch(store, COCO, frame, rows, torch.device("cpu")).crops
     session = onnxruntime.InferenceSession(target / "model.onnx")
     found = session.run(["keypoints_crop", "scores"], {"crops": crops.contiguous().numpy()})
     with torch.no_grad():

@@ -55,7 +55,7 @@ def test_pyramid_is_the_coarse_branches_before_the_last_fusion_and_the_fused_map
             lambda module, inputs, output, name=name: seen.update({name: output})
         )
     with torch.no_grad():
-        heatmaps, pyramid, _ = model(crops(2, 96, 64))
+        heatmaps, pyramid, *_ = model(crops(2, 96, 64))
         assert torch.equal(model.final_layer(pyramid[2]), heatmaps)
     for features, name in zip(pyramid, watched, strict=True):
         assert torch.equal(features, seen[name]), name

@@ -12,6 +12,8 @@ from study import limits
 from study.config import InputError, compose, flatten, to_plain, value_at, with_values
 from study.schema import StudyConfig
 
+AS_IT_COMES = {"teacher.size": "thunder", "teacher.epochs": 0, "teacher.init": "movenet.json"}
+
 
 @pytest.fixture(scope="module")
 def config() -> StudyConfig:
@@ -39,7 +41,7 @@ def test_each_choice_is_taken_and_another_word_is_refused(config: StudyConfig, p
     for choice in limits.CHOICES[path]:
         sizes = limits.SIZES.get(choice, ("",))  # a network has sizes of its own
         fitting = {path.replace(".name", ".size"): sizes[0]} if path.endswith(".name") else {}
-        fitting |= FOREIGN.get(choice, {})
+        fitting |= FOREIGN.get(choice, AS_IT_COMES if choice == limits.MOVENET else {})
         assert limits.faults({**flat, path: choice, **fitting}) == []
     fault = fault_of(config, {path: "smthing"})
     assert fault.startswith(f"{path} must be one of {', '.join(limits.CHOICES[path])}, got {path}")
@@ -91,7 +93,8 @@ def test_choices_are_what_the_builders_build() -> None:
     for role in ("teacher", "student"):
         others = set(FOREIGN) if role == "teacher" else set()
         assert set(limits.CHOICES[f"{role}.name"]) == set(MODELS) | others
-        assert set(limits.CHOICES[f"{role}.codec"]) == set(CODECS)
+        movenet = {limits.MOVENET} if role == "teacher" else set()
+        assert set(limits.CHOICES[f"{role}.codec"]) == {*CODECS, *movenet}
     sizes = {name: tuple(sizes) for name, (_, sizes) in MODELS.items()}
     assert sizes == limits.SIZES
 
@@ -148,6 +151,18 @@ def test_every_number_has_a_bound(config: StudyConfig) -> None:
                 **{f"distill.structure.mix.{part}": 0.0 for part in limits.MIX},
             },
             "a mix must have a part, got distill.structure.mix.pairwise=0, .*kind=none",
+        ),
+        (
+            {"teacher.codec": "movenet"},
+            "reads a MoveNet as it comes, got .*size=teacher, .*epochs",
+        ),
+        (
+            {**AS_IT_COMES, "teacher.codec": "movenet", "teacher.flip_test": True},
+            "movenet has no flip test, .*got teacher.flip_test=true; set teacher.flip_test=false",
+        ),
+        (
+            {**AS_IT_COMES, "teacher.codec": "movenet", "teacher.epochs": 1},
+            "teacher.epochs=1; set .* lightning, thunder and teacher.epochs=0, or change",
         ),
         ({"teacher.epochs": 0}, "a teacher must be trained or loaded, got teacher.epochs=0"),
         ({"teacher.name": "vitpose"}, "vitpose is read from a folder .*got teacher.init=random"),

@@ -26,7 +26,8 @@ def test_heatmaps_are_a_quarter_and_the_pyramid_has_strides_16_8_4(
 ) -> None:
     model = network(size, joints)
     with torch.no_grad():
-        heatmaps, pyramid, _ = model(crops(2, height, width))
+        heatmaps, pyramid, *others = model(crops(2, height, width))
+    assert others == [None, None]
     assert heatmaps.shape == (2, joints, height // 4, width // 4)
     expected = [
         (2, channels, height // stride, width // stride)
@@ -43,15 +44,15 @@ def test_a_person_does_not_depend_on_the_others_of_the_batch() -> None:
     torch.testing.assert_close(together[1:2], alone, atol=1e-6, rtol=1e-4)
 
 
-def test_a_new_network_puts_out_nearly_nothing() -> None:
-    model = network()
+@pytest.mark.parametrize("size", ["tiny", "lightning"])
+def test_a_new_network_puts_out_nearly_nothing(size: str) -> None:
     with torch.no_grad():
-        assert model(crops(2, 96, 64)).heatmaps.abs().max() < 0.05
-    assert model.final_layer.bias is not None and not model.final_layer.bias.any()
+        assert network(size)(crops(2, 96, 64)).heatmaps.abs().max() < 0.05
 
 
-def test_every_parameter_learns_from_the_heatmaps() -> None:
-    model = network().train()
+@pytest.mark.parametrize("size", ["tiny", "lightning"])
+def test_every_parameter_learns_from_the_heatmaps(size: str) -> None:
+    model = network(size).train()
     model(crops(4, 64, 96)).heatmaps.square().sum().backward()
     silent = [
         name
@@ -89,6 +90,19 @@ def test_cell_i_of_a_convolution_is_centred_over_pixel_stride_times_i(stride: in
     }
 
 
+def test_a_folded_convolution_pads_as_tensorflow() -> None:
+    """On even sides: cell i of stride 2 sees pixels 2 i to 2 i + 2, the last one's beyond."""
+    layer = ConvNorm(1, 1, stride=2, folded=True)
+    with torch.no_grad():
+        layer.get_parameter("0.weight").fill_(1.0)
+        layer.get_parameter("0.bias").fill_(0.5)
+        rows = torch.arange(1.0, 5.0).view(1, 1, 4, 1) / 10  # 0.1 .. 0.4, one column and padding
+        out = layer(rows.expand(1, 1, 4, 2))
+    expected = [2 * (0.1 + 0.2 + 0.3) + 0.5, 2 * (0.3 + 0.4) + 0.5]
+    assert out.flatten().tolist() == pytest.approx(expected)
+    assert [name for name, _ in layer.named_parameters()] == ["0.weight", "0.bias"]
+
+
 def test_a_separable_convolution_keeps_the_grid() -> None:
     layer = SeparableConv(2, 3).eval()
     assert layer(torch.zeros(1, 2, 7, 9)).shape == (1, 3, 7, 9)
@@ -113,3 +127,17 @@ def test_the_teacher_is_the_larger_one() -> None:
         return sum(parameter.numel() for parameter in network(size).parameters())
 
     assert count("teacher") > count("tiny")
+
+
+@pytest.mark.parametrize(
+    ("size", "budget"), [("small", 300_000), ("medium", 1_000_000), ("large", 2_300_000)]
+)
+@pytest.mark.parametrize("joints", [14, 17])
+def test_students_keep_to_their_budgets(size: str, budget: int, joints: int) -> None:
+    model = network(size, joints)
+    number = sum(parameter.numel() for parameter in model.parameters())
+    assert number == pytest.approx(budget, rel=0.1)
+    with torch.no_grad():
+        answer = model(crops(1, 256, 192))
+    assert answer.heatmaps.shape == (1, joints, 64, 48)
+    assert [tuple(maps.shape[2:]) for maps in answer.pyramid] == [(16, 12), (32, 24), (64, 48)]

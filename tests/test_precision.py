@@ -183,7 +183,8 @@ def test_a_compiled_network_trains_as_the_other_under_the_same_names(
 ) -> None:
     monkeypatch.setattr(compilation, "BACKEND", "eager")
     config = with_values(mini_config, {"trial.precision": precision})
-    stage = ground.stage("distill", config.distill, config.distill.augment, seed=1)
+    augment, frame = config.distill.augment, CropFrame(ground.train.input_size)
+    stage = ground.stage("distill", config.distill, augment, frame, seed=1)
     plain, compiled = build(config), build(config)
     compile_network(compiled.student, "true", stage, workers.device)
     traced = torch._dynamo.utils.counters["stats"]

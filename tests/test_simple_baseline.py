@@ -32,7 +32,7 @@ def test_r18_has_the_parameters_of_the_official_code() -> None:
 def test_pyramid_is_the_three_deconvolutions_outputs() -> None:
     model, people = network(), crops(2, 96, 64)
     with torch.no_grad():
-        heatmaps, pyramid, _ = model(people)
+        heatmaps, pyramid, *_ = model(people)
         x = model.maxpool(model.relu(model.bn1(model.conv1(people))))
         for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
             x = layer(x)

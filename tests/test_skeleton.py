@@ -8,7 +8,7 @@ import pytest
 import torch
 from pycocotools.cocoeval import Params
 
-from models.skeleton import COCO, CROWDPOSE, SKELETONS, Skeleton, shared_joints
+from models.skeleton import COCO, CROWDPOSE, SKELETONS, Skeleton, rows_from, shared_joints
 
 
 def stick_man(**changes: Any) -> Skeleton:
@@ -101,3 +101,17 @@ def test_pairs_must_name_joints_of_the_skeleton(field: str) -> None:
 def test_the_upper_body_must_name_joints_of_the_skeleton() -> None:
     with pytest.raises(ValueError, match=r"got \[-1\]"):
         stick_man(upper_body=(0, -1))
+
+
+def test_rows_are_found_by_name_then_by_stand_in() -> None:
+    rows = rows_from(COCO, CROWDPOSE)
+    assert [COCO.joints[row] for row in rows if row is not None] == [
+        *CROWDPOSE.joints[:12],
+        *("nose", "left_shoulder"),
+    ]
+    assert rows_from(COCO, COCO) == list(range(17))
+
+
+def test_rows_are_missing_where_neither_is_known() -> None:
+    one = Skeleton("one", ("tail", "nose"), (), (), (0.1, 0.1), (), stand_ins=(("tail", "rump"),))
+    assert rows_from(COCO, one) == [None, 0]

@@ -84,7 +84,7 @@ def run(config: StudyConfig, seeds: int, out: Path) -> Results:
 def show(results: Results, seeds: int) -> bool:
     """Prints all pairs and their mean difference; returns whether its bound is above WORST."""
     table = Table(title="AP on the search slice (x100), the same student trained in fp32 and bf16")
-    for heading in ("seed", *PRECISIONS, "difference", "seconds, bf16 / fp32"):
+    for heading in ("seed", *PRECISIONS, "difference", "wall seconds, bf16 / fp32"):
         table.add_column(heading, justify="right")
     differences = []
     for seed in range(seeds):
@@ -126,7 +126,9 @@ def main() -> None:
     seeds = max(2, options.seeds)
     config = compose([f"storage={options.storage.absolute()}", *options.settings])
     if not show(run(config, seeds, options.out), seeds):
-        sys.exit(f"the bound must be above {WORST:g} points: bf16 costs AP, or use more --seeds")
+        sys.exit(
+            f"the bound must be above {WORST:g} points; bf16 costs AP, or --seeds are too few"
+        )
 
 
 if __name__ == "__main__":

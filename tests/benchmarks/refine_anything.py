@@ -198,7 +198,15 @@ def score(
 
 def show(results: dict[str, Any]) -> None:
     table = Table(title="val people of lspet_crowd (x100): before > after")
-    for heading in ("refiner / poses", "AP", "easy", "hard", "mean OKS", "gain", "gain, 12 joints"):
+    for heading in (
+        "refiner / poses",
+        "AP",
+        "easy",
+        "hard",
+        "mean OKS",
+        "gain",
+        "gain, 12 joints",
+    ):
         table.add_column(heading)
     for key, row in results.items():
         pairs = [(row[f"{n}_before"], row[f"{n}_after"]) for n in ("ap", "ap_easy", "ap_hard")]
