@@ -106,7 +106,7 @@ class Predictions:
             skeleton: whose joints the store has.
         """
         pairs = shared_joints(skeleton, self.skeleton)
-        ours, theirs = np.array(pairs).T
+        ours, theirs = np.array(pairs, np.int64).reshape(-1, 2).T
         modes = np.zeros((len(store), skeleton.num_joints, num_modes, 4), np.float32)
         modes[..., 3] = 1
         people = np.flatnonzero(matched != NOBODY)
@@ -181,21 +181,22 @@ def _fault_in(entry: Any, skeleton: Skeleton, setting: str) -> str | None:
     if not isinstance(entry.get("image_id"), int):
         return f"image_id must be a whole number, got {entry.get('image_id')!r}"
     keypoints = entry.get("keypoints")
-    if not _are_finite(keypoints, 3 * skeleton.num_joints):
+    if not are_finite(keypoints, 3 * skeleton.num_joints):
         got = f"{len(keypoints)}" if isinstance(keypoints, list) else repr(keypoints)
         return (
             f"keypoints must be {3 * skeleton.num_joints} finite numbers, x, y and a confidence "
             f"for each of {skeleton.num_joints} joints ({whence}: {skeleton.name}), got "
             f"{got}"
         )
-    if not _are_finite([entry.get("score")], 1):
+    if not are_finite([entry.get("score")], 1):
         return f"score must be a finite number, got {entry.get('score')!r}"
-    if entry.get("bbox") is not None and not _are_finite(entry["bbox"], 4):
+    if entry.get("bbox") is not None and not are_finite(entry["bbox"], 4):
         return f"bbox must be four finite numbers, x, y, width and height, got {entry['bbox']!r}"
     return None
 
 
-def _are_finite(values: Any, count: int) -> bool:
+def are_finite(values: Any, count: int) -> bool:
+    """Whether this is a list of so many numbers, none of them NaN or infinite."""
     return (
         isinstance(values, list)
         and len(values) == count

@@ -31,7 +31,9 @@ import torch  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
+from torch import Tensor  # noqa: E402
 
+from models.pose_features import PoseFeatures  # noqa: E402
 from models.refined_pose import RefinedPose  # noqa: E402
 from models.skeleton import COCO, CROWDPOSE  # noqa: E402
 from study.checkpoint import Checkpoints  # noqa: E402
@@ -67,30 +69,32 @@ Poses = NDArray[np.float32]
 
 def say(row: Row) -> bool:
     print(
-        f"  {row['stage']} epoch {row['epoch']}: AP {100 * row['val_ap']:.1f} on the search slice, "
+        f"  {row['stage']} epoch {row['epoch']}: AP {100 * row['val_ap']:.1f} on held-out people, "
         f"loss {row['loss']:.4f}, {row['seconds']:.0f} s",
         flush=True,
     )
     return False
 
 
-def train(config: StudyConfig, data: StudyData, out: Path, starts: list[str]) -> None:
+def train(
+    config: StudyConfig, data: StudyData, student_data: StudyData, out: Path, starts: list[str]
+) -> None:
     """The student, and on top of copies of it a refiner for each start, as far as not yet done."""
     workers = Workers(torch.device("cpu"))
 
-    def go_on(name: str, values: dict[str, Any]) -> None:
+    def go_on(name: str, values: dict[str, Any], people: StudyData) -> None:
         print(f"training {name}", flush=True)
         own = with_values(config, values)
-        run_trial(Trial(0, own, data, out / name, targets=None), workers, say)
+        run_trial(Trial(0, own, people, out / name, targets=None), workers, say)
 
-    go_on("student", {"refine.epochs": 0})
+    go_on("student", {"refine.epochs": 0}, student_data)
     for start in starts:
         folder = out / name_of(start)
         if not folder.exists():
             aside = out / f".{folder.name}"
             shutil.copytree(out / "student", aside, dirs_exist_ok=True)
             aside.rename(folder)
-        go_on(folder.name, {"refine.start": start})
+        go_on(folder.name, {"refine.start": start}, data)
 
 
 def name_of(start: str) -> str:
@@ -121,6 +125,19 @@ def made_up_starts(store: CropStore, spread: float) -> dict[str, Poses]:
         name: np.concatenate((pose, labelled[..., None]), axis=-1).astype(np.float32)
         for name, pose in poses.items()
     }
+
+
+def look_once(estimator: RefinedPose, answers: dict[int, PoseFeatures]) -> None:
+    """Lets the estimator take the student's answer to crops from those it has given before."""
+    look = estimator.look
+
+    def remembered(crops: Tensor) -> PoseFeatures:
+        key = hash(crops.numpy().tobytes())
+        if key not in answers:
+            answers[key] = look(crops)
+        return answers[key]
+
+    estimator.look = remembered  # type: ignore[method-assign]
 
 
 def measure(
@@ -182,14 +199,17 @@ def score(
     }
     for name, poses in made_up_starts(store, config.refine.jitter).items():
         cases[name] = lambda poses=poses: poses
+    frozen: dict[int, PoseFeatures] = {}
     for start in starts:
         last = Checkpoints(out / name_of(start)).last()
         assert last is not None
         own = with_values(config, {"refine.start": start})
+        estimator = load_estimator(own, last)
+        look_once(estimator, frozen if config.refine.student == "frozen" else {})
         for case, make in cases.items():
             key = f"{name_of(start)} / {case}"
             if key not in results:
-                results[key] = measure(load_estimator(own, last), store, truth, make(), groups)
+                results[key] = measure(estimator, store, truth, make(), groups)
                 aside = file.with_name(f".{file.name}")
                 aside.write_text(json.dumps(results, indent=1))
                 aside.replace(file)
@@ -245,10 +265,17 @@ def main() -> None:
         help="refine.start of a refiner, a JSON being of the train pictures; may be given again "
         "(default: jitter)",
     )
+    parser.add_argument(
+        "--student-people",
+        metavar="N",
+        type=int,
+        default=0,
+        help="the student learns from so many people, 0 all; few, at a low rate, leave trained "
+        "features as they come",
+    )
     parser.add_argument("--quick", action="store_true", help="a smoke run; another --out")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="of the study")
     options = parser.parse_args()
-    torch.set_num_threads(2)
     out = options.out.absolute()
     config = compose(
         [
@@ -257,9 +284,14 @@ def main() -> None:
             *options.settings,
         ]
     )
+    torch.set_num_threads(max(1, int(config.trial.cpus)))
     data = prepare_data(config, lambda _: lambda *_: None, print)
+    student_data = data
+    if options.student_people:
+        few = with_values(config, {"data.max_people": options.student_people})
+        student_data = prepare_data(few, lambda _: lambda *_: None, print)
     starts = options.start or ["jitter"]
-    train(config, data, out, starts)
+    train(config, data, student_data, out, starts)
     show(score(config, data, out, starts, options.poses))
 
 
