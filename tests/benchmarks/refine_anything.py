@@ -3,7 +3,7 @@
 A student learns from labels alone; on top of it, frozen, IGP-GCN learns to improve poses that come
 from elsewhere (``refine.start``). Then it gets poses of the validation people:
 
-  real      another method's predictions (--poses, COCO results; of trained models worth a look)
+  real      another method's predictions: MoveNet's (--movenet), or any COCO results (--poses)
   swapped   the truth, a third of the left-right pairs swapped
   missed    the truth, a fifth of the joints thrown to a random place of the person's box
   jitter    the truth with the noise of the training
@@ -21,7 +21,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
@@ -33,13 +33,17 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from models.build import build_codec, build_model  # noqa: E402
+from models.movenet import load_movenet  # noqa: E402
 from models.pose_features import PoseFeatures  # noqa: E402
 from models.refined_pose import RefinedPose  # noqa: E402
-from models.skeleton import COCO, CROWDPOSE  # noqa: E402
+from models.skeleton import COCO, CROWDPOSE, shared_joints  # noqa: E402
+from study.batches import evaluation_batches  # noqa: E402
 from study.checkpoint import Checkpoints  # noqa: E402
 from study.config import StudyConfig, compose, with_values  # noqa: E402
-from study.crops import apply_affine, invert_affine  # noqa: E402
-from study.evaluation import predict_crops  # noqa: E402
+from study.crops import apply_affine, crop_to_image_affine, invert_affine  # noqa: E402
+from study.evaluation import BATCH_SIZE, predict_crops  # noqa: E402
+from study.limits import MOVENET_SIZES  # noqa: E402
 from study.loop import Row  # noqa: E402
 from study.metrics import average_precision, oks, to_detections  # noqa: E402
 from study.pose_errors import jittered  # noqa: E402
@@ -54,6 +58,7 @@ SWAPPED, MISSED = 1 / 3, 1 / 5
 RESAMPLES = 2000
 SHARED = [CROWDPOSE.joints.index(joint) for joint in CROWDPOSE.joints if joint in COCO.joints]
 """Joints that methods of COCO's 17 know; head and neck they can but guess."""
+FACE = ("nose", "left_eye", "right_eye", "left_ear", "right_ear")
 QUICK = ("data.max_people=120", "distill.epochs=1", "refine.epochs=1")
 SETTINGS = (
     *("data=crowdpose", "data.input_size=[128,96]", "data.search_fraction=0.05", "seed=0"),
@@ -100,6 +105,69 @@ def train(
 def name_of(start: str) -> str:
     """The folder of the refiner that learns from this start."""
     return f"refiner-{Path(start).stem}"
+
+
+def write_movenet_poses(file: Path, weights: Path, store: CropStore) -> None:
+    """COCO results of MoveNet as it comes, by its own decoding, on the store's square crops.
+
+    Head and neck, which it lacks, are extrapolated: the neck 0.12 of the way from the shoulders'
+    middle to the face's, the head 0.6 of that way beyond the face.
+    """
+    size = next(size for size in MOVENET_SIZES if size in weights.name)
+    codec = build_codec("movenet", store.input_size, 2.0)
+    network = build_model("mobile_net", size, COCO, codec)
+    load_movenet(network, weights, COCO)
+    movenet = RefinedPose(network, codec, None).eval()
+    workers = Workers(torch.device("cpu"))
+    crop_to_image = crop_to_image_affine(movenet.frame, store.image_to_stored)
+    face = [place for place, joint in enumerate(COCO.joints) if joint in FACE]
+    shoulders = [COCO.joints.index(f"{side}_shoulder") for side in ("left", "right")]
+    entries = []
+    with torch.inference_mode():
+        for rows, batch in evaluation_batches(
+            store, CROWDPOSE, movenet.frame, len(store), BATCH_SIZE, workers
+        ):
+            pose, scores = (answer.double().numpy() for answer in movenet(batch.crops))
+            image = apply_affine(pose, crop_to_image[rows.numpy()])
+            found = np.concatenate((image, scores[..., None]), axis=-1)
+            middle, towards = (found[:, which].mean(axis=1) for which in (shoulders, face))
+            out = np.zeros((len(rows), CROWDPOSE.num_joints, 3))
+            for ours, theirs in shared_joints(CROWDPOSE, COCO):
+                out[:, ours] = found[:, theirs]
+            for joint, start, share in (("neck", middle, 0.12), ("head", towards, 0.6)):
+                place = CROWDPOSE.joints.index(joint)
+                out[:, place, :2] = (start + share * (towards - middle))[:, :2]
+                out[:, place, 2] = start[:, 2]
+            for row, keypoints in zip(rows.tolist(), out, strict=True):
+                entries.append(
+                    {
+                        **{"image_id": int(store.image_ids[row]), "category_id": 1},
+                        **{"annotation_id": int(store.annotation_ids[row])},
+                        **{"keypoints": keypoints.ravel().tolist()},
+                        **{"score": float(keypoints[:, 2].mean())},
+                    }
+                )
+    file.write_text(json.dumps(entries))
+
+
+def movenet_poses(
+    config: StudyConfig, weights: Path, out: Path, part: Literal["train", "val"]
+) -> Path:
+    """The file of a MoveNet's results on one of the splits, made unless it is there."""
+    file = out / f"{weights.stem}-{part}.json"
+    if not file.exists():
+        side = 256 if "thunder" in weights.name else 192
+        own = with_values(config, {"data.input_size": [side, side]})
+        data = prepare_data(own, lambda _: lambda *_: None, print)
+        parts = (data.train, data.search) if part == "train" else (data.val,)
+        made = []
+        for number, path in enumerate(parts):
+            aside = out / f".{file.name}.{number}"
+            write_movenet_poses(aside, weights, open_crop_store(Path(path)))
+            made += json.loads(aside.read_text())
+            aside.unlink()
+        file.write_text(json.dumps(made))
+    return file
 
 
 def made_up_starts(store: CropStore, spread: float) -> dict[str, Poses]:
@@ -266,6 +334,12 @@ def main() -> None:
         "(default: jitter)",
     )
     parser.add_argument(
+        "--movenet",
+        metavar="JSON",
+        type=Path,
+        help="a MoveNet's TF.js .json: its results on val are a case, and those on train a start",
+    )
+    parser.add_argument(
         "--student-people",
         metavar="N",
         type=int,
@@ -290,9 +364,12 @@ def main() -> None:
     if options.student_people:
         few = with_values(config, {"data.max_people": options.student_people})
         student_data = prepare_data(few, lambda _: lambda *_: None, print)
-    starts = options.start or ["jitter"]
+    starts, poses = options.start or ["jitter"], list(options.poses)
+    if options.movenet:
+        poses.append(movenet_poses(config, options.movenet, out, "val"))
+        starts.append(str(movenet_poses(config, options.movenet, out, "train")))
     train(config, data, student_data, out, starts)
-    show(score(config, data, out, starts, options.poses))
+    show(score(config, data, out, starts, poses))
 
 
 if __name__ == "__main__":
