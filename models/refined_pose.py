@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from models.candidates import read_candidates
@@ -43,12 +44,20 @@ class RefinedPose(nn.Module):
         """Where a person lies in the crops."""
         return self.codec.frame
 
-    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, crops: Tensor, start: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Estimate the pose in crops (B, 3, h, w), RGB in 0..255.
 
+        Args:
+            start: another method's keypoints_crop (B, K, 2) and scores (B, K), which the refiner
+                improves in place of the student's; a joint of score 0 is not given and starts
+                from the student's. Level 0 has nothing to choose then and is skipped. None starts
+                from the student's pose.
+
         Returns:
-            keypoints_crop (B, K, 2), after the last level, and scores (B, K), the heights of the
-            student's peaks that the joints started from.
+            keypoints_crop (B, K, 2), after the last level, and scores (B, K), the given ones, else
+            the heights of the student's peaks that the joints started from.
         """
         crop_size = (crops.shape[2], crops.shape[3])
         if crop_size != tuple(self.codec.input_size):
@@ -58,11 +67,20 @@ class RefinedPose(nn.Module):
             )
         features = self.look(crops)
         if self.refiner is None:
+            if start is not None:
+                raise ValueError(
+                    "a given pose needs a refiner to improve it, got refiner=None; use a model "
+                    "that was trained with refine.epochs above 0"
+                )
             return self.codec.read(features)
-        candidates = read_candidates(self.codec, features, self.refiner.num_candidates)
-        start = self.refiner.choose(features.pyramid, candidates, crop_size)
-        poses = self.refiner(features.pyramid, start.keypoints_crop, start.scores, crop_size)
-        return poses[-1], start.scores
+        if start is not None:
+            keypoints_crop, scores = complete(start, self.codec.read(features))
+        else:
+            candidates = read_candidates(self.codec, features, self.refiner.num_candidates)
+            choice = self.refiner.choose(features.pyramid, candidates, crop_size)
+            keypoints_crop, scores = choice.keypoints_crop, choice.scores
+        poses = self.refiner(features.pyramid, keypoints_crop, scores, crop_size)
+        return poses[-1], scores
 
     def look(self, crops: Tensor) -> PoseFeatures:
         """The student's answer to crops; with a flip test the mean of two, and one's features."""
@@ -71,3 +89,13 @@ class RefinedPose(nn.Module):
             return features
         mirrored = self.student.look(crops.flip(-1))
         return features.averaged_with(self.codec.flip_back(mirrored, self.flip_order))
+
+
+def complete(given: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The given keypoints (B, K, 2) and scores (B, K); where a score is 0, the student's own."""
+    keypoints_crop, scores = given
+    is_given = scores > 0
+    return (
+        torch.where(is_given[..., None], keypoints_crop, own[0]),
+        torch.where(is_given, scores, own[1]),
+    )

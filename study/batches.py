@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.crop_frame import CropFrame
@@ -46,6 +47,8 @@ class Batch:
     """(B, K), 1 for joints of which the teacher has something to say, else 0."""
     teacher_relation: Tensor | None
     """(B, K, K); None also where the teacher has no features."""
+    start_crop: Tensor | None = None
+    """x, y and score of another method's pose, (B, K, 3); score 0 where it has no such joint."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on the device."""
@@ -86,10 +89,14 @@ def training_batches(
     batches: list[Tensor],
     generator: torch.Generator,
     workers: Workers,
+    starts: NDArray[np.float32] | None = None,
 ) -> Iterator[Batch]:
     """This worker's share of each global batch, augmented.
 
     All draws are made for the global batch, so that they are the same for any number of workers.
+
+    Args:
+        starts: other poses of all the store's people, (N, K, 3), as ``given_starts`` makes them.
     """
     for rows in batches:
         keypoints = torch.from_numpy(store.keypoints_stored[rows.numpy()])
@@ -106,6 +113,7 @@ def training_batches(
             affine[mine],
             mirrored[mine],
             workers.device,
+            starts,
         )
         crops = jitter_colour(batch.crops, augment.colour, colours[:, mine])
         yield dataclasses.replace(batch, crops=crops)
@@ -118,20 +126,26 @@ def evaluation_batches(
     count: int,
     batch_size: int,
     workers: Workers,
+    starts: NDArray[np.float32] | None = None,
 ) -> Iterator[tuple[Tensor, Batch]]:
     """(rows, batch) of this worker's share of the first ``count`` people, plain crops."""
     mine = shard(torch.arange(count), workers)
     for rows in mine.split(batch_size) if len(mine) else ():
-        yield rows, plain_batch(store, skeleton, frame, rows, workers.device)
+        yield rows, plain_batch(store, skeleton, frame, rows, workers.device, starts)
 
 
 def plain_batch(
-    store: CropStore, skeleton: Skeleton, frame: CropFrame, rows: Tensor, device: torch.device
+    store: CropStore,
+    skeleton: Skeleton,
+    frame: CropFrame,
+    rows: Tensor,
+    device: torch.device,
+    starts: NDArray[np.float32] | None = None,
 ) -> Batch:
     """These people's crops without augmentation, and without the teacher."""
     affine = plain_affines(len(rows), frame)
     mirrored = torch.zeros(len(rows), dtype=torch.bool)
-    return _assemble(store, None, skeleton, frame, rows, affine, mirrored, device)
+    return _assemble(store, None, skeleton, frame, rows, affine, mirrored, device, starts)
 
 
 def _assemble(
@@ -143,6 +157,7 @@ def _assemble(
     affine: Tensor,
     mirrored: Tensor,
     device: torch.device,
+    starts: NDArray[np.float32] | None,
 ) -> Batch:
     index = rows.numpy()
     stored = torch.from_numpy(store.crops(index)).to(device)
@@ -162,6 +177,10 @@ def _assemble(
         relation = torch.from_numpy(teacher.relation[index]).float()
         relation = relation.gather(1, joints[:, :, None].expand_as(relation))
         relation = relation.gather(2, joints[:, None, :].expand_as(relation))
+    start = None
+    if starts is not None:
+        poses = of_joints(starts[index])
+        start = torch.cat((carry(poses[..., :2], affine), poses[..., 2:]), dim=-1)
     return Batch(
         crops=cut_crops(stored, affine.to(device), frame),
         keypoints_crop=carry(of_joints(store.keypoints_stored[index]), affine),
@@ -172,4 +191,5 @@ def _assemble(
         teacher_modes=modes,
         teacher_taught=taught,
         teacher_relation=relation,
+        start_crop=start,
     ).to(device)

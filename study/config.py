@@ -76,6 +76,8 @@ def with_absolute_paths(config: StudyConfig) -> StudyConfig:
     paths += [
         path for path in ("teacher.init", "student.init") if value_at(config, path) != RANDOM
     ]
+    if config.refine.start not in (limits.STUDENT, limits.JITTER):
+        paths.append("refine.start")
     absolute = {path: str(Path(value_at(config, path)).expanduser().absolute()) for path in paths}
     return with_values(config, absolute)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.crop_frame import CropFrame
+from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton
 from study.batches import evaluation_batches
 from study.crops import apply_affine, invert_affine, stored_to_crop_affine
@@ -38,17 +39,29 @@ def predict_crops(
     skeleton: Skeleton,
     workers: Workers,
     count: int | None = None,
+    starts: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Keypoints in stored-crop pixels (N, K, 2) and scores (N, K), on every worker.
 
     All people, or the first ``count``; each is seen by one worker, once.
+
+    Args:
+        starts: poses in stored-crop pixels, with scores, that a ``RefinedPose`` is to improve,
+            (N, K, 3); None for its own.
     """
     count = len(store) if count is None else min(count, len(store))
     frame = estimator.frame
     rows, poses, scores = [], [], []
     with torch.inference_mode():
-        for part, batch in evaluation_batches(store, skeleton, frame, count, BATCH_SIZE, workers):
-            pose, score = estimator(batch.crops)
+        for part, batch in evaluation_batches(
+            store, skeleton, frame, count, BATCH_SIZE, workers, starts
+        ):
+            if batch.start_crop is None:
+                pose, score = estimator(batch.crops)
+            else:
+                assert isinstance(estimator, RefinedPose)
+                start = batch.start_crop
+                pose, score = estimator(batch.crops, (start[..., :2], start[..., 2]))
             rows.append(part.numpy())
             poses.append(pose.double().cpu().numpy())
             scores.append(score.double().cpu().numpy())
@@ -64,10 +77,14 @@ def predict_crops(
 
 
 def detect_people(
-    estimator: Estimator, store: CropStore, skeleton: Skeleton, workers: Workers
+    estimator: Estimator,
+    store: CropStore,
+    skeleton: Skeleton,
+    workers: Workers,
+    starts: NDArray[np.float32] | None = None,
 ) -> list[dict[str, Any]]:
     """COCO results, in picture pixels, of all people of a store."""
-    keypoints, scores = predict_crops(estimator, store, skeleton, workers)
+    keypoints, scores = predict_crops(estimator, store, skeleton, workers, starts=starts)
     if not (np.isfinite(keypoints).all() and np.isfinite(scores).all()):
         raise TrainingDiverged(
             "keypoints must be finite to be scored, but the network puts out numbers that are "
@@ -85,6 +102,7 @@ def evaluate(
     skeleton: Skeleton,
     kind: str,
     workers: Workers,
+    starts: NDArray[np.float32] | None = None,
 ) -> dict[str, float]:
     """AP and its kin over all people of a store, the same on every worker.
 
@@ -93,8 +111,9 @@ def evaluate(
     Args:
         truth: COCO-format ground truth of the same pictures.
         kind: coco or crowdpose, the evaluation's rules.
+        starts: as ``predict_crops``.
     """
-    detections = detect_people(estimator, store, skeleton, workers)
+    detections = detect_people(estimator, store, skeleton, workers, starts)
     scores = None
     if workers.rank == 0:
         figures = average_precision(truth, detections, skeleton, kind)  # type: ignore[arg-type]

@@ -25,6 +25,8 @@ SIZES = {
     "simple_baseline": ("r18", "r50", "r101", "r152"),
 }
 """The sizes of each network: ``teacher.name`` and ``teacher.size``, likewise ``student``."""
+STUDENT, JITTER = "student", "jitter"
+"""What ``refine.start`` may be beside the path of a JSON."""
 VITPOSE, ONNX, PREDICTIONS = "vitpose", "onnx", "predictions"
 """What may teach beside our own networks."""
 
@@ -62,6 +64,7 @@ AT_LEAST: dict[str, float] = {
     **{f"distill.structure.mix.{part}": 0 for part in MIX},
     "refine.epochs": 0,
     "refine.teacher_weight": 0,
+    "refine.jitter": 0,
     "refine.truth_weight": 0,
     "refine.width": 4,
     "search.trials": 1,
@@ -129,6 +132,7 @@ def faults(values: Mapping[str, Any]) -> list[str]:
         *_impossible_teacher(values),
         *_impossible_structure(values),
         *_impossible_teacher_form(values),
+        *_impossible_start(values),
         *_impossible_movenet(values),
         *_impossible_place(values),
     ]
@@ -206,6 +210,21 @@ def _impossible_teacher(values: Mapping[str, Any]) -> Iterable[str]:
         yield (
             f"teacher.name={name} is used as it is and can't be trained, got "
             f"teacher.epochs={epochs}; set teacher.epochs=0"
+        )
+
+
+def _impossible_start(values: Mapping[str, Any]) -> Iterable[str]:
+    start, candidates = values["refine.start"], values["refine.candidates"]
+    if start not in (STUDENT, JITTER) and not start.endswith(".json"):
+        yield (
+            f"refine.start must be {STUDENT}, {JITTER} or the path of a .json of COCO keypoint "
+            f"results, got refine.start={start}"
+        )
+    if start != STUDENT and candidates > 1:
+        yield (
+            "level 0 chooses among the student's peaks and has nothing to choose where poses are "
+            f"given, got refine.start={start} and refine.candidates={candidates}; set "
+            "refine.candidates=1, and a search space without it"
         )
 
 

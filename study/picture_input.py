@@ -119,18 +119,17 @@ def read_boxes(file: Path, pictures: Sequence[Path]) -> dict[Path, PersonBoxes]:
     Raises:
         InputError: it is neither, or has a broken box or none at all for these pictures.
     """
-    document = _load(file)
+    document = load_document(file, "--boxes")
     if isinstance(document, list):
         entries, is_person = document, {PERSON}
-        ids = {picture: number_of(picture) for picture in pictures}
     else:
         entries, is_person = document["annotations"], _person_categories(document)
-        ids = _ids_by_name(file, document, pictures)
+    ids = ids_of(file, document, pictures)
     wanted = {number for number in ids.values() if number is not None}
     rows: dict[int, list[tuple[list[float], float]]] = {}
     for place, entry in enumerate(entries):
         if not isinstance(entry, dict) or "image_id" not in entry:
-            raise InputError(f"{file}: entry {place} must have an image_id, got {_short(entry)}")
+            raise InputError(f"{file}: entry {place} must have an image_id, got {short(entry)}")
         is_taken = entry.get("category_id", PERSON) in is_person and not entry.get("iscrowd")
         if is_taken and entry["image_id"] in wanted:
             rows.setdefault(entry["image_id"], []).append(_box(file, place, entry))
@@ -163,20 +162,36 @@ def number_of(picture: Path) -> int | None:
     return int(digits.group()) if digits else None
 
 
-def _load(file: Path) -> Any:
+def load_document(file: Path, option: str) -> Any:
+    """A COCO annotation file, or a list of results.
+
+    Args:
+        option: what the user gave it by.
+
+    Raises:
+        InputError: it is neither.
+    """
     try:
         document = json.loads(file.read_bytes())
     except OSError:
-        raise InputError(f"the file of boxes must exist, got {file}; change --boxes") from None
+        what = option.removeprefix("--")
+        raise InputError(f"the file of {what} must exist, got {file}; change {option}") from None
     except ValueError as error:
         raise InputError(f"{file} must be JSON, got what can't be parsed: {error}") from None
     is_annotations = isinstance(document, dict) and isinstance(document.get("annotations"), list)
     if not is_annotations and not isinstance(document, list):
         raise InputError(
             f"{file} must be a COCO annotation file or a list of COCO detection results, "
-            f"got {_short(document)}; change --boxes"
+            f"got {short(document)}; change {option}"
         )
     return document
+
+
+def ids_of(file: Path, document: Any, pictures: Sequence[Path]) -> dict[Path, int | None]:
+    """Each picture's id: in results the number that its name ends in, else by its file name."""
+    if isinstance(document, list):
+        return {picture: number_of(picture) for picture in pictures}
+    return _ids_by_name(file, document, pictures)
 
 
 def _person_categories(document: Mapping[str, Any]) -> set[Any]:
@@ -218,7 +233,7 @@ def _box(file: Path, place: int, entry: Mapping[str, Any]) -> tuple[list[float],
         which = f"annotation {entry['id']}" if "id" in entry else f"entry {place}"
         raise InputError(
             f"{file}: {which} must have a bbox of four numbers, x y width height, and no score "
-            f"but a number, got bbox={_short(box)}, score={_short(score)}; correct or drop it"
+            f"but a number, got bbox={short(box)}, score={short(score)}; correct or drop it"
         )
     return [float(value) for value in box], float(score)
 
@@ -231,6 +246,7 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """The value as Python writes it, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

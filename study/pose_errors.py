@@ -14,11 +14,32 @@ import torch
 from torch import Tensor
 
 from models.skeleton import Skeleton
+from study.metrics import SCORED_JOINT
 
 NEAR = 0.5
 """Part of the OKS from which a joint counts as found."""
 INVERSION, NEIGHBOUR, MISS = range(3)
 NUM_KINDS = 3
+
+
+def jittered(
+    truth: Tensor, visibility: Tensor, areas: Tensor, spread: float
+) -> tuple[Tensor, Tensor]:
+    """Poses (B, K, 2) that another method might have found, and their scores (B, K).
+
+    One kind of error: Gaussian noise about the truth, drawn from torch's global generator. Scores
+    say nothing of the error: uniform from where a joint counts up to 1, and 0 where there is no
+    label to start from.
+
+    Args:
+        truth: (B, K, 2), with COCO ``visibility`` (B, K).
+        areas: (B,), in the same pixels squared.
+        spread: of the noise along each axis, over the root of the area.
+    """
+    size = areas.sqrt()[:, None, None]
+    noise = torch.randn(truth.shape).to(truth) * spread * size
+    scores = SCORED_JOINT + (1 - SCORED_JOINT) * torch.rand(truth.shape[:2]).to(truth)
+    return truth + noise, torch.where(visibility > 0, scores, 0.0)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Estimate and draw poses: ``python study/predict.py EXPORT PICTURES... --boxes BOXES.json``.
 
-Without boxes each picture is taken as one person, head to foot and not much more.
+Without boxes each picture is taken as one person, head to foot and not much more. With
+``--poses POSES.json`` the refiner improves poses that another method has found.
 """
 
 import os
@@ -36,6 +37,7 @@ from study.crops import (  # noqa: E402
     warp,
 )
 from study.display import Display  # noqa: E402
+from study.given_poses import read_poses  # noqa: E402
 from study.metrics import to_detections  # noqa: E402
 from study.picture_input import (  # noqa: E402
     RESULTS,
@@ -62,9 +64,15 @@ BOXES is a COCO annotation file, whose 'images' name the pictures, or a detector
 whose image_id is the number that a picture's name ends in. A picture without a box in it is left
 out, with a warning: nobody was found there.
 
+POSES is a COCO annotation file with keypoints, or COCO keypoint results. keypoints.json then has
+its entries in their order, keypoints replaced by the export's joints and all else kept. Joints are
+paired by name; one that POSES lacks, or has with score 0 or at (0, 0), starts from the network's
+own. A person is cut out by 'bbox', else by the box of its joints.
+
 examples:
   python study/predict.py studies/drawn-joint-joint/export person.jpg
   python study/predict.py studies/coco/export val2017 --boxes person_keypoints_val2017.json
+  python study/predict.py studies/coco/export val2017 --poses other_method.json --out better
 """
 
 
@@ -96,6 +104,40 @@ def predict(
         progress(done, len(pictures))
     _write(out / RESULTS, json.dumps(detections).encode())
     return detections
+
+
+def improve(
+    export: Path,
+    pictures: Sequence[Path],
+    poses: Path,
+    out: Path,
+    device: torch.device,
+    progress: Callable[[int, int], None],
+) -> int:
+    """How many of the file's poses were improved; all are written to ``out``, and drawn.
+
+    Raises:
+        InputError: not an export with a refiner, a fault in the file, or an unreadable picture.
+    """
+    estimator, skeleton = load(export, device)
+    if estimator.refiner is None:
+        raise InputError(
+            f"--poses needs an export with a refiner, got {export} without one; export a study of "
+            "refine.epochs above 0"
+        )
+    given = read_poses(poses, pictures, skeleton)
+    _make_folder(out)
+    for done, path in enumerate(given.places, start=1):
+        picture, starts = read(path), given.starts(path)
+        boxes = given.boxes(path, starts, (picture.shape[0], picture.shape[1]))
+        keypoints_image, scores = estimate(estimator, skeleton, picture, boxes, starts)
+        given.improve(path, starts, keypoints_image, scores)
+        sure = given.scores(path)
+        drawn = draw_poses(picture, keypoints_image, scores, boxes, sure, skeleton)
+        _write(out / f"{path.stem}.jpg", cv2.imencode(".jpg", drawn[..., ::-1])[1].tobytes())
+        progress(done, len(given.places))
+    _write(out / RESULTS, json.dumps(given.entries).encode())
+    return sum(map(len, given.places.values()))
 
 
 def load(export: Path, device: torch.device) -> tuple[RefinedPose, Skeleton]:
@@ -137,8 +179,14 @@ def estimate(
     skeleton: Skeleton,
     picture: NDArray[np.uint8],
     boxes: NDArray[np.float64],
+    starts: NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """keypoints_image (N, K, 2) and scores (N, K) of the people in these boxes (N, 4)."""
+    """keypoints_image (N, K, 2) and scores (N, K) of the people in these boxes (N, 4).
+
+    Args:
+        starts: x, y in picture pixels and score of the poses to improve, (N, K, 3); a joint of
+            score 0 starts from the student's, as all do without.
+    """
     frame = estimator.codec.frame
     affines = image_to_crop_affine(boxes, frame)
     device = next(estimator.parameters()).device
@@ -149,12 +197,24 @@ def estimate(
         cut = np.stack([warp(picture, affine, frame.size) for affine in part])
         crops = torch.from_numpy(cut).to(device).permute(0, 3, 1, 2).float()
         with torch.inference_mode():
-            keypoints_crop, confidence = estimator(crops)
+            if starts is None:
+                keypoints_crop, confidence = estimator(crops)
+            else:
+                given = _in_crops(starts[start : start + BATCH_SIZE], part, device)
+                keypoints_crop, confidence = estimator(crops, given)
         keypoints.append(apply_affine(keypoints_crop.double().cpu().numpy(), invert_affine(part)))
         scores.append(confidence.double().cpu().numpy())
     if not np.isfinite(keypoints[-1]).all():
         raise InputError("the export must put out numbers, got NaN; export the study again")
     return np.concatenate(keypoints), np.concatenate(scores)
+
+
+def _in_crops(
+    starts: NDArray[np.float64], affines: NDArray[np.float64], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    poses = np.concatenate((apply_affine(starts[..., :2], affines), starts[..., 2:]), axis=-1)
+    moved = torch.from_numpy(poses).float().to(device)
+    return moved[..., :2], moved[..., 2]
 
 
 def draw_poses(
@@ -258,7 +318,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "pictures", metavar="PICTURES", type=Path, nargs="+", help="files, or folders of them"
     )
-    parser.add_argument("--boxes", type=Path, help="where people are (default: whole pictures)")
+    people_in = parser.add_mutually_exclusive_group()
+    people_in.add_argument("--boxes", type=Path, help="where people are (default: whole pictures)")
+    people_in.add_argument("--poses", type=Path, help="another method's poses, to be improved")
     parser.add_argument(
         "--out", metavar="FOLDER", type=Path, default=Path("poses"), help="default: poses"
     )
@@ -267,14 +329,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     display = Display("auto")
     try:
         device = choose_device(options.device)
-        pictures, people = find_people(find_pictures(options.pictures), options.boxes)
-        check_targets(pictures, options.boxes, options.out)
-        with display.meters() as meter:
-            progress = meter("estimating poses")
-            found = predict(options.export, pictures, people, options.out, device, progress)
+        pictures = find_pictures(options.pictures)
+        out = options.out
+        if options.poses is not None:
+            check_targets(pictures, options.poses, out)
+            with display.meters() as meter:
+                progress = meter("improving poses")
+                number = improve(options.export, pictures, options.poses, out, device, progress)
+        else:
+            pictures, people = find_people(pictures, options.boxes)
+            check_targets(pictures, options.boxes, out)
+            with display.meters() as meter:
+                progress = meter("estimating poses")
+                found = predict(options.export, pictures, people, out, device, progress)
+                number = len(found)
     except InputError as error:
         sys.exit(f"error: {error}")
-    print(f"{len(found)} poses in {len(pictures)} pictures, drawn and listed in {options.out}")
+    print(f"{number} poses in {len(pictures)} pictures, drawn and listed in {out}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Poses that another method has found in the training pictures, as a teacher.
+"""Poses that another method has found in the training pictures: a teacher, or refine.start.
 
 They come as COCO keypoint results, a JSON list of ``{image_id, category_id, keypoints, score}``.
 ``keypoints`` are x, y in picture pixels and a confidence for each joint. An entry may tell whom it
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.skeleton import Skeleton, shared_joints
+from models.skeleton import SKELETONS, Skeleton, shared_joints
 from study.config import InputError
 from study.crops import apply_affine
 from study.metrics import SCORED_JOINT
@@ -27,20 +27,24 @@ MIN_IOU = 0.3
 The box of a pose's joints is smaller than the person's box, so that a right one can be far below
 the usual 0.5."""
 NOBODY = -1
+START = "refine.start"
 
 
 class Predictions:
     """P poses of a file, in its order."""
 
-    def __init__(self, path: Path, skeleton: Skeleton) -> None:
+    def __init__(self, path: Path, skeleton: Skeleton, setting: str = "teacher.init") -> None:
         """Reads the file.
+
+        Args:
+            setting: what names the file, as messages call it.
 
         Raises:
             InputError: names the file, the entry (from 0) and what must hold.
         """
-        entries = _load(path)
+        entries = _load(path, setting)
         for number, entry in enumerate(entries):
-            if fault := _fault_in(entry, skeleton):
+            if fault := _fault_in(entry, skeleton, setting):
                 raise InputError(f"{path}, entry {number}: {fault}; mend the file")
         self.path = path
         self.skeleton = skeleton
@@ -102,7 +106,7 @@ class Predictions:
             skeleton: whose joints the store has.
         """
         pairs = shared_joints(skeleton, self.skeleton)
-        ours, theirs = np.array(pairs).T
+        ours, theirs = np.array(pairs, np.int64).reshape(-1, 2).T
         modes = np.zeros((len(store), skeleton.num_joints, num_modes, 4), np.float32)
         modes[..., 3] = 1
         people = np.flatnonzero(matched != NOBODY)
@@ -113,44 +117,86 @@ class Predictions:
         return {"modes_stored": modes, "taught": (modes[..., 0, 2] > 0).astype(np.uint8)}
 
 
-def _load(path: Path) -> list[dict[str, Any]]:
+def given_starts(path: Path, store: CropStore, skeleton: Skeleton) -> NDArray[np.float32]:
+    """``refine.start``: x, y in stored-crop pixels and score of each person's joints, (N, K, 3).
+
+    Score 0 marks the joints that the file lacks, and all those of people without a prediction.
+
+    Args:
+        skeleton: whose joints the store has. The file's may be another one, told by the number of
+            joints of its first entry; joints are paired by name.
+    """
+    predictions = Predictions(path, _skeleton_of_file(path, skeleton), START)
+    matched = predictions.match(store)
+    starts = predictions.rows(store, matched, 1, skeleton)["modes_stored"][:, :, 0, :3]
+    return np.ascontiguousarray(starts)
+
+
+def check_start(path: Path, store: CropStore, skeleton: Skeleton) -> tuple[int, int]:
+    """How many of the people to train on start from a prediction of the file, and how many not.
+
+    Raises:
+        InputError: the file is broken, or is of nobody here.
+    """
+    starts = given_starts(path, store, skeleton)
+    number = int((starts[..., 2] > 0).any(axis=1).sum())
+    if not number:
+        raise InputError(
+            f"{START} must hold poses of the people to train on, got none that is of any of "
+            f"{len(store)} in {path}; change {START}, or its image_id or annotation_id to those "
+            "of data.train.annotations"
+        )
+    return number, len(store) - number
+
+
+def _skeleton_of_file(path: Path, ours: Skeleton) -> Skeleton:
+    """The known skeleton with as many joints as the first entry; ours if it fits, or none does."""
+    first = _load(path, START)[0]
+    keypoints = first.get("keypoints") if isinstance(first, dict) else None
+    number = len(keypoints) / 3 if isinstance(keypoints, list) else 0
+    fitting = [s for s in (ours, *SKELETONS.values()) if s.num_joints == number]
+    return fitting[0] if fitting else ours
+
+
+def _load(path: Path, setting: str) -> list[dict[str, Any]]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"teacher.init must be a JSON of COCO keypoint results, got teacher.init={path} "
-            f"({error})"
+            f"{setting} must be a JSON of COCO keypoint results, got {setting}={path} ({error})"
         ) from None
     if not isinstance(entries, list) or not entries:
         raise InputError(
             f"{path} must hold a list of predictions, at least one, got {type(entries).__name__}"
-            f"{' without any' if entries == [] else ''}; change teacher.init"
+            f"{' without any' if entries == [] else ''}; change {setting}"
         )
     return entries
 
 
-def _fault_in(entry: Any, skeleton: Skeleton) -> str | None:
+def _fault_in(entry: Any, skeleton: Skeleton, setting: str) -> str | None:
     """What must hold of an entry and does not."""
+    whence = "as in the first entry" if setting == START else "teacher.skeleton"
     if not isinstance(entry, dict):
         return f"must be an object, got {entry!r}"
     if not isinstance(entry.get("image_id"), int):
         return f"image_id must be a whole number, got {entry.get('image_id')!r}"
     keypoints = entry.get("keypoints")
-    if not _are_finite(keypoints, 3 * skeleton.num_joints):
+    if not are_finite(keypoints, 3 * skeleton.num_joints):
         got = f"{len(keypoints)}" if isinstance(keypoints, list) else repr(keypoints)
         return (
             f"keypoints must be {3 * skeleton.num_joints} finite numbers, x, y and a confidence "
-            f"for each of {skeleton.num_joints} joints (teacher.skeleton: {skeleton.name}), got "
+            f"for each of {skeleton.num_joints} joints ({whence}: {skeleton.name}), got "
             f"{got}"
         )
-    if not _are_finite([entry.get("score")], 1):
+    if not are_finite([entry.get("score")], 1):
         return f"score must be a finite number, got {entry.get('score')!r}"
-    if entry.get("bbox") is not None and not _are_finite(entry["bbox"], 4):
+    if entry.get("bbox") is not None and not are_finite(entry["bbox"], 4):
         return f"bbox must be four finite numbers, x, y, width and height, got {entry['bbox']!r}"
     return None
 
 
-def _are_finite(values: Any, count: int) -> bool:
+def are_finite(values: Any, count: int) -> bool:
+    """Whether this is a list of so many numbers, none of them NaN or infinite."""
     return (
         isinstance(values, list)
         and len(values) == count

@@ -1,4 +1,4 @@
-"""Stage 2, fine: IGP-GCN moves the student's joints, level by level, to the teacher's pose."""
+"""Stage 2, fine: IGP-GCN moves the joints, level by level, to the teacher's pose and the truth."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from models.candidates import read_candidates
+from models.candidates import Choice, read_candidates
 from models.codec import HeatmapCodec
 from models.igp_gcn import IgpGcn
-from models.pose_features import PoseNetwork
-from models.refined_pose import RefinedPose
+from models.pose_features import PoseFeatures, PoseNetwork
+from models.refined_pose import RefinedPose, complete
 from models.skeleton import Skeleton
 from study.batches import Batch
+from study.limits import JITTER
 from study.losses import Term, choice_loss, oks_loss, smooth_l1_loss
-from study.pose_errors import PoseErrors, disturb_candidates
+from study.pose_errors import PoseErrors, disturb_candidates, jittered
 from study.schema import OptimizerConfig, RefineConfig
 
 CHOICE_WEIGHT = 1.0
@@ -70,34 +71,21 @@ class RefineTask(nn.Module):
         return self
 
     def forward(self, batch: Batch) -> dict[str, Term]:
-        assert batch.teacher_modes is not None and batch.teacher_taught is not None
         with torch.set_grad_enabled(self.is_finetuned and torch.is_grad_enabled()):
             out = self.student.look(batch.crops)
-        candidates = read_candidates(self.codec, out, self.refiner.num_candidates)
-        if self.errors is not None:
-            candidates = disturb_candidates(
-                candidates,
-                batch.keypoints_crop,
-                batch.visibility,
-                batch.neighbour_crop,
-                batch.neighbour_visibility,
-                batch.areas_crop,
-                self.errors,
-                self.skeleton,
-            )
         height, width = batch.crops.shape[-2:]
-        choice = self.refiner.choose(out.pyramid, candidates, (height, width))
+        given = self._given(batch)
+        if given is None:
+            candidates = self._candidates(out, batch)
+            choice = self.refiner.choose(out.pyramid, candidates, (height, width))
+        else:
+            choice = Choice(*complete(given, self.codec.read(out)), logits=None)
         start = choice.keypoints_crop
         poses = self.refiner(out.pyramid, start, choice.scores, (height, width))
-        best = batch.teacher_modes[:, :, 0]
-        targets = {
-            "teacher": (best[..., :2], best[..., 2].clamp(0, 1) * batch.teacher_taught),
-            "truth": (batch.keypoints_crop, (batch.visibility > 0).float()),
-        }
         terms = {}
-        for name, (target, weights) in targets.items():
+        for name, (target, weights) in self._targets(batch).items():
             term = self._over_levels(poses, start, target, weights, batch.areas_crop, height)
-            if choice.logits is not None:
+            if given is None and choice.logits is not None:
                 places, sigmas = candidates[..., :2], self.skeleton.oks_sigmas
                 chosen = choice_loss(
                     choice.logits, places, target, weights, batch.areas_crop, sigmas
@@ -105,6 +93,43 @@ class RefineTask(nn.Module):
                 term = Term(term.sum + CHOICE_WEIGHT * chosen.sum, term.count)
             terms[name] = term
         return terms
+
+    def _given(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """Keypoints and scores to start from; None for the student's."""
+        if self.settings.start == JITTER:
+            labels = (batch.keypoints_crop, batch.visibility, batch.areas_crop)
+            return jittered(*labels, self.settings.jitter)
+        if batch.start_crop is None:
+            return None
+        return batch.start_crop[..., :2], batch.start_crop[..., 2]
+
+    def _candidates(self, out: PoseFeatures, batch: Batch) -> Tensor:
+        """The student's peaks (B, K, M, 3), with its errors on unseen people where it has any."""
+        candidates = read_candidates(self.codec, out, self.refiner.num_candidates)
+        if self.errors is None:
+            return candidates
+        return disturb_candidates(
+            candidates,
+            batch.keypoints_crop,
+            batch.visibility,
+            batch.neighbour_crop,
+            batch.neighbour_visibility,
+            batch.areas_crop,
+            self.errors,
+            self.skeleton,
+        )
+
+    def _targets(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Each term's pose (B, K, 2) and the weights (B, K) of its joints.
+
+        Without a teacher, as where labels alone are learned from, its term is 0.
+        """
+        truth, labelled = batch.keypoints_crop, (batch.visibility > 0).float()
+        if batch.teacher_modes is None or batch.teacher_taught is None:
+            return {"teacher": (truth, torch.zeros_like(labelled)), "truth": (truth, labelled)}
+        best = batch.teacher_modes[:, :, 0]
+        taught = best[..., 2].clamp(0, 1) * batch.teacher_taught
+        return {"teacher": (best[..., :2], taught), "truth": (truth, labelled)}
 
     def _over_levels(
         self,

@@ -183,6 +183,13 @@ class RefineConfig:
     statistics, its heatmaps get no loss."""
     student_factor: float
     """Share of the rate that a finetuned student takes."""
+    start: str
+    """student | jitter | the path of a JSON of another method's COCO keypoint results on the
+    training pictures: the poses that the refiner learns to improve. jitter: the truth with noise,
+    and what is not labelled from the student. A JSON: matched to people as for
+    teacher.name=predictions; people and joints that it lacks start from the student."""
+    jitter: float
+    """Spread of jitter's noise along x and along y, over the root of the person's area."""
     candidates: int
     """Peaks of the student per joint to choose from, 1 to 3; 1 takes the highest."""
     levels: int
@@ -198,7 +205,8 @@ class RefineConfig:
     teacher_weight: float
     truth_weight: float
     perturb: bool
-    """Give the student's pose, in training, the errors it makes on people it has not seen."""
+    """Give the student's pose, in training, the errors it makes on people it has not seen; other
+    starts stay as they are."""
     augment: AugmentConfig
 
 

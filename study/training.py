@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from models.build import build_codec, build_model
@@ -23,7 +26,9 @@ from study.checkpoint import Checkpoint, Checkpoints
 from study.config import RANDOM, InputError
 from study.distill import DistillTask
 from study.evaluation import Estimator, evaluate
+from study.limits import JITTER, STUDENT
 from study.loop import Progress, Row, Stage, seed_of
+from study.predictions import check_start, given_starts
 from study.prepare import StudyData, evaluation_of, input_size_of, skeleton_of
 from study.refine import RefineTask
 from study.schema import (
@@ -131,6 +136,14 @@ def load_estimator(config: StudyConfig, checkpoint: Checkpoint) -> RefinedPose:
     return task.estimator().eval()
 
 
+class Starts(NamedTuple):
+    """Another method's poses of the people to train on and of the search slice."""
+
+    train: NDArray[np.float32]
+    """x, y in stored-crop pixels and score, (N, K, 3)."""
+    search: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """The stores of a study, open in one worker."""
@@ -168,6 +181,7 @@ class TrainingData:
         first_epoch: int = 0,
         first_step: int = 0,
         diagnose: bool = False,
+        starts: Starts | None = None,
     ) -> Stage:
         """A stage of these settings over the people to train on, scored on the search slice."""
 
@@ -182,8 +196,10 @@ class TrainingData:
             seed=seed,
             first_epoch=first_epoch,
             first_step=first_step,
-            batches=lambda generator: self.batches(augment, frame, order(generator), generator),
-            evaluate=self.score,
+            batches=lambda generator: self.batches(
+                augment, frame, order(generator), generator, starts
+            ),
+            evaluate=lambda estimator: self.score(estimator, starts),
             diagnose=diagnose,
         )
 
@@ -193,6 +209,7 @@ class TrainingData:
         frame: CropFrame,
         order: list[torch.Tensor],
         generator: torch.Generator,
+        starts: Starts | None = None,
     ) -> Iterator[Batch]:
         """This worker's share of these global batches, cut in the frame of a network's codec."""
         return training_batches(
@@ -204,14 +221,40 @@ class TrainingData:
             order,
             generator,
             self.workers,
+            starts.train if starts else None,
         )
 
-    def score(self, estimator: Estimator) -> dict[str, float]:
+    def score(self, estimator: Estimator, starts: Starts | None = None) -> dict[str, float]:
         """AP and its kin on the search slice, the same on every worker."""
-        kind = evaluation_of(self.config)
         return evaluate(
-            estimator, self.search, self.search_truth, self.skeleton, kind, self.workers
+            estimator,
+            self.search,
+            self.search_truth,
+            self.skeleton,
+            evaluation_of(self.config),
+            self.workers,
+            starts.search if starts else None,
         )
+
+    def starts(self) -> Starts | None:
+        """The poses of ``refine.start``'s file; None where it names no file."""
+        start = self.config.refine.start
+        if start in (STUDENT, JITTER):
+            return None
+        stores = (self.train, self.search)
+        return Starts(*(given_starts(Path(start), store, self.skeleton) for store in stores))
+
+
+def prepare_start(config: StudyConfig, data: StudyData, say: Callable[[str], None]) -> None:
+    """Checks the file of ``refine.start``, if it is one, before anything is started for it.
+
+    Raises:
+        InputError: the file is broken, or of other people.
+    """
+    if config.refine.epochs and config.refine.start not in (STUDENT, JITTER):
+        store = open_crop_store(Path(data.train))
+        found, left = check_start(Path(config.refine.start), store, skeleton_of(config))
+        say(f"refine.start has {found} people to train on; {left} start from the student's pose")
 
 
 class Recorder:

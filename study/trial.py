@@ -19,6 +19,7 @@ from study.compilation import compile_network
 from study.config import RANDOM, with_values
 from study.distill import SCALE_BATCHES, DistillTask
 from study.evaluation import predict_crops
+from study.limits import STUDENT
 from study.loop import mean_terms, run_stage, seed_of
 from study.pose_errors import PoseErrors, excess, measure_errors
 from study.prepare import StudyData
@@ -45,7 +46,8 @@ class Trial:
     """The study's settings with the trial's values in place."""
     data: StudyData
     folder: Path
-    targets: Path
+    targets: Path | None
+    """What the teacher says of the people to train on; None where labels alone teach."""
 
     @property
     def seed(self) -> int:
@@ -113,7 +115,7 @@ def refine(trial: Trial, ground: TrainingData, recorder: Recorder) -> bool:
     torch.manual_seed(seed_of(trial.seed, "refiner"))
     refiner = build_refiner(config, distilled.student.pyramid_channels)
     task = build_refine_task(config, distilled, refiner).to(workers.device)
-    if settings.perturb:
+    if settings.perturb and settings.start == STUDENT:
         task.errors = unseen_errors(task, ground)
     stage = ground.stage(
         "refine",
@@ -123,6 +125,7 @@ def refine(trial: Trial, ground: TrainingData, recorder: Recorder) -> bool:
         seed=trial.seed,
         first_epoch=config.distill.epochs,
         first_step=students[-1]["step"],
+        starts=ground.starts(),
     )
     return run_stage(task, stage, recorder.resume(stage, task), workers, recorder.finish)
 

@@ -53,6 +53,7 @@ from study.search import OwnerSearcher, StudyOwner
 from study.settings import SETTINGS, read_settings
 from study.teacher import TARGETS, is_ready, prepare_teacher, teacher_folder
 from study.teachers import check_weights
+from study.training import prepare_start
 
 LOCK = ".lock"
 WORKERS_WAIT = {"cpu": 0, "node:__internal_head__": 0.001}
@@ -81,6 +82,7 @@ def run_study(config: StudyConfig) -> Path:
         with display.meters() as meter:
             data = prepare_data(config, meter, display.say)
         prepare_teacher(config, data, display.say)
+        prepare_start(config, data, display.say)
         _write_settings(as_typed, folder, data)
         display.say(
             "{} people to train on, {} to score trials on, {} in val".format(*data.num_people)

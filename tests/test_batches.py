@@ -57,10 +57,13 @@ def batches(
     *,
     teacher: TeacherStore | None = None,
     rows: list[list[int]] | None = None,
+    starts: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     order = [torch.tensor(part) for part in rows or [list(range(13))]]
     generator = torch.Generator().manual_seed(8)
-    return training_batches(store, teacher, skeleton, FRAME, augment, order, generator, worker)
+    return training_batches(
+        store, teacher, skeleton, FRAME, augment, order, generator, worker, starts
+    )
 
 
 def plain_keypoints(store: CropStore) -> Tensor:
@@ -103,6 +106,21 @@ def test_mirrored_people_have_their_teacher_in_mirrored_order(
     assert batch.teacher_relation[3].tolist() == expected
     assert batch.teacher_taught is not None  # joint 3 is untaught, and lies at 4 in the mirror
     assert batch.teacher_taught.tolist() == [[1, 1, 1, 1, 0]] * 13
+
+
+@pytest.mark.parametrize("augment", [STILL, MIRROR, WILD])
+def test_given_poses_are_carried_like_the_truth(
+    augment: AugmentConfig, five_store: CropStore, five: Skeleton, workers: Workers
+) -> None:
+    scores = np.broadcast_to(np.arange(5)[:, None] / 10, (13, 5, 1))
+    starts = np.concatenate((five_store.keypoints_stored, scores), axis=2).astype(np.float32)
+    (batch,) = batches(five_store, five, augment, workers, starts=starts)
+    assert batch.start_crop is not None
+    assert torch.equal(batch.start_crop[..., :2], batch.keypoints_crop)
+    mirrored = torch.from_numpy(scores[:, ORDER, 0].copy()).float()
+    if augment is MIRROR:
+        torch.testing.assert_close(batch.start_crop[..., 2], mirrored)
+    assert next(batches(five_store, five, augment, workers)).start_crop is None
 
 
 def test_a_teacher_without_features_has_no_relation_and_the_rest(
@@ -170,11 +188,14 @@ def test_workers_shares_together_are_the_global_batch(
     world: int, five_store: CropStore, five: Skeleton, workers: Workers, perfect: TeacherStore
 ) -> None:
     rows = [[3, 1, 12, 7, 0, 4], [2, 5, 9, 8, 10, 6]]
-    whole = list(batches(five_store, five, WILD, workers, teacher=perfect, rows=rows))
-    shares = [
-        list(batches(five_store, five, WILD, one_of(rank, world), teacher=perfect, rows=rows))
-        for rank in range(world)
-    ]
+    starts = np.concatenate((five_store.keypoints_stored, np.ones((13, 5, 1))), 2, dtype="f4")
+
+    def of(worker: Workers) -> list[Batch]:
+        found = batches(five_store, five, WILD, worker, teacher=perfect, rows=rows, starts=starts)
+        return list(found)
+
+    whole = of(workers)
+    shares = [of(one_of(rank, world)) for rank in range(world)]
     for step, one in enumerate(whole):
         for name, value in vars(one).items():
             together = torch.stack([getattr(share[step], name) for share in shares], 1)

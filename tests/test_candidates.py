@@ -99,6 +99,8 @@ def task_of(skeleton: Skeleton, **changes: Any) -> RefineTask:
         optimizer=OptimizerConfig(3e-3, 1e-4, warmup_fraction=0.05, pretrained_factor=0.1),
         student="frozen",
         student_factor=0.1,
+        start="student",
+        jitter=0.1,
         candidates=2,
         levels=1,
         depth=1,

@@ -98,6 +98,37 @@ def test_it_gives_the_refiners_last_level_and_the_students_scores(
     assert torch.equal(scores, expected_scores)
 
 
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_an_untrained_refiner_gives_back_the_start_to_the_bit(
+    candidates: int, codec: HeatmapCodec, crops: Tensor
+) -> None:
+    model = build(codec, is_refined=True)
+    model.refiner = IgpGcn(STICK_MAN, CHANNELS, width=8, depth=1, candidates=candidates).eval()
+    start = torch.rand(3, 5, 2) * 60, torch.rand(3, 5) * 0.9 + 0.1
+    keypoints, scores = model(crops, start)
+    assert torch.equal(keypoints, start[0])
+    assert torch.equal(scores, start[1])
+
+
+def test_a_joint_that_is_not_given_starts_from_the_students(
+    codec: HeatmapCodec, crops: Tensor
+) -> None:
+    model = build(codec, is_refined=True)
+    start = torch.rand(3, 5, 2) * 60, torch.full((3, 5), 0.5)
+    start[1][1, 2] = 0
+    (keypoints, scores), own = model(crops, start), model(crops)
+    is_own = start[1] == 0
+    assert torch.equal(keypoints[is_own], own[0][is_own])
+    assert torch.equal(scores[is_own], own[1][is_own])
+    assert torch.equal(keypoints[~is_own], start[0][~is_own])
+
+
+def test_a_given_pose_needs_a_refiner(crops: Tensor) -> None:
+    model = build(Dark(CROP, (24, 16)), is_refined=False)
+    with pytest.raises(ValueError, match=r"needs a refiner.*refine\.epochs"):
+        model(crops, (torch.zeros(3, 5, 2), torch.ones(3, 5)))
+
+
 def test_crops_of_another_size_are_refused() -> None:
     model = build(Msra(CROP, (24, 16)), is_refined=False)
     with pytest.raises(ValueError, match=r"input size.*\(64, 96\).*height, width"):

@@ -1,0 +1,299 @@
+"""Whether the refiner improves other methods' poses: ``refine_anything.py --data DIR --out DIR``.
+
+A student learns from labels alone; on top of it, frozen, IGP-GCN learns to improve poses that come
+from elsewhere (``refine.start``). Then it gets poses of the validation people:
+
+  real      another method's predictions (--poses, COCO results; of trained models worth a look)
+  swapped   the truth, a third of the left-right pairs swapped
+  missed    the truth, a fifth of the joints thrown to a random place of the person's box
+  jitter    the truth with the noise of the training
+
+Each gets AP by CrowdPose's rules and the mean OKS, before and after. The interval is of the mean
+OKS's gain, by a bootstrap over the photographed persons of whom the data are composed (each may
+be in many pictures), else over pictures. Every step is kept under --out; the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from models.pose_features import PoseFeatures  # noqa: E402
+from models.refined_pose import RefinedPose  # noqa: E402
+from models.skeleton import COCO, CROWDPOSE  # noqa: E402
+from study.checkpoint import Checkpoints  # noqa: E402
+from study.config import StudyConfig, compose, with_values  # noqa: E402
+from study.crops import apply_affine, invert_affine  # noqa: E402
+from study.evaluation import predict_crops  # noqa: E402
+from study.loop import Row  # noqa: E402
+from study.metrics import average_precision, oks, to_detections  # noqa: E402
+from study.pose_errors import jittered  # noqa: E402
+from study.predictions import given_starts  # noqa: E402
+from study.prepare import StudyData, prepare_data  # noqa: E402
+from study.store import CropStore, open_crop_store  # noqa: E402
+from study.training import load_estimator  # noqa: E402
+from study.trial import Trial, run_trial  # noqa: E402
+from study.workers import Workers  # noqa: E402
+
+SWAPPED, MISSED = 1 / 3, 1 / 5
+RESAMPLES = 2000
+SHARED = [CROWDPOSE.joints.index(joint) for joint in CROWDPOSE.joints if joint in COCO.joints]
+"""Joints that methods of COCO's 17 know; head and neck they can but guess."""
+QUICK = ("data.max_people=120", "distill.epochs=1", "refine.epochs=1")
+SETTINGS = (
+    *("data=crowdpose", "data.input_size=[128,96]", "data.search_fraction=0.05", "seed=0"),
+    *(f"data.{s}.annotations=annotations/lspet_crowd_{s}.json" for s in ("train", "val")),
+    *(f"data.{s}.images=images/{s}" for s in ("train", "val")),
+    *("distill.heatmap.kind=none", "distill.structure.kind=none", "distill.normalize=none"),
+    *("distill.epochs=3", "refine.epochs=4", "refine.perturb=false", "refine.jitter=0.2"),
+    *("student.size=teacher", "display=none"),
+)
+Poses = NDArray[np.float32]
+"""x, y in stored-crop pixels and score, (N, K, 3)."""
+
+
+def say(row: Row) -> bool:
+    print(
+        f"  {row['stage']} epoch {row['epoch']}: AP {100 * row['val_ap']:.1f} on held-out people, "
+        f"loss {row['loss']:.4f}, {row['seconds']:.0f} s",
+        flush=True,
+    )
+    return False
+
+
+def train(
+    config: StudyConfig, data: StudyData, student_data: StudyData, out: Path, starts: list[str]
+) -> None:
+    """The student, and on top of copies of it a refiner for each start, as far as not yet done."""
+    workers = Workers(torch.device("cpu"))
+
+    def go_on(name: str, values: dict[str, Any], people: StudyData) -> None:
+        print(f"training {name}", flush=True)
+        own = with_values(config, values)
+        run_trial(Trial(0, own, people, out / name, targets=None), workers, say)
+
+    go_on("student", {"refine.epochs": 0}, student_data)
+    for start in starts:
+        folder = out / name_of(start)
+        if not folder.exists():
+            aside = out / f".{folder.name}"
+            shutil.copytree(out / "student", aside, dirs_exist_ok=True)
+            aside.rename(folder)
+        go_on(folder.name, {"refine.start": start}, data)
+
+
+def name_of(start: str) -> str:
+    """The folder of the refiner that learns from this start."""
+    return f"refiner-{Path(start).stem}"
+
+
+def made_up_starts(store: CropStore, spread: float) -> dict[str, Poses]:
+    """The truth of all people made worse; what is not labelled has score 0."""
+    dice = np.random.RandomState(0)
+    truth, labelled = store.keypoints_stored, store.visibility > 0
+    count, joints = labelled.shape
+    order = list(CROWDPOSE.flip_order)
+    draws = dice.rand(count, joints)
+    draws = np.minimum(draws, draws[:, order])  # both of a pair are swapped or none
+    share = 1 - (1 - SWAPPED) ** 0.5
+    swaps = (draws < share) & labelled & labelled[:, order]
+    swapped = np.where(swaps[..., None], truth[:, order], truth)
+    corners = store.boxes_image[:, None, :2]
+    places = corners + dice.rand(count, joints, 2) * store.boxes_image[:, None, 2:]
+    places = apply_affine(places, store.image_to_stored)
+    missed = np.where(dice.rand(count, joints, 1) < MISSED, places, truth)
+    torch.manual_seed(0)
+    labels = (truth, store.visibility, store.areas)
+    noisy, _ = jittered(*map(torch.from_numpy, labels), spread)
+    poses = {"swapped": swapped, "missed": missed, "jitter": noisy.numpy()}
+    return {
+        name: np.concatenate((pose, labelled[..., None]), axis=-1).astype(np.float32)
+        for name, pose in poses.items()
+    }
+
+
+def look_once(estimator: RefinedPose, answers: dict[int, PoseFeatures]) -> None:
+    """Lets the estimator take the student's answer to crops from those it has given before."""
+    look = estimator.look
+
+    def remembered(crops: Tensor) -> PoseFeatures:
+        key = hash(crops.numpy().tobytes())
+        if key not in answers:
+            answers[key] = look(crops)
+        return answers[key]
+
+    estimator.look = remembered  # type: ignore[method-assign]
+
+
+def measure(
+    estimator: RefinedPose, store: CropStore, truth: Path, starts: Poses, groups: list[int]
+) -> dict[str, Any]:
+    """AP and mean OKS before and after, and the interval of the latter's gain."""
+    after, scores = predict_crops(
+        estimator, store, CROWDPOSE, Workers(torch.device("cpu")), starts=starts
+    )
+    poses = {"before": starts[..., :2].astype(float), "after": after}
+    stored_to_image = invert_affine(store.image_to_stored)
+    result: dict[str, Any] = {}
+    similar: dict[str, dict[str, NDArray[np.float64]]] = {"all": {}, "shared": {}}
+    for when, pose in poses.items():
+        image = apply_affine(pose, stored_to_image)
+        found = to_detections(image, scores, store.image_ids, np.ones(len(store)))
+        ap = average_precision(truth, found, CROWDPOSE, "crowdpose")
+        result |= {f"{name}_{when}": ap[name] for name in ap if name.startswith("ap")}
+        for kind, which in (("all", slice(None)), ("shared", SHARED)):
+            labels = store.keypoints_stored[:, which], store.visibility[:, which], store.areas
+            sigmas = np.array(CROWDPOSE.oks_sigmas)[which].tolist()
+            similar[kind][when] = oks(pose[:, which], *labels, sigmas)
+    counts = (store.visibility > 0).any(axis=1)
+    for kind, values in similar.items():
+        gains = (values["after"] - values["before"])[counts]
+        result[f"oks_{kind}"] = [float(values[when][counts].mean()) for when in poses]
+        result[f"gain_{kind}"] = interval(gains, np.array(groups)[counts])
+    return result
+
+
+def interval(gains: NDArray[np.float64], groups: NDArray[np.int64]) -> list[float]:
+    """The mean's 95 % interval, whole groups being drawn with replacement."""
+    _, places = np.unique(groups, return_inverse=True)
+    sums, sizes = np.bincount(places, gains), np.bincount(places)
+    drawn = np.random.RandomState(0).randint(0, len(sums), (RESAMPLES, len(sums)))
+    means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    return np.percentile(means, [2.5, 97.5]).tolist()
+
+
+def groups_of(truth: Path, store: CropStore) -> list[int]:
+    """What was drawn together: each person's source in the annotations, else its picture."""
+    annotations = json.loads(truth.read_text())["annotations"]
+    own = {a["id"]: int(a.get("source_id", a["image_id"])) for a in annotations}
+    return [own[int(number)] for number in store.annotation_ids]
+
+
+def score(
+    config: StudyConfig, data: StudyData, out: Path, starts: list[str], real: list[Path]
+) -> dict[str, Any]:
+    """The results by refiner and case, those that are not kept yet measured and kept."""
+    file = out / "results.json"
+    results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    store, truth = open_crop_store(Path(data.val)), Path(data.val_truth)
+    annotations = Path(config.data.root) / config.data.val.annotations
+    groups = groups_of(annotations, store)
+    cases: dict[str, Callable[[], Poses]] = {
+        f"real: {path.stem}": lambda path=path: given_starts(path, store, CROWDPOSE)
+        for path in real
+    }
+    for name, poses in made_up_starts(store, config.refine.jitter).items():
+        cases[name] = lambda poses=poses: poses
+    frozen: dict[int, PoseFeatures] = {}
+    for start in starts:
+        last = Checkpoints(out / name_of(start)).last()
+        assert last is not None
+        own = with_values(config, {"refine.start": start})
+        estimator = load_estimator(own, last)
+        look_once(estimator, frozen if config.refine.student == "frozen" else {})
+        for case, make in cases.items():
+            key = f"{name_of(start)} / {case}"
+            if key not in results:
+                results[key] = measure(estimator, store, truth, make(), groups)
+                aside = file.with_name(f".{file.name}")
+                aside.write_text(json.dumps(results, indent=1))
+                aside.replace(file)
+    return results
+
+
+def show(results: dict[str, Any]) -> None:
+    table = Table(title="val people of lspet_crowd (x100): before > after")
+    for heading in (
+        "refiner / poses",
+        "AP",
+        "easy",
+        "hard",
+        "mean OKS",
+        "gain",
+        "gain, 12 joints",
+    ):
+        table.add_column(heading)
+    for key, row in results.items():
+        pairs = [(row[f"{n}_before"], row[f"{n}_after"]) for n in ("ap", "ap_easy", "ap_hard")]
+        table.add_row(
+            key,
+            *(f"{100 * b:.1f} > {100 * a:.1f}" for b, a in (*pairs, row["oks_all"])),
+            *(
+                "{:+.1f} .. {:+.1f}".format(*(100 * bound for bound in row[f"gain_{kind}"]))
+                for kind in ("all", "shared")
+            ),
+        )
+    console = Console(width=140)
+    console.print(table)
+    console.print(
+        "gain: 95 % interval of the mean OKS's; 12 joints: without head and neck, which methods "
+        "of COCO's 17 joints can but guess"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What the refiner makes of other methods' poses.")
+    parser.add_argument("--data", type=Path, required=True, help="folder of lspet_crowd")
+    parser.add_argument("--out", type=Path, required=True, help="folder of all that is kept")
+    parser.add_argument(
+        "--poses",
+        metavar="JSON",
+        type=Path,
+        action="append",
+        default=[],
+        help="COCO results on the val pictures; may be given again",
+    )
+    parser.add_argument(
+        "--start",
+        metavar="START",
+        action="append",
+        help="refine.start of a refiner, a JSON being of the train pictures; may be given again "
+        "(default: jitter)",
+    )
+    parser.add_argument(
+        "--student-people",
+        metavar="N",
+        type=int,
+        default=0,
+        help="the student learns from so many people, 0 all; few, at a low rate, leave trained "
+        "features as they come",
+    )
+    parser.add_argument("--quick", action="store_true", help="a smoke run; another --out")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="of the study")
+    options = parser.parse_args()
+    out = options.out.absolute()
+    config = compose(
+        [
+            *(f"storage={out}", f"data.root={options.data.absolute()}", *SETTINGS),
+            *(QUICK if options.quick else ()),
+            *options.settings,
+        ]
+    )
+    torch.set_num_threads(max(1, int(config.trial.cpus)))
+    data = prepare_data(config, lambda _: lambda *_: None, print)
+    student_data = data
+    if options.student_people:
+        few = with_values(config, {"data.max_people": options.student_people})
+        student_data = prepare_data(few, lambda _: lambda *_: None, print)
+    starts = options.start or ["jitter"]
+    train(config, data, student_data, out, starts)
+    show(score(config, data, out, starts, options.poses))
+
+
+if __name__ == "__main__":
+    main()
