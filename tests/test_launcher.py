@@ -15,6 +15,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("models", "search_spaces", "study")
 SCRIPTS = ("tune", "analyze", "export", "predict")
+BENCHMARKS = sorted(file.name for file in (ROOT / "tests" / "benchmarks").glob("*.py"))
 
 
 def copy_packages(folder: Path, seed: int) -> Path:
@@ -122,3 +123,14 @@ def test_tune_defines_nothing_that_a_worker_would_look_for_in_main() -> None:
 
 def text(node: ast.AST) -> str:
     return ast.unparse(node)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_every_benchmark_starts_and_explains_itself(benchmark: str, tmp_path: Path) -> None:
+    script = ROOT / "tests" / "benchmarks" / benchmark
+    done = subprocess.run(
+        [sys.executable, str(script), "--help"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout

@@ -190,7 +190,7 @@ def test_the_frozen_student_of_stage_2_is_the_best_of_stage_1(
     whole: Trial, tmp_path: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aps = iter([0.5, 0.2, 0.6, 0.1])  # the best of each stage is not its last
-    monkeypatch.setattr(TrainingData, "score", lambda ground, estimator: {"ap": next(aps)})
+    monkeypatch.setattr(TrainingData, "score", lambda ground, estimator, starts: {"ap": next(aps)})
     trial = dataclasses.replace(whole, folder=tmp_path)
     run_trial(trial, workers, lambda row: False)
     checkpoints = Checkpoints(tmp_path)

@@ -208,7 +208,7 @@ def test_a_bound_that_the_settings_do_not_take(
 
 
 def test_no_such_search_space(refusal: Callable[..., str]) -> None:
-    assert "distill, joint, refine, smoke" in refusal("search_space=jont")
+    assert "distill, joint, poses, refine, smoke" in refusal("search_space=jont")
 
 
 def test_no_such_weights(refusal: Callable[..., str]) -> None:

@@ -24,9 +24,10 @@ from rich.table import Table  # noqa: E402
 from scipy import stats  # noqa: E402
 
 from study.checkpoint import Checkpoints, best_row, trial_folder  # noqa: E402
-from study.config import StudyConfig, compose, with_values  # noqa: E402
+from study.config import compose, with_values  # noqa: E402
 from study.loop import Row  # noqa: E402
 from study.prepare import StudyData, prepare_data  # noqa: E402
+from study.schema import StudyConfig  # noqa: E402
 from study.teacher import TARGETS, is_ready, make_teacher, teacher_folder  # noqa: E402
 from study.trial import Trial, run_trial  # noqa: E402
 from study.workers import Workers  # noqa: E402

@@ -125,7 +125,7 @@ def show_refiners(student: PoseNetwork, crops: Tensor, name: str, rounds: int) -
             *(COCO, student.pyramid_channels),
             **{"levels": levels, "depth": depth, "width": width, "candidates": candidates},
         ).eval()
-        places = read_candidates(codec, out.heatmaps, candidates)
+        places = read_candidates(codec, out, candidates)
 
         def refine(refiner: IgpGcn = refiner, places: Tensor = places) -> object:
             start = refiner.choose(out.pyramid, places, CROP)

@@ -27,9 +27,10 @@ from rich.table import Table  # noqa: E402
 from models.pose_features import computes_in_bf16  # noqa: E402
 from study.batches import Batch  # noqa: E402
 from study.compilation import BACKEND  # noqa: E402
-from study.config import StudyConfig, compose, with_values  # noqa: E402
+from study.config import compose, with_values  # noqa: E402
 from study.distill import DistillTask  # noqa: E402
 from study.loop import combine  # noqa: E402
+from study.schema import StudyConfig  # noqa: E402
 from study.teacher import build_task  # noqa: E402
 from study.workers import Workers  # noqa: E402
 
@@ -121,6 +122,7 @@ def made_up_batch(config: StudyConfig, device: torch.device) -> Batch:
         neighbour_crop=torch.zeros(count, 17, 2),
         neighbour_visibility=torch.zeros(count, 17),
         teacher_modes=None,
+        teacher_taught=None,
         teacher_relation=None,
     ).to(device)
 
