@@ -65,7 +65,7 @@ SETTINGS = (
     *(f"data.{s}.annotations=annotations/lspet_crowd_{s}.json" for s in ("train", "val")),
     *(f"data.{s}.images=images/{s}" for s in ("train", "val")),
     *("distill.heatmap.kind=none", "distill.structure.kind=none", "distill.normalize=none"),
-    *("distill.epochs=3", "refine.epochs=4", "refine.perturb=false", "refine.jitter=0.2"),
+    *("distill.epochs=2", "refine.epochs=3", "refine.perturb=false", "refine.jitter=0.1"),
     *("student.size=teacher", "display=none"),
 )
 Poses = NDArray[np.float32]
