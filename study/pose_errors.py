@@ -27,17 +27,20 @@ def jittered(
 ) -> tuple[Tensor, Tensor]:
     """Poses (B, K, 2) that another method might have found, and their scores (B, K).
 
-    One kind of error: Gaussian noise about the truth, drawn from torch's global generator. Scores
-    say nothing of the error: uniform from where a joint counts up to 1, and 0 where there is no
-    label to start from.
+    One kind of error: Gaussian noise about the truth, drawn from torch's global generator, whose
+    spread is drawn for each joint, small ones more often: a refiner that never saw a joint in its
+    place would learn to move them all. Scores say nothing of the error: uniform from where a joint
+    counts up to 1, and 0 where there is no label to start from.
 
     Args:
         truth: (B, K, 2), with COCO ``visibility`` (B, K).
         areas: (B,), in the same pixels squared.
-        spread: of the noise along each axis, over the root of the area.
+        spread: the largest of the noise along each axis, over the root of the area; a joint has
+            the square of a uniform share of it.
     """
     size = areas.sqrt()[:, None, None]
-    noise = torch.randn(truth.shape).to(truth) * spread * size
+    shares = torch.rand(truth.shape[:2])[..., None].square()
+    noise = (torch.randn(truth.shape) * shares).to(truth) * spread * size
     scores = SCORED_JOINT + (1 - SCORED_JOINT) * torch.rand(truth.shape[:2]).to(truth)
     return truth + noise, torch.where(visibility > 0, scores, 0.0)
 

@@ -189,7 +189,7 @@ class RefineConfig:
     and what is not labelled from the student. A JSON: matched to people as for
     teacher.name=predictions; people and joints that it lacks start from the student."""
     jitter: float
-    """Spread of jitter's noise along x and along y, over the root of the person's area."""
+    """Largest spread of jitter's noise along x and y, over the root of the person's area."""
     candidates: int
     """Peaks of the student per joint to choose from, 1 to 3; 1 takes the highest."""
     levels: int

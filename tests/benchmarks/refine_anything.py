@@ -61,11 +61,13 @@ SHARED = [CROWDPOSE.joints.index(joint) for joint in CROWDPOSE.joints if joint i
 FACE = ("nose", "left_eye", "right_eye", "left_ear", "right_ear")
 QUICK = ("data.max_people=120", "distill.epochs=1", "refine.epochs=1")
 SETTINGS = (
-    *("data=crowdpose", "data.input_size=[128,96]", "data.search_fraction=0.05", "seed=0"),
+    *("data=crowdpose", "data.input_size=[128,128]", "data.search_fraction=0.05", "seed=0"),
     *(f"data.{s}.annotations=annotations/lspet_crowd_{s}.json" for s in ("train", "val")),
     *(f"data.{s}.images=images/{s}" for s in ("train", "val")),
     *("distill.heatmap.kind=none", "distill.structure.kind=none", "distill.normalize=none"),
-    *("distill.epochs=2", "refine.epochs=3", "refine.perturb=false", "refine.jitter=0.1"),
+    *("distill.epochs=1", "distill.optimizer.lr=1e-4", "refine.epochs=10"),
+    *("refine.student=finetuned", "refine.student_factor=1.0", "refine.optimizer.lr=2e-3"),
+    *("refine.perturb=false", "data.max_people=2500"),
     *("student.size=teacher", "display=none"),
 )
 Poses = NDArray[np.float32]
@@ -343,9 +345,9 @@ def main() -> None:
         "--student-people",
         metavar="N",
         type=int,
-        default=0,
-        help="the student learns from so many people, 0 all; few, at a low rate, leave trained "
-        "features as they come",
+        default=160,
+        help="the student learns from so many people, 0 all (default 160: few, at a low rate, "
+        "leave trained features as they come)",
     )
     parser.add_argument("--quick", action="store_true", help="a smoke run; another --out")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="of the study")
