@@ -111,7 +111,7 @@ class DistillTask(nn.Module):
             terms["heatmap"] = heatmap_kl(out.heatmaps, taught, weights, tau)
         if self.heatmap_kind != "none" and isinstance(self.codec, SimCC):
             terms["bins"] = self._taught_bins(self.codec, out, batch)
-        return terms | self._structure(out, taught, batch)
+        return terms | self._structure(out, taught, batch) if self.structure_kinds else terms
 
     def _taught_bins(self, codec: SimCC, out: PoseFeatures, batch: Batch) -> Term:
         """The bins against the teacher's first modes, each by its height."""

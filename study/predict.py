@@ -100,7 +100,7 @@ def predict(
         rows = to_detections(keypoints_image, joint_scores, ids, scores)
         detections += [{**row, "file_name": path.name} for row in rows]
         drawn = draw_poses(picture, keypoints_image, joint_scores, boxes, scores, skeleton)
-        _write(out / f"{path.stem}.jpg", cv2.imencode(".jpg", drawn[..., ::-1])[1].tobytes())
+        _write_picture(out / f"{path.stem}.jpg", drawn)
         progress(done, len(pictures))
     _write(out / RESULTS, json.dumps(detections).encode())
     return detections
@@ -134,7 +134,7 @@ def improve(
         given.improve(path, starts, keypoints_image, scores)
         sure = given.scores(path)
         drawn = draw_poses(picture, keypoints_image, scores, boxes, sure, skeleton)
-        _write(out / f"{path.stem}.jpg", cv2.imencode(".jpg", drawn[..., ::-1])[1].tobytes())
+        _write_picture(out / f"{path.stem}.jpg", drawn)
         progress(done, len(given.places))
     _write(out / RESULTS, json.dumps(given.entries).encode())
     return sum(map(len, given.places.values()))
@@ -300,6 +300,10 @@ def _make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out must be a folder to write to, got {out} ({error})") from None
+
+
+def _write_picture(file: Path, picture: NDArray[np.uint8]) -> None:
+    _write(file, cv2.imencode(".jpg", picture[..., ::-1])[1].tobytes())
 
 
 def _write(file: Path, content: bytes) -> None:

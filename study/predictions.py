@@ -37,12 +37,16 @@ class Predictions:
         """Reads the file.
 
         Args:
+            skeleton: whose joints the file has; for START it may be another one, told by the
+                number of joints of the first entry.
             setting: what names the file, as messages call it.
 
         Raises:
             InputError: names the file, the entry (from 0) and what must hold.
         """
         entries = _load(path, setting)
+        if setting == START:
+            skeleton = _skeleton_of(entries[0], skeleton)
         for number, entry in enumerate(entries):
             if fault := _fault_in(entry, skeleton, setting):
                 raise InputError(f"{path}, entry {number}: {fault}; mend the file")
@@ -126,7 +130,7 @@ def given_starts(path: Path, store: CropStore, skeleton: Skeleton) -> NDArray[np
         skeleton: whose joints the store has. The file's may be another one, told by the number of
             joints of its first entry; joints are paired by name.
     """
-    predictions = Predictions(path, _skeleton_of_file(path, skeleton), START)
+    predictions = Predictions(path, skeleton, START)
     matched = predictions.match(store)
     starts = predictions.rows(store, matched, 1, skeleton)["modes_stored"][:, :, 0, :3]
     return np.ascontiguousarray(starts)
@@ -149,9 +153,8 @@ def check_start(path: Path, store: CropStore, skeleton: Skeleton) -> tuple[int, 
     return number, len(store) - number
 
 
-def _skeleton_of_file(path: Path, ours: Skeleton) -> Skeleton:
+def _skeleton_of(first: Any, ours: Skeleton) -> Skeleton:
     """The known skeleton with as many joints as the first entry; ours if it fits, or none does."""
-    first = _load(path, START)[0]
     keypoints = first.get("keypoints") if isinstance(first, dict) else None
     number = len(keypoints) / 3 if isinstance(keypoints, list) else 0
     fitting = [s for s in (ours, *SKELETONS.values()) if s.num_joints == number]
