@@ -22,8 +22,12 @@ class Pixels:
 
     def normalise(self, crops: Tensor) -> Tensor:
         """Crops (B, 3, h, w), RGB in 0..255, with the mean and deviation taken out, in order."""
-        mean = torch.tensor(self.mean, device=crops.device).view(3, 1, 1)
-        crops = (crops - mean) / torch.tensor(self.std, device=crops.device).view(3, 1, 1)
+        mean, std = torch.tensor([self.mean, self.std], device=crops.device)
+        both = torch.stack((-mean / std, 1 / std))[..., None, None]
+        # A value for each column, since rows of three numbers are too short to be fast.
+        wide = both.expand(-1, -1, -1, crops.shape[-1])
+        shift, factor = wide.contiguous(memory_format=torch.channels_last)
+        crops = torch.addcmul(shift, crops, factor)
         return crops.flip(1) if self.order == "bgr" else crops
 
 

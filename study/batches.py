@@ -12,16 +12,17 @@ from torch import Tensor
 
 from models.crop_frame import CropFrame
 from models.skeleton import Skeleton
-from study.crops import (
-    carry,
-    carry_modes,
+from study.augmentation import (
+    Augmentation,
     cut_crops,
-    draw_affines,
-    jitter_colour,
-    plain_affines,
+    draw_augmentation,
+    hide,
+    no_augmentation,
 )
+from study.crops import carry
 from study.schema import AugmentConfig
-from study.store import CropStore, TeacherStore
+from study.store import CropStore
+from study.teacher_store import Targets
 from study.workers import Workers
 
 
@@ -82,7 +83,7 @@ def epoch_rows(
 
 def training_batches(
     store: CropStore,
-    teacher: TeacherStore | None,
+    teacher: Targets | None,
     skeleton: Skeleton,
     frame: CropFrame,
     augment: AugmentConfig,
@@ -101,22 +102,41 @@ def training_batches(
     for rows in batches:
         keypoints = torch.from_numpy(store.keypoints_stored[rows.numpy()])
         visibility = torch.from_numpy(store.visibility[rows.numpy()])
-        affine, mirrored = draw_affines(keypoints, visibility, skeleton, frame, augment, generator)
-        colours = torch.rand(2, len(rows), generator=generator)
+        drawn = draw_augmentation(keypoints, visibility, skeleton, frame, augment, generator)
         mine = shard(torch.arange(len(rows)), workers)
-        batch = _assemble(
-            store,
-            teacher,
-            skeleton,
-            frame,
-            rows[mine],
-            affine[mine],
-            mirrored[mine],
-            workers.device,
-            starts,
-        )
-        crops = jitter_colour(batch.crops, augment.colour, colours[:, mine])
-        yield dataclasses.replace(batch, crops=crops)
+        crops = crops_of(store, rows, drawn, mine, frame, workers.device)
+        yield _assemble(store, teacher, frame, rows[mine], drawn.take(mine), crops, starts)
+
+
+def crops_of(
+    store: CropStore,
+    rows: Tensor,
+    drawn: Augmentation,
+    places: Tensor,
+    frame: CropFrame,
+    device: torch.device,
+) -> Tensor:
+    """The crops of those of a drawn batch's people that stand at these places, (P, 3, h, w).
+
+    Args:
+        rows: of all the people drawn, (B,), of whom others may stand before those asked for.
+    """
+
+    def cut(people: Tensor) -> Tensor:
+        own = drawn.take(people)
+        return cut_crops(store.crops(rows[people].numpy()), own.affine, frame, device, own.colours)
+
+    crops = cut(places)
+    own = drawn.take(places)
+    if own.patches is None or own.patch_people is None or own.patch_colours is None:
+        return crops
+    fillings = own.patch_colours[:, :, None, None].to(device)
+    crops = hide(crops, own.patches, fillings)
+    occluded = own.patch_people >= 0
+    if occluded.any():
+        hidden = hide(crops[occluded], own.patches[occluded], cut(own.patch_people[occluded]))
+        crops[occluded] = hidden
+    return crops
 
 
 def evaluation_batches(
@@ -143,53 +163,36 @@ def plain_batch(
     starts: NDArray[np.float32] | None = None,
 ) -> Batch:
     """These people's crops without augmentation, and without the teacher."""
-    affine = plain_affines(len(rows), frame)
-    mirrored = torch.zeros(len(rows), dtype=torch.bool)
-    return _assemble(store, None, skeleton, frame, rows, affine, mirrored, device, starts)
+    drawn = no_augmentation(len(rows), skeleton, frame)
+    crops = crops_of(store, rows, drawn, torch.arange(len(rows)), frame, device)
+    return _assemble(store, None, frame, rows, drawn, crops, starts)
 
 
 def _assemble(
     store: CropStore,
-    teacher: TeacherStore | None,
-    skeleton: Skeleton,
+    teacher: Targets | None,
     frame: CropFrame,
     rows: Tensor,
-    affine: Tensor,
-    mirrored: Tensor,
-    device: torch.device,
+    drawn: Augmentation,
+    crops: Tensor,
     starts: NDArray[np.float32] | None,
 ) -> Batch:
-    index = rows.numpy()
-    stored = torch.from_numpy(store.crops(index)).to(device)
-    order = torch.tensor(skeleton.flip_order)
-    joints = torch.where(mirrored[:, None], order, torch.arange(skeleton.num_joints))  # (B, K)
-
-    def of_joints(values: np.ndarray) -> Tensor:
-        """Per-joint values, put in the mirrored order where a person is mirrored."""
-        tensor = torch.from_numpy(np.asarray(values))
-        return tensor[torch.arange(len(rows))[:, None], joints]
-
-    modes = taught = relation = None
+    index, affine = rows.numpy(), drawn.affine
+    modes = taught = relation = start = None
     if teacher is not None:
-        modes = carry_modes(of_joints(teacher.modes_stored[index]), affine)
-        taught = of_joints(teacher.taught[index]).float()
-    if teacher is not None and teacher.relation is not None:
-        relation = torch.from_numpy(teacher.relation[index]).float()
-        relation = relation.gather(1, joints[:, :, None].expand_as(relation))
-        relation = relation.gather(2, joints[:, None, :].expand_as(relation))
-    start = None
+        modes, taught, relation = teacher.answers(index, drawn, frame, crops)
     if starts is not None:
-        poses = of_joints(starts[index])
+        poses = drawn.reordered(starts[index])
         start = torch.cat((carry(poses[..., :2], affine), poses[..., 2:]), dim=-1)
     return Batch(
-        crops=cut_crops(stored, affine.to(device), frame),
-        keypoints_crop=carry(of_joints(store.keypoints_stored[index]), affine),
-        visibility=of_joints(store.visibility[index]),
+        crops=crops,
+        keypoints_crop=carry(drawn.reordered(store.keypoints_stored[index]), affine),
+        visibility=drawn.reordered(store.visibility[index]),
         areas_crop=torch.from_numpy(store.areas[index]) * torch.linalg.det(affine[..., :2]).abs(),
-        neighbour_crop=carry(of_joints(store.neighbour_keypoints(index)), affine),
-        neighbour_visibility=of_joints(store.neighbour_visibility(index)),
+        neighbour_crop=carry(drawn.reordered(store.neighbour_keypoints(index)), affine),
+        neighbour_visibility=drawn.reordered(store.neighbour_visibility(index)),
         teacher_modes=modes,
         teacher_taught=taught,
         teacher_relation=relation,
         start_crop=start,
-    ).to(device)
+    ).to(crops.device)

@@ -14,21 +14,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from models.crop_frame import CropFrame
-from models.skeleton import Skeleton
 from study.config import InputError
-from study.schema import AugmentConfig
 
 BOX_PADDING = 1.25
 STORED_MARGIN = 1.5
-HALF_BODY_PADDING = 1.5
-ROTATED_SHARE = 0.6
-MIN_HALF_BODY_JOINTS = 8
-"""As the official HRNet: people with no more labelled joints are not cut in half."""
 
 
 def stored_size(input_size: tuple[int, int]) -> tuple[int, int]:
@@ -134,81 +127,6 @@ def chain_affines(first: NDArray[np.float64], second: NDArray[np.float64]) -> ND
     return np.concatenate([linear, offset], axis=-1)
 
 
-def draw_affines(
-    keypoints_stored: Tensor,
-    visibility: Tensor,
-    skeleton: Skeleton,
-    frame: CropFrame,
-    augment: AugmentConfig,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Random affines from stored to augmented crop, (B, 2, 3), and which of them mirror, (B,).
-
-    A mirrored person's joints still have to be put in ``skeleton.flip_order``. The draws are those
-    of the official HRNet: scale, rotation, half body, flip.
-
-    Args:
-        keypoints_stored: in stored-crop pixels, (B, K, 2).
-        visibility: COCO visibility, (B, K).
-        frame: the augmented crop's.
-    """
-    count = len(keypoints_stored)
-    height, width = frame.size
-
-    def uniform() -> Tensor:
-        return torch.rand(count, generator=generator)
-
-    def normal() -> Tensor:
-        return torch.randn(count, generator=generator)
-
-    centres = torch.tensor(stored_frame(frame.size).centre).expand(count, 2)
-    shown = torch.full((count,), float(width))
-    half_centres, half_shown, can_halve = _half_bodies(
-        keypoints_stored, visibility, skeleton, width / height, uniform() < 0.5
-    )
-    halved = can_halve & (uniform() < augment.half_body)
-    centres = torch.where(halved[:, None], half_centres, centres)
-    shown = torch.where(halved, half_shown, shown)
-    spread = augment.scale
-    shown = shown * (1 + normal() * spread).clamp(1 - spread, 1 + spread)
-    turned = uniform() < ROTATED_SHARE
-    angles = (normal() * augment.rotation).clamp(-2 * augment.rotation, 2 * augment.rotation)
-    angles = torch.deg2rad(torch.where(turned, angles, 0.0))
-    mirrored = uniform() < augment.flip
-
-    sine, cosine = torch.sin(angles), torch.cos(angles)
-    turn = torch.stack([torch.stack([cosine, sine], -1), torch.stack([-sine, cosine], -1)], 1)
-    zoom = (width / shown)[:, None] * torch.tensor(frame.zoom)  # (B, 2)
-    linear = zoom[:, :, None] * turn
-    offset = torch.tensor(frame.centre) - torch.einsum("bij,bj->bi", linear, centres)
-    affine = torch.cat([linear, offset[:, :, None]], dim=2)
-    mirror = torch.tensor([[-1.0], [1.0]])  # x becomes w - 1 - x
-    flipped = affine * mirror
-    flipped[:, 0, 2] += width - 1
-    return torch.where(mirrored[:, None, None], flipped, affine), mirrored
-
-
-def _half_bodies(
-    keypoints: Tensor, visibility: Tensor, skeleton: Skeleton, aspect: float, wants_upper: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Centre and shown width of a crop about half of each person, and whether there is one."""
-    is_upper = torch.zeros(skeleton.num_joints, dtype=torch.bool)
-    is_upper[list(skeleton.upper_body)] = True
-    labelled = visibility > 0
-    upper, lower = labelled & is_upper, labelled & ~is_upper
-    takes_upper = wants_upper & (upper.sum(1) > 2) | (lower.sum(1) <= 2)
-    chosen = torch.where(takes_upper[:, None], upper, lower)
-    number = chosen.sum(1)
-    total = torch.where(chosen[..., None], keypoints, 0.0).sum(1)
-    centres = total / number.clamp(min=1)[:, None]
-    low = torch.where(chosen[..., None], keypoints, math.inf).amin(1)
-    high = torch.where(chosen[..., None], keypoints, -math.inf).amax(1)
-    extent = torch.where((number > 1)[:, None], high - low, 1.0)
-    shown = torch.maximum(extent[:, 0], extent[:, 1] * aspect) * HALF_BODY_PADDING
-    can_halve = (labelled.sum(1) > MIN_HALF_BODY_JOINTS) & (number > 2) & (shown > 4)
-    return centres, shown.clamp(min=4.0), can_halve
-
-
 def carry(points: Tensor, affine: Tensor) -> Tensor:
     """Points (B, ..., 2) carried by the affine of their person, (B, 2, 3)."""
     flat = points.reshape(len(points), -1, 2)
@@ -222,34 +140,3 @@ def carry_modes(modes: Tensor, affine: Tensor) -> Tensor:
     Height and width stay: the width is a multiple of the sigma of whichever codec draws them.
     """
     return torch.cat((carry(modes[..., :2], affine), modes[..., 2:]), dim=-1)
-
-
-def cut_crops(stored: Tensor, affine: Tensor, frame: CropFrame) -> Tensor:
-    """Bilinear crops (B, 3, h, w) in 0..255, cut from stored crops (B, hs, ws, 3) uint8.
-
-    Args:
-        affine: stored to crop pixels, (B, 2, 3); beyond the stored crop there is black.
-    """
-    height, width = frame.size
-    stored_height, stored_width = stored.shape[1:3]
-    linear = torch.linalg.inv(affine[..., :2])
-    offset = -linear @ affine[..., 2:]
-    rows = torch.arange(height, dtype=torch.float32, device=stored.device)
-    columns = torch.arange(width, dtype=torch.float32, device=stored.device)
-    pixels = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)  # (h, w, 2)
-    source = pixels.reshape(1, -1, 2) @ linear.mT + offset.mT
-    span = torch.tensor([stored_width - 1, stored_height - 1], device=stored.device)
-    grid = (source * 2 / span - 1).reshape(-1, height, width, 2)
-    maps = stored.permute(0, 3, 1, 2).float()
-    return F.grid_sample(maps, grid, mode="bilinear", align_corners=True)
-
-
-def jitter_colour(crops: Tensor, spread: float, draws: Tensor) -> Tensor:
-    """Crops in 0..255 with contrast and brightness changed by up to ``spread`` each.
-
-    Args:
-        draws: uniform in 0..1, (2, B): contrast and brightness of each person.
-    """
-    contrast, brightness = (1 + (2 * draws - 1) * spread).to(crops.device)[..., None, None, None]
-    mean = crops.mean(dim=(1, 2, 3), keepdim=True)
-    return (((crops - mean) * contrast + mean) * brightness).clamp(0, 255)

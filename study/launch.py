@@ -30,7 +30,7 @@ from study.prepare import StudyData
 from study.schema import StudyConfig
 from study.teacher import make_teacher
 from study.trial import Trial, run_trial
-from study.workers import Workers
+from study.workers import Workers, settle_in
 
 ERROR_LOG = "error.log"
 RAY_FOLDER = ".ray"
@@ -111,7 +111,7 @@ def inline_trial(suggestion: dict[str, Any], plan: StudyPlan) -> None:
         tune.report(_brief(row))
         return stop
 
-    torch.set_num_threads(max(1, int(settings.cpus)))
+    settle_in(settings.cpus)
     workers = Workers(torch.device("cuda" if settings.gpus else "cpu"))
     with link.watching():
         run_trial(trial_of(plan, suggestion), workers, report)
@@ -202,7 +202,7 @@ def _teacher_worker(config: dict[str, Any]) -> None:
 def _join(plan: StudyPlan) -> Workers:
     """This process as one of Ray Train's workers, with the threads of its CPUs."""
     resources = ray.get_runtime_context().get_assigned_resources()
-    torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
+    settle_in(resources.get("CPU", 1))
     return Workers(ray.train.torch.get_device())
 
 

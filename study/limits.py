@@ -27,6 +27,8 @@ SIZES = {
 """The sizes of each network: ``teacher.name`` and ``teacher.size``, likewise ``student``."""
 STUDENT, JITTER = "student", "jitter"
 """What ``refine.start`` may be beside the path of a JSON."""
+CACHED, ONLINE = "cached", "online"
+"""``teacher.mode``."""
 VITPOSE, ONNX, PREDICTIONS = "vitpose", "onnx", "predictions"
 """What may teach beside our own networks."""
 
@@ -39,6 +41,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "student.name": tuple(SIZES),
     "teacher.codec": ("msra", "dark", "udp", "simcc", MOVENET),
     "teacher.pixels": ("imagenet", "unit"),
+    "teacher.mode": (CACHED, ONLINE),
     "student.codec": ("msra", "dark", "udp", "simcc"),
     "distill.heatmap.kind": ("none", "mse", "kl"),
     "distill.structure.kind": ("none", *MIX, "mix"),
@@ -109,7 +112,7 @@ WITHIN: dict[str, tuple[float, float]] = {
     **{
         f"{stage}.augment.{name}": (0, 1)
         for stage in ("distill", "refine")
-        for name in ("flip", "half_body")
+        for name in ("flip", "half_body", "erase", "occlude")
     },
 }
 
@@ -205,6 +208,11 @@ def _impossible_teacher(values: Mapping[str, Any]) -> Iterable[str]:
         yield (
             "a teacher must be trained or loaded, got teacher.epochs=0 and teacher.init=random; "
             "set teacher.epochs, or teacher.init to the path of its weights"
+        )
+    if name == PREDICTIONS and values["teacher.mode"] == ONLINE:
+        yield (
+            f"predictions lie in a file and can't be asked, got teacher.mode={ONLINE}; set "
+            f"teacher.mode={CACHED}"
         )
     if name in (ONNX, PREDICTIONS) and epochs > 0:
         yield (

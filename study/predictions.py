@@ -8,7 +8,6 @@ is of by ``annotation_id``, or its person's box by ``bbox``.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +97,12 @@ class Predictions:
                     taken.add(prediction)
         return matched
 
-    def rows(
+    def modes(
         self, store: CropStore, matched: NDArray[np.int64], num_modes: int, skeleton: Skeleton
-    ) -> Mapping[str, NDArray[Any]]:
-        """Columns of a teacher store: the pose as the first mode, as high as each joint's score.
+    ) -> NDArray[np.float32]:
+        """In stored-crop pixels, (N, K, M, 4): the pose as the first mode, as high as its score.
 
-        A joint without confidence is untaught, as are all joints of people without a prediction.
+        Height 0 marks joints without confidence, and all those of people without a prediction.
 
         Args:
             matched: as ``match`` gives it.
@@ -118,7 +117,7 @@ class Predictions:
         places = np.ix_(people, ours)
         modes[..., 0, :2][places] = poses[:, theirs]
         modes[..., 0, 2][places] = self.confidence[matched[people]][:, theirs]
-        return {"modes_stored": modes, "taught": (modes[..., 0, 2] > 0).astype(np.uint8)}
+        return modes
 
 
 def given_starts(path: Path, store: CropStore, skeleton: Skeleton) -> NDArray[np.float32]:
@@ -132,7 +131,7 @@ def given_starts(path: Path, store: CropStore, skeleton: Skeleton) -> NDArray[np
     """
     predictions = Predictions(path, skeleton, START)
     matched = predictions.match(store)
-    starts = predictions.rows(store, matched, 1, skeleton)["modes_stored"][:, :, 0, :3]
+    starts = predictions.modes(store, matched, 1, skeleton)[:, :, 0, :3]
     return np.ascontiguousarray(starts)
 
 

@@ -96,6 +96,9 @@ class TeacherConfig(ModelConfig):
     """(height, width) of the crop that it sees, px, both divisible by 32; null = the data's."""
     pixels: str
     """imagenet | unit: what an onnx file takes, RGB normalised as for ImageNet, or in 0..1."""
+    mode: str
+    """cached | online: asked once about each person, its answer carried through every
+    augmentation; or, as a control, asked at each step about the augmented crop itself."""
     epochs: int
     """0 uses ``teacher.init`` as it is."""
     batch_size: int
@@ -148,6 +151,10 @@ class AugmentConfig:
     """Probability of a crop about the upper or the lower body alone."""
     colour: float
     """Spread of brightness and contrast."""
+    erase: float
+    """Probability of a rectangle of one colour, 2 to 15 % of the crop."""
+    occlude: float
+    """Probability of such a rectangle out of another person's crop instead."""
 
 
 @dataclass

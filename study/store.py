@@ -145,32 +145,6 @@ def open_crop_store(path: Path) -> CropStore:
     return CropStore(path=path, input_size=(height, width), mapped_crops=crops, **rest)
 
 
-@dataclass(frozen=True)
-class TeacherStore:
-    """What the teacher says of the N people of one crop store, row by row."""
-
-    modes_stored: NDArray[np.float32]
-    """(N, K, M, 4): x, y in stored-crop pixels, height, width in sigmas; the first is the pose."""
-    taught: NDArray[np.uint8]
-    """(N, K): 1 where the teacher has something to say of the joint, if only that it is nowhere;
-    0 where it does not know the joint or the person."""
-    relation: NDArray[np.float16] | None = None
-    """(N, K, K): cosine between the teacher's descriptors of two joints; None without features."""
-
-
-def write_teacher_store(
-    path: Path, count: int, rows: Rows, progress: Progress | None = None
-) -> None:
-    """Writes what ``rows(start, stop)`` gives of the teacher's outputs, a batch at a time."""
-    _write(path, count, rows, {}, progress)
-
-
-def open_teacher_store(path: Path) -> TeacherStore:
-    """The store, memory-mapped."""
-    columns, _ = _read(path)
-    return TeacherStore(**{name: np.concatenate(parts) for name, parts in columns.items()})
-
-
 def _people_fingerprint(people: People, input_size: tuple[int, int]) -> str:
     """Of the annotations' content, the pictures' names and sizes, who is taken, and the crop."""
     pictures = {path.name: path.stat().st_size for path in set(people.image_paths)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,22 @@ from study.batches import plain_batch
 from study.checkpoint import Checkpoint, Checkpoints, best_row
 from study.compilation import compile_network
 from study.config import RANDOM, InputError, to_plain
-from study.crops import carry_modes, chain_affines, crop_to_image_affine
+from study.crops import carry_modes, chain_affines, crop_to_image_affine, stored_size
 from study.distill import DistillTask
-from study.evaluation import BATCH_SIZE
 from study.limits import MOBILE_NET, PREDICTIONS
+from study.live_teacher import LiveTeacher
 from study.loop import Row, run_stage
 from study.predictions import NOBODY, Predictions
-from study.prepare import StudyData, cache_of, skeleton_of, teacher_skeleton_of
+from study.prepare import (
+    StudyData,
+    cache_of,
+    skeleton_of,
+    teacher_skeleton_of,
+)
 from study.schema import StudyConfig, TeacherConfig
-from study.store import CropStore, fingerprint, hash_file, open_crop_store, write_teacher_store
+from study.store import CropStore, fingerprint, hash_file, open_crop_store
+from study.target_error import note_target_error
+from study.teacher_store import Answer, Targets, open_teacher_store, write_teacher_store
 from study.teachers import (
     NUM_MODES,
     HeatmapTeacher,
@@ -39,7 +46,7 @@ from study.teachers import (
 from study.training import Recorder, Report, TrainingData
 from study.workers import Workers
 
-VERSION = 2
+VERSION = 3
 """Raise it when training a teacher, or what is kept of it, changes."""
 TARGETS = "targets.arrow"
 EPOCHS = "epochs"
@@ -49,7 +56,7 @@ DONE = "teacher.json"
 def teacher_folder(config: StudyConfig, data: StudyData) -> Path:
     """Where the teacher of these settings and data lies, for all studies under one ``storage``."""
     settings = to_plain(config)
-    teacher = {**settings["teacher"], "init": _content_of(config.teacher)}
+    teacher = {**settings["teacher"], "init": _content_of(config.teacher), "mode": None}
     arithmetic = [settings["trial"][key] for key in ("precision", "channels_last", "compile")]
     parts = (VERSION, teacher, settings["distill"]["augment"], config.seed, arithmetic)
     return cache_of(config) / f"teacher-{fingerprint(*parts, data.fingerprint)}"
@@ -132,12 +139,9 @@ def prepare_teacher(config: StudyConfig, data: StudyData, say: Callable[[str], N
             "annotation_id to those of data.train.annotations"
         )
     say(f"{number} of {len(store)} people to train on have a prediction; the rest are untaught")
-    columns = predictions.rows(store, matched, NUM_MODES, skeleton_of(config))
-    write_teacher_store(
-        folder / TARGETS,
-        len(store),
-        lambda start, stop: {name: column[start:stop] for name, column in columns.items()},
-    )
+    modes = torch.from_numpy(predictions.modes(store, matched, NUM_MODES, skeleton_of(config)))
+    said = Answer(modes, modes[:, :, 0, 2] > 0, None)
+    write_teacher_store(folder / TARGETS, stored_size(store.input_size), len(store), said.part)
     _finish(folder, 0, [])
 
 
@@ -156,7 +160,11 @@ def make_teacher(config: StudyConfig, data: StudyData, workers: Workers, report:
         rows = [{"stage": "teacher", "epoch": 0, "step": 0, "seconds": 0.0, "loss": 0.0, **scores}]
         report(rows[0])
     if workers.rank == 0:
-        ask(teacher, ground, open_crop_store(Path(data.train)), folder / TARGETS)
+        student = open_crop_store(Path(data.train))
+        ask(teacher, ground, student, folder / TARGETS)
+        live = LiveTeacher(teacher, ground.train, student)
+        cached = open_teacher_store(folder / TARGETS)
+        note_target_error(folder, cached, live, config, workers.device)
         _finish(folder, int(best_row(rows)["epoch"]), rows)
     workers.wait()
 
@@ -176,7 +184,7 @@ def _train(config: StudyConfig, ground: TrainingData, folder: Path, report: Repo
 
 
 def ask(teacher: Teacher, ground: TrainingData, student: CropStore, target: Path) -> None:
-    """Stores the teacher's modes and relation of every training person.
+    """Stores the teacher's answer for every training person.
 
     Args:
         ground: holds the people in the crops that the teacher sees.
@@ -185,24 +193,22 @@ def ask(teacher: Teacher, ground: TrainingData, student: CropStore, target: Path
     own, device = ground.train, ground.workers.device
     affines = torch.from_numpy(crop_to_stored(teacher.frame, own, student))
 
-    def of(people: torch.Tensor) -> Mapping[str, NDArray[Any]]:
-        batch = plain_batch(own, ground.skeleton, teacher.frame, people, device)
-        answer = teacher.ask(batch.crops)
-        modes = carry_modes(answer.modes_crop.double().cpu(), affines[people])
-        columns = {
-            "modes_stored": modes.float().numpy(),
-            "taught": answer.taught.expand(len(modes), -1).cpu().numpy().astype(np.uint8),
-        }
-        if answer.relation is not None:
-            columns["relation"] = answer.relation.cpu().numpy().astype(np.float16)
-        return columns
-
-    def rows(start: int, stop: int) -> Mapping[str, NDArray[Any]]:
+    def asked(start: int, stop: int) -> Answer:
+        people = torch.arange(start, stop)
         with torch.inference_mode():
-            parts = [of(people) for people in torch.arange(start, stop).split(BATCH_SIZE)]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            crops = plain_batch(own, ground.skeleton, teacher.frame, people, device).crops
+            answer = teacher.ask(crops)
+        modes = carry_modes(answer.modes_crop.double().cpu(), affines[people])
+        return answer._replace(modes_crop=modes)
 
-    write_teacher_store(target, len(own), rows)
+    write_teacher_store(target, stored_size(student.input_size), len(own), asked)
+
+
+def live_teacher(config: StudyConfig, data: StudyData, folder: Path, workers: Workers) -> Targets:
+    """The teacher of this folder, to be asked at every step about what the student sees."""
+    teacher = load_teacher(config, folder, workers.device)
+    stores = (open_crop_store(Path(part.train)) for part in (data.for_teacher(), data))
+    return LiveTeacher(teacher, *stores)
 
 
 def crop_to_stored(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,21 +28,11 @@ from study.losses import joint_relation
 from study.onnx_teacher import OnnxHeatmaps, OnnxSimcc, open_onnx
 from study.prepare import skeleton_of, teacher_input_size_of, teacher_skeleton_of
 from study.schema import StudyConfig
+from study.teacher_store import Answer
 from study.training import build_distill_task, build_network, with_arithmetic
 from study.vitpose import VitPose, check_vitpose
 
 NUM_MODES = 3
-
-
-class Answer(NamedTuple):
-    """What a teacher says of B crops."""
-
-    modes_crop: Tensor
-    """(B, K, M, 4): x, y in pixels of the crop, height, width in sigmas; the first is the pose."""
-    taught: Tensor
-    """(K,), 1 for the joints that the teacher knows, else 0."""
-    relation: Tensor | None
-    """(B, K, K), cosines between the joints' descriptors; None without features."""
 
 
 class Teacher(Protocol):
@@ -82,7 +72,7 @@ class HeatmapTeacher(nn.Module):
         out = self.pose.look(crops)
         modes = self.pose.codec.read_modes(out, NUM_MODES)
         relation = joint_relation(out.heatmaps, out.pyramid[-1]) if out.pyramid else None
-        return Answer(modes, modes.new_ones(modes.shape[1]), relation)
+        return Answer(modes, modes.new_ones(modes.shape[:2]), relation)
 
 
 class SimccTeacher(nn.Module):
@@ -111,7 +101,7 @@ class SimccTeacher(nn.Module):
         modes = first.new_zeros(*first.shape[:2], NUM_MODES, 4)
         modes[:, :, 0, :3] = first
         modes[..., 3] = 1
-        return Answer(modes, modes.new_ones(modes.shape[1]), None)
+        return Answer(modes, modes.new_ones(modes.shape[:2]), None)
 
 
 class TeacherOfOtherJoints(nn.Module):
@@ -141,8 +131,7 @@ class TeacherOfOtherJoints(nn.Module):
         relation = answer.relation
         if relation is not None:
             relation = self._put(self._put(relation).transpose(1, 2)).transpose(1, 2)
-        taught = self._put(answer.taught[None])[0]
-        return Answer(self._put(answer.modes_crop), taught, relation)
+        return Answer(self._put(answer.modes_crop), self._put(answer.taught), relation)
 
     def _put(self, values: Tensor) -> Tensor:
         """Values (B, K, ...) of its own joints at the places of the wanted ones, else zero."""

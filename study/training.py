@@ -40,7 +40,8 @@ from study.schema import (
     TeacherConfig,
     TrialConfig,
 )
-from study.store import CropStore, TeacherStore, open_crop_store, open_teacher_store
+from study.store import CropStore, open_crop_store
+from study.teacher_store import Targets, open_teacher_store
 from study.workers import Workers
 
 Report = Callable[[Row], bool]
@@ -154,7 +155,7 @@ class TrainingData:
     train: CropStore
     search: CropStore
     search_truth: Path
-    teacher: TeacherStore | None
+    teacher: Targets | None
 
     @classmethod
     def open(

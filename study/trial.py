@@ -6,6 +6,7 @@ asks the owner of the Optuna study whether to go on.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +20,14 @@ from study.compilation import compile_network
 from study.config import RANDOM, with_values
 from study.distill import SCALE_BATCHES, DistillTask
 from study.evaluation import predict_crops
-from study.limits import STUDENT
+from study.limits import ONLINE, STUDENT
 from study.loop import mean_terms, run_stage, seed_of
 from study.pose_errors import PoseErrors, excess, measure_errors
 from study.prepare import StudyData
 from study.refine import RefineTask
 from study.schema import StudyConfig
 from study.store import CropStore
+from study.teacher import live_teacher
 from study.training import (
     Recorder,
     Report,
@@ -58,6 +60,9 @@ class Trial:
 def run_trial(trial: Trial, workers: Workers, report: Report) -> None:
     """Trains stage 1, then stage 2, from the last checkpoint on, until told to stop."""
     ground = TrainingData.open(trial.config, trial.data, workers, trial.targets)
+    if trial.targets and trial.config.teacher.mode == ONLINE:
+        live = live_teacher(trial.config, trial.data, trial.targets.parent, workers)
+        ground = dataclasses.replace(ground, teacher=live)
     recorder = Recorder(Checkpoints(trial.folder), workers, report)
     if recorder.replay():
         return

@@ -51,6 +51,7 @@ from study.results import write_final
 from study.schema import StudyConfig
 from study.search import OwnerSearcher, StudyOwner
 from study.settings import SETTINGS, read_settings
+from study.target_error import describe_targets
 from study.teacher import TARGETS, is_ready, prepare_teacher, teacher_folder
 from study.teachers import check_weights
 from study.training import prepare_start
@@ -177,6 +178,7 @@ def _make_teacher(plan: StudyPlan, folder: Path, owner: Any, display: Display) -
             display.say("the teacher is there already")
         else:
             _train_teacher(plan, owner, display)
+            display.say(describe_targets(folder))
 
 
 def _train_teacher(plan: StudyPlan, owner: Any, display: Display) -> None:

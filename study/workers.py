@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
+import cv2
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt
+
+
+def settle_in(cpus: float) -> None:
+    """Gives this process its share of a machine: a thread a CPU, and the memory that it once had.
+
+    Else glibc hands every large tensor back to the system when it is freed, and each step faults
+    its pages in anew: tests/benchmarks/data.py has what that costs.
+    """
+    threads = max(1, int(cpus))
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 class Workers:

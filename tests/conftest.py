@@ -17,11 +17,13 @@ import torch
 from models.skeleton import COCO, SKELETONS, Skeleton
 from study import limits
 from study.config import compose
+from study.crops import stored_size
 from study.dataset import People, read_people
 from study.prepare import StudyData, prepare_data
 from study.schema import StudyConfig
-from study.store import CropStore, make_crop_store, open_crop_store, write_teacher_store
+from study.store import CropStore, make_crop_store, open_crop_store
 from study.teacher import TARGETS
+from study.teacher_store import Answer, write_teacher_store
 from study.workers import Workers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,13 +149,8 @@ def mini_targets(mini_data: StudyData, tmp_path_factory: pytest.TempPathFactory)
     modes[..., :2] = store.keypoints_stored[:, :, None] + dice.normal(0, 2, (count, joints, 3, 2))
     modes[..., 2] = np.sort(dice.rand(count, joints, 3))[..., ::-1]
     modes[..., 3] = dice.uniform(0.8, 1.3, (count, joints, 3))
-    relation = dice.uniform(-1, 1, (count, joints, joints)).astype(np.float16)
+    relation = torch.from_numpy(dice.uniform(-1, 1, (count, joints, joints)))
+    said = Answer(torch.from_numpy(modes), torch.ones(count, joints), relation)
     path = tmp_path_factory.mktemp("targets") / TARGETS
-    taught = np.ones((count, joints), np.uint8)
-    columns: dict[str, np.ndarray] = {
-        **{"modes_stored": modes, "taught": taught, "relation": relation}
-    }
-    write_teacher_store(
-        path, count, lambda start, stop: {name: c[start:stop] for name, c in columns.items()}
-    )
+    write_teacher_store(path, stored_size(store.input_size), count, said.part)
     return path

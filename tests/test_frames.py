@@ -18,6 +18,7 @@ from models.codec import CODECS, Dark, HeatmapCodec, Udp
 from models.crop_frame import CropFrame
 from models.pose_features import PoseFeatures, PoseNetwork
 from models.skeleton import Skeleton
+from study.augmentation import cut_crops, draw_affines
 from study.batches import training_batches
 from study.crops import (
     STORED_MARGIN,
@@ -26,8 +27,6 @@ from study.crops import (
     carry_modes,
     chain_affines,
     crop_to_image_affine,
-    cut_crops,
-    draw_affines,
     image_to_crop_affine,
     invert_affine,
     plain_affines,
@@ -37,15 +36,18 @@ from study.crops import (
 )
 from study.dataset import People
 from study.schema import AugmentConfig
-from study.store import CropStore, make_crop_store, open_crop_store, open_teacher_store
+from study.store import CropStore, make_crop_store, open_crop_store
 from study.teacher import TARGETS, ask
+from study.teacher_store import open_teacher_store
 from study.teachers import HeatmapTeacher
 from study.workers import Workers
 
 SMALL, LARGE = (256, 192), (384, 288)
 BOXES = np.array([[30.0, 20, 90, 140], [150.5, 60, 95, 40], [11, 7, 63.25, 84.5]])
-FLIP = AugmentConfig(scale=0, rotation=0, flip=1, half_body=0, colour=0)
-WILD = AugmentConfig(scale=0.35, rotation=40, flip=0.5, half_body=0.3, colour=0)
+FLIP = AugmentConfig(scale=0, rotation=0, flip=1, half_body=0, colour=0, erase=0, occlude=0)
+WILD = AugmentConfig(
+    scale=0.35, rotation=40, flip=0.5, half_body=0.3, colour=0, erase=0, occlude=0
+)
 
 
 def udp_matrix(
@@ -118,7 +120,7 @@ def test_udp_pixels_from_the_stored_crop_are_those_of_the_picture() -> None:
     frame = CropFrame((96, 64), align_corners=True)
     stored = images_to_stored(frame.size)
     wide = np.stack([warp(picture, affine, stored_frame(frame.size).size) for affine in stored])
-    plain = cut_crops(torch.from_numpy(wide), plain_affines(3, frame), frame)
+    plain = cut_crops(wide, plain_affines(3, frame), frame, torch.device("cpu"))
     assert plain.shape == (3, 3, 96, 64)
     for crop, affine in zip(plain, image_to_crop_affine(BOXES, frame), strict=True):
         expected = torch.from_numpy(warp(picture, affine, frame.size)).permute(2, 0, 1)

@@ -39,10 +39,12 @@ OWNERS = {
     },
     "hydra": {"study/config.py", "study/overrides.py"},
     "cv2": {
-        *("study/audit.py", "study/crops.py", "study/predict.py"),
-        *("study/drawing.py", "study/drawn_sheet.py"),
+        *("study/audit.py", "study/augmentation.py", "study/crops.py", "study/predict.py"),
+        *("study/drawing.py", "study/drawn_sheet.py", "study/workers.py"),
     },
-    "pyarrow": {"study/store.py", "study/results.py", "study/finals.py"},
+    "pyarrow": {
+        *("study/columns.py", "study/store.py", "study/results.py", "study/finals.py"),
+    },
     "matplotlib": {"study/pictures.py"},
     "faster_coco_eval": {"study/metrics.py"},
     "onnx": {"study/onnx_export.py"},

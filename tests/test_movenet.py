@@ -24,8 +24,8 @@ from study.crops import apply_affine, image_to_crop_affine, invert_affine, read_
 from study.dataset import read_people
 from study.metrics import average_precision, to_detections
 from study.prepare import StudyData
-from study.store import open_teacher_store
 from study.teacher import TARGETS, make_teacher, teacher_folder
+from study.teacher_store import open_teacher_store
 from study.training import build_distill_task
 from study.workers import Workers
 
@@ -319,7 +319,7 @@ def test_teacher_as_it_comes_is_asked_by_its_own_rule(
     rows: list[Any] = []
     make_teacher(config, mini_data, workers, lambda row: bool(rows.append(row)))
     store = open_teacher_store(teacher_folder(config, mini_data) / TARGETS)
-    modes = np.asarray(store.modes_stored)
+    modes = store.modes_stored()
     assert len(rows) == 1 and np.isfinite(modes).all()
     heights = modes[..., 2]
     assert (heights[..., 0] > 0).all() and (heights[..., 1] >= heights[..., 2]).all()

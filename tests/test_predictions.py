@@ -123,9 +123,9 @@ def test_poses_are_stored_as_they_are_and_the_rest_is_untaught(
     predictions = read(entries, tmp_path, five)
     matched = np.full(13, NOBODY)
     matched[[6, 0]] = [0, 1]
-    columns = predictions.rows(five_store, matched, 3, five)
-    modes, taught = columns["modes_stored"], columns["taught"]
-    assert modes.shape == (13, 5, 3, 4) and set(columns) == {"modes_stored", "taught"}
+    modes = predictions.modes(five_store, matched, 3, five)
+    taught = modes[:, :, 0, 2] > 0
+    assert modes.shape == (13, 5, 3, 4)
     back = apply_affine(
         modes[[6], :, 0, :2].astype(float), invert_affine(five_store.image_to_stored[[6]])
     )
@@ -141,9 +141,10 @@ def test_predictions_of_coco_joints_teach_crowdposes_shared_ones(
     entry = entries_of(five_people)[0]
     entry["keypoints"] = np.ravel([[j, 10 * j, 0.5] for j in range(17)]).tolist()
     matched = np.where(np.arange(13) == 4, 0, NOBODY)
-    columns = read([entry], tmp_path, COCO).rows(five_store, matched, 3, CROWDPOSE)
-    assert columns["taught"][4].tolist() == [1] * 12 + [0, 0] and columns["taught"].sum() == 12
-    knee = columns["modes_stored"][4, CROWDPOSE.joints.index("left_knee"), 0, :2]
+    modes = read([entry], tmp_path, COCO).modes(five_store, matched, 3, CROWDPOSE)
+    taught = modes[:, :, 0, 2] > 0
+    assert taught[4].tolist() == [1] * 12 + [0, 0] and taught.sum() == 12
+    knee = modes[4, CROWDPOSE.joints.index("left_knee"), 0, :2]
     back = apply_affine(
         knee[None, None].astype(float), invert_affine(five_store.image_to_stored[[4]])
     )

@@ -5,14 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from numpy.typing import NDArray
 
 from models.skeleton import Skeleton
 from study import store as store_module
@@ -32,8 +29,6 @@ from study.store import (
     fingerprint,
     make_crop_store,
     open_crop_store,
-    open_teacher_store,
-    write_teacher_store,
 )
 
 SIZE = (96, 64)
@@ -49,18 +44,6 @@ def moved(five_people: People, tmp_path: Path, five: Skeleton) -> People:
     root = tmp_path / "data"
     shutil.copytree(five_people.annotations.parent, root)
     return read_people(root / "five.json", root / "images", five)
-
-
-def teacher_rows(start: int, stop: int) -> Mapping[str, NDArray[Any]]:
-    """Of each row, its number in every place."""
-    number = np.arange(start, stop)
-    return {
-        "modes_stored": np.broadcast_to(
-            number[:, None, None, None], (len(number), 5, 3, 4)
-        ).astype(np.float32),
-        "taught": np.broadcast_to(number[:, None] % 2, (len(number), 5)).astype(np.uint8),
-        "relation": np.broadcast_to(number[:, None, None], (len(number), 5, 5)).astype(np.float16),
-    }
 
 
 def test_each_person_has_the_crop_of_its_own_picture(
@@ -173,48 +156,6 @@ def test_what_a_killed_process_left_aside_is_not_read(five_people: People, tmp_p
     path.unlink()
     path.with_name(f".{path.name}.1").write_bytes(half)
     assert len(open_crop_store(make_crop_store(five_people, SIZE, tmp_path))) == 13
-
-
-def test_a_teacher_store_that_breaks_off_keeps_the_one_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store_module, "ROWS_PER_BATCH", 4)
-    path = tmp_path / "targets.arrow"
-    write_teacher_store(path, 3, teacher_rows)
-
-    def broken(start: int, stop: int) -> Mapping[str, NDArray[Any]]:
-        if start >= 4:
-            raise Killed
-        return teacher_rows(start, stop)
-
-    with pytest.raises(Killed):
-        write_teacher_store(path, 9, broken)
-    assert len(open_teacher_store(path).modes_stored) == 3
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
-
-
-def test_teacher_rows_come_back_in_order_and_in_their_types(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store_module, "ROWS_PER_BATCH", 4)
-    path = tmp_path / "sub" / "targets.arrow"
-    seen: list[tuple[int, int]] = []
-    write_teacher_store(path, 9, teacher_rows, lambda *done: seen.append(done))
-    opened = open_teacher_store(path)
-    assert seen == [(4, 9), (8, 9), (9, 9)]
-    assert opened.relation is not None
-    assert opened.modes_stored.dtype == np.float32 and opened.relation.dtype == np.float16
-    assert opened.modes_stored.shape == (9, 5, 3, 4) and opened.relation.shape == (9, 5, 5)
-    assert opened.taught.dtype == np.uint8
-    assert opened.taught.tolist() == [[number % 2] * 5 for number in range(9)]
-    assert np.array_equal(opened.modes_stored[:, 4, 2, 3], np.arange(9))
-    assert np.array_equal(opened.relation[:, 1, 4], np.arange(9))
-
-
-def test_a_store_of_nobody_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least one person"):
-        write_teacher_store(tmp_path / "none.arrow", 0, teacher_rows)
-    assert not list(tmp_path.iterdir())
 
 
 def test_fingerprint_tells_every_part_and_no_order_of_keys() -> None:

@@ -22,7 +22,7 @@ from study.dataset import People
 from study.loop import Row
 from study.prepare import StudyData, prepare_data
 from study.schema import StudyConfig
-from study.store import CropStore, make_crop_store, open_crop_store, open_teacher_store
+from study.store import CropStore, make_crop_store, open_crop_store
 from study.teacher import (
     TARGETS,
     crop_to_stored,
@@ -32,6 +32,7 @@ from study.teacher import (
     prepare_teacher,
     teacher_folder,
 )
+from study.teacher_store import open_teacher_store
 from study.tuning import load_checked_space
 from study.workers import Workers
 
@@ -137,11 +138,11 @@ def test_a_square_teacher_is_trained_and_asked_in_its_form_and_heard_in_the_stud
     margin = np.array([size[1] / 4, size[0] / 4])
     image_to_own = own.image_to_stored[:5]
     expected = apply_affine(keypoints.double().numpy() + margin, invert_affine(image_to_own))
-    stored = targets.modes_stored[:5, :, 0, :2].astype(float)
+    stored = targets.modes_stored(slice(5))[:, :, 0, :2].astype(float)
     found = apply_affine(stored, invert_affine(student.image_to_stored[:5]))
     has_peak = scores.numpy() > 0
     assert has_peak.any()
-    np.testing.assert_allclose(found[has_peak], expected[has_peak], atol=1e-3)
+    np.testing.assert_allclose(found[has_peak], expected[has_peak], atol=0.02)
 
 
 def test_a_teacher_of_other_joints_is_asked_as_it_comes_and_scored(
@@ -166,7 +167,8 @@ def test_a_teacher_of_other_joints_is_asked_as_it_comes_and_scored(
     known = [joint in CROWDPOSE.joints for joint in COCO.joints]
     assert (targets.taught == np.array(known)).all() and sum(known) == 12
     assert targets.relation is not None
-    assert (targets.relation[:, ~np.array(known)] == 0).all()
+    relation = targets.relations() - np.eye(17)
+    assert (relation[:, ~np.array(known)] == 0).all() and (relation != 0).any()
 
 
 def test_predictions_are_stored_before_anything_is_started(
@@ -184,7 +186,7 @@ def test_predictions_are_stored_before_anything_is_started(
     labelled[0] = False  # has none
     assert np.array_equal(targets.taught > 0, labelled) and targets.relation is None
     np.testing.assert_allclose(
-        targets.modes_stored[:, :, 0, :2][labelled], store.keypoints_stored[labelled], atol=1e-3
+        targets.modes_stored()[:, :, 0, :2][labelled], store.keypoints_stored[labelled], atol=0.002
     )
     prepare_teacher(config, mini_data, said.append)
     assert len(said) == 1  # there already

@@ -120,7 +120,7 @@ def test_an_onnx_file_finds_the_joints_where_they_are_in_its_crop(
     teacher = open_teacher(with_onnx(config, file), CPU)
     answer = teacher.ask(torch.cat([spots(), spots().flip(-1)]))
     assert answer.modes_crop.shape == (2, 5, 3, 4) and answer.relation is None
-    assert answer.taught.tolist() == [1] * 5
+    assert answer.taught.tolist() == [[1] * 5] * 2
     modes = answer.modes_crop[:, :, 0]
     torch.testing.assert_close(modes[0, :, :2], JOINTS, atol=0.05, rtol=0)
     mirrored = torch.stack([63 - JOINTS[:, 0], JOINTS[:, 1]], dim=1)
@@ -209,7 +209,7 @@ class Numbering:
         modes[:, :, 0, :2] = keypoints
         numbers = torch.arange(17.0)
         relation = 100 * numbers[:, None] + numbers
-        return Answer(modes, torch.ones(17), relation.expand(len(crops), 17, 17))
+        return Answer(modes, torch.ones(len(crops), 17), relation.expand(len(crops), 17, 17))
 
     def __call__(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         numbers = torch.arange(17.0)
@@ -220,7 +220,7 @@ class Numbering:
 def test_a_coco_teacher_teaches_crowdpose_the_twelve_joints_that_both_name() -> None:
     teacher = TeacherOfOtherJoints(Numbering(), COCO, CROWDPOSE)
     answer = teacher.ask(torch.zeros(2, 3, 8, 8))
-    assert answer.taught.tolist() == [1] * 12 + [0, 0]  # head and neck are CrowdPose's alone
+    assert answer.taught.tolist() == [[1] * 12 + [0, 0]] * 2  # head and neck are CrowdPose's alone
     wrist, ankle = CROWDPOSE.joints.index("left_wrist"), CROWDPOSE.joints.index("right_ankle")
     own_wrist, own_ankle = COCO.joints.index("left_wrist"), COCO.joints.index("right_ankle")
     assert answer.modes_crop[1, wrist, 0].tolist() == [own_wrist, 10 * own_wrist, 1, 1]
@@ -245,7 +245,7 @@ def test_a_network_of_ours_may_have_other_joints_than_the_data(
     assert network.state_dict()["final_layer.weight"].shape[0] == 14
     answer = open_teacher(settings, CPU).ask(torch.zeros(1, 3, 64, 64))
     assert answer.modes_crop.shape == (1, 17, 3, 4)
-    assert answer.taught.sum() == 12 and answer.taught[0] == 0  # of a nose it knows nothing
+    assert answer.taught[0].sum() == 12 and answer.taught[0, 0] == 0  # of a nose it knows nothing
 
 
 def test_a_network_is_asked_for_its_decoded_pose_and_its_relation(

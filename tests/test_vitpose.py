@@ -23,8 +23,8 @@ from study.config import InputError, with_values
 from study.losses import joint_relation
 from study.prepare import StudyData, prepare_data
 from study.schema import StudyConfig
-from study.store import open_teacher_store
 from study.teacher import TARGETS, make_teacher, teacher_folder
+from study.teacher_store import open_teacher_store
 from study.teachers import check_teacher, open_teacher
 from study.vitpose import VitPose
 from study.workers import Workers

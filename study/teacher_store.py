@@ -1,0 +1,153 @@
+"""What the teacher says of the people of a crop store: asked once, read by all trials.
+
+Places are kept in steps of 1/32767 of the stored crop's length, heights and widths in half
+precision, the relation above its diagonal in steps of 1/127: 561 bytes a person of 17 joints. The
+file is memory-mapped, so that the trials of a node share one copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.crop_frame import CropFrame
+from study.augmentation import Augmentation
+from study.columns import read_columns, write_columns
+from study.crops import carry_modes
+
+BATCH_SIZE = 64
+_STEPS = 2**16 - 1
+_ONE = 127
+
+
+class Answer(NamedTuple):
+    """What a teacher says of B crops."""
+
+    modes_crop: Tensor
+    """(B, K, M, 4): x, y in pixels of the crop, height, width in sigmas; the first is the pose."""
+    taught: Tensor
+    """(B, K), 1 where the teacher has something to say of the joint, if only that it is nowhere;
+    0 where it does not know the joint or the person."""
+    relation: Tensor | None
+    """(B, K, K), cosines between the joints' descriptors; None without features."""
+
+    def part(self, start: int, stop: int) -> Answer:
+        """For the people from a row up to another."""
+        relation = None if self.relation is None else self.relation[start:stop]
+        return Answer(self.modes_crop[start:stop], self.taught[start:stop], relation)
+
+
+class Targets(Protocol):
+    """What teaches a batch: answers that are stored, or a teacher that is asked at each step."""
+
+    def answers(
+        self, rows: NDArray[np.int64], drawn: Augmentation, frame: CropFrame, crops: Tensor
+    ) -> Answer:
+        """Of these rows of the training store, in the frame of their augmented crops.
+
+        Args:
+            crops: those crops, (B, 3, h, w) RGB in 0..255, for a teacher that sees the same.
+        """
+
+
+@dataclass(frozen=True)
+class TeacherStore:
+    """The answers for the N people of one crop store, row by row, in its pixels."""
+
+    stored_size: tuple[int, int]
+    """(height, width) of the stored crops."""
+    places: NDArray[np.uint16]
+    """(N, K, M, 2): x and y from half a crop before the stored crop to half a one beyond it."""
+    peaks: NDArray[np.float16]
+    """(N, K, M, 2): height, and width in sigmas."""
+    taught: NDArray[np.uint8]
+    """(N, K): 1 for joints of which the teacher has something to say, else 0."""
+    relation: NDArray[np.int8] | None = None
+    """(N, K (K - 1) / 2): the upper triangle of the cosines, times 127."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all its arrays."""
+        parts = (self.places, self.peaks, self.taught, self.relation)
+        return sum(part.nbytes for part in parts if part is not None)
+
+    def modes_stored(self, rows: NDArray[np.int64] | slice = slice(None)) -> NDArray[np.float32]:
+        """Of these rows, (B, K, M, 4): x, y in stored-crop pixels, height, width in sigmas."""
+        lengths = np.array(self.stored_size[::-1], np.float32)
+        places = self.places[rows] * (2 * lengths / _STEPS) - lengths / 2
+        return np.concatenate((places, self.peaks[rows]), axis=-1, dtype=np.float32)
+
+    def relations(self, rows: NDArray[np.int64] | slice = slice(None)) -> NDArray[np.float32]:
+        """Of these rows, (B, K, K); only where the teacher has features."""
+        assert self.relation is not None
+        upper = self.relation[rows].astype(np.float32) / _ONE
+        joints = self.taught.shape[1]
+        full = np.tile(np.eye(joints, dtype=np.float32), (len(upper), 1, 1))
+        i, j = np.triu_indices(joints, 1)
+        full[:, i, j] = full[:, j, i] = upper
+        return full
+
+    def answers(
+        self, rows: NDArray[np.int64], drawn: Augmentation, frame: CropFrame, crops: Tensor
+    ) -> Answer:
+        modes = carry_modes(drawn.reordered(self.modes_stored(rows)), drawn.affine)
+        taught = drawn.reordered(self.taught[rows]).float()
+        if self.relation is None:
+            return Answer(modes, taught, None)
+        relation = drawn.reordered(self.relations(rows))
+        columns = drawn.joints[:, None, :].expand_as(relation)
+        return Answer(modes, taught, relation.gather(2, columns))
+
+
+Asked = Callable[[int, int], Answer]
+
+
+def write_teacher_store(
+    path: Path, stored_size: tuple[int, int], count: int, asked: Asked
+) -> None:
+    """Writes the answers for ``count`` people, asked about BATCH_SIZE at a time.
+
+    Args:
+        stored_size: (height, width) of the stored crops, of which the places are pixels.
+        asked: gives the answer for the people from a row up to another, in stored-crop pixels.
+    """
+    if count == 0:
+        raise ValueError(f"a store needs at least one person, got none for {path}")
+    parts = [
+        _packed(asked(start, min(start + BATCH_SIZE, count)), stored_size)
+        for start in range(0, count, BATCH_SIZE)
+    ]
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    write_columns(path, columns, {"stored_size": list(stored_size)})
+
+
+def open_teacher_store(path: Path) -> TeacherStore:
+    """The store, memory-mapped."""
+    columns, meta = read_columns(path)
+    height, width = meta["stored_size"]
+    return TeacherStore(stored_size=(height, width), **columns)
+
+
+def _packed(answer: Answer, stored_size: tuple[int, int]) -> dict[str, NDArray[np.generic]]:
+    modes = answer.modes_crop.double().cpu().numpy()
+    lengths = np.array(stored_size[::-1], float)
+    steps = (modes[..., :2] + lengths / 2) * (_STEPS / (2 * lengths))
+    columns: dict[str, NDArray[np.generic]] = {
+        "places": np.nan_to_num(steps, posinf=_STEPS).round().clip(0, _STEPS).astype(np.uint16),
+        "peaks": modes[..., 2:].astype(np.float16),
+        "taught": answer.taught.cpu().numpy().astype(np.uint8),
+    }
+    if answer.relation is not None:
+        i, j = np.triu_indices(answer.taught.shape[1], 1)
+        upper = answer.relation[:, i, j].double().cpu().numpy()
+        columns["relation"] = (upper * _ONE).round().clip(-_ONE, _ONE).astype(np.int8)
+    return columns
