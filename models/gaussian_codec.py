@@ -113,9 +113,10 @@ class GaussianCodec(abc.ABC):
         height, width = self.heatmap_size
         along_x = self._profile(centres[..., 0], spread, width)
         along_y = self._profile(centres[..., 1], spread, height)
+        peaks = modes[..., 2, None]
+        along_y = torch.where(peaks > 0, along_y * peaks, 0.0)  # before the maps: those are large
         maps = along_y[..., :, None] * along_x[..., None, :]  # (B, K, M, H, W)
-        peaks = modes[..., 2, None, None]
-        return torch.where(peaks > 0, maps * peaks, 0.0).amax(dim=2).float()
+        return (maps[:, :, 0] if maps.shape[2] == 1 else maps.amax(dim=2)).float()
 
     def decode(self, heatmaps: Tensor) -> tuple[Tensor, Tensor]:
         """Find each joint at its map's highest cell, refined below the cell.

@@ -131,11 +131,12 @@ def crops_of(
     if own.patches is None or own.patch_people is None or own.patch_colours is None:
         return crops
     fillings = own.patch_colours[:, :, None, None].to(device)
-    crops = hide(crops, own.patches, fillings)
-    occluded = own.patch_people >= 0
-    if occluded.any():
-        hidden = hide(crops[occluded], own.patches[occluded], cut(own.patch_people[occluded]))
-        crops[occluded] = hidden
+    occluded = torch.nonzero(own.patch_people >= 0)[:, 0]
+    hide(crops, own.patches, fillings)
+    if len(occluded):
+        hidden = cut(own.patch_people[occluded])
+        for place, filling in zip(occluded.tolist(), hidden, strict=True):
+            hide(crops[place : place + 1], own.patches[place : place + 1], filling[None])
     return crops
 
 

@@ -155,9 +155,9 @@ def test_patches_come_as_often_and_as_large_as_said() -> None:
 def test_a_patch_shows_the_filling_inside_and_the_crop_outside() -> None:
     crops = torch.zeros(2, 3, 8, 4)
     patches = torch.tensor([[0.25, 0.5, 0.75, 1.0], [0, 0, 0, 0]])
-    hidden = hide(crops, patches, torch.full((2, 3, 1, 1), 9.0))
-    assert hidden[0, :, 4:, 1:3].eq(9).all() and hidden[0].sum() == 9 * 3 * 4 * 2
-    assert hidden[1].eq(0).all()
+    hide(crops, patches, torch.full((2, 3, 1, 1), 9.0))
+    assert crops[0, :, 4:, 1:3].eq(9).all() and crops[0].sum() == 9 * 3 * 4 * 2
+    assert crops[1].eq(0).all()
 
 
 def test_no_augmentation_is_the_plain_crop(five: Skeleton) -> None:

@@ -1,0 +1,254 @@
+"""How fast people come from the store: ``python tests/benchmarks/data.py --data FOLDER``.
+
+Training samples per second of one thread, at 256x192: from the crop store with augmentation,
+targets and normalisation, against a pipeline of the classic kind, in which every person is read
+from its picture, warped, normalised and given its heatmaps by itself. Both take turns; what counts
+is the thread's own time, so that nobody else on the machine does.
+
+--official DIR adds the official HRNet's own dataset class to the turns: DIR is its repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from models.build import build_codec  # noqa: E402
+from models.pose_features import IMAGENET  # noqa: E402
+from models.skeleton import SKELETONS, Skeleton  # noqa: E402
+from study.batches import training_batches  # noqa: E402
+from study.crops import image_to_crop_affine  # noqa: E402
+from study.dataset import People, read_people  # noqa: E402
+from study.schema import AugmentConfig  # noqa: E402
+from study.store import CropStore, make_crop_store, open_crop_store  # noqa: E402
+from study.workers import Workers, settle_in  # noqa: E402
+
+SIZE, CELLS, SIGMA = (256, 192), (64, 48), 2
+BATCH = 64
+OFFICIAL = AugmentConfig(
+    scale=0.35, rotation=40.0, flip=0.5, half_body=0.3, colour=0.0, erase=0.0, occlude=0.0
+)
+COLOURED = AugmentConfig(
+    scale=0.35, rotation=40.0, flip=0.5, half_body=0.3, colour=0.2, erase=0.2, occlude=0.2
+)
+MEAN, STD = (torch.tensor(v).view(3, 1, 1) / 255 for v in (IMAGENET.mean, IMAGENET.std))
+
+
+class ClassicDataset:
+    """Person by person: read the picture, warp, normalise, draw each joint's Gaussian."""
+
+    def __init__(self, people: People, skeleton: Skeleton) -> None:
+        self.people = people
+        self.skeleton = skeleton
+        self.frame = build_codec("msra", SIZE, SIGMA).frame
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
+        people, dice = self.people, np.random
+        picture = cv2.imread(str(people.image_paths[row]), cv2.IMREAD_COLOR)
+        assert picture is not None
+        picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+        box, joints = people.boxes[row].copy(), people.keypoints_image[row].copy()
+        seen = people.visibility[row]
+        scale = float(np.clip(1 + 0.35 * dice.randn(), 0.65, 1.35))
+        angle = float(np.clip(40 * dice.randn(), -80, 80)) if dice.rand() < 0.6 else 0.0
+        if seen.astype(bool).sum() > 8 and dice.rand() < 0.3:
+            box = self._half(joints, seen)
+        if dice.rand() < 0.5:
+            width = picture.shape[1]
+            picture = picture[:, ::-1]
+            order = list(self.skeleton.flip_order)
+            joints, seen = joints[order], seen[order]
+            joints[:, 0] = width - 1 - joints[:, 0]
+            box[0] = width - 1 - box[0] - box[2]
+        affine = image_to_crop_affine(box[None], self.frame, scale=scale, rotation=angle)[0]
+        crop = cv2.warpAffine(picture, affine, (SIZE[1], SIZE[0]), flags=cv2.INTER_LINEAR)
+        pixels = torch.from_numpy(crop.transpose(2, 0, 1)).contiguous().float().div(255)
+        pixels = pixels.sub_(MEAN).div_(STD)
+        joints = joints @ affine[:, :2].T + affine[:, 2]
+        heatmaps, weights = self._heatmaps(joints, seen)
+        return pixels, torch.from_numpy(heatmaps), torch.from_numpy(weights)
+
+    def _half(self, joints: NDArray[np.float64], seen: NDArray[np.uint8]) -> NDArray[np.float64]:
+        upper = np.isin(np.arange(len(seen)), self.skeleton.upper_body)
+        halves = [joints[(seen > 0) & half] for half in (upper, ~upper)]
+        wanted, other = halves if np.random.randn() < 0.5 else halves[::-1]
+        half = wanted if len(wanted) > 2 else other
+        extent = 1.5 / 1.25 * np.ptp(half, axis=0)
+        return np.concatenate((half.mean(axis=0) - extent / 2, extent))
+
+    def _heatmaps(
+        self, joints: NDArray[np.float64], seen: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        height, width = CELLS
+        reach = 3 * SIGMA
+        maps = np.zeros((len(joints), height, width), np.float32)
+        weights = (seen > 0).astype(np.float32)
+        span = np.arange(2 * reach + 1, dtype=np.float32) - reach
+        for joint in range(len(joints)):
+            x, y = (int(value / 4 + 0.5) for value in joints[joint])
+            left, top, right, bottom = x - reach, y - reach, x + reach + 1, y + reach + 1
+            if left >= width or top >= height or right < 0 or bottom < 0:
+                weights[joint] = 0
+                continue
+            blob = np.exp(-(span**2 + span[:, None] ** 2) / (2 * SIGMA**2))
+            if weights[joint] > 0.5:
+                ys, xs = (
+                    slice(max(0, top), min(bottom, height)),
+                    slice(max(0, left), min(right, width)),
+                )
+                maps[joint, ys, xs] = blob[
+                    ys.start - top : ys.stop - top, xs.start - left : xs.stop - left
+                ]
+        return maps, weights
+
+
+def official_dataset(folder: Path, people: People, skeleton: Skeleton) -> Any:
+    """The official HRNet's dataset class over the same people."""
+    sys.path.insert(0, str(folder / "lib"))
+    for name, kind in (("float", float), ("int", int)):
+        setattr(np, name, kind)  # which it still asks for
+    from dataset.JointsDataset import JointsDataset  # type: ignore[import-not-found]
+
+    settings = SimpleNamespace(
+        DATASET=SimpleNamespace(
+            DATA_FORMAT="jpg", SCALE_FACTOR=0.35, ROT_FACTOR=40, FLIP=True, PROB_HALF_BODY=0.3,
+            NUM_JOINTS_HALF_BODY=8, COLOR_RGB=True,
+        ),
+        MODEL=SimpleNamespace(
+            TARGET_TYPE="gaussian", IMAGE_SIZE=np.array([192, 256]),
+            HEATMAP_SIZE=np.array([48, 64]), SIGMA=SIGMA,
+        ),
+        LOSS=SimpleNamespace(USE_DIFFERENT_JOINTS_WEIGHT=False),
+        OUTPUT_DIR="",
+    )  # fmt: skip
+
+    def transform(crop: NDArray[np.uint8]) -> Tensor:
+        pixels = torch.from_numpy(crop.transpose(2, 0, 1)).contiguous().float().div(255)
+        return pixels.sub_(MEAN).div_(STD)
+
+    made = JointsDataset(settings, "", "train", True, transform)
+    made.num_joints, made.flip_pairs = skeleton.num_joints, skeleton.flip_pairs
+    made.upper_body_ids = skeleton.upper_body
+    made.aspect_ratio, made.joints_weight = 192 / 256, 1
+    frame = build_codec("msra", SIZE, SIGMA).frame
+    zooms = image_to_crop_affine(people.boxes, frame)[:, 0, 0]
+    for row in range(len(people)):
+        left, top, width, height = people.boxes[row]
+        shown = np.array([192, 256], np.float32) / zooms[row] / made.pixel_std
+        joints = np.zeros((skeleton.num_joints, 3))
+        joints[:, :2] = people.keypoints_image[row]
+        seen = np.repeat((people.visibility[row] > 0).astype(float)[:, None], 3, axis=1)
+        centre = np.array([left + width / 2, top + height / 2], np.float32)
+        made.db.append(
+            {
+                "image": str(people.image_paths[row]), "center": centre, "scale": shown,
+                "joints_3d": joints, "joints_3d_vis": seen, "filename": "", "imgnum": 0,
+            }
+        )  # fmt: skip
+    return made
+
+
+def one_by_one(dataset: Any, orders: Callable[[], list[Tensor]]) -> None:
+    """An epoch of batches, collated as a loader does."""
+    for rows in orders():
+        samples = [dataset[int(row)] for row in rows]
+        for part in range(3):
+            torch.stack([torch.as_tensor(sample[part]) for sample in samples])
+
+
+def from_store(
+    store: CropStore,
+    skeleton: Skeleton,
+    augment: AugmentConfig,
+    orders: Callable[[], list[Tensor]],
+) -> None:
+    """An epoch of batches as stage 1 sees them, up to the network's first layer."""
+    codec = build_codec("msra", SIZE, SIGMA)
+    workers, generator = Workers(torch.device("cpu")), torch.Generator()
+    for batch in training_batches(
+        store, None, skeleton, codec.frame, augment, orders(), generator, workers
+    ):
+        IMAGENET.normalise(batch.crops)
+        codec.encode(batch.keypoints_crop, batch.visibility)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of a COCO-format dataset")
+    parser.add_argument("--annotations", help="file in it (default: the first *train*.json)")
+    parser.add_argument("--images", help="folder in it (default: train2017, or images)")
+    parser.add_argument("--skeleton", choices=sorted(SKELETONS), default="coco")
+    parser.add_argument("--people", type=int, default=512, help="of an epoch (default 512)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--form", choices=("raw", "jpeg"), default="raw")
+    parser.add_argument("--official", type=Path, help="the official HRNet's repository")
+    options = parser.parse_args()
+    settle_in(1)
+    root, skeleton = options.data, SKELETONS[options.skeleton]
+    found = sorted(root.glob("annotations/*train*.json"))
+    annotations = root / options.annotations if options.annotations else found[0]
+    images = next(
+        folder
+        for name in (options.images, "train2017", "images/train", "images")
+        if name and (folder := root / name).is_dir()
+    )
+    people = read_people(annotations, images, skeleton)
+    people = people.take(np.arange(min(len(people), options.people)))
+
+    def orders() -> list[Tensor]:
+        repeated = torch.randperm(len(people)).repeat(-(-options.people // len(people)))
+        return list(repeated[: options.people].split(BATCH))
+
+    with tempfile.TemporaryDirectory() as cache:
+        path = make_crop_store(people, SIZE, Path(cache))
+        store = open_crop_store(path)
+        classic = ClassicDataset(people, skeleton)
+        ways: dict[str, Callable[[], None]] = {
+            "classic, person by person": lambda: one_by_one(classic, orders),
+            f"store ({options.form}), official augmentation": lambda: from_store(
+                store, skeleton, OFFICIAL, orders
+            ),
+            "the same + colour, erasing, occlusion": lambda: from_store(
+                store, skeleton, COLOURED, orders
+            ),
+        }
+        if options.official:
+            official = official_dataset(options.official, people, skeleton)
+            ways["the official HRNet's dataset class"] = lambda: one_by_one(official, orders)
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for turn in range(options.rounds + 1):
+            for name, way in ways.items():
+                started = time.thread_time()
+                way()
+                if turn:  # the first warms up
+                    seconds[name].append(time.thread_time() - started)
+    base = statistics.median(seconds["classic, person by person"])
+    table = Table(title=f"training samples of {root.name}, {SIZE[0]}x{SIZE[1]}, one thread")
+    for heading in ("way", "samples/s", "ratio to classic"):
+        table.add_column(heading, justify="left" if heading == "way" else "right")
+    for name, times in seconds.items():
+        took = statistics.median(times)
+        table.add_row(name, f"{options.people / took:.0f}", f"{base / took:.2f}")
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
