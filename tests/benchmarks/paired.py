@@ -1,9 +1,10 @@
-"""Whether training in bf16 costs AP: ``python tests/benchmarks/bf16_quality.py --storage DIR``.
+"""Whether a setting costs AP: ``paired.py trial.precision fp32 bf16 --storage DIR --out FILE``.
 
 The default student of the built-in study is trained, stage 1 and stage 2 by plain calls, from
-several seeds: once in fp32 and once in bf16 from the same weights on the same batches, taught by
-the study's one teacher. What is compared is a trial's objective, its best epoch's AP on the search
-slice. Every result is kept in a JSON at once; the same command goes on where it was.
+several seeds, each time with either value of the setting, from the same weights on the same
+batches, taught by the study's one teacher. What is compared is a trial's objective, its best
+epoch's AP on the search slice. Every result is kept in a JSON at once; the same command goes on
+where it was.
 """
 
 from __future__ import annotations
@@ -30,13 +31,12 @@ from study.prepare import StudyData, prepare_data  # noqa: E402
 from study.schema import StudyConfig  # noqa: E402
 from study.teacher import TARGETS, is_ready, make_teacher, teacher_folder  # noqa: E402
 from study.trial import Trial, run_trial  # noqa: E402
-from study.workers import Workers  # noqa: E402
+from study.workers import Workers, settle_in  # noqa: E402
 
-PRECISIONS = ("fp32", "bf16")
 WORST = -1.0
 """Points of AP that the bound must lie above."""
 Results = dict[str, dict[str, float]]
-"""By ``seed/precision``: ap, and the seconds of training."""
+"""By ``seed/value``: ap, and the seconds of training."""
 
 
 def say(row: Row) -> bool:
@@ -45,58 +45,59 @@ def say(row: Row) -> bool:
 
 
 def train(
-    trials: Path,
+    folder: Path,
     seed: int,
-    precision: str,
-    config: StudyConfig,
+    own: StudyConfig,
+    targets: Path,
     data: StudyData,
     workers: Workers,
 ) -> dict[str, float]:
     """AP and seconds of a trial, which goes on from its last checkpoint if it has one."""
-    folder = trial_folder(trials / precision, seed)
-    own = with_values(config, {"trial.precision": precision})
-    run_trial(Trial(seed, own, data, folder, teacher_folder(config, data) / TARGETS), workers, say)
+    run_trial(Trial(seed, own, data, folder, targets), workers, say)
     last = Checkpoints(folder).last()
     assert last is not None
     return {"ap": best_row(last.rows)["val_ap"], "seconds": last.rows[-1]["seconds"]}
 
 
-def run(config: StudyConfig, seeds: int, out: Path) -> Results:
+def run(config: StudyConfig, setting: str, values: list[str], seeds: int, out: Path) -> Results:
     """The results of these seeds, those that ``out`` has not told yet trained and added to it."""
     results: Results = json.loads(out.read_text()) if out.exists() else {}
     trials = out.with_suffix("")
-    torch.set_num_threads(max(1, int(config.trial.cpus)))
+    settle_in(config.trial.cpus)
     workers = Workers(torch.device("cpu"))
     data = prepare_data(config, lambda _: lambda *_: None, print)
     if not is_ready(teacher_folder(config, data)):
         make_teacher(config, data, workers, say)
+    targets = teacher_folder(config, data) / TARGETS
     for seed in range(seeds):
-        for precision in PRECISIONS:
-            key = f"{seed}/{precision}"
+        for value in values:
+            key = f"{seed}/{value}"
             if key not in results:
-                print(f"{time.strftime('%H:%M:%S')} seed {seed} in {precision}", flush=True)
-                results[key] = train(trials, seed, precision, config, data, workers)
+                print(f"{time.strftime('%H:%M:%S')} seed {seed}, {setting}={value}", flush=True)
+                own = with_values(config, {setting: value})
+                folder = trial_folder(trials / value, seed)
+                results[key] = train(folder, seed, own, targets, data, workers)
                 aside = out.with_name(f".{out.name}")
                 aside.write_text(json.dumps(results, indent=1))
                 aside.replace(out)
     return results
 
 
-def show(results: Results, seeds: int) -> bool:
+def show(results: Results, setting: str, values: list[str], seeds: int) -> bool:
     """Prints all pairs and their mean difference; returns whether its bound is above WORST."""
-    table = Table(title="AP on the search slice (x100), the same student trained in fp32 and bf16")
-    for heading in ("seed", *PRECISIONS, "difference", "wall seconds, bf16 / fp32"):
+    table = Table(title=f"AP on the search slice (x100) by {setting}")
+    for heading in ("seed", *values, "difference", f"wall seconds, {values[1]} / {values[0]}"):
         table.add_column(heading, justify="right")
     differences = []
     for seed in range(seeds):
-        plain, rounded = (results[f"{seed}/{precision}"] for precision in PRECISIONS)
-        difference = 100 * (rounded["ap"] - plain["ap"])
+        first, second = (results[f"{seed}/{value}"] for value in values)
+        difference = 100 * (second["ap"] - first["ap"])
         differences.append(difference)
         table.add_row(
             str(seed),
-            *(f"{100 * one['ap']:.2f}" for one in (plain, rounded)),
+            *(f"{100 * one['ap']:.2f}" for one in (first, second)),
             f"{difference:+.2f}",
-            f"{rounded['seconds'] / plain['seconds']:.2f}",
+            f"{second['seconds'] / first['seconds']:.2f}",
         )
     console = Console(width=100)
     console.print(table)
@@ -111,24 +112,31 @@ def show(results: Results, seeds: int) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What training in bf16 does to AP.")
+    parser = argparse.ArgumentParser(description="What a setting does to AP, over paired seeds.")
+    parser.add_argument("setting", help="config path, such as trial.precision or teacher.mode")
+    parser.add_argument("values", nargs=2, help="what is compared: the control, and the other")
     parser.add_argument("--storage", type=Path, required=True, help="of the data and the teacher")
     parser.add_argument(
         "--out", type=Path, required=True, help="JSON file of the results; trials beside it"
     )
     parser.add_argument("--seeds", type=int, default=5, help="at least 2 (default 5)")
     parser.add_argument(
-        "settings",
+        "--with",
+        dest="settings",
         nargs="*",
+        default=[],
         metavar="KEY=VALUE",
-        help="of the study; another needs another --out",
+        help="further settings of the study; others need another --out",
     )
     options = parser.parse_args()
     seeds = max(2, options.seeds)
     config = compose([f"storage={options.storage.absolute()}", *options.settings])
-    if not show(run(config, seeds, options.out), seeds):
+    setting, values = options.setting, options.values
+    results = run(config, setting, values, seeds, options.out)
+    if not show(results, setting, values, seeds):
         sys.exit(
-            f"the bound must be above {WORST:g} points; bf16 costs AP, or --seeds are too few"
+            f"the bound must be above {WORST:g} points: {setting}={values[1]} costs AP, or "
+            "--seeds are too few"
         )
 
 

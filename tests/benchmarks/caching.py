@@ -1,0 +1,216 @@
+"""What it saves to compute once per study: ``python tests/benchmarks/caching.py epochs|study``.
+
+``epochs``: an epoch of stage 1 and of stage 2 taught by stored answers, against one in which the
+teacher is asked live (teacher.mode=online). The teacher's forward pass costs about ten times the
+student's; what it really costs here is printed. Pictures are drawn people's.
+
+``study``: all trials of the built-in study, by plain calls, with every store, against the same
+with none: the teacher is asked live, and every crop, of every epoch and every scoring, is cut anew
+out of its picture. Trials are not pruned, so that both do the same. Nothing is trained twice: the
+teacher, which any toolbox trains once, counts as one training on either side, or not at all
+(--without-teacher).
+
+Seconds are this process's own, so that nobody else on the machine counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import optuna  # noqa: E402
+import torch  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from search_spaces.space import load  # noqa: E402
+from study import teacher, training  # noqa: E402
+from study.config import compose, with_values  # noqa: E402
+from study.crops import read_picture, stored_size, warp  # noqa: E402
+from study.loop import Row, run_stage  # noqa: E402
+from study.prepare import StudyData, input_size_of, prepare_data  # noqa: E402
+from study.schema import StudyConfig  # noqa: E402
+from study.store import CropStore, open_crop_store  # noqa: E402
+from study.teacher import TARGETS, live_teacher, make_teacher, teacher_folder  # noqa: E402
+from study.training import (  # noqa: E402
+    Progress,
+    TrainingData,
+    build_distill_task,
+    build_refine_task,
+    build_refiner,
+)
+from study.trial import Trial, run_trial  # noqa: E402
+from study.workers import Workers, settle_in  # noqa: E402
+
+EPOCHS = (
+    *("data.input_size=[128,96]", "data.train_pictures=300", "data.val_pictures=20"),
+    *("student.size=small", "teacher.name=simple_baseline", "teacher.size=r50"),
+    *("teacher.codec=msra", "teacher.epochs=1", "teacher.batch_size=32"),
+)
+
+
+def quiet(row: Row) -> bool:
+    return False
+
+
+def timed(work: Callable[[], object]) -> float:
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+def forward_seconds(network: Any, size: tuple[int, int]) -> float:
+    """Of a batch of 32, the fastest of five."""
+    crops = torch.rand(32, 3, *size) * 255
+    network = network.eval()
+    with torch.inference_mode():
+        return min(timed(lambda: network.look(crops)) for _ in range(5))
+
+
+def epochs(storage: str, rounds: int) -> list[tuple[str, float, float]]:
+    """Name and seconds, live and stored, of an epoch of either stage."""
+    config = compose([f"storage={storage}", *EPOCHS])
+    data = prepare_data(config, lambda _: lambda *_: None, print)
+    workers = Workers(torch.device("cpu"))
+    make_teacher(config, data, workers, quiet)
+    folder = teacher_folder(config, data)
+    stored = TrainingData.open(config, data, workers, folder / TARGETS)
+    asked = dataclasses.replace(stored, teacher=live_teacher(config, data, folder, workers))
+    distilled = build_distill_task(config, seed=0)
+    refined = build_refine_task(
+        config, distilled, build_refiner(config, distilled.student.pyramid_channels)
+    )
+    size = input_size_of(config)
+    network = teacher.open_network(config)[0]
+    cost = forward_seconds(network, size) / forward_seconds(distilled.student, size)
+    print(f"a forward pass of the teacher costs {cost:.1f} times the student's")
+
+    def epoch(task: Any, ground: TrainingData) -> float:
+        settings = config.distill if task is distilled else config.refine
+        stage = ground.stage(task.name, settings, config.distill.augment, task.codec.frame, seed=0)
+        stage = dataclasses.replace(stage, epochs=1, evaluate=lambda _: {})
+        return timed(lambda: run_stage(task, stage, Progress(0, 0.0, None), workers, finish))
+
+    def finish(row: Row, task: Any, optimizer: Any) -> bool:
+        return False
+
+    found = []
+    for name, task in (("stage 1", distilled), ("stage 2", refined)):
+        turns = [(epoch(task, asked), epoch(task, stored)) for _ in range(rounds)]
+        live, kept = (float(np.median(column)) for column in zip(*turns, strict=True))
+        found.append((f"an epoch of {name}", live, kept))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class PicturesAnew(CropStore):
+    """A store whose pixels are not kept: each crop is cut out of its picture when asked for."""
+
+    @classmethod
+    def of(cls, store: CropStore, paths: dict[int, Path]) -> PicturesAnew:
+        anew = cls(**{f.name: getattr(store, f.name) for f in dataclasses.fields(store)})
+        object.__setattr__(anew, "paths", [paths[int(image)] for image in store.image_ids])
+        return anew
+
+    def crops(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        size = stored_size(self.input_size)
+        paths: list[Path] = self.paths  # type: ignore[attr-defined]
+        return np.stack(
+            [warp(read_picture(paths[row]), self.image_to_stored[row], size) for row in rows]
+        )
+
+
+def pictures_of(config: StudyConfig) -> dict[int, Path]:
+    """The drawn pictures by image id; those of train and val have ids of their own."""
+    from study.annotation_table import load_document
+
+    root, found = Path(config.data.root), {}
+    for split in (config.data.train, config.data.val):
+        for image in load_document(root / split.annotations)["images"]:
+            found[int(image["id"])] = root / split.images / image["file_name"]
+    return found
+
+
+def study(storage: str, trials: int, with_teacher: bool) -> list[tuple[str, float, float]]:
+    """Seconds of all trials, with no store and with all."""
+    config = compose([f"storage={storage}"])
+    said: list[float] = []
+    workers = Workers(torch.device("cpu"))
+    data: StudyData
+    data = prepare_data(config, lambda _: lambda *_: None, print)
+    paths = pictures_of(config)
+    folder = teacher_folder(config, data)
+    space = load(config.search_space)
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    drawn = optuna.create_study(sampler=sampler)
+    values = [space.suggest(drawn.ask(), config) for _ in range(trials)]
+    for way in ("with all stores", "with none"):
+        opener = open_crop_store
+        if way == "with none":
+
+            def opener(path: Path) -> CropStore:
+                return PicturesAnew.of(open_crop_store(path), paths)
+
+        mode = {"teacher.mode": "online" if way == "with none" else "cached"}
+        training.open_crop_store = teacher.open_crop_store = opener  # type: ignore[attr-defined]
+        total = 0.0
+        with tempfile.TemporaryDirectory() as scratch:
+            own = with_values(config, {"storage": scratch}) if way == "with none" else config
+            seconds = timed(lambda own=own: make_teacher(own, data, workers, quiet))
+            print(f"{way}: the teacher took {seconds:.0f} s", flush=True)
+            total += seconds if with_teacher else 0.0
+            if way == "with all stores":
+                folder = teacher_folder(own, data)
+            for number, chosen in enumerate(values):
+                trial = Trial(
+                    number,
+                    with_values(config, {**chosen, **mode}),
+                    data,
+                    Path(scratch) / f"trial-{number}",
+                    folder / TARGETS,
+                )
+                seconds = timed(lambda trial=trial: run_trial(trial, workers, quiet))
+                print(f"{way}: trial {number} took {seconds:.1f} s", flush=True)
+                total += seconds
+        said.append(total)
+    kept, anew = said
+    return [(f"a study of {trials} trials", anew, kept)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("what", choices=("epochs", "study"))
+    parser.add_argument("--storage", help="of data and teacher (default: a temporary folder)")
+    parser.add_argument("--rounds", type=int, default=3, help="epochs of each kind (default 3)")
+    parser.add_argument("--trials", type=int, default=12, help="of the study (default 12)")
+    parser.add_argument("--without-teacher", action="store_true", help="count trials alone")
+    options = parser.parse_args()
+    settle_in(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        storage = options.storage or scratch
+        if options.what == "epochs":
+            rows = epochs(storage, options.rounds)
+        else:
+            rows = study(storage, options.trials, not options.without_teacher)
+    table = Table(title="seconds of CPU, one thread")
+    for heading in ("what", "nothing stored", "stored", "ratio"):
+        table.add_column(heading, justify="left" if heading == "what" else "right")
+    for name, anew, kept in rows:
+        table.add_row(name, f"{anew:.1f}", f"{kept:.1f}", f"{anew / kept:.2f}")
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
