@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+import multiprocessing
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from study import cropping
+from study import crop_files, cropping
 from study.config import InputError
 from study.crop_files import Part, Tell
 from study.cropping import cut_by_ray, cut_by_size
@@ -51,10 +54,9 @@ def test_many_people_are_cut_by_ray_which_is_started_once(
     assert started == [True] and by_ray == [3, 3]
 
 
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    root = str(Path(__file__).resolve().parent.parent)
-    monkeypatch.setenv("PYTHONPATH", root)
+def cut_in_ray(people: People, broken: People, folder: Path, answers: Any) -> None:
+    """Makes both stores, in a process of its own, whose Ray ends with it."""
+    crop_files.PEOPLE_PER_PART = 4
     cropping.ray.init(
         address="local",
         num_cpus=2,
@@ -62,32 +64,35 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         log_to_driver=False,
         configure_logging=False,
     )
-    yield
-    cropping.ray.shutdown()
+    told: list[int] = []
+    try:
+        make_crop_store(people, SIZE, folder, lambda done, _: told.append(done), cut=cut_by_ray)
+        make_crop_store(broken, SIZE, folder / "broken", cut=cut_by_ray)
+    except InputError as error:
+        answers.put((told, str(error)))
+    finally:
+        cropping.ray.shutdown()
 
 
 @pytest.mark.slow
 def test_ray_makes_the_same_store_tells_its_progress_and_stops_at_a_fault(
-    five_people: People,
-    five_store: CropStore,
-    tmp_path: Path,
-    small_parts: None,
-    monkeypatch: pytest.MonkeyPatch,
-    started: None,
+    five_people: People, five_store: CropStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[int] = []
-    path = make_crop_store(
-        *(five_people, SIZE, tmp_path / "by-ray", lambda done, _: told.append(done)),
-        cut=cut_by_ray,
-    )
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parent.parent))
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    broken = dataclasses.replace(five_people, image_paths=(*five_people.image_paths[:-1], bad))
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    driver = context.Process(target=cut_in_ray, args=(five_people, broken, tmp_path, answers))
+    driver.start()
+    told, error = answers.get(timeout=120)
+    driver.join()
+    assert driver.exitcode == 0
     assert sorted(np.diff([0, *told]).tolist()) == [4, 4, 5] and told[-1] == 13
+    assert "bad.png" in error and error.endswith("replace the file")
+    assert not list((tmp_path / "broken").rglob("people.arrow"))
+    (path,) = tmp_path.glob("crops-*")
+    assert len(list(path.glob("part-*"))) == 3
     store = open_crop_store(path)
     assert np.array_equal(store.crops(EVERYONE), five_store.crops(EVERYONE))
-
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
-    paths = (*five_people.image_paths[:-1], broken)
-    people = People(**{**vars(five_people), "image_paths": paths})
-    with pytest.raises(InputError, match=r"broken\.png.*replace the file"):
-        make_crop_store(people, SIZE, tmp_path / "bad", cut=cut_by_ray)
-    assert not list((tmp_path / "bad").rglob("people.arrow"))
