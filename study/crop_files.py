@@ -114,6 +114,7 @@ def write_part(part: Part, threads: int, tell: Tell = lambda count: None) -> Non
     part.file.parent.mkdir(parents=True, exist_ok=True)
     kind = pa.binary(raw_bytes(part.size) if part.form == RAW else -1)
     schema = pa.schema([("crops", kind)])
+    clear_leftovers(part.file)
     aside = aside_of(part.file)
     try:
         with (
@@ -176,6 +177,17 @@ def is_whole(source: Any, part: Part) -> bool:
 def aside_of(file: Path) -> Path:
     """A name that no other process on any machine writes to, until the file is renamed."""
     return file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}")
+
+
+def clear_leftovers(file: Path) -> None:
+    """Removes what processes of this machine that are no more wrote aside for this file."""
+    for aside in file.parent.glob(f".{file.name}.{socket.gethostname()}.*"):
+        try:
+            os.kill(int(aside.name.rpartition(".")[2]), 0)
+        except ProcessLookupError:
+            aside.unlink(missing_ok=True)
+        except PermissionError:
+            pass  # it runs, by another user
 
 
 def put_in_place(aside: Path, file: Path) -> None:

@@ -17,6 +17,7 @@ from study.crops import read_picture, warp
 RAW_BYTES = 4 * 10**9
 """``auto`` stores the people of a study as JPEG when their raw crops need more than this. A fixed
 number: what is free on the machine would make the same study other data on the next one."""
+UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 SAMPLED = 32
 """Crops that are cut to tell the size of a JPEG store."""
 
@@ -41,19 +42,21 @@ def require_room(
     count, free = sum(map(len, parts)), shutil.disk_usage(folder).free
     needed = count * sampled_bytes(parts)
     raw = count * raw_bytes(parts[0].size)
-    form = RAW if parts[0].form == RAW else f"{parts[0].form} (raw {_gigabytes(raw)})"
-    size = f"{count:,} people, about {_gigabytes(needed)} as {form}"
-    say(f"cropping {name}: {size}, {_gigabytes(free)} free")
+    form = RAW if parts[0].form == RAW else f"{parts[0].form} (raw {readable(raw)})"
+    size = f"{count:,} people, about {readable(needed)} as {form}"
+    say(f"cropping {name}: {size}, {readable(free)} free")
     if needed > free:
         raise InputError(
             f"the crops of {name} must find room: {size}, but {folder.parent} has "
-            f"{_gigabytes(free)} free; make room, set data.store to a place that has it, "
+            f"{readable(free)} free; make room, set data.store to a place that has it, "
             "data.crops=jpeg, or data.max_people to take fewer people"
         )
 
 
-def _gigabytes(number: float) -> str:
-    return f"{number / 1e9:.3g} GB"
+def readable(number: float) -> str:
+    """Bytes in the unit that suits them: 41.5 kB, 7.2 GB."""
+    unit = next((unit for unit, size in UNITS.items() if number < 999.5 * size), "TB")
+    return f"{number / UNITS[unit]:.3g} {unit}"
 
 
 def sampled_bytes(parts: Sequence[Part]) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from study import crop_bucket, crop_files
 from study.config import InputError
 from study.crop_bucket import INDEX, cut_here
 from study.crop_files import RAW, Part, StoredPixels, Tell, aside_of, put_in_place
-from study.crop_sizes import require_room
+from study.crop_sizes import readable, require_room
 from study.crops import (
     STORED_MARGIN,
     apply_affine,
@@ -38,6 +39,8 @@ from study.dataset import People
 VERSION = 3
 """Raise it when what a store holds changes."""
 ROWS_PER_BATCH = 256
+SEEN_WITHIN_S = 60.0
+"""File systems that machines share may be so late in showing what another one wrote."""
 
 Progress = Callable[[int, int], None]
 Rows = Callable[[int, int], Mapping[str, NDArray[Any]]]
@@ -137,6 +140,8 @@ def make_crop_store(
         return folder
     if url is not None and INDEX in sizes:
         cache.mkdir(parents=True, exist_ok=True)
+        if not (folder / INDEX).is_file():
+            say(f"fetching the crops of {name}: {readable(sum(sizes.values()))}")
         return crop_bucket.bring_store(url, folder, sizes)
     affines = image_to_crop_affine(people.boxes, stored_frame(input_size), margin=STORED_MARGIN)
     parts, places = crop_files.plan_parts(people.image_paths, affines, size, form, folder, url)
@@ -204,12 +209,30 @@ def _write_index(
         return {name: column[start:stop] for name, column in columns.items()}
 
     if url is None:
-        write(folder / INDEX, {part.file.name: part.file.stat().st_size for part in parts})
+        write(folder / INDEX, _lengths(parts))
         return
     with tempfile.TemporaryDirectory() as aside:
         write(Path(aside) / INDEX, crop_bucket.sizes_in(url, folder.name))
         crop_bucket.take_up(url, folder.name, Path(aside) / INDEX)
     crop_bucket.bring_store(url, folder)
+
+
+def _lengths(parts: Sequence[Part]) -> dict[str, int]:
+    """Bytes of each part, as soon as all are seen here.
+
+    Raises:
+        InputError: another node wrote one where this one doesn't see it.
+    """
+    deadline = time.monotonic() + SEEN_WITHIN_S
+    while unseen := [part.file for part in parts if not part.file.is_file()]:
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"all nodes must share {unseen[0].parent}, but {unseen[0].name}, which one of "
+                "them wrote, is not seen here; set data.store to a folder that they share, or to "
+                "a bucket"
+            )
+        time.sleep(0.2)
+    return {part.file.name: part.file.stat().st_size for part in parts}
 
 
 def open_crop_store(path: Path) -> CropStore:

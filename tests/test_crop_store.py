@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
+import subprocess
+import sys
 import threading
 from collections import Counter, namedtuple
 from collections.abc import Sequence
@@ -16,6 +20,7 @@ import torch
 
 from models.skeleton import Skeleton
 from study import crop_bucket, crop_files, crop_sizes
+from study import store as store_module
 from study.config import InputError, compose, with_absolute_paths
 from study.crop_bucket import INDEX, cut_here
 from study.crop_files import JPEG, RAW, Part, Tell
@@ -31,8 +36,9 @@ class Killed(BaseException):
     """Stands for whatever ends a process at a random moment."""
 
 
-def times(folder: Path) -> dict[str, int]:
-    return {file.name: file.stat().st_mtime_ns for file in folder.glob("part-*")}
+def versions(folder: Path) -> dict[str, tuple[int, int]]:
+    stats = {file.name: file.stat() for file in folder.glob("part-*")}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
 def killed_after(people: int) -> Any:
@@ -70,11 +76,11 @@ def test_a_store_that_breaks_off_keeps_whole_parts_and_is_not_read(broken_off: P
 def test_finished_parts_are_used_again(
     broken_off: Path, five_people: People, five_store: CropStore
 ) -> None:
-    before = times(broken_off)
+    before = versions(broken_off)
     seen: list[tuple[int, int]] = []
     path = make_crop_store(five_people, SIZE, broken_off.parent, lambda *told: seen.append(told))
     assert path == broken_off
-    assert times(path)["part-00000.arrow"] == before["part-00000.arrow"]
+    assert versions(path)["part-00000.arrow"] == before["part-00000.arrow"]
     assert seen[0] == (7, 13) and seen[-1] == (13, 13)  # of 4, 5 and 4 people
     assert np.array_equal(open_crop_store(path).crops(EVERYONE), five_store.crops(EVERYONE))
 
@@ -101,10 +107,10 @@ def test_a_store_that_lost_a_part_is_not_read_and_is_mended(
         part.unlink()
     with pytest.raises(InputError, match="run the study again"):
         open_crop_store(path)
-    before = times(path)
+    before = versions(path)
     assert make_crop_store(five_people, SIZE, tmp_path) == path
     assert part.read_bytes() == content
-    changed = {name for name, time in times(path).items() if before.get(name) != time}
+    changed = {name for name, version in versions(path).items() if before.get(name) != version}
     assert changed == {"part-00001.arrow"}
     assert np.array_equal(open_crop_store(path).crops(EVERYONE), five_store.crops(EVERYONE))
 
@@ -252,9 +258,9 @@ def test_size_is_said_before_the_store_is_made(
     words = said[0].split()
     assert words[:5] == ["cropping", "val:", "13", "people,", "about"]
     assert said[0].endswith("210 GB free")
-    assert ("(raw 0.000539 GB)" in said[0]) == (form == JPEG)
+    assert ("(raw 539 kB)" in said[0]) == (form == JPEG)
     written = sum(file.stat().st_size for file in path.glob("part-*"))
-    assert float(words[5]) * 1e9 == pytest.approx(written, rel=0.1)
+    assert float(words[5]) * 1e3 == pytest.approx(written, rel=0.1)
     make_crop_store(smooth, SIZE, tmp_path, form=form, say=said.append)
     assert len(said) == 1
 
@@ -270,6 +276,37 @@ def test_a_full_disk_is_refused_before_anything_is_cut(
     assert not list(tmp_path.rglob("*.arrow"))
     monkeypatch.setattr(crop_sizes.shutil, "disk_usage", lambda path: usage(needed))
     make_crop_store(five_people, SIZE, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "number, text",
+    [(41_472, "41.5 kB"), (999_600, "1 MB"), (49.7e9, "49.7 GB")],
+)
+def test_sizes_are_told_in_a_unit_that_suits_them(number: float, text: str) -> None:
+    assert crop_sizes.readable(number) == text
+
+
+def test_a_part_that_only_another_node_sees_is_an_error(
+    five_people: People, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "SEEN_WITHIN_S", 0)
+    with pytest.raises(InputError, match=r"all nodes must share .*part-00000.*set data\.store"):
+        make_crop_store(five_people, SIZE, tmp_path, cut=lambda parts, tell: None)
+    assert not list(tmp_path.rglob(INDEX))
+
+
+def test_what_the_dead_left_aside_is_cleared_and_what_the_living_write_is_not(
+    broken_off: Path, five_people: People
+) -> None:
+    host = socket.gethostname()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = [f"{host}.{dead.pid}", f"{host}.{os.getppid()}", f"another-host.{dead.pid}"]
+    asides = [broken_off / f".part-00001.arrow.{name}" for name in names]
+    for aside in asides:
+        aside.write_bytes(b"half")
+    make_crop_store(five_people, SIZE, broken_off.parent)
+    assert [aside.exists() for aside in asides] == [False, True, True]
 
 
 def test_boxes_alone_make_another_store(five_people: People, tmp_path: Path) -> None:
