@@ -20,7 +20,15 @@ import pyarrow as pa
 from pyarrow import fs
 
 from study.config import InputError
-from study.crop_files import Part, Tell, aside_of, is_whole, put_in_place, write_part
+from study.crop_files import (
+    Part,
+    Tell,
+    aside_of,
+    clear_leftovers,
+    is_whole,
+    put_in_place,
+    write_part,
+)
 
 INDEX = "people.arrow"
 """The file of a store that is written last and says which parts belong to it."""
@@ -125,6 +133,7 @@ def bring(url: str, folder: Path, file_names: Sequence[str], sizes: dict[str, in
         files, path = fs.FileSystem.from_uri(url)
         for name in missing:
             target = folder / name
+            clear_leftovers(target)
             aside = aside_of(target)
             try:
                 source = f"{path}/{folder.name}/{name}"

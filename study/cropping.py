@@ -30,8 +30,8 @@ def cut_by_ray(parts: Sequence[Part], tell: Tell) -> None:
     """Makes each part in a task of one CPU, spread over the nodes; Ray must have been started.
 
     Raises:
-        InputError: a picture can't be decoded, or a part can't be written; parts that are
-            finished stay.
+        InputError: a picture can't be decoded.
+        OSError: a part can't be written; those that are finished stay.
     """
     task = ray.remote(_make).options(num_cpus=1, scheduling_strategy="SPREAD")
     left = {task.remote(part): part for part in parts}
@@ -41,7 +41,7 @@ def cut_by_ray(parts: Sequence[Part], tell: Tell) -> None:
             ray.get(done)
             tell(len(left.pop(done)))
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, InputError):
+        if isinstance(error.cause, (InputError, OSError)):
             raise error.cause from None
         raise
     finally:

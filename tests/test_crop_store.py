@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -184,6 +186,36 @@ def test_each_picture_is_decoded_once_though_its_people_are_scattered(
     assert decoded == {f"{number}.png": 1 for number in range(1, 9)}
     assert np.array_equal(mixed.annotation_ids, five_people.annotation_ids[order])
     assert np.array_equal(mixed.crops(EVERYONE), five_store.crops(order))
+
+
+def kill_oneself(people: People, cache: Path) -> None:
+    crop_files.PEOPLE_PER_PART = 4
+    crop_files.PEOPLE_PER_BATCH = 2
+
+    def tell(done: int, total: int) -> None:
+        if done >= 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    make_crop_store(people, SIZE, cache, tell)
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_loses_no_finished_part(
+    five_people: People, five_store: CropStore, tmp_path: Path, small_parts: None
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    driver = context.Process(target=kill_oneself, args=(five_people, tmp_path))
+    driver.start()
+    driver.join()
+    assert driver.exitcode == -signal.SIGKILL
+    (folder,) = tmp_path.iterdir()
+    (finished, before), *others = versions(folder).items()
+    assert finished == "part-00000.arrow" and not others
+    assert len(list(folder.glob(".part-00001*"))) == 1
+    make_crop_store(five_people, SIZE, tmp_path)
+    assert versions(folder)[finished] == before
+    assert not list(folder.glob(".*"))
+    assert np.array_equal(open_crop_store(folder).crops(EVERYONE), five_store.crops(EVERYONE))
 
 
 @pytest.fixture
