@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from study.crop_files import aside_of, put_in_place
+
 
 def write_columns(
     path: Path, columns: Mapping[str, NDArray[Any]], meta: Mapping[str, Any] | None = None
 ) -> None:
     """Writes arrays (N, ...) and what is noted of them aside, then renames the file."""
+    if not all(map(len, columns.values())):
+        raise ValueError(f"a store needs at least one person, got none for {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {name: np.ascontiguousarray(column) for name, column in columns.items()}
     shapes = {name: (c.dtype.str, list(c.shape[1:])) for name, c in columns.items()}
@@ -27,13 +30,11 @@ def write_columns(
         pa.Array.from_buffers(field.type, len(column), [None, pa.py_buffer(column)])
         for field, column in zip(schema, columns.values(), strict=True)
     ]
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = aside_of(path)
     try:
         with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
-        with aside.open("rb") as written:
-            os.fsync(written.fileno())
-        aside.replace(path)
+        put_in_place(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 

@@ -27,7 +27,7 @@ class InputError(ValueError):
 RANDOM = "random"
 """The ``init`` of a network that starts from no weights."""
 MAY_CHANGE = (
-    *("search.trials", "search.concurrent", "display"),
+    *("search.trials", "search.concurrent", "display", "data.store"),
     *("trial.launcher", "trial.num_workers", "trial.cpus", "trial.gpus", "trial.max_failures"),
 )
 """Settings that may differ when an existing study is run again."""
@@ -78,6 +78,8 @@ def with_absolute_paths(config: StudyConfig) -> StudyConfig:
     ]
     if config.refine.start not in (limits.STUDENT, limits.JITTER):
         paths.append("refine.start")
+    if config.data.store is not None and "://" not in config.data.store:
+        paths.append("data.store")
     absolute = {path: str(Path(value_at(config, path)).expanduser().absolute()) for path in paths}
     return with_values(config, absolute)
 

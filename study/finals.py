@@ -66,7 +66,7 @@ def score_finalists(
 
     Predictions are of training people alone: such a teacher has no row.
     """
-    folder = Path(study_folder)
+    folder, data = Path(study_folder), data.here()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trials = read_trials(folder)
     by_number = {trial["trial"]: trial for trial in trials.to_pylist()}

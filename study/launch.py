@@ -95,7 +95,7 @@ def trial_of(plan: StudyPlan, suggestion: dict[str, Any]) -> Trial:
     return Trial(
         number=suggestion["number"],
         config=with_values(plan.config, suggestion["values"]),
-        data=plan.data,
+        data=plan.data.here(),
         folder=trial_folder(Path(plan.folder), suggestion["number"]),
         targets=Path(plan.targets),
     )
@@ -196,7 +196,7 @@ def _teacher_worker(config: dict[str, Any]) -> None:
         ray.train.report(_brief(row))
         return False
 
-    make_teacher(plan.config, plan.data, workers, report)
+    make_teacher(plan.config, plan.data.here(), workers, report)
 
 
 def _join(plan: StudyPlan) -> Workers:

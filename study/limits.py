@@ -37,6 +37,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "display": ("auto", "live", "plain", "none"),
     "data.kind": ("drawn", "coco", "crowdpose"),
     "data.skeleton": ("coco", "crowdpose"),
+    "data.crops": ("auto", "raw", "jpeg"),
     "teacher.name": (*SIZES, VITPOSE, ONNX, PREDICTIONS),
     "student.name": tuple(SIZES),
     "teacher.codec": ("msra", "dark", "udp", "simcc", MOVENET),
@@ -310,6 +311,12 @@ def _impossible_place(values: Mapping[str, Any]) -> Iterable[str]:
         yield (
             f"name must not be {SHARED_FOLDER}, the folder of what all studies share, "
             f"got name={name}; change name=..."
+        )
+    store = values["data.store"] or ""
+    if "://" in store and not store.startswith(("s3://", "gs://")):
+        yield (
+            "data.store must be null, a folder, s3://bucket/prefix or gs://bucket/prefix, got "
+            f"data.store={store}"
         )
     if "://" in storage:
         yield (

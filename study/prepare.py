@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from models.skeleton import SKELETONS, Skeleton
 from study.audit import audit, check, describe, faulty_ids, notes
 from study.config import InputError
+from study.crop_bucket import bring_store, check_bucket, cut_here
+from study.crop_sizes import choose_form
+from study.crops import stored_size
 from study.dataset import People, overlap, read_people, split_people, write_ground_truth
 from study.drawn_people import draw_dataset
 from study.limits import SHARED_FOLDER
 from study.schema import SplitConfig, StudyConfig
-from study.store import fingerprint, hash_file, make_crop_store
+from study.store import Cut, fingerprint, hash_file, make_crop_store
 
 Meter = Callable[[str], Callable[[int, int], None]]
 """Gives a progress bar of this name, to be called with (done, total)."""
@@ -39,12 +43,29 @@ class StudyData:
     teacher_crops: tuple[str, str, str]
     """Crop stores of the same people, in the same order, as the teacher sees them: those above
     unless its input size is another one."""
+    url: str | None = None
+    """Object store that has the crop stores, by their folders' names."""
 
     @property
     def fingerprint(self) -> str:
         """Of all that was prepared: the stores' own names are fingerprints."""
         paths = (self.train, self.search, self.val, self.search_truth, self.val_truth)
         return fingerprint(*(Path(path).name for path in (*paths, *self.teacher_crops)))
+
+    def here(self) -> StudyData:
+        """The same data where this node reads them; crops are brought from the object store."""
+        if self.url is None:
+            return self
+        stores = (self.train, self.search, self.val, *self.teacher_crops)
+        found = {path: str(bring_store(self.url, Path(path))) for path in stores}
+        train, search, val = self.teacher_crops
+        return dataclasses.replace(
+            self,
+            train=found[self.train],
+            search=found[self.search],
+            val=found[self.val],
+            teacher_crops=(found[train], found[search], found[val]),
+        )
 
     def for_teacher(self) -> StudyData:
         """The same people in the teacher's crops."""
@@ -79,13 +100,21 @@ def evaluation_of(config: StudyConfig) -> str:
     return "crowdpose" if config.data.kind == "crowdpose" else "coco"
 
 
-def prepare_data(config: StudyConfig, meter: Meter, say: Callable[[str], None]) -> StudyData:
+def prepare_data(
+    config: StudyConfig, meter: Meter, say: Callable[[str], None], cut: Cut = cut_here
+) -> StudyData:
     """The study's people, checked, split and stored; what is there already is used again.
+
+    Args:
+        cut: makes parts of crop stores.
 
     Raises:
         InputError: the data have faults; names the files and annotations.
     """
     data, cache = config.data, cache_of(config)
+    url, crops_folder = place_of_crops(config)
+    if url is not None:
+        check_bucket(url)
     root = Path(data.root)
     if data.kind == "drawn":
         draw_dataset(
@@ -112,8 +141,17 @@ def prepare_data(config: StudyConfig, meter: Meter, say: Callable[[str], None]) 
     def crops(size: tuple[int, int], seen_by: str = "") -> tuple[str, str, str]:
         """Each part's store; the same one again where the size is the same."""
         parts = (("train", train), ("search", search), ("val", val))
+        count = sum(len(part) for _, part in parts)
+        form = choose_form(data.crops, count, stored_size(size))
+        how: dict[str, Any] = {"form": form, "url": url, "cut": cut, "say": say}
         train_path, search_path, val_path = (
-            str(make_crop_store(part, size, cache, meter(f"cropping {name}{seen_by}")))
+            str(
+                make_crop_store(
+                    *(part, size, crops_folder, meter(f"cropping {name}{seen_by}")),
+                    **how,
+                    name=f"{name}{seen_by}",
+                )
+            )
             for name, part in parts
         )
         return train_path, search_path, val_path
@@ -130,7 +168,16 @@ def prepare_data(config: StudyConfig, meter: Meter, say: Callable[[str], None]) 
         val_truth=str(_ground_truth(val, bad_val, cache)),
         num_people=(len(train), len(search), len(val)),
         teacher_crops=teacher_crops,
+        url=url,
     )
+
+
+def place_of_crops(config: StudyConfig) -> tuple[str | None, Path]:
+    """The object store of the crops, if there is one, and the folder where they are read."""
+    store = config.data.store
+    if store is not None and "://" not in store:
+        return None, Path(store)
+    return store, cache_of(config)
 
 
 def cache_of(config: StudyConfig) -> Path:

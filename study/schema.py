@@ -44,6 +44,11 @@ class DataConfig:
     """data=drawn: how many validation pictures to draw."""
     seed: int
     """data=drawn: which pictures are drawn; also which pictures are held out."""
+    crops: str
+    """raw | jpeg | auto: how crops are stored; auto: raw up to 4 GB a study, above that jpeg."""
+    store: str | None
+    """Where crops are kept for all machines: a folder, s3://bucket/prefix or gs://bucket/prefix,
+    from which each node fetches them once; null = ``storage``'s cache."""
 
 
 @dataclass

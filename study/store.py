@@ -1,42 +1,49 @@
-"""What every trial needs alike, computed once: crops of people, and what the teacher says of them.
+"""Crops of people, made once for all trials.
 
-Both stores are Arrow files, memory-mapped, so that all trials of a machine share one copy in the
-page cache. A store's name is the fingerprint of all it depends on; it is written aside and
-renamed, so a stale or half-written one is never read.
+A crop store is a folder of part files with the pixels and an index, which is written last and
+holds the rest. All are Arrow files, memory-mapped, so that all trials of a machine share one copy
+in the page cache. A store's name is the fingerprint of all it depends on; each file is written
+aside and renamed, so a stale or half-written one is never read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
+from study import crop_bucket, crop_files
+from study.columns import read_columns, write_columns
+from study.config import InputError
+from study.crop_bucket import INDEX, cut_here
+from study.crop_files import RAW, Part, StoredPixels, Tell
+from study.crop_sizes import readable, require_room
 from study.crops import (
     STORED_MARGIN,
     apply_affine,
     image_to_crop_affine,
     invert_affine,
-    read_picture,
     stored_frame,
-    warp,
+    stored_size,
 )
 from study.dataset import People
 
-VERSION = 2
+VERSION = 3
 """Raise it when what a store holds changes."""
-ROWS_PER_BATCH = 256
+SEEN_WITHIN_S = 60.0
+"""File systems that machines share may be so late in showing what another one wrote."""
 
 Progress = Callable[[int, int], None]
-Rows = Callable[[int, int], Mapping[str, NDArray[Any]]]
+Cut = Callable[[Sequence[Part], Tell], None]
+"""Makes these parts, each where it belongs."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,9 @@ class CropStore:
 
     path: Path
     input_size: tuple[int, int]
-    mapped_crops: list[NDArray[np.uint8]]
-    """Batches of crops, (b, hs, ws, 3) RGB, in the mapped file; only the last may be shorter."""
+    pixels: StoredPixels
+    places: NDArray[np.int64]
+    """(N,), where each person's crop lies in the pixels."""
     keypoints_stored: NDArray[np.float32]
     """(N, K, 2), stored-crop pixels."""
     visibility: NDArray[np.uint8]
@@ -67,11 +75,7 @@ class CropStore:
 
     def crops(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """A copy of these rows' crops, (B, hs, ws, 3) RGB."""
-        out = np.empty((len(rows), *self.mapped_crops[0].shape[1:]), np.uint8)
-        per_batch = len(self.mapped_crops[0])
-        for place, row in enumerate(rows):
-            out[place] = self.mapped_crops[row // per_batch][row % per_batch]
-        return out
+        return self.pixels.crops(self.places[rows])
 
     def neighbour_keypoints(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Each row's neighbour's keypoints in the row's own stored crop, (B, K, 2).
@@ -102,18 +106,87 @@ def hash_file(path: Path) -> str:
 
 
 def make_crop_store(
-    people: People, input_size: tuple[int, int], cache: Path, progress: Progress | None = None
+    people: People,
+    input_size: tuple[int, int],
+    cache: Path,
+    progress: Progress | None = None,
+    *,
+    form: str = RAW,
+    url: str | None = None,
+    cut: Cut = cut_here,
+    say: Callable[[str], None] = lambda text: None,
+    name: str = "people",
 ) -> Path:
-    """The Arrow file of these people's crops, made unless it is there already.
+    """The folder of these people's crops, made unless it is there already.
 
-    Each picture is decoded once for all its people, by as many threads as there are cores.
+    Parts that were finished before a kill are used again.
+
+    Args:
+        form: raw or jpeg.
+        url: the object store where all machines find it; ``cache`` is then this node's copy.
+        say: is told how large it becomes, before it is made.
+        name: whose crops they are, for messages.
+
+    Raises:
+        InputError: there is no room for it, a picture can't be decoded, or the object store
+            can't be used.
     """
-    path = cache / f"crops-{_people_fingerprint(people, input_size)}.arrow"
-    if path.exists():
-        return path
-    frame = stored_frame(input_size)
-    affines = image_to_crop_affine(people.boxes, frame, margin=STORED_MARGIN)
+    size = stored_size(input_size)
+    folder = cache / f"crops-{_people_fingerprint(people, input_size, form)}"
+    sizes = {} if url is None else crop_bucket.sizes_in(url, folder.name)
+    if url is None and _is_there(folder):
+        return folder
+    if url is not None and INDEX in sizes:
+        cache.mkdir(parents=True, exist_ok=True)
+        if not (folder / INDEX).is_file():
+            say(f"fetching the crops of {name}: {readable(sum(sizes.values()))}")
+        return crop_bucket.bring_store(url, folder, sizes)
+    affines = image_to_crop_affine(people.boxes, stored_frame(input_size), margin=STORED_MARGIN)
+    parts, places = crop_files.plan_parts(people.image_paths, affines, size, form, folder, url)
+    missing = [part for part in parts if not _is_made(part, sizes)]
+    folder.mkdir(parents=True, exist_ok=True)
+    uncut = [part for part in missing if not crop_files.is_whole(part.file, part)]
+    require_room(uncut, folder, say, name)
+    if url is not None:
+        crop_bucket.check_writable(url)
+    done = len(people) - sum(map(len, missing))
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, len(people))
+
+    cut(missing, tell)
+    _write_index(people, affines, places, parts, input_size)
+    return folder
+
+
+def _is_there(folder: Path) -> bool:
+    """Whether the store is whole: the index, and each part as long as it says."""
+    if not (folder / INDEX).is_file():
+        return False
+    _, meta = read_columns(folder / INDEX)
+    files = {folder / name: length for name, length in meta["parts"].items()}
+    return all(file.is_file() and file.stat().st_size == n for file, n in files.items())
+
+
+def _is_made(part: Part, sizes: dict[str, int]) -> bool:
+    if part.url is not None:
+        return crop_bucket.is_up(part.url, part, sizes)
+    return crop_files.is_whole(part.file, part)
+
+
+def _write_index(
+    people: People,
+    affines: NDArray[np.float64],
+    places: NDArray[np.int64],
+    parts: Sequence[Part],
+    input_size: tuple[int, int],
+) -> None:
+    """Writes all but the pixels, to the object store first, if there is one."""
     columns = {
+        "places": places,
         "keypoints_stored": apply_affine(people.keypoints_image, affines).astype(np.float32),
         "visibility": people.visibility,
         "areas": (people.areas * np.abs(np.linalg.det(affines[..., :2]))).astype(np.float32),
@@ -123,113 +196,64 @@ def make_crop_store(
         "annotation_ids": people.annotation_ids,
         "neighbours": people.neighbours,
     }
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    folder, form, url = parts[0].file.parent, parts[0].form, parts[0].url
 
-        def rows(start: int, stop: int) -> Mapping[str, NDArray[Any]]:
-            crops = _cut(people, affines, frame.size, range(start, stop), pool)
-            return {
-                "crops": crops,
-                **{name: column[start:stop] for name, column in columns.items()},
-            }
+    def write(index: Path, lengths: dict[str, int]) -> None:
+        named = {part.file.name: lengths[part.file.name] for part in parts}
+        meta = {"input_size": list(input_size), "form": form, "parts": named}
+        write_columns(index, columns, meta)
 
-        _write(path, len(people), rows, {"input_size": list(input_size)}, progress)
-    return path
+    if url is None:
+        write(folder / INDEX, _lengths(parts))
+        return
+    with tempfile.TemporaryDirectory() as aside:
+        write(Path(aside) / INDEX, crop_bucket.sizes_in(url, folder.name))
+        crop_bucket.take_up(url, folder.name, Path(aside) / INDEX)
+    crop_bucket.bring_store(url, folder)
+
+
+def _lengths(parts: Sequence[Part]) -> dict[str, int]:
+    """Bytes of each part, as soon as all are seen here.
+
+    Raises:
+        InputError: another node wrote one where this one doesn't see it.
+    """
+    deadline = time.monotonic() + SEEN_WITHIN_S
+    while unseen := [part.file for part in parts if not part.file.is_file()]:
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"all nodes must share {unseen[0].parent}, but {unseen[0].name}, which one of "
+                "them wrote, is not seen here; set data.store to a folder that they share, or to "
+                "a bucket"
+            )
+        time.sleep(0.2)
+    return {part.file.name: part.file.stat().st_size for part in parts}
 
 
 def open_crop_store(path: Path) -> CropStore:
-    """The store, memory-mapped."""
-    columns, meta = _read(path)
+    """The store, memory-mapped.
+
+    Raises:
+        InputError: it is not there, or not whole.
+    """
+    if not _is_there(path):
+        raise InputError(
+            f"{path} must hold all parts that its {INDEX} names, each as long as it says, but "
+            "does not; run the study again, which makes what is missing"
+        )
+    columns, meta = read_columns(path / INDEX)
     height, width = meta["input_size"]
-    crops = columns.pop("crops")
-    rest = {name: np.concatenate(parts) for name, parts in columns.items()}
-    return CropStore(path=path, input_size=(height, width), mapped_crops=crops, **rest)
+    parts = [path / name for name in meta["parts"]]
+    pixels = StoredPixels(parts, stored_size((height, width)), meta["form"])
+    return CropStore(path=path, input_size=(height, width), pixels=pixels, **columns)
 
 
-def _people_fingerprint(people: People, input_size: tuple[int, int]) -> str:
+def _people_fingerprint(people: People, input_size: tuple[int, int], form: str) -> str:
     """Of the annotations' content, the pictures' names and sizes, who is taken, and the crop."""
     pictures = {path.name: path.stat().st_size for path in set(people.image_paths)}
     annotations = hash_file(people.annotations)
-    who = hashlib.sha256(people.annotation_ids.tobytes() + people.neighbours.tobytes()).hexdigest()
-    return fingerprint(VERSION, annotations, sorted(pictures.items()), who, list(input_size))
-
-
-def _cut(
-    people: People,
-    affines: NDArray[np.float64],
-    size: tuple[int, int],
-    wanted: range,
-    pool: ThreadPoolExecutor,
-) -> NDArray[np.uint8]:
-    crops = np.zeros((len(wanted), *size, 3), np.uint8)
-    by_picture: dict[Path, list[int]] = {}
-    for row in wanted:
-        by_picture.setdefault(people.image_paths[row], []).append(row)
-
-    def cut_all(path: Path) -> None:
-        picture = read_picture(path)
-        for row in by_picture[path]:
-            crops[row - wanted.start] = warp(picture, affines[row], size)
-
-    list(pool.map(cut_all, by_picture))
-    return crops
-
-
-def _write(
-    path: Path,
-    count: int,
-    rows: Rows,
-    meta: Mapping[str, Any],
-    progress: Progress | None,
-) -> None:
-    """Writes the rows batch by batch to a file aside, then renames it."""
-    if count == 0:
-        raise ValueError("a store needs at least one person, got none")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with pa.OSFile(str(aside), "wb") as sink:
-            _write_batches(sink, count, rows, meta, progress)
-        with aside.open("rb") as written:
-            os.fsync(written.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _write_batches(
-    sink: Any, count: int, rows: Rows, meta: Mapping[str, Any], progress: Progress | None
-) -> None:
-    writer: Any = None
-    for start in range(0, count, ROWS_PER_BATCH):
-        stop = min(start + ROWS_PER_BATCH, count)
-        columns = {
-            name: np.ascontiguousarray(column) for name, column in rows(start, stop).items()
-        }
-        if writer is None:
-            shapes = {name: (c.dtype.str, list(c.shape[1:])) for name, c in columns.items()}
-            fields = [(name, pa.binary(column[0].nbytes)) for name, column in columns.items()]
-            text = json.dumps({"columns": shapes, "meta": dict(meta)})
-            schema = pa.schema(fields).with_metadata({"store": text})
-            writer = pa.ipc.new_file(sink, schema)
-        arrays = [
-            pa.Array.from_buffers(field.type, stop - start, [None, pa.py_buffer(column)])
-            for field, column in zip(schema, columns.values(), strict=True)
-        ]
-        writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
-        if progress is not None:
-            progress(stop, count)
-    writer.close()
-
-
-def _read(path: Path) -> tuple[dict[str, list[NDArray[Any]]], dict[str, Any]]:
-    """Each column as views into the mapped file, one a batch, and what the writer noted."""
-    reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    noted = json.loads(reader.schema.metadata[b"store"])
-    columns: dict[str, list[NDArray[Any]]] = {name: [] for name in noted["columns"]}
-    for index in range(reader.num_record_batches):
-        batch = reader.get_batch(index)
-        for name, (dtype, shape) in noted["columns"].items():
-            buffer = batch.column(name).buffers()[1]
-            flat = np.frombuffer(buffer, np.dtype(dtype))
-            columns[name].append(flat.reshape(batch.num_rows, *shape))
-    return columns, noted["meta"]
+    arrays = (people.annotation_ids, people.neighbours, people.boxes)
+    who = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+    layout = (crop_files.PEOPLE_PER_PART, crop_files.PEOPLE_PER_BATCH, crop_files.JPEG_SETTINGS)
+    cut = (list(input_size), form, layout)
+    return fingerprint(VERSION, annotations, sorted(pictures.items()), who, *cut)

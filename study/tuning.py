@@ -37,6 +37,7 @@ from study.config import (
     with_absolute_paths,
     with_values,
 )
+from study.cropping import cut_by_size
 from study.display import (
     Display,
     teacher_line,
@@ -74,14 +75,16 @@ def run_study(config: StudyConfig) -> Path:
     as_shown = Path(as_typed.storage).expanduser() / config.name
     _check_settings(as_typed, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / LOCK, display):
+    with _locked(folder / LOCK, display), contextlib.ExitStack() as early:
         if num_finished(folder) >= config.search.trials and (folder / "results/final").is_dir():
             display.say(f"the study in {folder} is finished; search.trials=N adds trials")
             show_finals(as_shown, display.console)
             return folder
         check_weights(config, display.say)
         with display.meters() as meter:
-            data = prepare_data(config, meter, display.say)
+            start_ray = partial(early.enter_context, _ray_started(config, display))
+            cut = partial(cut_by_size, start_ray=start_ray)
+            data = prepare_data(config, meter, display.say, cut)
         prepare_teacher(config, data, display.say)
         prepare_start(config, data, display.say)
         _write_settings(as_typed, folder, data)
@@ -251,7 +254,10 @@ def _room(config: StudyConfig) -> int:
 
 @contextlib.contextmanager
 def _ray_started(config: StudyConfig, display: Display) -> Iterator[None]:
-    """A Ray of this study's own, or the cluster that RAY_ADDRESS names."""
+    """A Ray of this study's own, or the cluster that RAY_ADDRESS names; what runs goes on."""
+    if ray.is_initialized():
+        yield
+        return
     address = os.environ.get("RAY_ADDRESS", "local")
     display.say("starting Ray" if address == "local" else f"joining the cluster at {address}")
     logging.getLogger("ray").setLevel(logging.ERROR)

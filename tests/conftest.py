@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from models.skeleton import COCO, SKELETONS, Skeleton
-from study import limits
+from study import crop_files, limits
 from study.config import compose
 from study.crops import stored_size
 from study.dataset import People, read_people
@@ -101,6 +101,13 @@ def five_store(five_people: People, tmp_path_factory: pytest.TempPathFactory) ->
     return open_crop_store(
         make_crop_store(five_people, (96, 64), tmp_path_factory.mktemp("five-cache"))
     )
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of four people, batches of two: the five-joint people fill three parts."""
+    monkeypatch.setattr(crop_files, "PEOPLE_PER_PART", 4)
+    monkeypatch.setattr(crop_files, "PEOPLE_PER_BATCH", 2)
 
 
 @pytest.fixture(scope="module")

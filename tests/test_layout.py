@@ -32,7 +32,7 @@ CORE = (
     *("teachers", "vitpose", "onnx_teacher", "predictions"),
 )
 OWNERS = {
-    "ray": {"study/launch.py", "study/search.py", "study/tuning.py"},
+    "ray": {"study/cropping.py", "study/launch.py", "study/search.py", "study/tuning.py"},
     "optuna": {
         *("search_spaces/space.py", "study/search.py"),
         *("study/analyze.py", "study/importance.py", "study/pictures.py"),
@@ -41,9 +41,11 @@ OWNERS = {
     "cv2": {
         *("study/audit.py", "study/augmentation.py", "study/crops.py", "study/predict.py"),
         *("study/drawing.py", "study/drawn_sheet.py", "study/workers.py"),
+        *("study/crop_files.py", "study/cropping.py"),
     },
     "pyarrow": {
-        *("study/columns.py", "study/store.py", "study/results.py", "study/finals.py"),
+        *("study/columns.py", "study/results.py", "study/finals.py"),
+        *("study/crop_files.py", "study/crop_bucket.py"),
     },
     "matplotlib": {"study/pictures.py"},
     "faster_coco_eval": {"study/metrics.py"},

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from models.skeleton import CROWDPOSE, SKELETONS, Skeleton
-from study import limits, prepare
+from study import crop_sizes, limits, prepare
 from study.config import InputError, compose, with_values
 from study.dataset import People, read_people, split_people
 from study.prepare import StudyData, draw_people, prepare_data
@@ -169,6 +169,29 @@ def test_a_drawn_study_draws_its_own_pictures(
     train, search, val = mini_data.num_people
     assert train > search > 0 and val > 0
     assert len(pictures_of(mini_data.search_truth)) == 6  # a quarter of 24
+
+
+def test_a_folder_for_crops_is_used_in_place_and_the_data_are_the_same(
+    config: StudyConfig, tmp_path: Path
+) -> None:
+    data, _ = prepared(with_values(config, {"data.store": str(tmp_path / "crops")}))
+    names = sorted(Path(path).name for path in (data.train, data.search, data.val))
+    assert sorted(path.name for path in (tmp_path / "crops").iterdir()) == names
+    assert not list(Path(config.storage).rglob("crops-*"))
+    assert prepared(config)[0].fingerprint == data.fingerprint
+
+
+def test_size_of_all_three_stores_together_chooses_the_form(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, said = prepared(config)
+    assert sum(line.startswith("cropping ") for line in said) == 3
+    monkeypatch.setattr(crop_sizes, "RAW_BYTES", 26 * 144 * 96 * 3 - 1)
+    coded, said = prepared(config)
+    assert coded.fingerprint != raw.fingerprint
+    assert all(" as jpeg (raw " in line for line in said if line.startswith("cropping "))
+    as_asked, _ = prepared(with_values(config, {"data.crops": "jpeg"}))
+    assert as_asked == coded
 
 
 def test_progress_is_told_of_every_step(config: StudyConfig) -> None:

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pytest
 
 from models.skeleton import Skeleton
-from study import store as store_module
 from study.crops import (
     STORED_MARGIN,
     apply_affine,
@@ -77,15 +76,15 @@ def test_rows_come_in_the_order_asked_for(five_store: CropStore) -> None:
     assert np.array_equal(five_store.crops(wanted), everyone[wanted])
 
 
-def test_rows_are_found_in_whichever_batch_they_lie(
+def test_rows_are_found_in_whichever_part_and_batch_they_lie(
     five_people: People,
     five_store: CropStore,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    small_parts: None,
 ) -> None:
-    monkeypatch.setattr(store_module, "ROWS_PER_BATCH", 4)
     small = open_crop_store(make_crop_store(five_people, SIZE, tmp_path))
-    assert [len(part) for part in small.mapped_crops] == [4, 4, 4, 1]
+    assert len(list(small.path.glob("part-*"))) == 3
+    assert [len(batch) for batch in small.pixels.batches] == [2, 2, 3, 2, 3, 1]
     everyone = np.arange(13)
     assert np.array_equal(small.crops(everyone), five_store.crops(everyone))
     assert np.array_equal(small.visibility, five_store.visibility)
@@ -95,17 +94,20 @@ def test_rows_are_found_in_whichever_batch_they_lie(
 def test_opening_a_store_copies_no_crop(five_store: CropStore) -> None:
     before = pa.total_allocated_bytes()
     opened = open_crop_store(five_store.path)
-    crops_bytes = sum(part.nbytes for part in opened.mapped_crops)
+    crops_bytes = 0
+    for batch in opened.pixels.batches:
+        assert isinstance(batch, np.ndarray)
+        crops_bytes += batch.nbytes
+        assert not batch.flags.owndata and not batch.flags.writeable
+    assert crops_bytes == 13 * 144 * 96 * 3
     assert pa.total_allocated_bytes() - before < crops_bytes / 20
-    for part in opened.mapped_crops:
-        assert not part.flags.owndata and not part.flags.writeable
 
 
 def test_a_store_that_is_there_is_used_again(five_people: People, tmp_path: Path) -> None:
     path = make_crop_store(five_people, SIZE, tmp_path)
-    before = path.stat().st_mtime_ns
+    before = {file: file.stat().st_mtime_ns for file in path.iterdir()}
     assert make_crop_store(five_people, SIZE, tmp_path) == path
-    assert path.stat().st_mtime_ns == before
+    assert {file: file.stat().st_mtime_ns for file in path.iterdir()} == before
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
@@ -135,38 +137,15 @@ def test_other_annotations_people_sizes_or_pictures_make_another_store(
     assert len(set(paths)) == len(paths)
 
 
-def test_a_store_that_breaks_off_leaves_nothing(
-    five_people: People, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store_module, "ROWS_PER_BATCH", 4)
-
-    def progress(done: int, total: int) -> None:
-        if done > 4:
-            raise Killed
-
-    with pytest.raises(Killed):
-        make_crop_store(five_people, SIZE, tmp_path, progress)
-    assert not list(tmp_path.iterdir())
-    assert len(open_crop_store(make_crop_store(five_people, SIZE, tmp_path))) == 13
-
-
-def test_what_a_killed_process_left_aside_is_not_read(five_people: People, tmp_path: Path) -> None:
-    path = make_crop_store(five_people, SIZE, tmp_path)
-    half = path.read_bytes()[: path.stat().st_size // 2]
-    path.unlink()
-    path.with_name(f".{path.name}.1").write_bytes(half)
-    assert len(open_crop_store(make_crop_store(five_people, SIZE, tmp_path))) == 13
-
-
 def test_fingerprint_tells_every_part_and_no_order_of_keys() -> None:
     assert fingerprint(1, {"a": 2, "b": 3}) == fingerprint(1, {"b": 3, "a": 2})
     assert len({fingerprint(1, 2), fingerprint(2, 1), fingerprint(1, "2"), fingerprint(12)}) == 4
     assert len(fingerprint("x")) == 16
 
 
-def test_a_store_travels_with_its_file_alone(five_store: CropStore, tmp_path: Path) -> None:
-    copy = tmp_path / "copy.arrow"
-    shutil.copy(five_store.path, copy)
+def test_a_store_travels_with_its_folder_alone(five_store: CropStore, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(five_store.path, copy)
     opened = open_crop_store(copy)
     assert dataclasses.replace(opened, path=five_store.path).input_size == SIZE
     rows = np.arange(13)

@@ -1,0 +1,92 @@
+"""What JPEG crops cost and save: bytes, reading speed and pixel error, relative to raw ones.
+
+    python tests/benchmarks/crop_store.py data=crowdpose data.root=/data/crowdpose
+
+Takes up to PEOPLE of the study's training people; speeds are ratios within this one run, each the
+median of ROUNDS, raw and JPEG in turns. Raw crops lie in the page cache, as those of ``auto`` do.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import cv2
+import numpy as np
+import torch
+
+from study import crop_files
+from study.config import compose
+from study.crop_files import JPEG, RAW
+from study.dataset import People, read_people
+from study.drawn_people import draw_dataset
+from study.prepare import input_size_of, skeleton_of
+from study.store import CropStore, make_crop_store, open_crop_store
+
+PEOPLE = 600
+ROUNDS = 7
+BATCH = 32
+BATCHES = 12
+FORMS = {
+    "jpeg 95 4:4:4": (95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+    "jpeg 95 4:2:0": (95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420),
+    "jpeg 90 4:4:4": (90, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+}
+
+
+def people_of(overrides: list[str]) -> tuple[People, tuple[int, int]]:
+    config = compose(overrides)
+    root, split = Path(config.data.root), config.data.train
+    if config.data.kind == "drawn":
+        draw_dataset(root, seed=0, train_pictures=200, val_pictures=1)
+    people = read_people(root / split.annotations, root / split.images, skeleton_of(config))
+    return people.take(np.arange(min(PEOPLE, len(people)))), input_size_of(config)
+
+
+def bytes_per_person(store: CropStore) -> float:
+    return sum(file.stat().st_size for file in store.path.glob("part-*")) / len(store)
+
+
+def seconds_per_person(store: CropStore, dice: np.random.RandomState) -> float:
+    rows = dice.randint(0, len(store), (BATCHES, BATCH))
+    began = time.perf_counter()
+    for batch in rows:
+        store.crops(batch)
+    return (time.perf_counter() - began) / rows.size
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        people, size = people_of([*sys.argv[1:], f"storage={scratch}"])
+        stores = {RAW: open_crop_store(make_crop_store(people, size, Path(scratch)))}
+        for name, (quality, sampling) in FORMS.items():
+            crop_files.JPEG_SETTINGS = (
+                *(cv2.IMWRITE_JPEG_QUALITY, quality),
+                *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling),
+            )
+            stores[name] = open_crop_store(make_crop_store(people, size, Path(scratch), form=JPEG))
+        everyone = np.arange(len(people))
+        raw = stores[RAW].crops(everyone).astype(np.int16)
+        dice = np.random.RandomState(0)
+        took: dict[str, list[float]] = {name: [] for name in stores}
+        for _ in range(ROUNDS):
+            for name, store in stores.items():
+                took[name].append(seconds_per_person(store, dice))
+        base = statistics.median(took[RAW])
+        print(f"{len(people)} people, crops of {raw.shape[1]} x {raw.shape[2]}, one thread")
+        print(f"{'':14} {'kB/person':>9} {'of raw':>7} {'read, of raw':>12} {'pixel error':>11}")
+        for name, store in stores.items():
+            error = np.abs(store.crops(everyone).astype(np.int16) - raw).mean()
+            size_kb, speed = bytes_per_person(store) / 1e3, base / statistics.median(took[name])
+            share = bytes_per_person(store) / bytes_per_person(stores[RAW])
+            print(f"{name:14} {size_kb:9.1f} {share:7.3f} {speed:12.3f} {error:11.2f}")
+
+
+if __name__ == "__main__":
+    main()
