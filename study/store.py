@@ -61,6 +61,8 @@ class CropStore:
     annotation_ids: NDArray[np.int64]
     neighbours: NDArray[np.int64]
     """(N,), the row of the person that overlaps most in the same picture, -1 where none does."""
+    box_scores: NDArray[np.float64] | None = None
+    """(N,), of people whom a detector found; None where they are labelled."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -123,6 +125,8 @@ def make_crop_store(
         "annotation_ids": people.annotation_ids,
         "neighbours": people.neighbours,
     }
+    if people.box_scores is not None:
+        columns["box_scores"] = people.box_scores
     with ThreadPoolExecutor(os.cpu_count()) as pool:
 
         def rows(start: int, stop: int) -> Mapping[str, NDArray[Any]]:

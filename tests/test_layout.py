@@ -43,7 +43,7 @@ OWNERS = {
         *("study/drawing.py", "study/drawn_sheet.py"),
     },
     "pyarrow": {"study/store.py", "study/results.py", "study/finals.py"},
-    "matplotlib": {"study/pictures.py"},
+    "matplotlib": {"study/pictures.py", "study/final_pictures.py"},
     "faster_coco_eval": {"study/metrics.py"},
     "onnx": {"study/onnx_export.py"},
     "onnxruntime": {"study/onnx_export.py", "study/onnx_teacher.py"},
