@@ -32,7 +32,8 @@ def read_detections(
 
     Boxes of other categories and other pictures, and those that score below the threshold, are
     left out; so are those of which nothing lies in the picture, for boxes are clipped as labelled
-    ones are. An ``annotation_id`` is the place in the file, from 0.
+    ones are (HRNet's reader of detections takes them as they come). An ``annotation_id`` is the
+    place in the file, from 0.
 
     Args:
         annotations: names the pictures and their sizes.

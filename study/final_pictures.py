@@ -33,6 +33,7 @@ def draw_oks_curves(curves: Sequence[Row], file: Path) -> Path:
         axes.plot(thresholds, points, style, color=COLORS[role], marker=".", label=label)
     axes.set_xlabel("a pose is right from this OKS on")
     _dress(axes, "AP by OKS threshold, on val")
+    figure.legend(loc="outside lower center", ncols=len(COLORS), frameon=False)
     return save(figure, file)
 
 
@@ -50,6 +51,7 @@ def draw_joint_bars(joints: Sequence[Row], file: Path) -> Path:
     labels = [name.replace("_", " ") for name in names]
     axes.set_xticks(range(len(names)), labels, rotation=40, ha="right")
     _dress(axes, "AP of each joint alone, on val")
+    figure.legend(loc="outside lower center", ncols=len(COLORS), frameon=False)
     return save(figure, file)
 
 
@@ -60,4 +62,3 @@ def _dress(axes: Axes, title: str) -> None:
     axes.grid(axis="y", color="#ececec")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)

@@ -170,21 +170,23 @@ def show_finals(study_folder: Path, console: Console) -> None:
     """Prints what each finalist got on val, and the commands that go on from here."""
     rows = {row["role"]: row for row in read_final(study_folder).to_pylist()}
     table = Table(title="AP on val (x100)", title_justify="left")
-    figures = {"AP": "ap", "AP50": "ap50", "AP75": "ap75"}
+    figures: tuple[str, ...] = ("ap", "ap50", "ap75")
+    place: tuple[str, ...] = ("trial", "stage", "epoch")
     if any(row["ap_medium"] is not None for row in rows.values()):
-        figures |= {"easy": "ap_easy", "medium": "ap_medium", "hard": "ap_hard"}
-    for heading in ("", *figures, "trial", "stage", "epoch"):
-        table.add_column(heading, justify="left" if heading in ("", "stage") else "right")
+        # What CrowdPose is about; more than this would not fit into 80 columns.
+        figures, place = ("ap", "ap_easy", "ap_medium", "ap_hard"), ("trial", "epoch")
+    table.add_column("")
+    for name in figures:
+        table.add_column(name.upper() if "_" not in name else name[3:], justify="right")
+    for name in place:
+        table.add_column(name, justify="left" if name == "stage" else "right")
     for role, title in TITLES.items():
         if role in rows:
             row = rows[role]
-            trial = "-" if row["trial"] is None else str(row["trial"])
             table.add_row(
                 title,
-                *(percent(row[name]) for name in figures.values()),
-                trial,
-                row["stage"],
-                str(row["epoch"]),
+                *(percent(row[name]) for name in figures),
+                *("-" if row[name] is None else str(row[name]) for name in place),
                 style="bold" if role == "winner" else None,
             )
     console.print(table)

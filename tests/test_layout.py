@@ -29,7 +29,7 @@ FOLDERS = (*PACKAGES, "cluster")
 CORE = (
     *("losses", "distill", "refine", "loop", "training", "trial", "evaluation", "metrics"),
     *("batches", "checkpoint", "pose_errors", "teacher", "store", "prepare", "dataset", "crops"),
-    *("teachers", "vitpose", "onnx_teacher", "predictions"),
+    *("teachers", "vitpose", "onnx_teacher", "predictions", "detections", "oks_nms"),
 )
 OWNERS = {
     "ray": {"study/launch.py", "study/search.py", "study/tuning.py"},
