@@ -28,9 +28,11 @@ from rich.table import Table  # noqa: E402
 
 from search_spaces.space import Parameter, SearchSpace  # noqa: E402
 from study.config import InputError  # noqa: E402
+from study.final_report import final_table, joint_table  # noqa: E402
 from study.importance import MIN_TRIALS, beyond_chance, importance  # noqa: E402
 from study.results import (  # noqa: E402
-    AVERAGE_PRECISION,
+    CURVES,
+    JOINTS,
     PARAMS,
     Row,
     read_final,
@@ -41,18 +43,19 @@ from study.results import (  # noqa: E402
 
 NEAR_A_BOUND = 0.05
 """Nearer than this share of the range; on a log scale, of the range of logarithms."""
-ROLES = ("teacher", "baseline", "best_distilled", "best_refined", "winner")
 PLAIN_WIDTH = 120
 EXPLANATION = """\
 prints, from the Parquet files under STUDY/results alone:
   how many trials ended in which state, and why any failed
   the best trials with their parameters
   what the known configs got, and what the search gained over them
-  the figures on the official validation set, once the study has ended
+  the figures on the official validation set, once the study has ended, also joint by joint
   which parameters mattered, and which best values lie near a bound of their range
 and saves, under STUDY/pictures:
   learning_curves.png        AP by epoch of every trial
   parallel_coordinates.png   every trial's parameters and AP
+  oks_curves.png             the finalists' AP by OKS threshold, once the study has ended
+  joint_ap.png               the finalists' AP joint by joint, likewise
 
 example:
   python study/analyze.py studies/drawn-joint-joint --top 10
@@ -66,6 +69,9 @@ class Evidence:
     trials: list[Row]
     reports: list[Row]
     final: list[Row]
+    joints: list[Row]
+    """AP of each finalist and joint; empty until there are finalists, as ``curves``."""
+    curves: list[Row]
     space: SearchSpace
 
     def ranked(self) -> list[Row]:
@@ -86,8 +92,14 @@ class Evidence:
 def read_evidence(study_folder: Path) -> Evidence:
     """Raises InputError where the folder is no study or has no finished trial."""
     trials = read_trials(study_folder)
-    reports, final = read_reports(study_folder), read_final(study_folder)
-    return Evidence(trials.to_pylist(), reports.to_pylist(), final.to_pylist(), space_of(trials))
+    return Evidence(
+        trials=trials.to_pylist(),
+        reports=read_reports(study_folder).to_pylist(),
+        final=read_final(study_folder).to_pylist(),
+        joints=read_final(study_folder, JOINTS).to_pylist(),
+        curves=read_final(study_folder, CURVES).to_pylist(),
+        space=space_of(trials),
+    )
 
 
 def near_bounds(best: Row, space: SearchSpace) -> list[str]:
@@ -127,9 +139,11 @@ def report(evidence: Evidence, top: int, box: rich.box.Box) -> Iterator[Renderab
     yield _best_table(ranked[:top], evidence.space, box)
     yield _gain_table(evidence, ranked[0], box)
     if evidence.final:
-        yield _final_table(evidence.final, box)
+        yield final_table(evidence.final, box)
     else:
         yield "Figures on the official validation set: none yet; they come when the study ends."
+    if evidence.joints:
+        yield joint_table(evidence.joints, box)
     yield from _importances(evidence, box)
     yield from near_bounds(ranked[0], evidence.space)
 
@@ -186,22 +200,6 @@ def _gain(row: Row, control: Row | None) -> str:
     return f"{100 * (row['objective'] - control['objective']):+.1f}"
 
 
-def _final_table(final: Sequence[Row], box: rich.box.Box) -> Table:
-    figures = [column.name for column in AVERAGE_PRECISION]
-    shown = [name for name in figures if any(row[name] is not None for row in final)]
-    table = Table(title="On the official validation set", box=box)
-    for name in ("", "trial", "stage", *(_heading(name) for name in shown)):
-        table.add_column(name, justify="left" if name in ("", "stage") else "right")
-    for row in sorted(final, key=lambda row: ROLES.index(row["role"])):
-        table.add_row(
-            row["role"].replace("_", " "),
-            _text(row["trial"]),
-            _text(row["stage"]),
-            *(_points(row[name]) for name in shown),
-        )
-    return table
-
-
 def _importances(evidence: Evidence, box: rich.box.Box) -> Iterator[RenderableType]:
     shares = importance(evidence.trials, evidence.space)
     if not shares:
@@ -237,11 +235,6 @@ def _text(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _heading(figure: str) -> str:
-    name, _, kind = figure.partition("_")
-    return f"{name.upper()}({kind.upper() if len(kind) == 1 else kind})" if kind else name.upper()
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Say what a study found, and draw it.",
@@ -262,17 +255,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     box = rich.box.SIMPLE_HEAD if is_terminal else rich.box.MARKDOWN
     for part in report(evidence, options.top, box):
         console.print(part, soft_wrap=isinstance(part, str))
-    from study.pictures import draw_learning_curves, draw_parallel_coordinates  # slow to load
-
-    folder = options.study / "pictures"
-    curves = draw_learning_curves(
-        evidence.trials, evidence.reports, folder / "learning_curves.png"
-    )
-    parallel = draw_parallel_coordinates(
-        evidence.trials, evidence.space, folder / "parallel_coordinates.png"
-    )
-    for file in (curves, parallel):
+    for file in _draw(evidence, options.study / "pictures"):
         console.print(f"Saved {file}", soft_wrap=True)
+
+
+def _draw(evidence: Evidence, folder: Path) -> Iterator[Path]:
+    from study.final_pictures import draw_joint_bars, draw_oks_curves  # slow to load
+    from study.pictures import draw_learning_curves, draw_parallel_coordinates
+
+    trials = evidence.trials
+    yield draw_learning_curves(trials, evidence.reports, folder / "learning_curves.png")
+    yield draw_parallel_coordinates(trials, evidence.space, folder / "parallel_coordinates.png")
+    if evidence.curves:
+        yield draw_oks_curves(evidence.curves, folder / "oks_curves.png")
+    if evidence.joints:
+        yield draw_joint_bars(evidence.joints, folder / "joint_ap.png")
 
 
 if __name__ == "__main__":

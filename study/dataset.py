@@ -46,6 +46,8 @@ class People:
     annotations: Path
     has_source: bool
     """Whether ``source_ids`` tell more than ``image_ids``: every annotation names its source."""
+    box_scores: np.ndarray | None = None
+    """(N,) float64, of people whom a detector found; None where they are labelled."""
 
     def __len__(self) -> int:
         return len(self.annotation_ids)

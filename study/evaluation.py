@@ -17,7 +17,8 @@ from models.skeleton import Skeleton
 from study.batches import evaluation_batches
 from study.crops import apply_affine, invert_affine, stored_to_crop_affine
 from study.loop import TrainingDiverged
-from study.metrics import average_precision, to_detections
+from study.metrics import Kind, average_precision, to_detections
+from study.oks_nms import oks_nms_by_picture
 from study.store import CropStore
 from study.workers import Workers
 
@@ -82,8 +83,15 @@ def detect_people(
     skeleton: Skeleton,
     workers: Workers,
     starts: NDArray[np.float32] | None = None,
+    nms_threshold: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """COCO results, in picture pixels, of all people of a store."""
+    """COCO results, in picture pixels, of all people of a store, or of boxes that were detected.
+
+    Args:
+        starts: as ``predict_crops``.
+        nms_threshold: of two poses in a picture that are more alike than this OKS, the one that
+            scores lower is left out; 1 leaves all.
+    """
     keypoints, scores = predict_crops(estimator, store, skeleton, workers, starts=starts)
     if not (np.isfinite(keypoints).all() and np.isfinite(scores).all()):
         raise TrainingDiverged(
@@ -92,7 +100,24 @@ def detect_people(
         )
     stored_to_image = invert_affine(store.image_to_stored)
     keypoints_image = apply_affine(keypoints, stored_to_image)
-    return to_detections(keypoints_image, scores, store.image_ids, np.ones(len(store)))
+    box_scores = np.ones(len(store)) if store.box_scores is None else store.box_scores
+    poses = to_detections(keypoints_image, scores, store.image_ids, box_scores)
+    if nms_threshold == 1:
+        return poses
+    kept = oks_nms_by_picture(
+        keypoints_image,
+        np.array([pose["score"] for pose in poses]),
+        _shown_areas(store),
+        *(store.image_ids, skeleton.oks_sigmas, nms_threshold),
+    )
+    return [poses[place] for place in kept]
+
+
+def _shown_areas(store: CropStore) -> NDArray[np.float64]:
+    """What HRNet's OKS-NMS takes as a person's area: the widened box's, square picture pixels."""
+    height, width = store.input_size
+    zoom = np.linalg.det(store.image_to_stored[..., :2])
+    return np.asarray(height * width / zoom)
 
 
 def evaluate(
@@ -100,7 +125,7 @@ def evaluate(
     store: CropStore,
     truth: Path,
     skeleton: Skeleton,
-    kind: str,
+    kind: Kind,
     workers: Workers,
     starts: NDArray[np.float32] | None = None,
 ) -> dict[str, float]:
@@ -116,7 +141,7 @@ def evaluate(
     detections = detect_people(estimator, store, skeleton, workers, starts)
     scores = None
     if workers.rank == 0:
-        figures = average_precision(truth, detections, skeleton, kind)  # type: ignore[arg-type]
+        figures = average_precision(truth, detections, skeleton, kind)
         scores = {name: value for name, value in figures.items() if not math.isnan(value)}
     result = workers.from_first(scores)
     assert isinstance(result, dict)

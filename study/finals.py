@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from study.checkpoint import Checkpoints, trial_folder
+from study.detections import write_poses
 from study.display import percent
-from study.evaluation import Estimator, evaluate
+from study.evaluation import Estimator, detect_people
 from study.limits import PREDICTIONS
+from study.metrics import ap_by_joint, ap_by_threshold, average_precision
 from study.prepare import StudyData, evaluation_of, skeleton_of
-from study.results import PARAMS, read_final, read_reports, read_trials, written_trials
+from study.results import PARAMS, Row, read_final, read_reports, read_trials, written_trials
 from study.schema import StudyConfig
 from study.settings import BASELINE, trial_config
 from study.store import open_crop_store
@@ -59,10 +63,28 @@ def finalists(trials: pa.Table, reports: pa.Table) -> dict[str, dict[str, Any]]:
     return {role: row for role, row in roles.items() if row is not None}
 
 
-def score_finalists(
-    config: StudyConfig, data: StudyData, study_folder: str
-) -> list[dict[str, Any]]:
-    """Rows for the ``final`` table: the teacher and each finalist, scored on val.
+@dataclasses.dataclass(frozen=True)
+class Finals:
+    """What the finalists got on val, as rows of the final tables."""
+
+    final: list[Row]
+    joints: list[Row]
+    curves: list[Row]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Judged:
+    """What one estimator found on val, and what that is worth; NaN where it is about nobody."""
+
+    poses: list[dict[str, Any]]
+    num_people: int
+    figures: dict[str, float]
+    by_joint: dict[str, float]
+    by_threshold: dict[float, float]
+
+
+def score_finalists(config: StudyConfig, data: StudyData, study_folder: str) -> Finals:
+    """The teacher and each finalist, scored on val; their poses lie in ``results/`` then.
 
     Predictions are of training people alone: such a teacher has no row.
     """
@@ -70,74 +92,101 @@ def score_finalists(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trials = read_trials(folder)
     by_number = {trial["trial"]: trial for trial in trials.to_pylist()}
-    rows = []
+    finals = Finals([], [], [])
     if config.teacher.name != PREDICTIONS:
-        rows.append(_score_teacher(config, data, device))
-    scored: dict[tuple[int, int], dict[str, Any]] = {}  # the winner is one of the others too
-    for role, row in finalists(trials, read_reports(folder)).items():
-        number, epoch = key = row["trial"], row["epoch"]
-        if key not in scored:
-            checkpoint = Checkpoints(trial_folder(folder, number)).at(epoch)
+        row, judged = _judge_teacher(config, data, device)
+        _add(finals, config, folder, row, judged)
+    known: dict[tuple[int, int], _Judged] = {}  # the winner is one of the others too
+    for role, report in finalists(trials, read_reports(folder)).items():
+        number, epoch = key = report["trial"], report["epoch"]
+        checkpoint = Checkpoints(trial_folder(folder, number)).at(epoch)
+        if key not in known:
             estimator = load_estimator(trial_config(config, by_number[number]), checkpoint)
-            scored[key] = {
-                **{"role": role, "trial": number, "stage": checkpoint.stage, "epoch": epoch},
-                **_score(estimator.to(device), config, data, device),
-                "checkpoint": str(checkpoint.folder.relative_to(folder)),
-            }
-        rows.append({**scored[key], "role": role})
-    return rows
+            known[key] = _judge(estimator.to(device), config, data, device)
+        row = {"role": role, "trial": number, "stage": checkpoint.stage, "epoch": epoch}
+        row["checkpoint"] = str(checkpoint.folder.relative_to(folder))
+        _add(finals, config, folder, row, known[key])
+    return finals
 
 
-def _score_teacher(config: StudyConfig, data: StudyData, device: torch.device) -> dict[str, Any]:
+def _judge_teacher(
+    config: StudyConfig, data: StudyData, device: torch.device
+) -> tuple[Row, _Judged]:
     folder = teacher_folder(config, data)
     best = best_of(folder) if config.teacher.epochs else None
     teacher = load_teacher(config, folder, device)
-    return {
+    row = {
         **{"role": "teacher", "trial": None, "stage": "teacher"},
         "epoch": best.epoch if best else 0,
-        **_score(teacher, config, data.for_teacher(), device),
         "checkpoint": str(best.folder) if best else config.teacher.init,
     }
+    return row, _judge(teacher, config, data.for_teacher(), device)
 
 
-def _score(
+def _judge(
     estimator: Estimator, config: StudyConfig, data: StudyData, device: torch.device
-) -> dict[str, Any]:
-    store = open_crop_store(Path(data.val))
-    scores = evaluate(
-        estimator,
-        store,
-        Path(data.val_truth),
-        skeleton_of(config),
-        evaluation_of(config),
-        Workers(device),
+) -> _Judged:
+    """The official figures: also of ground-truth boxes HRNet's come after OKS-NMS."""
+    store, skeleton = open_crop_store(Path(data.val)), skeleton_of(config)
+    nms = config.data.val.oks_nms
+    poses = detect_people(estimator, store, skeleton, Workers(device), nms_threshold=nms)
+    truth, kind = Path(data.val_truth), evaluation_of(config)
+    return _Judged(
+        poses,
+        len(store),
+        figures=average_precision(truth, poses, skeleton, kind),
+        by_joint=ap_by_joint(truth, poses, skeleton, kind),
+        by_threshold=ap_by_threshold(truth, poses, skeleton, kind),
     )
-    return {
-        "study": config.name,
-        "split": "val",
-        "num_people": len(store),
-        **scores,
-    }
+
+
+def _add(finals: Finals, config: StudyConfig, folder: Path, row: Row, judged: _Judged) -> None:
+    """The finalist's rows are in the tables, and its poses on disk."""
+    poses = f"results/keypoints_{row['role']}.json"
+    write_poses(judged.poses, folder / poses)
+    who = {"study": config.name, "split": "val", **row}
+    checkpoint = who.pop("checkpoint")
+    finals.final.append(
+        {
+            **who,
+            "num_people": judged.num_people,
+            "detections": config.data.val.detections,
+            "checkpoint": checkpoint,
+            "keypoints": poses,
+            **{name: _or_none(value) for name, value in judged.figures.items()},
+        }
+    )
+    for joint, ap in judged.by_joint.items():
+        finals.joints.append({**who, "joint": joint, "ap": _or_none(ap)})
+    for threshold, ap in judged.by_threshold.items():
+        finals.curves.append({**who, "oks": threshold, "ap": _or_none(ap)})
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def show_finals(study_folder: Path, console: Console) -> None:
     """Prints what each finalist got on val, and the commands that go on from here."""
     rows = {row["role"]: row for row in read_final(study_folder).to_pylist()}
     table = Table(title="AP on val (x100)", title_justify="left")
-    for heading in ("", "AP", "AP50", "AP75", "trial", "stage", "epoch"):
-        table.add_column(heading, justify="left" if heading in ("", "stage") else "right")
+    figures: tuple[str, ...] = ("ap", "ap50", "ap75")
+    place: tuple[str, ...] = ("trial", "stage", "epoch")
+    if any(row["ap_medium"] is not None for row in rows.values()):
+        # What CrowdPose is about; more than this would not fit into 80 columns.
+        figures, place = ("ap", "ap_easy", "ap_medium", "ap_hard"), ("trial", "epoch")
+    table.add_column("")
+    for name in figures:
+        table.add_column(name.upper() if "_" not in name else name[3:], justify="right")
+    for name in place:
+        table.add_column(name, justify="left" if name == "stage" else "right")
     for role, title in TITLES.items():
         if role in rows:
             row = rows[role]
-            trial = "-" if row["trial"] is None else str(row["trial"])
             table.add_row(
                 title,
-                percent(row["ap"]),
-                percent(row["ap50"]),
-                percent(row["ap75"]),
-                trial,
-                row["stage"],
-                str(row["epoch"]),
+                *(percent(row[name]) for name in figures),
+                *("-" if row[name] is None else str(row[name]) for name in place),
                 style="bold" if role == "winner" else None,
             )
     console.print(table)

@@ -61,6 +61,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 AT_LEAST: dict[str, float] = {
     "data.max_people": 0,
+    "data.val.detection_threshold": 0,
     "data.train_pictures": 2,
     "data.val_pictures": 1,
     "teacher.epochs": 0,
@@ -97,6 +98,7 @@ POSITIVE = (
 WITHIN: dict[str, tuple[float, float]] = {
     "data.seed": (0, 2**32 - 1),
     "data.max_bad_fraction": (0, 1),
+    "data.val.oks_nms": (0, 1),
     "refine.student_factor": (0, 1),
     "refine.candidates": (1, 3),
     "refine.levels": (1, 3),

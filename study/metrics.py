@@ -25,6 +25,7 @@ SCORED_JOINT = 0.2
 """A joint counts in a person's score from this confidence on (HRNet's ``in_vis_thre``)."""
 CROWD_BOUNDS = (0.2, 0.8)
 """Where crowdIndex divides easy, medium and hard, in all released code (the paper has 0.1)."""
+OKS_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 PERSON = 1
 """The only category in an evaluation, whatever number the file gives it."""
 TORSO = (("left_shoulder", "right_hip"), ("right_shoulder", "left_hip"))
@@ -81,10 +82,10 @@ def average_precision(
         skeleton: supplies the OKS sigmas.
     """
     document = _ground_truth(ground_truth, skeleton.num_joints, file_stamp(ground_truth))
-    truth, found = _evaluation_objects(document, detections, skeleton.num_joints)
-    evaluate = functools.partial(_evaluate, truth, found, skeleton, kind)
+    evaluation = _evaluation(document, detections, skeleton.oks_sigmas, kind)
     image_ids = [image["id"] for image in document["images"]]
-    precision, recall = evaluate(image_ids)  # (T, R, areas), (T, areas); T: 0.5, 0.55 .. 0.95
+    # (T, R, areas), (T, areas); T: 0.5, 0.55 .. 0.95
+    precision, recall = _accumulate(evaluation, image_ids)
     figures = {}
     for suffix, thresholds in (("", slice(None)), ("50", slice(1)), ("75", slice(5, 6))):
         figures[f"ap{suffix}"] = _mean(precision[thresholds, :, 0])
@@ -100,7 +101,44 @@ def average_precision(
             figures[f"ar_{label}"] = _mean(recall[:, place])
         return figures
     for label, group in zip(("easy", "medium", "hard"), _crowd_groups(document), strict=True):
-        figures[f"ap_{label}"] = _mean(evaluate(group)[0][:, :, 0]) if group else math.nan
+        group_ap = _mean(_accumulate(evaluation, group)[0][:, :, 0]) if group else math.nan
+        figures[f"ap_{label}"] = group_ap
+    return figures
+
+
+def ap_by_threshold(
+    ground_truth: Path, detections: Sequence[dict[str, Any]], skeleton: Skeleton, kind: Kind
+) -> dict[float, float]:
+    """AP at each OKS threshold of 0.50, 0.55 .. 0.95, whose mean is AP; args and NaN as there."""
+    document = _ground_truth(ground_truth, skeleton.num_joints, file_stamp(ground_truth))
+    evaluation = _evaluation(document, detections, skeleton.oks_sigmas, kind)
+    precision, _ = _accumulate(evaluation, [image["id"] for image in document["images"]])
+    return {
+        threshold: _mean(of_threshold)
+        for threshold, of_threshold in zip(OKS_THRESHOLDS, precision[:, :, 0], strict=True)
+    }
+
+
+def ap_by_joint(
+    ground_truth: Path, detections: Sequence[dict[str, Any]], skeleton: Skeleton, kind: Kind
+) -> dict[str, float]:
+    """AP of each joint by name: the same evaluation, of people who have that joint alone.
+
+    OKS is that of the one joint, with the person's own area, and only people who have it labelled
+    count; poses are ranked by their whole score. As in any evaluation, a pose that goes to a
+    person without label is no false one: here where the joint lies within that person's box grown
+    to three times its size. Args as ``average_precision``; NaN where nobody has the joint.
+    """
+    document = _ground_truth(ground_truth, skeleton.num_joints, file_stamp(ground_truth))
+    image_ids = [image["id"] for image in document["images"]]
+    figures = {}
+    for place, name in enumerate(skeleton.joints):
+        numbers = slice(3 * place, 3 * place + 3)
+        people = [_with_one_joint(person, numbers) for person in document["annotations"]]
+        poses = [{**pose, "keypoints": pose["keypoints"][numbers]} for pose in detections]
+        sigma = skeleton.oks_sigmas[place]
+        evaluation = _evaluation({**document, "annotations": people}, poses, [sigma], kind)
+        figures[name] = _mean(_accumulate(evaluation, image_ids)[0][:, :, 0])
     return figures
 
 
@@ -139,34 +177,6 @@ def oks(
     errors = errors / (np.asarray(area)[..., None] + np.spacing(1)) / 2
     total = (np.exp(-errors) * labelled).sum(axis=-1)
     return np.asarray(total / np.maximum(labelled.sum(axis=-1), 1))
-
-
-def oks_nms(
-    keypoints: np.ndarray,
-    scores: np.ndarray,
-    areas: np.ndarray,
-    sigmas: Sequence[float],
-    threshold: float = 0.9,
-) -> np.ndarray:
-    """Indices of the poses that remain, best first, when each drops those more alike than that.
-
-    As HRNet's ``oks_nms``: all joints count, and the area is the mean of the two.
-
-    Args:
-        keypoints: poses of one picture, (N, K, 2), in pixels.
-        scores: (N,).
-        areas: square pixels, (N,).
-    """
-    order = np.argsort(-np.asarray(scores), kind="stable")
-    kept = []
-    everything = np.ones(keypoints.shape[1])
-    while len(order):
-        best, rest = order[0], order[1:]
-        kept.append(best)
-        area = (areas[best] + areas[rest]) / 2
-        alike = oks(keypoints[best], keypoints[rest], everything, area, sigmas)
-        order = rest[alike <= threshold]
-    return np.array(kept, np.int64)
 
 
 def torso_lengths(keypoints: np.ndarray, visibility: np.ndarray, skeleton: Skeleton) -> np.ndarray:
@@ -249,10 +259,19 @@ def _as_evaluated(annotation: dict[str, Any], number: int, num_joints: int) -> d
     }
 
 
-def _evaluation_objects(
-    document: dict[str, Any], detections: Sequence[dict[str, Any]], num_joints: int
-) -> tuple[Any, Any]:
-    """The library's view of truth and detections, on records of its own: it writes into them."""
+def _with_one_joint(person: dict[str, Any], numbers: slice) -> dict[str, Any]:
+    keypoints = person["keypoints"][numbers]
+    is_labelled = person["num_keypoints"] > 0 and keypoints[2] > 0
+    return {**person, "keypoints": keypoints, "num_keypoints": int(is_labelled)}
+
+
+def _evaluation(
+    document: dict[str, Any],
+    detections: Sequence[dict[str, Any]],
+    sigmas: Sequence[float],
+    kind: Kind,
+) -> Any:
+    """The library's evaluation, on records of its own, since it writes into them."""
     strange = {found["image_id"] for found in detections} - {i["id"] for i in document["images"]}
     if strange:
         raise InputError(
@@ -260,33 +279,30 @@ def _evaluation_objects(
             f"{sorted(strange)[:5]}; change data.{{train,val}}.annotations or the detections"
         )
     rows = np.array([found["keypoints"] for found in detections])
-    corners = rows.reshape(len(detections), num_joints, 3)[:, :, :2]
+    corners = rows.reshape(len(detections), len(sigmas), 3)[:, :, :2]
     areas = np.ptp(corners, axis=1).prod(axis=1).tolist()
     records = [
         {**found, "id": number, "category_id": PERSON, "area": area}
         for number, (found, area) in enumerate(zip(detections, areas, strict=True), start=1)
     ]
     truth = [dict(annotation) for annotation in document["annotations"]]
-    return (
+    evaluation = COCOeval_faster(
         COCO({**document, "annotations": truth}, print_function=_say_nothing),
         COCO({**document, "annotations": records}, print_function=_say_nothing),
-    )
-
-
-def _evaluate(
-    truth: Any, found: Any, skeleton: Skeleton, kind: Kind, image_ids: list[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Precision (T, R, areas) and recall (T, areas) of these pictures, -1 where nobody counts."""
-    evaluation = COCOeval_faster(
-        truth,
-        found,
         "keypoints" if kind == "coco" else "keypoints_crowd",
         print_function=_say_nothing,
-        kpt_oks_sigmas=list(skeleton.oks_sigmas),
+        kpt_oks_sigmas=list(sigmas),
         use_area=kind == "coco",
     )
-    evaluation.params.imgIds = image_ids
     evaluation.params.catIds = [PERSON]
+    # The slow part, which is the same whatever group of pictures is asked for.
+    evaluation.computeOks = functools.cache(evaluation.computeOks)
+    return evaluation
+
+
+def _accumulate(evaluation: Any, image_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Precision (T, R, areas) and recall (T, areas) of these pictures, -1 where nobody counts."""
+    evaluation.params.imgIds = image_ids
     evaluation.evaluate()
     evaluation.accumulate()
     precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]

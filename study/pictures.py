@@ -57,7 +57,7 @@ def draw_learning_curves(trials: Sequence[Row], reports: Sequence[Row], file: Pa
     _mark_change_of_stage(axes, curves)
     _write_notes(axes, notes)
     _dress(axes)
-    return _save(figure, file)
+    return save(figure, file)
 
 
 def _curves(reports: Sequence[Row]) -> dict[int, list[Row]]:
@@ -171,7 +171,7 @@ def draw_parallel_coordinates(trials: Sequence[Row], space: SearchSpace, file: P
         _color_last_scale(axes, len(scales) - 1, *map(scales[-1].place, (min(done), max(done))))
     _draw_scales(axes, scales, any_unused)
     axes.set_title("Trials: parameters and AP (thick: the best; grey: pruned)", loc="left")
-    return _save(figure, file)
+    return save(figure, file)
 
 
 def _color(share: float) -> tuple[float, float, float, float]:
@@ -260,7 +260,8 @@ def _color_last_scale(axes: Axes, place: int, low: float, high: float) -> None:
     axes.imshow(strip, extent=extent, origin="lower", aspect="auto", zorder=4)
 
 
-def _save(figure: Figure, file: Path) -> Path:
+def save(figure: Figure, file: Path) -> Path:
+    """The picture is in the file, whose folder is made."""
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)
     return file

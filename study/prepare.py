@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 
 from models.skeleton import SKELETONS, Skeleton
+from study.annotation_table import load_document
 from study.audit import audit, check, describe, faulty_ids, notes
 from study.config import InputError
 from study.crop_bucket import bring_store, check_bucket, cut_here
 from study.crop_sizes import choose_form
 from study.crops import stored_size
 from study.dataset import People, overlap, read_people, split_people, write_ground_truth
+from study.detections import read_detections
 from study.drawn_people import draw_dataset
 from study.limits import SHARED_FOLDER
+from study.metrics import Kind
 from study.schema import SplitConfig, StudyConfig
 from study.store import Cut, fingerprint, hash_file, make_crop_store
 
@@ -34,7 +37,7 @@ class StudyData:
     search: str
     """Crop store of the people that trials are scored on."""
     val: str
-    """Crop store of the official validation people."""
+    """Crop store of the official validation people, or of those that a detector found."""
     search_truth: str
     """COCO-format ground truth of ``search``."""
     val_truth: str
@@ -95,7 +98,7 @@ def teacher_input_size_of(config: StudyConfig) -> tuple[int, int]:
     return height, width
 
 
-def evaluation_of(config: StudyConfig) -> str:
+def evaluation_of(config: StudyConfig) -> Kind:
     """Whose rules AP follows: coco or crowdpose."""
     return "crowdpose" if config.data.kind == "crowdpose" else "coco"
 
@@ -135,12 +138,13 @@ def prepare_data(
         say(f"warning: people of val are in train\n{describe(repeated)}")
     if data.max_people:
         people = draw_people(people, data.max_people, data.seed)
+    found = _detected(config, val, say)
     train_rows, search_rows = split_people(people, data.search_fraction, data.seed)
     train, search = people.take(train_rows), people.take(search_rows)
 
     def crops(size: tuple[int, int], seen_by: str = "") -> tuple[str, str, str]:
         """Each part's store; the same one again where the size is the same."""
-        parts = (("train", train), ("search", search), ("val", val))
+        parts = (("train", train), ("search", search), ("val", found))
         count = sum(len(part) for _, part in parts)
         form = choose_form(data.crops, count, stored_size(size))
         how: dict[str, Any] = {"form": form, "url": url, "cut": cut, "say": say}
@@ -165,7 +169,7 @@ def prepare_data(
         search=stores[1],
         val=stores[2],
         search_truth=str(_ground_truth(search, bad, cache)),
-        val_truth=str(_ground_truth(val, bad_val, cache)),
+        val_truth=str(_ground_truth(val, bad_val, cache, whole=found is not val)),
         num_people=(len(train), len(search), len(val)),
         teacher_crops=teacher_crops,
         url=url,
@@ -214,9 +218,32 @@ def _read(
     return read_people(annotations, images, skeleton, leave_out=left_out), left_out
 
 
-def _ground_truth(people: People, left_out: frozenset[int], cache: Path) -> Path:
-    """A COCO-format file of these people's pictures, made unless it is there."""
+def _detected(config: StudyConfig, val: People, say: Callable[[str], None]) -> People:
+    """The people of data.val.detections; those of the ground truth where it names no file."""
+    split, root = config.data.val, Path(config.data.root)
+    if split.detections is None:
+        return val
+    found = read_detections(
+        *(root / split.detections, val.annotations, root / split.images),
+        *(skeleton_of(config), split.detection_threshold),
+    )
+    pictures = len(np.unique(found.image_ids))
+    say(f"{len(found)} boxes in {pictures} pictures of val from {split.detections}")
+    return found
+
+
+def _ground_truth(
+    people: People, left_out: frozenset[int], cache: Path, *, whole: bool = False
+) -> Path:
+    """A COCO-format file of these people's pictures, made unless it is there.
+
+    Args:
+        whole: of all pictures of their file, since a detector may find people where nobody is.
+    """
     images = np.unique(people.image_ids)
+    if whole:
+        pictures = load_document(people.annotations)["images"]
+        images = np.array([picture["id"] for picture in pictures])
     content = hash_file(people.annotations)
     target = cache / f"truth-{fingerprint(content, images.tolist(), sorted(left_out))}.json"
     if not target.exists():

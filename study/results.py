@@ -1,7 +1,8 @@
-"""The evidence of a study: three Parquet tables, their only writer and their only reader.
+"""The evidence of a study: Parquet tables, their only writer and their only reader.
 
-Under ``<study>/results/`` lie ``reports`` (a row per report), ``trials`` (a row per trial) and
-``final`` (a row per model scored on the official validation set). Each is a folder of parts with
+Under ``<study>/results/`` lie ``reports`` (a row per report), ``trials`` (a row per trial),
+``final`` (a row per model scored on the official validation set; ``final_joints`` and
+``final_curves`` have a row per model and joint or OKS threshold). Each is a folder of parts with
 one schema, which DuckDB and pandas read as it is. A part appears whole or not at all; a trial
 counts as written once its part in ``trials`` is there, so that one is written last.
 """
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 from search_spaces.space import SearchSpace
 from study.config import InputError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised whenever a column changes its meaning, its type or its name."""
 
 VERSION_KEY = b"pose_study.schema_version"
@@ -129,17 +130,40 @@ TRIALS = (
     Column("node", TEXT, "host that it ended on"),
 )
 
-FINAL = (
+FINALIST = (
     Column("study", TEXT, "name of the study"),
     Column("role", TEXT, "teacher, baseline, best_distilled, best_refined or winner"),
     Column("trial", WHOLE, "number of the trial; null for the teacher"),
     Column("stage", TEXT, "the stage of the checkpoint: teacher, distill or refine"),
     Column("epoch", WHOLE, "the epoch of the checkpoint, counted over both stages"),
     Column("split", TEXT, "what it was scored on: val"),
-    Column("num_people", WHOLE, "people scored"),
+)
+"""Whose figures a row has, in each of the final tables."""
+
+FINAL = (
+    *FINALIST,
+    Column("num_people", WHOLE, "boxes that people were looked for in"),
+    Column("detections", TEXT, "the file of those boxes; null for those of the ground truth"),
     Column("checkpoint", TEXT, "what was scored, relative to the study's folder"),
+    Column("keypoints", TEXT, "its poses as COCO results, relative to the study's folder"),
     *AVERAGE_PRECISION,
 )
+
+JOINTS, CURVES = "final_joints", "final_curves"
+FINALS = {
+    "final": FINAL,
+    JOINTS: (
+        *FINALIST,
+        Column("joint", TEXT, "name of the joint"),
+        Column("ap", REAL, "average precision by the OKS of that joint alone"),
+    ),
+    CURVES: (
+        *FINALIST,
+        Column("oks", REAL, "the OKS from which on a pose is right: 0.50, 0.55 .. 0.95"),
+        Column("ap", REAL, "average precision at that OKS; their mean is the ap of final"),
+    ),
+}
+"""The tables of the finalists, by name."""
 
 VALUE_TYPES = {float: REAL, int: WHOLE, str: TEXT, bool: pa.bool_()}
 
@@ -181,9 +205,17 @@ def write_teacher(study_folder: Path, report_rows: Sequence[Row], space: SearchS
     _write(file, REPORTS, report_rows, space)
 
 
-def write_final(study_folder: Path, rows: Sequence[Row], space: SearchSpace) -> None:
-    """The figures on the validation set are on disk, in place of any earlier ones."""
-    _write(study_folder / "results" / "final" / "final.parquet", FINAL, rows, space)
+def write_final(
+    study_folder: Path,
+    rows: Sequence[Row],
+    space: SearchSpace,
+    joints: Sequence[Row] = (),
+    curves: Sequence[Row] = (),
+) -> None:
+    """The tables of ``FINALS`` are on disk, in place of any earlier ones; ``final`` comes last."""
+    for table, content in ((JOINTS, joints), (CURVES, curves), ("final", rows)):
+        file = study_folder / "results" / table / "final.parquet"
+        _write(file, FINALS[table], content, space)
 
 
 def tidy(study_folder: Path) -> None:
@@ -239,10 +271,10 @@ def read_reports(study_folder: Path) -> pa.Table:
             continue  # a trial ended since the folder was listed, and its final part is there
 
 
-def read_final(study_folder: Path) -> pa.Table:
-    """The figures on the validation set, columns as in ``FINAL``; no rows until they exist."""
-    parts = _parts(study_folder, "final")
-    return _read(parts) if parts else _schema(FINAL, {}).empty_table()
+def read_final(study_folder: Path, table: str = "final") -> pa.Table:
+    """A table of ``FINALS``: the figures on the validation set; no rows until they exist."""
+    parts = _parts(study_folder, table)
+    return _read(parts) if parts else _schema(FINALS[table], {}).empty_table()
 
 
 def space_of(table: pa.Table) -> SearchSpace:

@@ -20,6 +20,19 @@ class SplitConfig:
 
 
 @dataclass
+class ValConfig(SplitConfig):
+    """The official validation, which finalists alone are scored on, and by which rules."""
+
+    detections: str | None
+    """COCO detections JSON, relative to ``data.root``, whose boxes people are looked for in; null
+    = the boxes of the ground truth."""
+    detection_threshold: float
+    """Boxes that score lower are left out."""
+    oks_nms: float
+    """Of two poses in a picture more alike than this OKS the worse is dropped; 1 = none."""
+
+
+@dataclass
 class DataConfig:
     """Whose poses a study learns, and how much of them."""
 
@@ -27,7 +40,7 @@ class DataConfig:
     """drawn | coco | crowdpose: which evaluation and which official selection of people."""
     root: str
     train: SplitConfig
-    val: SplitConfig
+    val: ValConfig
     skeleton: str
     """coco (17 joints) | crowdpose (14 joints)."""
     input_size: tuple[int, int]

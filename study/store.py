@@ -69,6 +69,8 @@ class CropStore:
     annotation_ids: NDArray[np.int64]
     neighbours: NDArray[np.int64]
     """(N,), the row of the person that overlaps most in the same picture, -1 where none does."""
+    box_scores: NDArray[np.float64] | None = None
+    """(N,), of people whom a detector found; None where they are labelled."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -196,6 +198,8 @@ def _write_index(
         "annotation_ids": people.annotation_ids,
         "neighbours": people.neighbours,
     }
+    if people.box_scores is not None:
+        columns["box_scores"] = people.box_scores
     folder, form, url = parts[0].file.parent, parts[0].form, parts[0].url
 
     def write(index: Path, lengths: dict[str, int]) -> None:

@@ -148,12 +148,12 @@ def _search(
             reasons = "\n".join(f"  trial {n}: {error}" for n, error in status["errors"].items())
             raise InputError(f"no trial came to its end:\n{reasons}")
         display.say("scoring the finalists on val")
-        rows = _get(
+        finals = _get(
             ray.remote(score_finalists)
             .options(num_cpus=config.trial.cpus, num_gpus=config.trial.gpus)
             .remote(plan.config, plan.data, plan.folder)
         )
-        write_final(folder, rows, space)
+        write_final(folder, finals.final, space, finals.joints, finals.curves)
 
 
 def _get(reference: Any) -> Any:

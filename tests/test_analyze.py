@@ -144,6 +144,27 @@ def test_the_final_figures_come_in_the_order_of_the_story(
     assert "AP(M)" not in text
 
 
+def test_the_finalists_are_told_and_drawn_by_joint_and_by_oks(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    roles = (("winner", 0.4), ("teacher", 0.6), ("baseline", 0.3))
+    rows = [{"role": role, "stage": "refine", "ap": ap} for role, ap in roles]
+    joints = [
+        {"role": role, "joint": joint, "ap": ap if joint == "left_hip" else None}
+        for role, ap in roles
+        for joint in ("left_hip", "head")
+    ]
+    curves = [{"role": role, "oks": oks, "ap": ap} for role, ap in roles for oks in (0.5, 0.55)]
+    results.write_final(study, rows, SPACE, joints, curves)
+    text = printed(study, capsys)
+    assert cells(text, "joint") == [["teacher", "baseline", "winner"]]
+    assert cells(text, "left_hip") == [["60.0", "30.0", "40.0"]]
+    assert cells(text, "head") == [["-", "-", "-"]]
+    for name in ("oks_curves.png", "joint_ap.png"):
+        assert f"Saved {study / 'pictures' / name}" in text
+        assert (study / "pictures" / name).read_bytes().startswith(b"\x89PNG")
+
+
 def test_few_trials_are_told_instead_of_an_importance(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

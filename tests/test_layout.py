@@ -29,7 +29,7 @@ FOLDERS = (*PACKAGES, "cluster")
 CORE = (
     *("losses", "distill", "refine", "loop", "training", "trial", "evaluation", "metrics"),
     *("batches", "checkpoint", "pose_errors", "teacher", "store", "prepare", "dataset", "crops"),
-    *("teachers", "vitpose", "onnx_teacher", "predictions"),
+    *("teachers", "vitpose", "onnx_teacher", "predictions", "detections", "oks_nms"),
 )
 OWNERS = {
     "ray": {"study/cropping.py", "study/launch.py", "study/search.py", "study/tuning.py"},
@@ -47,7 +47,7 @@ OWNERS = {
         *("study/columns.py", "study/results.py", "study/finals.py"),
         *("study/crop_files.py", "study/crop_bucket.py"),
     },
-    "matplotlib": {"study/pictures.py"},
+    "matplotlib": {"study/pictures.py", "study/final_pictures.py"},
     "faster_coco_eval": {"study/metrics.py"},
     "onnx": {"study/onnx_export.py"},
     "onnxruntime": {"study/onnx_export.py", "study/onnx_teacher.py"},

@@ -19,7 +19,6 @@ from study.metrics import (
     average_precision,
     joint_errors,
     oks,
-    oks_nms,
     pck,
     to_detections,
     torso_lengths,
@@ -317,22 +316,6 @@ def test_oks_of_one_joint_off_by_hand() -> None:
     pose[0] = [3.0, 4.0]  # 5 px; 25 / (2 * (2 * 0.05) ** 2 * 1250) = 1
     found = oks(pose, truth, np.array([2, 1, 0, 0, 0]), np.array(1250.0), FIVE.oks_sigmas)
     assert found == pytest.approx((np.exp(-1) + 1) / 2)
-
-
-@pytest.mark.parametrize("threshold", [0.5, 0.7, 0.9])
-def test_oks_nms_keeps_the_official_poses(shared: Path, threshold: float) -> None:
-    reference = json.loads((shared / "reference/evaluation/oks_nms.json").read_text())
-    candidates = reference["candidates"]
-    rows = np.array([c["keypoints"] for c in candidates]).reshape(-1, 17, 3)
-    scores = np.array([c["score"] for c in candidates])
-    areas = np.array([c["area"] for c in candidates])
-    kept = oks_nms(rows[:, :, :2], scores, areas, COCO.oks_sigmas, threshold)
-    assert kept.tolist() == reference["results"][f"oks_nms_{threshold}"]
-
-
-def test_oks_nms_of_nobody_keeps_nobody() -> None:
-    kept = oks_nms(np.zeros((0, 5, 2)), np.zeros(0), np.zeros(0), FIVE.oks_sigmas)
-    assert kept.shape == (0,)
 
 
 def test_torso_is_the_mean_of_the_labelled_diagonals() -> None:

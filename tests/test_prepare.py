@@ -162,6 +162,30 @@ def test_people_of_val_who_are_in_train_are_warned_of(config: StudyConfig) -> No
     assert any("val" in line and "train" in line for line in said)
 
 
+def test_a_detectors_boxes_are_those_of_val_alone(config: StudyConfig) -> None:
+    labelled, _ = prepared(config)
+    boxes = [
+        {"image_id": image, "category_id": 1, "bbox": [20, 20, 50, 60], "score": score}
+        for image, score in ((1, 0.5), (4, 0.6), (4, 0.05))
+    ]
+    (Path(config.data.root) / "boxes.json").write_text(json.dumps(boxes))
+    values = {"data.val.detections": "boxes.json", "data.val.detection_threshold": 0.1}
+    found, said = prepared(with_values(config, values))
+    assert (found.train, found.search) == (labelled.train, labelled.search)
+    store = open_crop_store(Path(found.val))
+    assert store.image_ids.tolist() == [1, 4]
+    assert store.box_scores is not None and store.box_scores.tolist() == [0.5, 0.6]
+    assert len(pictures_of(found.val_truth)) == 8  # people who were not found are missed
+    assert "2 boxes in 2 pictures of val from boxes.json" in said
+
+
+def test_a_broken_file_of_boxes_stops_the_study_before_a_crop_is_cut(config: StudyConfig) -> None:
+    (Path(config.data.root) / "boxes.json").write_text('[{"image_id": 1}]')
+    with pytest.raises(InputError, match=r"boxes\.json, detection 0 .*mend the file"):
+        prepared(with_values(config, {"data.val.detections": "boxes.json"}))
+    assert not list(Path(config.storage).rglob("*.arrow"))
+
+
 def test_a_drawn_study_draws_its_own_pictures(
     mini_config: StudyConfig, mini_data: StudyData
 ) -> None:

@@ -186,6 +186,32 @@ def test_final_figures_are_replaced_as_a_whole(tmp_path: Path) -> None:
     ]
 
 
+def test_the_table_that_ends_a_study_is_written_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    replace = os.replace
+
+    def noted(source: Path, target: Path) -> None:
+        order.append(Path(target).parent.name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", noted)
+    joints, curves = [{"joint": "nose", "ap": 0.5}], [{"oks": 0.5, "ap": 0.75}]
+    results.write_final(tmp_path, [{"role": "winner"}], SPACE, joints, curves)
+    assert sorted(order) == sorted(results.FINALS) and order[-1] == "final"
+    for table, row in ((results.JOINTS, joints[0]), (results.CURVES, curves[0])):
+        (read,) = results.read_final(tmp_path, table).to_pylist()
+        assert {name: value for name, value in read.items() if value is not None} == row
+
+
+def test_a_study_of_an_earlier_version_has_no_tables_of_joints(tmp_path: Path) -> None:
+    results.write_final(tmp_path, [{"role": "winner"}], SPACE)
+    for table in (results.JOINTS, results.CURVES):
+        (tmp_path / "results" / table / "final.parquet").unlink()
+        assert results.read_final(tmp_path, table).num_rows == 0
+
+
 def test_a_folder_that_is_no_study_is_refused(tmp_path: Path) -> None:
     for reader in (results.read_trials, results.read_reports, results.read_final):
         with pytest.raises(InputError, match="which does not exist; look for it under studies/"):
