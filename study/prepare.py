@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from models.skeleton import SKELETONS, Skeleton
-from study.audit import audit, check, describe, faulty_ids, notes
+from study.audit import audit, check, describe, faulty_ids
+from study.audit_notes import find_notes, notes
+from study.audit_table import AUDIT, write_audit
 from study.config import InputError
 from study.dataset import People, overlap, read_people, split_people, write_ground_truth
 from study.drawn_people import draw_dataset
@@ -100,9 +102,13 @@ def prepare_data(config: StudyConfig, meter: Meter, say: Callable[[str], None]) 
             f"data.root must be the folder of the data, got data.root={data.root}, which is not "
             "there; set data.root to where its annotations and pictures lie"
         )
-    people, bad = _read(config, data.train, meter, say)
-    val, bad_val = _read(config, data.val, meter, say)
-    if repeated := overlap(people, val):
+    people, bad = _read(config, "train", data.train, meter, say)
+    val, bad_val = _read(config, "val", data.val, meter, say)
+    folder = audit_of(config)
+    repeated = overlap(people, val)
+    write_audit(folder / "overlap.parquet", repeated)
+    say(f"what is wrong or odd about the data is listed in {folder}")
+    if repeated:
         say(f"warning: people of val are in train\n{describe(repeated)}")
     if data.max_people:
         people = draw_people(people, data.max_people, data.seed)
@@ -138,6 +144,11 @@ def cache_of(config: StudyConfig) -> Path:
     return Path(config.storage) / SHARED_FOLDER
 
 
+def audit_of(config: StudyConfig) -> Path:
+    """Folder of the Parquet files that list what is wrong with the study's data."""
+    return Path(config.storage) / config.name / "results" / AUDIT
+
+
 def draw_people(people: People, at_most: int, seed: int) -> People:
     """The people of pictures drawn at random, as many as ``at_most`` people fill."""
     pictures, numbers = np.unique(people.image_ids, return_counts=True)
@@ -153,12 +164,16 @@ def draw_people(people: People, at_most: int, seed: int) -> People:
 
 
 def _read(
-    config: StudyConfig, split: SplitConfig, meter: Meter, say: Callable[[str], None]
+    config: StudyConfig, name: str, split: SplitConfig, meter: Meter, say: Callable[[str], None]
 ) -> tuple[People, frozenset[int]]:
     """The people of a split, and the annotations left out for their faults."""
     root, skeleton = Path(config.data.root), skeleton_of(config)
     annotations, images = root / split.annotations, root / split.images
     faults = audit(annotations, images, skeleton, progress=meter(f"checking {annotations.name}"))
+    file = audit_of(config) / f"{name}.parquet"
+    write_audit(file, [*faults, *find_notes(annotations, skeleton)])
+    if any(not fault.is_warning for fault in faults):
+        say(f"the faults of {annotations.name} are listed in {file}")
     num_people = notes(annotations, skeleton)["people"]
     check(faults, config.data.max_bad_fraction, num_people)
     if faults:

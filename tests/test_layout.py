@@ -39,10 +39,13 @@ OWNERS = {
     },
     "hydra": {"study/config.py", "study/overrides.py"},
     "cv2": {
-        *("study/audit.py", "study/crops.py", "study/predict.py"),
+        *("study/picture_files.py", "study/crops.py", "study/predict.py"),
         *("study/drawing.py", "study/drawn_sheet.py"),
     },
-    "pyarrow": {"study/store.py", "study/results.py", "study/finals.py"},
+    "pyarrow": {
+        *("study/store.py", "study/results.py", "study/finals.py"),
+        *("study/audit_table.py", "study/survey.py"),
+    },
     "matplotlib": {"study/pictures.py"},
     "faster_coco_eval": {"study/metrics.py"},
     "onnx": {"study/onnx_export.py"},
