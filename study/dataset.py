@@ -1,10 +1,24 @@
 """The people of an annotation file, and how they are divided for a study.
 
 The first step of every study: ``audit.py`` has looked at the files, ``crops.py`` and ``store.py``
-cut the people out.
+cut the people out. To look at data before a study: ``python study/dataset.py PATH``.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    import os
+    import sys
+
+    HERE = os.path.dirname(os.path.realpath(__file__))
+    if os.path.isfile(os.path.join(HERE, "__init__.py")):
+        # In a checkout: its root in place of study/, whose file names would shadow others.
+        sys.path[0] = os.path.dirname(HERE)
+    import runpy
+
+    # The command needs this module itself, so it cannot be imported here.
+    runpy.run_module("study.survey", run_name="__main__")
+    sys.exit()
 
 import dataclasses
 import json
