@@ -18,8 +18,11 @@ LISTS = ("images", "annotations")
 """What is read record by record; other parts are small."""
 WHERE = "change data.root or data.{train,val}.annotations"
 CHUNK = 1 << 20
-"""Characters read at once; also how much longer than this an error may lie before the end of what
-was read, and still be but a record that is cut off there."""
+"""Characters read at once."""
+LONGEST_WORD = 32
+"""An error so near to the end of what was read may be but a word or number that is cut off."""
+UNTERMINATED = "Unterminated string"
+"""What Python calls a text that is cut off: its error lies at the start."""
 DECODER = json.JSONDecoder()
 
 
@@ -142,7 +145,9 @@ class _Reader:
             try:
                 value, end = DECODER.raw_decode(self._text, self._place)
             except json.JSONDecodeError as error:
-                if error.pos < len(self._text) - CHUNK or not self._read_on():
+                is_cut = error.pos >= len(self._text) - LONGEST_WORD
+                is_cut |= error.msg.startswith(UNTERMINATED)
+                if not is_cut or not self._read_on():
                     raise
                 continue
             # A number at the end of the window may go on.
