@@ -101,22 +101,31 @@ def run_step(step: str, root: Path, size: int) -> None:
 
     config = compose(settings_of(root, size))
     if step == "audit":
-        from models.skeleton import COCO
-        from study.audit import audit, describe
-        from study.audit_notes import find_notes
-        from study.audit_table import write_audit
-
-        annotations, images = root / config.data.train.annotations, root / "train2017"
-        faults = audit(annotations, images, COCO)
-        print(describe(faults) or "no faults")
-        write_audit(audit_of(config) / "train.parquet", faults + find_notes(annotations, COCO))
-        return
+        return look(root / config.data.train.annotations, root / "train2017", audit_of(config))
     began = time.monotonic()
     data = prepare_data(config, lambda _: lambda *_: None, print)
     print(f"prepared in {time.monotonic() - began:.0f} s: {data.num_people}", flush=True)
     if step == "targets":
         write_targets(Path(data.train), root / "targets.arrow")
     (root / "data.json").write_text(json.dumps(vars(data)))
+
+
+def look(annotations: Path, images: Path, folder: Path) -> None:
+    """A study's audit, the annotation file and the pictures timed apart."""
+    from models.skeleton import COCO
+    from study.annotation_table import read_table
+    from study.audit import audit, describe
+    from study.audit_notes import find_notes
+    from study.audit_table import write_audit
+
+    began = time.monotonic()
+    read_table(annotations, COCO)
+    read, seen = time.monotonic(), [0]
+    faults = audit(annotations, images, COCO, progress=lambda done, _: seen.append(done))
+    seconds = time.monotonic() - read
+    print(f"annotation file: {read - began:.1f} s, {seen[-1] / seconds:,.0f} pictures/s")
+    print(describe(faults) or "no faults")
+    write_audit(folder / "train.parquet", faults + find_notes(annotations, COCO))
 
 
 def write_targets(store: Path, file: Path) -> None:
