@@ -104,10 +104,8 @@ def prepare_data(config: StudyConfig, meter: Meter, say: Callable[[str], None]) 
         )
     people, bad = _read(config, "train", data.train, meter, say)
     val, bad_val = _read(config, "val", data.val, meter, say)
-    folder = audit_of(config)
     repeated = overlap(people, val)
-    write_audit(folder / "overlap.parquet", repeated)
-    say(f"what is wrong or odd about the data is listed in {folder}")
+    write_audit(audit_of(config) / "overlap.parquet", repeated)
     if repeated:
         say(f"warning: people of val are in train\n{describe(repeated)}")
     if data.max_people:
@@ -170,10 +168,12 @@ def _read(
     root, skeleton = Path(config.data.root), skeleton_of(config)
     annotations, images = root / split.annotations, root / split.images
     faults = audit(annotations, images, skeleton, progress=meter(f"checking {annotations.name}"))
-    file = audit_of(config) / f"{name}.parquet"
-    write_audit(file, [*faults, *find_notes(annotations, skeleton)])
-    if any(not fault.is_warning for fault in faults):
-        say(f"the faults of {annotations.name} are listed in {file}")
+    listed = [*faults, *find_notes(annotations, skeleton)]
+    file = write_audit(audit_of(config) / f"{name}.parquet", listed)
+    shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+    num_faults = sum(not fault.is_warning for fault in faults)
+    odd = len(listed) - num_faults
+    say(f"{annotations.name}: faults {num_faults}, notes {odd}, listed in {shown}")
     num_people = notes(annotations, skeleton)["people"]
     check(faults, config.data.max_bad_fraction, num_people)
     if faults:
