@@ -20,12 +20,16 @@ def draw_sheet(
     target: Path,
     columns: int,
     skeleton: Skeleton = COCO,
-) -> None:
-    """Write pictures as a grid of equal tiles, each with its people's keypoints drawn."""
+) -> int:
+    """How many of the pictures were drawn, each with its people's keypoints, as a grid of tiles.
+
+    Those that cannot be decoded are left out; where that is all, nothing is written.
+    """
     tiles = []
     for path, persons in zip(paths, people, strict=True):
         picture = cv2.imread(str(path))
-        assert picture is not None
+        if picture is None:
+            continue
         scale = TILE / max(picture.shape[:2])
         large = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
         for keypoints in persons:
@@ -33,11 +37,15 @@ def draw_sheet(
         down, right = TILE - large.shape[0], TILE - large.shape[1]
         sides = (down // 2 + 2, down - down // 2 + 2, right // 2 + 2, right - right // 2 + 2)
         tiles.append(cv2.copyMakeBorder(large, *sides, cv2.BORDER_CONSTANT, value=(255, 255, 255)))
+    count = len(tiles)
+    if not tiles:
+        return 0
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
     rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
     target.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(target), np.vstack(rows)):
         raise OSError(f"cannot write {target}")
+    return count
 
 
 def _draw_labels(picture: Array, keypoints: list[float], scale: float, skeleton: Skeleton) -> None:

@@ -28,7 +28,6 @@ from study.display import Display
 from study.drawn_sheet import draw_sheet
 from study.figure_tables import bars_table, counts_table, joints_table
 from study.people_figures import Figures, measure
-from study.picture_files import TURNED_PICTURE, picture_problem
 
 FAULTS, PEOPLE = "audit.parquet", "people.parquet"
 UNUSABLE = "annotation file that cannot be used"
@@ -163,15 +162,10 @@ def write_sheet(file: Path, one: Survey, pictures: int) -> bool:
     paths: list[Path] = []
     people: list[list[list[float]]] = []
     for row in rows[np.linspace(0, len(rows) - 1, min(pictures, len(rows))).astype(int)]:
-        path = one.images / table.image_names[row]
-        problem = picture_problem(path)
-        if problem is None or problem[0] == TURNED_PICTURE:
-            shown = one.figures.rows[table.image_rows[one.figures.rows] == row]
-            paths.append(path)
-            people.append(table.keypoints[shown].reshape(len(shown), -1).tolist())
-    if paths:
-        draw_sheet(paths, people, file, min(COLUMNS, len(paths)), one.skeleton)
-    return bool(paths)
+        shown = one.figures.rows[table.image_rows[one.figures.rows] == row]
+        paths.append(one.images / table.image_names[row])
+        people.append(table.keypoints[shown].reshape(len(shown), -1).tolist())
+    return draw_sheet(paths, people, file, min(COLUMNS, len(paths)), one.skeleton) > 0
 
 
 def show(one: Survey, console: Console) -> None:

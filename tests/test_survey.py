@@ -127,6 +127,20 @@ def test_fault_is_listed_with_status_one(
     assert (out / "person_keypoints_train2017.jpg").is_file()
 
 
+def test_picture_damaged_between_its_ends_is_left_off_the_sheet(
+    coco: Path, tmp_path: Path
+) -> None:
+    for number in (1, 2, 3, 11):
+        file = coco / f"{'val' if number == 11 else 'train'}2017/{number:012d}.jpg"
+        whole = file.read_bytes()
+        scan = whole.index(b"\xff\xc4")  # the tables between the size and the end
+        file.write_bytes(whole[:scan] + b"\xff\xd9")
+    run(coco, "--out", tmp_path / "out")
+    assert not (tmp_path / "out/person_keypoints_train2017.jpg").exists()
+    sheet = cv2.imread(str(tmp_path / "out/person_keypoints_val2017.jpg"))
+    assert sheet is not None and sheet.shape[1] == 3 * 260  # two, and a blank
+
+
 def test_val_people_in_train_are_faults_here(
     coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
