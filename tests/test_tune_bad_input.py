@@ -89,7 +89,7 @@ def refused(
 def refusal(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., str]:
-    """Runs a study on the data, which must be refused with nothing trained and nothing kept."""
+    """Runs a study on the data, which must be refused with nothing kept but its audit."""
 
     def run(*settings: str) -> str:
         storage = tmp_path / "studies"

@@ -31,8 +31,8 @@ FULL = 150_000
 PICTURES, VAL_PEOPLE = 118_287, 6_352
 POLL_S = 0.05
 STEPS = ("audit", "dataset.py", "prepare", "targets", "train")
-PEAK_BYTES_A_PERSON = 1.2
-"""Of the uncompressed stored crop: the store, and what stands beside it."""
+SPARE = 1.2
+"""What is written at most, over the stored crops."""
 
 
 def repeated(source: Path, split: str, people: int) -> Iterator[tuple[dict[str, Any], list]]:
@@ -218,7 +218,7 @@ def own_memory(pid: int) -> int:
 
 def check_disk(root: Path, people: int, size: int) -> None:
     """Says how much will be written; stops where there is less room."""
-    needed = people * (2000 + (1.5 * size) ** 2 * 3 * PEAK_BYTES_A_PERSON) + 1e8
+    needed = people * (2000 + (1.5 * size) ** 2 * 3 * SPARE) + 1e8
     free = shutil.disk_usage(root).free
     print(f"{needed / 1e9:.1f} GB will be written to {root}, {free / 1e9:.1f} GB are free")
     if needed > 0.9 * free:
