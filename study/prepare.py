@@ -11,7 +11,7 @@ import numpy as np
 from models.skeleton import SKELETONS, Skeleton
 from study.audit import audit, check, describe, faulty_ids
 from study.audit_notes import find_notes, notes
-from study.audit_table import AUDIT, write_audit
+from study.audit_table import write_audit
 from study.config import InputError
 from study.dataset import People, overlap, read_people, split_people, write_ground_truth
 from study.drawn_people import draw_dataset
@@ -81,8 +81,16 @@ def evaluation_of(config: StudyConfig) -> str:
     return "crowdpose" if config.data.kind == "crowdpose" else "coco"
 
 
-def prepare_data(config: StudyConfig, meter: Meter, say: Callable[[str], None]) -> StudyData:
+def prepare_data(
+    config: StudyConfig,
+    meter: Meter,
+    say: Callable[[str], None],
+    audit_folder: Path | None = None,
+) -> StudyData:
     """The study's people, checked, split and stored; what is there already is used again.
+
+    Args:
+        audit_folder: where all that is wrong or odd is listed in Parquet; nowhere if None.
 
     Raises:
         InputError: the data have faults; names the files and annotations.
@@ -102,10 +110,11 @@ def prepare_data(config: StudyConfig, meter: Meter, say: Callable[[str], None]) 
             f"data.root must be the folder of the data, got data.root={data.root}, which is not "
             "there; set data.root to where its annotations and pictures lie"
         )
-    people, bad = _read(config, "train", data.train, meter, say)
-    val, bad_val = _read(config, "val", data.val, meter, say)
+    people, bad = _read(config, data.train, meter, say, audit_folder)
+    val, bad_val = _read(config, data.val, meter, say, audit_folder)
     repeated = overlap(people, val)
-    write_audit(audit_of(config) / "overlap.parquet", repeated)
+    if audit_folder is not None:
+        write_audit(audit_folder / "overlap.parquet", repeated)
     if repeated:
         say(f"warning: people of val are in train\n{describe(repeated)}")
     if data.max_people:
@@ -142,11 +151,6 @@ def cache_of(config: StudyConfig) -> Path:
     return Path(config.storage) / SHARED_FOLDER
 
 
-def audit_of(config: StudyConfig) -> Path:
-    """Folder of the Parquet files that list what is wrong with the study's data."""
-    return Path(config.storage) / config.name / "results" / AUDIT
-
-
 def draw_people(people: People, at_most: int, seed: int) -> People:
     """The people of pictures drawn at random, as many as ``at_most`` people fill."""
     pictures, numbers = np.unique(people.image_ids, return_counts=True)
@@ -162,18 +166,24 @@ def draw_people(people: People, at_most: int, seed: int) -> People:
 
 
 def _read(
-    config: StudyConfig, name: str, split: SplitConfig, meter: Meter, say: Callable[[str], None]
+    config: StudyConfig,
+    split: SplitConfig,
+    meter: Meter,
+    say: Callable[[str], None],
+    audit_folder: Path | None,
 ) -> tuple[People, frozenset[int]]:
     """The people of a split, and the annotations left out for their faults."""
     root, skeleton = Path(config.data.root), skeleton_of(config)
     annotations, images = root / split.annotations, root / split.images
     faults = audit(annotations, images, skeleton, progress=meter(f"checking {annotations.name}"))
-    listed = [*faults, *find_notes(annotations, skeleton)]
-    file = write_audit(audit_of(config) / f"{name}.parquet", listed)
-    shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
-    num_faults = sum(not fault.is_warning for fault in faults)
-    odd = len(listed) - num_faults
-    say(f"{annotations.name}: faults {num_faults}, notes {odd}, listed in {shown}")
+    if audit_folder is not None:
+        name = "train" if split is config.data.train else "val"
+        listed = [*faults, *find_notes(annotations, skeleton)]
+        file = write_audit(audit_folder / f"{name}.parquet", listed)
+        shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+        num_faults = sum(not fault.is_warning for fault in faults)
+        odd = len(listed) - num_faults
+        say(f"{annotations.name}: faults {num_faults}, notes {odd}, listed in {shown}")
     num_people = notes(annotations, skeleton)["people"]
     check(faults, config.data.max_bad_fraction, num_people)
     if faults:

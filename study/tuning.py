@@ -27,6 +27,7 @@ import study
 from search_spaces.space import SearchSpace, SpaceError
 from search_spaces.space import check as check_space
 from search_spaces.space import load as load_space
+from study.audit_table import AUDIT
 from study.config import (
     MAY_CHANGE,
     InputError,
@@ -80,7 +81,7 @@ def run_study(config: StudyConfig) -> Path:
             return folder
         check_weights(config, display.say)
         with display.meters() as meter:
-            data = prepare_data(config, meter, display.say)
+            data = prepare_data(config, meter, display.say, folder / "results" / AUDIT)
         prepare_teacher(config, data, display.say)
         prepare_start(config, data, display.say)
         _write_settings(as_typed, folder, data)

@@ -43,7 +43,8 @@ def config(
 def prepared(config: StudyConfig) -> tuple[StudyData, list[str]]:
     """The data, and what was said meanwhile."""
     said: list[str] = []
-    return prepare_data(config, lambda name: lambda done, total: None, said.append), said
+    folder = Path(config.storage) / config.name / "results/audit"
+    return prepare_data(config, lambda name: lambda done, total: None, said.append, folder), said
 
 
 def spoil(config: StudyConfig, file: str = "five.json", **changes: Any) -> int:

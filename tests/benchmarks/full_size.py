@@ -97,13 +97,13 @@ def settings_of(root: Path, size: int) -> list[str]:
 def run_step(step: str, root: Path, size: int) -> None:
     """One step, in this process."""
     from study.config import compose
-    from study.prepare import audit_of, prepare_data
+    from study.prepare import prepare_data
 
     config = compose(settings_of(root, size))
     if step == "audit":
-        return look(root / config.data.train.annotations, root / "train2017", audit_of(config))
+        return look(root / config.data.train.annotations, root / "train2017", root / "audit")
     began = time.monotonic()
-    data = prepare_data(config, lambda _: lambda *_: None, print)
+    data = prepare_data(config, lambda _: lambda *_: None, print, root / "audit")
     print(f"prepared in {time.monotonic() - began:.0f} s: {data.num_people}", flush=True)
     if step == "targets":
         write_targets(Path(data.train), root / "targets.arrow")
