@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
+import itertools
 import math
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,15 @@ import numpy as np
 
 from models.skeleton import Skeleton
 from study.config import InputError
+from study.json_records import LISTS, read_records
 
 AREA_OF_BOX = 0.53
 """A person's area over the box's, where the file has no area (CrowdPose's evaluation)."""
-WHERE = "change data.root or data.{train,val}.annotations"
+PERSON = "person"
+BLOCK = 4096
+"""Records that are in memory at once."""
+
+Columns = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,6 +42,8 @@ class AnnotationTable:
     """Where the picture stands in the file; -1 where its id stands there not at all or twice."""
     image_names: tuple[str, ...]
     """Per picture of the file."""
+    picture_sizes: np.ndarray
+    """Height and width per picture of the file, (M, 2)."""
     image_sizes: np.ndarray
     """Height and width of the annotation's picture, NaN where ``image_rows`` is -1, (N, 2)."""
     keypoints: np.ndarray
@@ -50,10 +58,27 @@ class AnnotationTable:
     """Square image pixels, (N,)."""
     source_ids: np.ndarray
     """Id of the person whom a composed picture shows, -1 where the file has none, (N,)."""
+    category_ids: np.ndarray
+    """-1 where the file has none, (N,)."""
+    num_keypoints: np.ndarray
+    """The file's count of labelled joints, -1 where it has none, (N,)."""
     is_crowd: np.ndarray
     is_labelled: np.ndarray
     is_used: np.ndarray
     """Whether the official readers take the annotation as a person, (N,)."""
+    crowd_indices: np.ndarray
+    """CrowdPose's crowdIndex per picture of the file, NaN where it has none."""
+    categories: tuple[Any, ...]
+    """As in the file; empty where it has none."""
+
+    @property
+    def person(self) -> dict[str, Any] | None:
+        """The category of people: the one of that name, or the only one; None where none is."""
+        named = [c for c in self.categories if isinstance(c, dict)]
+        people = [c for c in named if c.get("name") == PERSON]
+        if people:
+            return people[0]
+        return named[0] if len(named) == 1 else None
 
     def joints_outside(self) -> np.ndarray:
         """How many pixels beyond its picture each labelled joint lies; 0 inside; (N, K)."""
@@ -61,32 +86,6 @@ class AnnotationTable:
         height, width = self.image_sizes.T[:, :, None]  # 2 x (N, 1)
         beyond = np.maximum.reduce([-x, -y, x - width, y - height])
         return np.where((visibility > 0) & (beyond > 0), beyond, 0.0)
-
-
-def load_document(annotations: Path) -> dict[str, Any]:
-    """The parsed file: a JSON object with the lists ``images`` and ``annotations``."""
-    if not annotations.parent.is_dir():
-        raise InputError(f"the data folder must exist, got {annotations.parent}; {WHERE}")
-    if not annotations.is_file():
-        raise InputError(f"the annotation file must exist, got {annotations}; {WHERE}")
-    try:
-        document = json.loads(annotations.read_bytes())
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"the annotation file must be valid JSON, got {error.msg!r} at line {error.lineno}, "
-            f"column {error.colno} of {annotations}; fetch or write the file again"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"the annotation file must be JSON text, got other bytes in {annotations}; {WHERE}"
-        ) from error
-    for key in ("images", "annotations"):
-        if not isinstance(document, dict) or not isinstance(document.get(key), list):
-            raise InputError(
-                "the annotation file must be in COCO's format, an object with the lists 'images' "
-                f"and 'annotations', got no list {key!r} in {annotations}; {WHERE}"
-            )
-    return document
 
 
 def file_stamp(path: Path) -> tuple[int, ...]:
@@ -104,43 +103,103 @@ def read_table(annotations: Path, skeleton: Skeleton) -> AnnotationTable:
 
 @functools.lru_cache(maxsize=2)
 def _read_table(path: Path, num_joints: int, _stamp: tuple[int, ...]) -> AnnotationTable:
-    document = load_document(path)
-    column = functools.partial(_column, f"annotations of {path}", document["annotations"])
-    image_ids = column("image_id", np.int64)
-    image_rows, image_names, image_sizes = _match_images(path, document["images"], image_ids)
-    keypoints, num_numbers = _number_lists(document["annotations"], "keypoints", 3 * num_joints)
-    keypoints = keypoints.reshape(-1, num_joints, 3)
-    boxes, _ = _number_lists(document["annotations"], "bbox", 4)
-    boxes[~np.isfinite(boxes).all(axis=1)] = math.nan
-    areas = column("area", np.float64, math.nan)
-    is_crowd = column("iscrowd", np.int64, 0) > 0
+    pictures, people, categories = _read_columns(path, num_joints)
+    image_rows, image_sizes = _match_images(pictures, people["image_ids"])
+    keypoints, num_numbers = people.pop("keypoints"), people.pop("num_numbers")
+    boxes, areas = people.pop("boxes"), people.pop("areas")
+    is_crowd = people.pop("iscrowd") > 0
     # Keypoints that cannot be read are a fault of a person, not a person without joints.
     is_illegible = (num_numbers > 0) & ~np.isfinite(keypoints).all(axis=(1, 2))
     is_labelled = is_illegible | (keypoints[:, :, 2] > 0).any(axis=1)
-    is_labelled &= column("num_keypoints", np.int64, 1) > 0
+    is_labelled &= people["num_keypoints"] != 0
     # A box of zero size is a fault even where the area is 0 too, so the person stays in sight.
     has_no_area = (areas <= 0) & (boxes[:, 2:] > 0).all(axis=1)
     table = AnnotationTable(
         path=path,
-        ids=column("id", np.int64),
-        image_ids=image_ids,
         image_rows=image_rows,
-        image_names=image_names,
+        image_names=tuple(pictures["names"].tolist()),
+        picture_sizes=pictures["sizes"],
         image_sizes=image_sizes,
         keypoints=keypoints,
         num_numbers=num_numbers,
         boxes=boxes,
         clipped_boxes=clip_boxes(boxes, image_sizes),
         areas=np.where(np.isnan(areas), AREA_OF_BOX * boxes[:, 2] * boxes[:, 3], areas),
-        source_ids=column("source_id", np.int64, -1),
         is_crowd=is_crowd,
         is_labelled=is_labelled,
         is_used=is_labelled & ~is_crowd & ~has_no_area,
+        crowd_indices=pictures["crowd_indices"],
+        categories=categories,
+        **people,
     )
     for value in vars(table).values():
         if isinstance(value, np.ndarray):
             value.flags.writeable = False
     return table
+
+
+def _read_columns(path: Path, num_joints: int) -> tuple[Columns, Columns, tuple[Any, ...]]:
+    """Columns of the pictures and of the annotations, and the categories as in the file."""
+    parts = {
+        "images": [_picture_columns(path, [], 0)],
+        "annotations": [_annotation_columns(path, [], 0, num_joints)],
+    }
+    counts = dict.fromkeys(LISTS, 0)
+    categories: Any = ()
+    for key, group in itertools.groupby(read_records(path), operator.itemgetter(0)):
+        if key == "categories":
+            categories = next(group)[1]
+        while key in LISTS and (block := [r for _, r in itertools.islice(group, BLOCK)]):
+            if key == "images":
+                parts[key].append(_picture_columns(path, block, counts[key]))
+            else:
+                parts[key].append(_annotation_columns(path, block, counts[key], num_joints))
+            counts[key] += len(block)
+    pictures, people = (_joined(parts[key]) for key in LISTS)
+    return pictures, people, tuple(categories) if isinstance(categories, list) else ()
+
+
+def _joined(parts: list[Columns]) -> Columns:
+    """One array per column; each part's goes as soon as it is copied."""
+    return {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
+
+
+def _picture_columns(path: Path, records: Sequence[Any], start: int) -> Columns:
+    column = functools.partial(_column, f"images of {path}", records, start)
+    ids = column("id", np.int64)
+    names = [image.get("file_name") for image in records]
+    wrong = next((i for i, name in enumerate(names) if not isinstance(name, str)), None)
+    if wrong is not None:
+        raise InputError(
+            f"every picture must have a 'file_name', got {records[wrong]} as number "
+            f"{start + wrong} (from 0) of the images of {path}; mend the file"
+        )
+    sizes = np.stack([column("height", np.float64), column("width", np.float64)], axis=1)
+    crowd_indices = column("crowdIndex", np.float64, math.nan)
+    names_of = np.array(names, object)
+    return {"ids": ids, "names": names_of, "sizes": sizes, "crowd_indices": crowd_indices}
+
+
+def _annotation_columns(
+    path: Path, records: Sequence[Any], start: int, num_joints: int
+) -> Columns:
+    column = functools.partial(_column, f"annotations of {path}", records, start)
+    image_ids = column("image_id", np.int64)
+    keypoints, num_numbers = _number_lists(records, "keypoints", 3 * num_joints)
+    boxes, _ = _number_lists(records, "bbox", 4)
+    boxes[~np.isfinite(boxes).all(axis=1)] = math.nan
+    return {
+        "ids": column("id", np.int64),
+        "image_ids": image_ids,
+        "keypoints": keypoints.reshape(-1, num_joints, 3),
+        "num_numbers": num_numbers,
+        "boxes": boxes,
+        "areas": column("area", np.float64, math.nan),
+        "iscrowd": column("iscrowd", np.int64, 0),
+        "num_keypoints": column("num_keypoints", np.int64, -1),
+        "source_ids": column("source_id", np.int64, -1),
+        "category_ids": column("category_id", np.int64, -1),
+    }
 
 
 def clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -157,36 +216,30 @@ def clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.concatenate([start, stop - start], axis=1)
 
 
-def _match_images(
-    path: Path, images: list[Any], image_ids: np.ndarray
-) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
-    """Row of each annotation's picture (N,), name of each picture, and height and width (N, 2)."""
-    column = functools.partial(_column, f"images of {path}", images)
-    sizes = np.stack([column("height", np.float64), column("width", np.float64)], axis=1)
-    known, rows, counts = np.unique(column("id", np.int64), return_index=True, return_counts=True)
-    names = tuple(image.get("file_name") for image in images)
-    if not all(isinstance(name, str) for name in names):
-        wrong = next(i for i, name in enumerate(names) if not isinstance(name, str))
-        raise InputError(
-            f"every picture must have a 'file_name', got {images[wrong]} as number {wrong} "
-            f"(from 0) of the images of {path}; mend the file"
-        )
+def _match_images(pictures: Columns, image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row of each annotation's picture (N,), its height and width (N, 2)."""
+    known, rows, counts = np.unique(pictures["ids"], return_index=True, return_counts=True)
     if not len(known):
-        return np.full(len(image_ids), -1), names, np.full((len(image_ids), 2), math.nan)
+        return np.full(len(image_ids), -1), np.full((len(image_ids), 2), math.nan)
     place = np.minimum(np.searchsorted(known, image_ids), len(known) - 1)
     is_match = (known[place] == image_ids) & (counts[place] == 1)
     image_rows = np.where(is_match, rows[place], -1)
-    return image_rows, names, np.where(is_match[:, None], sizes[image_rows], math.nan)
+    return image_rows, np.where(is_match[:, None], pictures["sizes"][image_rows], math.nan)
 
 
 def _column(
     what: str,
     records: Sequence[Any],
+    start: int,
     key: str,
     dtype: type[np.int64] | type[np.float64],
     default: float | None = None,
 ) -> np.ndarray:
-    """One number of every record, the default where a record has none; (N,)."""
+    """One number of every record, the default where a record has none; (N,).
+
+    Args:
+        start: how many records of the list came before these.
+    """
     values = [record.get(key) if isinstance(record, dict) else record for record in records]
     values = [default if value is None else value for value in values]
     wrong = next((i for i, value in enumerate(values) if not _is_number(value, dtype)), None)
@@ -194,7 +247,7 @@ def _column(
         kind = "an integer" if dtype is np.int64 else "a number"
         raise InputError(
             f"every record must have {kind} {key!r}, got {str(records[wrong])[:200]} as number "
-            f"{wrong} (from 0) of the {what}; mend the file"
+            f"{start + wrong} (from 0) of the {what}; mend the file"
         )
     return np.array(values, dtype)
 

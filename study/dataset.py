@@ -1,23 +1,39 @@
 """The people of an annotation file, and how they are divided for a study.
 
 The first step of every study: ``audit.py`` has looked at the files, ``crops.py`` and ``store.py``
-cut the people out.
+cut the people out. To look at data before a study: ``python study/dataset.py PATH``.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    import os
+    import sys
+
+    HERE = os.path.dirname(os.path.realpath(__file__))
+    if os.path.isfile(os.path.join(HERE, "__init__.py")):
+        # In a checkout: its root in place of study/, whose file names would shadow others.
+        sys.path[0] = os.path.dirname(HERE)
+    import runpy
+
+    # The command needs this module itself, so it cannot be imported here.
+    runpy.run_module("study.survey", run_name="__main__")
+    sys.exit()
 
 import dataclasses
 import json
 import os
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from models.skeleton import Skeleton
-from study.annotation_table import load_document, read_table
+from study.annotation_table import read_table
 from study.audit import Fault, annotation_faults, check, require_people
 from study.config import InputError
+from study.json_records import LISTS, read_records, without_outline
 
 VAL_IN_TRAIN = "val people in train"
 
@@ -82,7 +98,11 @@ def read_people(
     """
     table = read_table(annotations, skeleton)
     is_kept = table.is_used & ~np.isin(table.ids, list(leave_out))
-    faults = [fault for fault in annotation_faults(table) if fault.annotation_id not in leave_out]
+    faults = [
+        fault
+        for fault in annotation_faults(table, skeleton)
+        if fault.annotation_id not in leave_out
+    ]
     check(faults, 0, int(np.count_nonzero(is_kept)))
     require_people(table, int(np.count_nonzero(table.is_used & ~is_kept)))
     rows = np.flatnonzero(is_kept)
@@ -198,19 +218,21 @@ def write_ground_truth(
 ) -> None:
     """The target is the annotation file with these pictures only, crowd regions and all.
 
-    It is written aside and renamed, so that it is never seen unfinished.
+    Outlines (``segmentation``) are left out. It is written aside and renamed, so that it is never
+    seen unfinished.
 
     Args:
         leave_out: ids of faulty annotations, which the evaluation must not see.
     """
-    document = load_document(annotations)
     kept = set(np.asarray(image_ids).tolist())
-    document["images"] = [image for image in document["images"] if image["id"] in kept]
-    document["annotations"] = [
-        annotation
-        for annotation in document["annotations"]
-        if annotation["image_id"] in kept and annotation["id"] not in leave_out
-    ]
+    document: dict[str, Any] = {key: [] for key in LISTS}
+    for key, value in read_records(annotations):
+        if key not in LISTS:
+            document[key] = value
+        elif key == "images" and value["id"] in kept:
+            document[key].append(value)
+        elif key == "annotations" and value["image_id"] in kept and value["id"] not in leave_out:
+            document[key].append(without_outline(value))
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     aside.write_text(json.dumps(document), encoding="utf-8")

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from models.skeleton import Skeleton
-from study.annotation_table import AREA_OF_BOX, clip_boxes, load_document
+from study.annotation_table import AREA_OF_BOX, clip_boxes
 from study.config import InputError
 from study.dataset import People, find_neighbours
+from study.json_records import load_document
 from study.metrics import PERSON
 from study.predictions import are_finite
 

@@ -16,8 +16,9 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 from models.skeleton import Skeleton
-from study.annotation_table import AREA_OF_BOX, file_stamp, load_document
+from study.annotation_table import AREA_OF_BOX, file_stamp
 from study.config import InputError
+from study.json_records import load_document
 
 Kind = Literal["coco", "crowdpose"]
 

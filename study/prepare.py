@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from models.skeleton import SKELETONS, Skeleton
-from study.annotation_table import load_document
-from study.audit import audit, check, describe, faulty_ids, notes
+from study.audit import audit, check, describe, faulty_ids
+from study.audit_notes import find_notes, notes
+from study.audit_table import write_audit
 from study.config import InputError
 from study.crop_bucket import bring_store, check_bucket, cut_here
 from study.crop_sizes import choose_form
@@ -19,6 +20,7 @@ from study.crops import stored_size
 from study.dataset import People, overlap, read_people, split_people, write_ground_truth
 from study.detections import read_detections
 from study.drawn_people import draw_dataset
+from study.json_records import load_document
 from study.limits import SHARED_FOLDER
 from study.metrics import Kind
 from study.schema import SplitConfig, StudyConfig
@@ -104,12 +106,17 @@ def evaluation_of(config: StudyConfig) -> Kind:
 
 
 def prepare_data(
-    config: StudyConfig, meter: Meter, say: Callable[[str], None], cut: Cut = cut_here
+    config: StudyConfig,
+    meter: Meter,
+    say: Callable[[str], None],
+    cut: Cut = cut_here,
+    audit_folder: Path | None = None,
 ) -> StudyData:
     """The study's people, checked, split and stored; what is there already is used again.
 
     Args:
         cut: makes parts of crop stores.
+        audit_folder: where all that is wrong or odd is listed in Parquet; nowhere if None.
 
     Raises:
         InputError: the data have faults; names the files and annotations.
@@ -132,9 +139,12 @@ def prepare_data(
             f"data.root must be the folder of the data, got data.root={data.root}, which is not "
             "there; set data.root to where its annotations and pictures lie"
         )
-    people, bad = _read(config, data.train, meter, say)
-    val, bad_val = _read(config, data.val, meter, say)
-    if repeated := overlap(people, val):
+    people, bad = _read(config, data.train, meter, say, audit_folder)
+    val, bad_val = _read(config, data.val, meter, say, audit_folder)
+    repeated = overlap(people, val)
+    if audit_folder is not None:
+        write_audit(audit_folder / "overlap.parquet", repeated)
+    if repeated:
         say(f"warning: people of val are in train\n{describe(repeated)}")
     if data.max_people:
         people = draw_people(people, data.max_people, data.seed)
@@ -204,12 +214,24 @@ def draw_people(people: People, at_most: int, seed: int) -> People:
 
 
 def _read(
-    config: StudyConfig, split: SplitConfig, meter: Meter, say: Callable[[str], None]
+    config: StudyConfig,
+    split: SplitConfig,
+    meter: Meter,
+    say: Callable[[str], None],
+    audit_folder: Path | None,
 ) -> tuple[People, frozenset[int]]:
     """The people of a split, and the annotations left out for their faults."""
     root, skeleton = Path(config.data.root), skeleton_of(config)
     annotations, images = root / split.annotations, root / split.images
     faults = audit(annotations, images, skeleton, progress=meter(f"checking {annotations.name}"))
+    if audit_folder is not None:
+        name = "train" if split is config.data.train else "val"
+        listed = [*faults, *find_notes(annotations, skeleton)]
+        file = write_audit(audit_folder / f"{name}.parquet", listed)
+        shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+        num_faults = sum(not fault.is_warning for fault in faults)
+        odd = len(listed) - num_faults
+        say(f"{annotations.name}: faults {num_faults}, notes {odd}, listed in {shown}")
     num_people = notes(annotations, skeleton)["people"]
     check(faults, config.data.max_bad_fraction, num_people)
     if faults:

@@ -27,6 +27,7 @@ import study
 from search_spaces.space import SearchSpace, SpaceError
 from search_spaces.space import check as check_space
 from search_spaces.space import load as load_space
+from study.audit_table import AUDIT
 from study.config import (
     MAY_CHANGE,
     InputError,
@@ -84,7 +85,7 @@ def run_study(config: StudyConfig) -> Path:
         with display.meters() as meter:
             start_ray = partial(early.enter_context, _ray_started(config, display))
             cut = partial(cut_by_size, start_ray=start_ray)
-            data = prepare_data(config, meter, display.say, cut)
+            data = prepare_data(config, meter, display.say, cut, folder / "results" / AUDIT)
         prepare_teacher(config, data, display.say)
         prepare_start(config, data, display.say)
         _write_settings(as_typed, folder, data)

@@ -13,9 +13,10 @@ import pytest
 
 from models.skeleton import CROWDPOSE, Skeleton
 from study import audit as module
-from study.audit import Fault, audit, check, faulty_ids, picture_problem
+from study.audit import Fault, audit, check, faulty_ids
 from study.config import InputError
 from study.dataset import read_people
+from study.picture_files import BROKEN_PICTURE, MISSING_PICTURE, picture_problem
 
 FIVE = Skeleton("five", tuple("abcde"), ((0, 1),), ((1, 2),), (0.1,) * 5, (0,))
 PICTURE = np.random.RandomState(0).randint(0, 256, (80, 60, 3), np.uint8)
@@ -250,8 +251,8 @@ def test_missing_picture_is_named_with_each_of_its_people(data: tuple[Path, Path
     (data[1] / "1.jpg").unlink()
     faults = audit(*data, FIVE)
     assert [(f.kind, f.annotation_id, f.image_id) for f in faults] == [
-        (module.MISSING_PICTURE, 10, 1),
-        (module.MISSING_PICTURE, 11, 1),
+        (MISSING_PICTURE, 10, 1),
+        (MISSING_PICTURE, 11, 1),
     ]
     with pytest.raises(InputError, match=r"picture missing: 2\n.*images/1\.jpg, annotation 10"):
         check(faults, 0, 4)
@@ -276,7 +277,7 @@ def test_truncated_picture_is_told(data: tuple[Path, Path], kind: str, share: fl
     assert audit(*data, FIVE) == []
     picture.write_bytes(whole[: int(share * len(whole))])
     (fault,) = audit(*data, FIVE)
-    assert (fault.kind, fault.file, fault.annotation_id) == (module.BROKEN_PICTURE, picture, 13)
+    assert (fault.kind, fault.file, fault.annotation_id) == (BROKEN_PICTURE, picture, 13)
 
 
 def encode(kind: str) -> bytes:

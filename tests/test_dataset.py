@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from models.skeleton import COCO, CROWDPOSE, Skeleton
-from study.audit import audit, notes
+from study.audit import audit
+from study.audit_notes import CROWD, NO_AREA, NO_LABELS, OUTSIDE, notes
 from study.config import InputError
 from study.dataset import (
     VAL_IN_TRAIN,
@@ -94,9 +95,9 @@ def test_official_crowdpose_val_passes_with_its_oddities_as_notes(shared: Path) 
     assert audit(annotations, images, CROWDPOSE, verify_pictures=False) == []
     assert len(read_people(annotations, images, CROWDPOSE)) == 7074
     counts = notes(annotations, CROWDPOSE)
-    assert (counts["people"], counts["crowd regions"]) == (7074, 106)
-    assert counts["people without labelled joints"] == 8527 - 7074 - 106
-    assert counts["people with a joint outside the picture"] == 8
+    assert (counts["people"], counts[CROWD]) == (7074, 106)
+    assert counts[NO_LABELS] == 8527 - 7074 - 106
+    assert counts[OUTSIDE] == 8
 
 
 def test_boxes_are_those_of_the_official_reader(shared: Path) -> None:
@@ -150,8 +151,8 @@ def test_official_readers_skips_are_skipped(read: Callable[..., People], tmp_pat
     )
     assert people.annotation_ids.tolist() == [1]
     counts = notes(tmp_path / "a.json", FIVE)
-    assert counts["people"] == counts["people without area"] == 1
-    assert counts["crowd regions"] == counts["people without labelled joints"] == 2
+    assert counts["people"] == counts[NO_AREA] == 1
+    assert counts[CROWD] == counts[NO_LABELS] == 2
 
 
 def test_missing_num_keypoints_are_counted(read: Callable[..., People]) -> None:

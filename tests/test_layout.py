@@ -39,13 +39,14 @@ OWNERS = {
     },
     "hydra": {"study/config.py", "study/overrides.py"},
     "cv2": {
-        *("study/audit.py", "study/augmentation.py", "study/crops.py", "study/predict.py"),
+        *("study/picture_files.py", "study/augmentation.py", "study/crops.py", "study/predict.py"),
         *("study/drawing.py", "study/drawn_sheet.py", "study/workers.py"),
         *("study/crop_files.py", "study/cropping.py"),
     },
     "pyarrow": {
         *("study/columns.py", "study/results.py", "study/finals.py"),
         *("study/crop_files.py", "study/crop_bucket.py"),
+        *("study/audit_table.py", "study/survey.py"),
     },
     "matplotlib": {"study/pictures.py", "study/final_pictures.py"},
     "faster_coco_eval": {"study/metrics.py"},

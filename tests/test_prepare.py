@@ -12,6 +12,7 @@ import pytest
 
 from models.skeleton import CROWDPOSE, SKELETONS, Skeleton
 from study import crop_sizes, limits, prepare
+from study.audit_table import read_audit
 from study.config import InputError, compose, with_values
 from study.dataset import People, read_people, split_people
 from study.prepare import StudyData, draw_people, prepare_data
@@ -42,7 +43,8 @@ def config(
 def prepared(config: StudyConfig) -> tuple[StudyData, list[str]]:
     """The data, and what was said meanwhile."""
     said: list[str] = []
-    return prepare_data(config, lambda name: lambda done, total: None, said.append), said
+    folder = Path(config.storage) / config.name / "results/audit"
+    return prepare_data(config, lambda name: lambda done, total: None, said.append, folder), said
 
 
 def spoil(config: StudyConfig, file: str = "five.json", **changes: Any) -> int:
@@ -235,3 +237,19 @@ def test_evaluation_follows_the_kind_of_data(config: StudyConfig) -> None:
     assert prepare.evaluation_of(crowd) == "crowdpose"
     assert prepare.input_size_of(config) == (96, 64)
     assert prepare.skeleton_of(config).name == "five"
+
+
+def test_a_study_lists_its_audit_in_its_folder(config: StudyConfig) -> None:
+    number = spoil(config, bbox=[10, 20, 0, 70])
+    folder = Path(config.storage) / config.name / "results/audit"
+    with pytest.raises(InputError, match="box of zero size"):
+        prepared(config)
+    (row,) = [row for row in read_audit(folder).to_pylist() if row["is_fault"]]
+    assert (row["kind"], row["annotation_id"]) == ("box of zero size", number)
+    _, said = prepared(with_values(config, {"data.max_bad_fraction": 0.1}))
+    assert f"five.json: faults 1, notes 0, listed in {folder / 'train.parquet'}" in said
+    assert f"val.json: faults 0, notes 0, listed in {folder / 'val.parquet'}" in said
+    assert sorted(file.stem for file in folder.iterdir()) == ["overlap", "train", "val"]
+    overlaps = read_audit(folder / "overlap.parquet").to_pylist()
+    assert {row["kind"] for row in overlaps} == {"val people in train"}
+    assert not any(row["is_fault"] for row in overlaps)  # a study goes on, with a warning

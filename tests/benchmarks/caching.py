@@ -133,7 +133,7 @@ class PicturesAnew(CropStore):
 
 def pictures_of(config: StudyConfig) -> dict[int, Path]:
     """The drawn pictures by image id; those of train and val have ids of their own."""
-    from study.annotation_table import load_document
+    from study.json_records import load_document
 
     root, found = Path(config.data.root), {}
     for split in (config.data.train, config.data.val):

@@ -1,0 +1,145 @@
+"""Whether a picture file is whole, and as large as its annotation says, at a look at its ends.
+
+A JPEG that was cut off lacks its end-of-image marker (decoders differ in whether they mind), a PNG
+its last chunk; both tell their size at the start. Only a picture that fails this, or is of another
+kind, is read whole and decoded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import cv2
+import numpy as np
+
+MISSING_PICTURE = "picture missing"
+BROKEN_PICTURE = "picture truncated or unreadable"
+OTHER_SIZE = "picture of another size than its annotation"
+TURNED_PICTURE = "picture that its EXIF tag turns"
+
+HEADER = 4096
+"""Bytes read at first: in most files the size stands in them."""
+JPEG, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+PNG = b"\x89PNG\r\n\x1a\n"
+EXIF = b"Exif\0\0"
+FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+"""JPEG markers of a frame, which tell the size."""
+ORIENTATION = 0x0112
+"""EXIF's tag of how a picture is to be turned; from SIDEWAYS on, width and height change."""
+UPRIGHT, SIDEWAYS = 1, 5
+
+
+class Header(NamedTuple):
+    """Size as stored in the file, and its EXIF orientation."""
+
+    height: int
+    width: int
+    orientation: int = UPRIGHT
+
+    def size_as_read(self) -> tuple[int, int]:
+        """(height, width) of what ``read_picture`` gives, which follows the EXIF tag."""
+        is_sideways = self.orientation >= SIDEWAYS
+        return (self.width, self.height) if is_sideways else (self.height, self.width)
+
+
+def picture_problem(picture: Path, height: float = 0, width: float = 0) -> tuple[str, str] | None:
+    """Kind and detail of what is wrong with the file; none where nothing is.
+
+    Args:
+        height: as the annotation file has it, with the width; 0 for any.
+    """
+    try:
+        with picture.open("rb", buffering=HEADER) as file:
+            header = read_header(file)
+            is_whole = header is not None and _ends_well(file)
+        if header is None or not is_whole:
+            decoded = _decode(picture.read_bytes())
+            if isinstance(decoded, str):
+                return BROKEN_PICTURE, decoded
+            header = header or Header(*decoded)
+    except FileNotFoundError:
+        return MISSING_PICTURE, "there is no such file"
+    except OSError as error:
+        return BROKEN_PICTURE, f"it cannot be read: {error.strerror}"
+    return _size_problem(header, height, width) if height and width else None
+
+
+def read_header(file: BinaryIO) -> Header | None:
+    """The header of a JPEG or PNG; none of another file, or where it ends too soon."""
+    start = file.read(24)
+    if start.startswith(PNG) and len(start) == 24:
+        return Header(int.from_bytes(start[20:24], "big"), int.from_bytes(start[16:20], "big"))
+    return _jpeg_header(file) if start.startswith(JPEG) else None
+
+
+def _jpeg_header(file: BinaryIO) -> Header | None:
+    """Goes from segment to segment until the one that tells the size."""
+    file.seek(2)
+    orientation = UPRIGHT
+    while len(segment := file.read(4)) == 4 and segment[0] == 0xFF:
+        marker, length = segment[1], int.from_bytes(segment[2:], "big")
+        if marker == 0xFF:  # a byte that fills up
+            file.seek(-3, 1)
+        elif marker in FRAMES:
+            frame = file.read(5)
+            height, width = (int.from_bytes(frame[i : i + 2], "big") for i in (1, 3))
+            return Header(height, width, orientation) if height and width else None
+        elif marker == 0xE1:
+            orientation = _orientation(file.read(length - 2)) or orientation
+        else:
+            file.seek(length - 2, 1)
+    return None
+
+
+def _orientation(segment: bytes) -> int:
+    """EXIF's orientation, 1 to 8; 0 where the segment has none."""
+    if not segment.startswith(EXIF):
+        return 0
+    tiff = segment[len(EXIF) :]
+    order = "little" if tiff.startswith(b"II") else "big"
+
+    def number(start: int, size: int) -> int:
+        return int.from_bytes(tiff[start : start + size], order)  # type: ignore[arg-type]
+
+    entries = number(4, 4)
+    for entry in range(entries + 2, entries + 2 + 12 * number(entries, 2), 12):
+        if number(entry, 2) == ORIENTATION:
+            value = number(entry + 8, 2)
+            return value if value <= 8 else 0
+    return 0
+
+
+def _ends_well(file: BinaryIO) -> bool:
+    file.seek(-12, 2)
+    end = file.read(12)
+    return end.endswith(JPEG_END) or end[4:8] == b"IEND"
+
+
+def _decode(data: bytes) -> tuple[int, int] | str:
+    """(height, width) of the picture, or what keeps these bytes from being a whole one."""
+    if not data:
+        return "the file is empty"
+    if data.startswith(JPEG):
+        # A thumbnail in the header ends with a marker of its own: the picture's follows the scan.
+        scan = data.rfind(b"\xff\xda")
+        if scan < 0 or data.find(JPEG_END, scan) < 0:
+            return f"the JPEG is cut off after {len(data)} bytes: it has no end-of-image marker"
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if picture is None:
+        return f"its {len(data)} bytes are not a picture that can be decoded"
+    return picture.shape[0], picture.shape[1]
+
+
+def _size_problem(header: Header, height: float, width: float) -> tuple[str, str] | None:
+    found = header.size_as_read()
+    tag = f"its EXIF orientation is {header.orientation}"
+    if found == (height, width):
+        return (TURNED_PICTURE, f"{tag}; it is read upright") if header.orientation > 1 else None
+    detail = (
+        f"the picture must be as high and wide as the annotation file says, {height:g} x "
+        f"{width:g}, got {found[0]} x {found[1]}"
+    )
+    if header.orientation >= SIDEWAYS and found == (width, height):
+        detail += f" ({tag}: remove the tag, if joints fit the picture as it is stored)"
+    return OTHER_SIZE, detail

@@ -1,0 +1,250 @@
+"""Look at data before training on them: the command of ``python study/dataset.py PATH``.
+
+The audit of a study, alone and before it, and beside it what is in the data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+
+from models.skeleton import SKELETONS, Skeleton
+from study.annotation_table import AnnotationTable, read_table
+from study.audit import Fault, audit, describe, faulty_ids
+from study.audit_notes import find_notes
+from study.audit_table import write_audit, write_table
+from study.config import InputError
+from study.data_layout import annotation_files, find_images, find_skeleton, train_file_of
+from study.dataset import People, overlap, read_people
+from study.display import Display
+from study.drawn_sheet import draw_sheet
+from study.figure_tables import bars_table, counts_table, joints_table
+from study.people_figures import Figures, measure
+
+FAULTS, PEOPLE = "audit.parquet", "people.parquet"
+UNUSABLE = "annotation file that cannot be used"
+COLUMNS = 6
+EXPLANATION = """\
+PATH is a data set's folder or one annotation file, in the format of COCO or CrowdPose. Both
+official layouts are known:
+  coco/       annotations/person_keypoints_{train,val}2017.json   train2017/ val2017/
+  crowdpose/  json/crowdpose_{train,val,test}.json                images/
+Otherwise the pictures are looked for in the folders near the annotation file.
+
+prints what is wrong with the data, and what is in them: people, labelled joints, sizes, crowding
+and writes to FOLDER:
+  audit.parquet    one row a fault (is_fault) or note, with its file, image_id, annotation_id
+  people.parquet   one row a person that a study would use
+  <file>.jpg       pictures of that annotation file with their skeletons: left limbs orange, right
+                   ones blue, a joint that is labelled but hidden a ring. Do the joints sit where
+                   their names say?
+
+A fault stops a study, unless data.max_bad_fraction lets so many people be left out. A note stops
+nothing: official files have crowd regions, people without joints, joints a little outside. Here
+people of val who are in train are a fault, too; a study warns of them and goes on.
+
+The exit status is 1 where there is a fault, else 0.
+
+examples:
+  python study/dataset.py /data/coco
+  python study/dataset.py /data/crowdpose/json/crowdpose_train.json --out look
+  python study/dataset.py mine.json --images pictures --skeleton coco
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What was found in one annotation file; figures only where it has a sound person."""
+
+    annotations: Path
+    faults: list[Fault]
+    """Notes among them."""
+    images: Path | None = None
+    skeleton: Skeleton | None = None
+    figures: Figures | None = None
+
+    def table(self) -> AnnotationTable:
+        """The file's columns, which are kept for the two latest files."""
+        assert self.skeleton is not None
+        return read_table(self.annotations, self.skeleton)
+
+
+def survey(
+    annotations: Path,
+    images: Path | None,
+    skeleton: Skeleton | None,
+    progress: Callable[[int, int], None],
+) -> Survey:
+    """The file's faults, notes and figures; a file that is none is one fault.
+
+    Args:
+        images: folder of the pictures, found near the file where none is given.
+        skeleton: by the number of joints where none is given.
+    """
+    try:
+        skeleton = skeleton or find_skeleton(annotations)
+        images = images or find_images(read_table(annotations, skeleton))
+        faults = audit(annotations, images, skeleton, progress=progress)
+    except InputError as error:
+        return Survey(annotations, [Fault(UNUSABLE, annotations, None, None, str(error))])
+    left_out = faulty_ids(faults)
+    table = read_table(annotations, skeleton)
+    is_sound = table.is_used & ~np.isin(table.ids, list(left_out))
+    figures = measure(table, left_out) if is_sound.any() else None
+    faults += find_notes(annotations, skeleton)
+    return Survey(annotations, faults, images, skeleton, figures)
+
+
+def leaks(surveys: Sequence[Survey]) -> list[Fault]:
+    """The people of each validation file who are in the training file beside it, as faults."""
+    usable = {one.annotations: one for one in surveys if one.figures is not None}
+    found: list[Fault] = []
+    for val in usable.values():
+        train = usable.get(train_file_of(val.annotations, usable) or Path())
+        if train is None or train.skeleton != val.skeleton:
+            continue
+        try:
+            found += overlap(*(_people(one) for one in (train, val)))
+        except InputError:  # a fault of the file as a whole, which is listed already
+            continue
+    return [dataclasses.replace(fault, is_warning=False) for fault in found]
+
+
+def _people(one: Survey) -> People:
+    assert one.images is not None and one.skeleton is not None
+    left_out = faulty_ids(one.faults)
+    return read_people(one.annotations, one.images, one.skeleton, leave_out=left_out)
+
+
+def write_people(file: Path, surveys: Iterable[Survey]) -> None:
+    """The Parquet file of the people that a study would use, one row each."""
+    parts = []
+    for one in surveys:
+        if one.figures is None:
+            continue
+        table, rows, figures = one.table(), one.figures.rows, one.figures
+        places = np.searchsorted(figures.picture_rows, table.image_rows[rows])
+        names = [table.image_names[row] for row in table.image_rows[rows]]
+        visibility = table.keypoints[rows, :, 2]
+        columns = {
+            "annotations": pa.array([str(one.annotations)] * len(rows)).dictionary_encode(),
+            "annotation_id": table.ids[rows],
+            "image_id": table.image_ids[rows],
+            "picture": names,
+            **dict(zip(("x", "y", "width", "height"), table.boxes[rows].T, strict=True)),
+            "area": table.areas[rows],
+            "num_labelled": (visibility > 0).sum(axis=1),
+            "num_visible": (visibility == 2).sum(axis=1),
+            "crowd_index": figures.crowd_indices[places],
+        }
+        parts.append(pa.table(columns))
+    if parts:
+        write_table(file, pa.concat_tables(parts).unify_dictionaries())
+
+
+def write_sheet(file: Path, one: Survey, pictures: int) -> bool:
+    """Draws so many pictures, evenly taken from the file, with their people's joints.
+
+    Returns:
+        Whether there is a sheet: a picture could be read, and somebody is in it.
+    """
+    if one.figures is None or one.images is None or one.skeleton is None:
+        return False
+    table, rows = one.table(), one.figures.picture_rows
+    paths: list[Path] = []
+    people: list[list[list[float]]] = []
+    for row in rows[np.linspace(0, len(rows) - 1, min(pictures, len(rows))).astype(int)]:
+        shown = one.figures.rows[table.image_rows[one.figures.rows] == row]
+        paths.append(one.images / table.image_names[row])
+        people.append(table.keypoints[shown].reshape(len(shown), -1).tolist())
+    return draw_sheet(paths, people, file, min(COLUMNS, len(paths)), one.skeleton) > 0
+
+
+def show(one: Survey, console: Console) -> None:
+    """Prints the figures of a file, then its faults and notes."""
+    console.rule(f"[bold]{one.annotations.name}", align="left")
+    if one.figures is not None and one.skeleton is not None:
+        console.print(f"pictures in {one.images}, joints of {one.skeleton.name}", soft_wrap=True)
+        console.print(counts_table(one.figures), bars_table(one.figures))
+        console.print(joints_table(one.figures, one.skeleton))
+    faults = [fault for fault in one.faults if not fault.is_warning]
+    if faults:
+        console.print("[bold red]faults")
+        console.print(describe(faults), markup=False, soft_wrap=True)
+    else:
+        console.print("[green]no faults")
+    notes = collections.Counter(fault.kind for fault in one.faults if fault.is_warning)
+    if notes:
+        told = ", ".join(f"{kind} ({count})" for kind, count in notes.most_common())
+        console.print(f"notes, which stop nothing: {told}", markup=False, soft_wrap=True)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="dataset.py",
+        description="Look at data before training on them: what is wrong, and what is there.",
+        epilog=EXPLANATION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("path", type=Path, metavar="PATH", help="a folder or an annotation file")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="where the pictures lie")
+    parser.add_argument(
+        "--skeleton", choices=SKELETONS, help="whose joints (default: by their number)"
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: audit-<name of PATH>")
+    parser.add_argument(
+        "--pictures", type=int, default=24, help="on a contact sheet (default 24; 0: no sheet)"
+    )
+    options = parser.parse_args(arguments)
+    if options.pictures < 0:
+        parser.error(f"--pictures must be at least 0, got {options.pictures}")
+    if options.images is not None and not options.images.is_dir():
+        parser.error(f"--images must be the folder of the pictures, got {options.images}")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command; exits with status 1 where the data have a fault."""
+    options = parse(arguments)
+    display = Display("auto")
+    skeleton = SKELETONS[options.skeleton] if options.skeleton else None
+    try:
+        files = annotation_files(options.path)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    with display.meters() as meter:
+        surveys = [
+            survey(file, options.images, skeleton, meter(f"checking {file.name}"))
+            for file in files
+        ]
+    shared = leaks(surveys)
+    for one in surveys:
+        show(one, display.console)
+    if shared:
+        display.console.print("[bold red]faults of both")
+        display.console.print(describe(shared), markup=False, soft_wrap=True)
+    out = options.out or Path(f"audit-{options.path.resolve().stem}")
+    faults = [fault for one in surveys for fault in one.faults] + shared
+    written = [write_audit(out / FAULTS, faults)]
+    if any(one.figures is not None for one in surveys):
+        write_people(out / PEOPLE, surveys)
+        written.append(out / PEOPLE)
+    for one in surveys:
+        sheet = out / f"{one.annotations.stem}.jpg"
+        if options.pictures and write_sheet(sheet, one, options.pictures):
+            written.append(sheet)
+    print(f"written: {', '.join(map(str, written))}")
+    sys.exit(1 if any(not fault.is_warning for fault in faults) else 0)
+
+
+if __name__ == "__main__":
+    main()
