@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from models.skeleton import Skeleton
-from study.metrics import SCORED_JOINT
 
 NEAR = 0.5
 """Part of the OKS from which a joint counts as found."""
@@ -29,20 +28,18 @@ def jittered(
 
     One kind of error: Gaussian noise about the truth, drawn from torch's global generator, whose
     spread is drawn for each joint, small ones more often: a refiner that never saw a joint in its
-    place would learn to move them all. Scores say nothing of the error: uniform from where a joint
-    counts up to 1, and 0 where there is no label to start from.
+    place would learn to move them all. Scores are 1, and 0 where there is no label to start from.
 
     Args:
         truth: (B, K, 2), with COCO ``visibility`` (B, K).
         areas: (B,), in the same pixels squared.
         spread: the largest of the noise along each axis, over the root of the area; a joint has
-            the square of a uniform share of it.
+            the fourth power of a uniform share of it.
     """
     size = areas.sqrt()[:, None, None]
-    shares = torch.rand(truth.shape[:2])[..., None].square()
+    shares = torch.rand(truth.shape[:2])[..., None].pow(4)
     noise = (torch.randn(truth.shape) * shares).to(truth) * spread * size
-    scores = SCORED_JOINT + (1 - SCORED_JOINT) * torch.rand(truth.shape[:2]).to(truth)
-    return truth + noise, torch.where(visibility > 0, scores, 0.0)
+    return truth + noise, (visibility > 0).to(truth)
 
 
 @dataclass(frozen=True)
