@@ -1,11 +1,12 @@
 """What every model costs: ``python tests/benchmarks/models.py``, a quarter of an hour.
 
 One CPU thread, crops of 256x192, one at a time and 32 together; batch norms are folded, as every
-inference runtime does. All networks are timed in turn, round after round, and a ratio is the
-median over the rounds of the time over SimpleBaseline-R50's in the same round: other load on the
-machine changes both alike. The second table sets IGP-GCN beside the light students, decoding left
-out. With ``--shapes`` other shapes of the light students, widened until they have as many
-parameters, are set beside MoveNet's ``lightning``: that is how their sizes were chosen.
+inference runtime does. All networks are timed in turn, round after round, by the thread's own
+time, to which waiting for a core doesn't count, and a ratio is the median over the rounds of the
+time over SimpleBaseline-R50's in the same round. The second table sets IGP-GCN beside the light
+students, decoding left out. With ``--shapes`` other shapes of the light students, widened until
+they have as many parameters, are set beside MoveNet's ``lightning``: that is how their sizes were
+chosen.
 """
 
 from __future__ import annotations
@@ -151,10 +152,10 @@ def ratios(calls: dict[str, Call], over: dict[str, str], rounds: int) -> dict[st
     with torch.inference_mode():
         for number in range(rounds + 1):
             for name, call in calls.items():
-                start = time.perf_counter()
+                start = time.thread_time()
                 call()
                 if number:
-                    seconds[name].append(time.perf_counter() - start)
+                    seconds[name].append(time.thread_time() - start)
                 elif "IGP-GCN" not in name:
                     print(f"  {name} is warm", flush=True)
             print(f"  round {number}/{rounds} done" if number else "  timing", flush=True)
@@ -185,7 +186,8 @@ def refiner_name(student: str, candidates: int) -> str:
 
 
 def shown(count: int) -> str:
-    return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.1f} M"
+    unit, letter = next(pair for pair in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if count >= pair[0])
+    return f"{count / unit:.3g} {letter}"
 
 
 def show(
