@@ -229,7 +229,7 @@ def main() -> None:
         "--rounds",
         type=int,
         default=30,
-        help="at batch 1; at larger ones a tenth, at least 3 (default: 30)",
+        help="at batch 1; at larger ones a tenth (default: 30)",
     )
     parser.add_argument("--shapes", action="store_true", help="shapes of students of equal size")
     options = parser.parse_args()
@@ -254,7 +254,7 @@ def main() -> None:
             builds,
             refined,
             batch,
-            options.rounds if batch == 1 else max(3, options.rounds // 10),
+            options.rounds if batch == 1 else max(1, options.rounds // 10),
         )
         for batch in options.batch
     }
