@@ -3,8 +3,9 @@
 Where people crowd, a joint's highest peak is often another person's, and the right one the next.
 Nodes are (joint, candidate). Along every limb each candidate hears from the candidates at the
 other end, the limb's vector being the edge's feature, so that those of one body find one another.
-Node features are (B, K, M, C), a candidate is x, y in crop pixels and its peak's height; height 0
-stands for no candidate.
+Where another method's pose is given, its joints are candidates too, the first ones: the student's
+peaks mend what is wrong in it. Node features are (B, K, M, C), a candidate is x, y in crop pixels
+and the height of the student's map there; height 0 stands for no candidate.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ ROUNDS = 3
 """How many limbs far a candidate hears of others."""
 NODE_CHANNELS = 4
 LIMB_CHANNELS = 4
+LOWEST_GIVEN = 1e-3
+"""Height of a given joint where the student's map has less; it is a candidate all the same."""
 _TINY = 1e-6
 
 
@@ -33,19 +36,38 @@ class Choice(NamedTuple):
     keypoints_crop: Tensor
     """(B, K, 2)."""
     scores: Tensor
-    """The heights of the chosen peaks, (B, K)."""
+    """The heights of the chosen candidates, (B, K)."""
     logits: Tensor | None
     """(B, K, M), -inf where there is no candidate; None where there is nothing to choose."""
 
 
-def read_candidates(codec: HeatmapCodec, features: PoseFeatures, count: int) -> Tensor:
-    """The student's candidates for each joint, (B, K, count, 3), the first what ``read`` gives."""
+def read_candidates(
+    codec: HeatmapCodec,
+    features: PoseFeatures,
+    count: int,
+    given: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """The candidates for each joint, (B, K, count, 3): the given one, then the student's peaks.
+
+    The first of the peaks is what the codec's ``read`` gives. A given joint's height is that of
+    the student's map at its place, for a method's own scores mean something else.
+
+    Args:
+        given: another method's keypoints_crop (B, K, 2) and scores (B, K); a joint of score 0 is
+            not given and has one more peak instead.
+    """
     keypoints_crop, scores = codec.read(features)
-    first = torch.cat((keypoints_crop, scores[..., None]), dim=-1)[:, :, None]
-    if count == 1:
-        return first
-    modes = codec.read_modes(features, count)
-    return torch.cat((first, modes[:, :, 1:, :3]), dim=2)
+    own = torch.cat((keypoints_crop, scores[..., None]), dim=-1)[:, :, None]
+    if count > 1:
+        own = torch.cat((own, codec.read_modes(features, count)[:, :, 1:, :3]), dim=2)
+    if given is None:
+        return own
+    places, scores = given
+    maps = sample_features(features.heatmaps, places, codec.input_size)  # (B, K, K)
+    heights = maps.diagonal(dim1=1, dim2=2).clamp_min(LOWEST_GIVEN)
+    first = torch.cat((places, heights[..., None]), dim=-1)[:, :, None]
+    is_given = (scores > 0)[..., None, None]
+    return torch.where(is_given, torch.cat((first, own[:, :, :-1]), dim=2), own)
 
 
 class LimbMessages(nn.Module):
@@ -92,7 +114,7 @@ class LimbMessages(nn.Module):
 
 
 class CandidateChooser(nn.Module):
-    """Untrained, it takes the highest peak of every joint, which is the first."""
+    """Untrained, it takes every joint's first candidate: the given one, or the highest peak."""
 
     def __init__(
         self, skeleton: Skeleton, feature_channels: int, *, width: int, dropout: float
@@ -107,6 +129,7 @@ class CandidateChooser(nn.Module):
         self.enter = nn.Linear(NODE_CHANNELS + width, width)
         self.joint = nn.Parameter(torch.zeros(skeleton.num_joints, 1, width))
         nn.init.normal_(self.joint, std=0.1)
+        self.first = nn.Parameter(torch.zeros(width))
         self.rounds = nn.ModuleList(LimbMessages(skeleton, width, dropout) for _ in range(ROUNDS))
         self.head = nn.Linear(width, 1, bias=False)  # a softmax feels no bias
         nn.init.zeros_(self.head.weight)
@@ -119,7 +142,7 @@ class CandidateChooser(nn.Module):
 
         Args:
             features: one map of the student's pyramid, (B, C, h / s, w / s).
-            candidates: (B, K, M, 3), highest first.
+            candidates: (B, K, M, 3), as ``read_candidates`` gives them.
         """
         height, width = crop_size
         joints, count = candidates.shape[1:3]
@@ -131,13 +154,14 @@ class CandidateChooser(nn.Module):
         seen = sample_features(features, candidates[..., :2].flatten(1, 2), crop_size)
         seen = self.project(seen).unflatten(1, (joints, count))
         own = torch.cat((places, heights[..., None], share[..., None]), dim=-1)
-        nodes = F.relu(self.enter(torch.cat((own, seen), dim=-1)) + self.joint)
+        is_first = torch.arange(count, device=heights.device) == 0
+        known = self.joint + is_first[:, None] * self.first  # (K, M, width)
+        nodes = F.relu(self.enter(torch.cat((own, seen), dim=-1)) + known)
         limbs = self._limbs(places)
         for messages in self.rounds:
             nodes = messages(nodes, limbs, is_there)
         logits = share.log() + self.head(nodes)[..., 0]
-        can_win = is_there | (torch.arange(count, device=heights.device) == 0)
-        return logits.masked_fill(~can_win, -torch.inf)
+        return logits.masked_fill(~(is_there | is_first), -torch.inf)
 
     def choose(self, features: Tensor, candidates: Tensor, crop_size: tuple[int, int]) -> Choice:
         """The candidate of the highest logit, of equal ones the first.

@@ -177,7 +177,7 @@ class IgpGcn(nn.Module):
             width: channels of a node, a multiple of 4.
             dropout: share of node channels that training zeroes, 0 to 1.
             gate: scale each joint's step by a learned confidence.
-            candidates: peaks of the student per joint to choose from; 1 takes the highest.
+            candidates: places per joint to choose from; 1 takes the first.
         """
         super().__init__()
         if not 1 <= levels <= len(pyramid_channels):
@@ -216,8 +216,7 @@ class IgpGcn(nn.Module):
 
         Args:
             pyramid: the student's features, of which the finest are read.
-            candidates: x, y in crop pixels and height of the student's peaks, highest first,
-                (B, K, ``num_candidates``, 3).
+            candidates: as ``read_candidates`` gives them, (B, K, ``num_candidates``, 3).
         """
         if self.chooser is None:
             return Choice(candidates[:, :, 0, :2], candidates[:, :, 0, 2], logits=None)
@@ -237,7 +236,7 @@ class IgpGcn(nn.Module):
         Args:
             pyramid: the student's features, (B, C_l, h / s_l, w / s_l), coarse to fine.
             keypoints_crop: the pose to start from, (B, K, 2).
-            scores: the student's confidence in it, (B, K).
+            scores: the height of the student's maps there, (B, K).
             crop_size: height and width of the crop in pixels.
 
         Returns:

@@ -51,10 +51,10 @@ SIZES = {
         pyramid=(24, 16, 16),
         head=24,
     ),
-    # small, medium, large: students to ship, chosen by tests/benchmarks/students.py among eight
-    # shapes of as many parameters (deep or shallow; expansion 6, 4 or 3; channels that grow evenly
-    # or late). Late channels, expansion 4 and few blocks at fine strides were fastest or within
-    # the noise of it: 0.32, 0.48 and 0.70 of lightning's time on single crops, about three
+    # small, medium, large: students to ship, chosen by tests/benchmarks/models.py --shapes among
+    # eight shapes of as many parameters (deep or shallow; expansion 6, 4 or 3; channels that grow
+    # evenly or late). Late channels, expansion 4 and few blocks at fine strides were fastest or
+    # within the noise of it: 0.32, 0.48 and 0.70 of lightning's time on single crops, about three
     # quarters of what MobileNetV2's proportions take. Accuracy was not compared.
     "small": MobileNetSize(
         stem=16,

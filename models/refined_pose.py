@@ -51,13 +51,12 @@ class RefinedPose(nn.Module):
 
         Args:
             start: another method's keypoints_crop (B, K, 2) and scores (B, K), which the refiner
-                improves in place of the student's; a joint of score 0 is not given and starts
-                from the student's. Level 0 has nothing to choose then and is skipped. None starts
-                from the student's pose.
+                improves: each is the first of its joint's candidates, before the student's peaks.
+                A joint of score 0 is not given. None starts from the student's peaks alone.
 
         Returns:
-            keypoints_crop (B, K, 2), after the last level, and scores (B, K), the given ones, else
-            the heights of the student's peaks that the joints started from.
+            keypoints_crop (B, K, 2), after the last level, and scores (B, K): of given joints the
+            given ones, else the heights of the student's peaks that the joints started from.
         """
         crop_size = (crops.shape[2], crops.shape[3])
         if crop_size != tuple(self.codec.input_size):
@@ -73,14 +72,12 @@ class RefinedPose(nn.Module):
                     "that was trained with refine.epochs above 0"
                 )
             return self.codec.read(features)
-        if start is not None:
-            keypoints_crop, scores = complete(start, self.codec.read(features))
-        else:
-            candidates = read_candidates(self.codec, features, self.refiner.num_candidates)
-            choice = self.refiner.choose(features.pyramid, candidates, crop_size)
-            keypoints_crop, scores = choice.keypoints_crop, choice.scores
-        poses = self.refiner(features.pyramid, keypoints_crop, scores, crop_size)
-        return poses[-1], scores
+        candidates = read_candidates(self.codec, features, self.refiner.num_candidates, start)
+        choice = self.refiner.choose(features.pyramid, candidates, crop_size)
+        poses = self.refiner(features.pyramid, choice.keypoints_crop, choice.scores, crop_size)
+        if start is None:
+            return poses[-1], choice.scores
+        return poses[-1], torch.where(start[1] > 0, start[1], choice.scores)
 
     def look(self, crops: Tensor) -> PoseFeatures:
         """The student's answer to crops; with a flip test the mean of two, and one's features."""
@@ -89,13 +86,3 @@ class RefinedPose(nn.Module):
             return features
         mirrored = self.student.look(crops.flip(-1))
         return features.averaged_with(self.codec.flip_back(mirrored, self.flip_order))
-
-
-def complete(given: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The given keypoints (B, K, 2) and scores (B, K); where a score is 0, the student's own."""
-    keypoints_crop, scores = given
-    is_given = scores > 0
-    return (
-        torch.where(is_given[..., None], keypoints_crop, own[0]),
-        torch.where(is_given, scores, own[1]),
-    )

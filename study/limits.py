@@ -225,17 +225,11 @@ def _impossible_teacher(values: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _impossible_start(values: Mapping[str, Any]) -> Iterable[str]:
-    start, candidates = values["refine.start"], values["refine.candidates"]
+    start = values["refine.start"]
     if start not in (STUDENT, JITTER) and not start.endswith(".json"):
         yield (
             f"refine.start must be {STUDENT}, {JITTER} or the path of a .json of COCO keypoint "
             f"results, got refine.start={start}"
-        )
-    if start != STUDENT and candidates > 1:
-        yield (
-            "level 0 chooses among the student's peaks and has nothing to choose where poses are "
-            f"given, got refine.start={start} and refine.candidates={candidates}; set "
-            "refine.candidates=1, and a search space without it"
         )
 
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from models.candidates import Choice, read_candidates
+from models.candidates import read_candidates
 from models.codec import HeatmapCodec
 from models.igp_gcn import IgpGcn
 from models.pose_features import PoseFeatures, PoseNetwork
-from models.refined_pose import RefinedPose, complete
+from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton
 from study.batches import Batch
 from study.limits import JITTER
@@ -61,7 +61,7 @@ class RefineTask(nn.Module):
         self.skeleton = skeleton
         self.settings = settings
         self.errors = errors
-        """Added to the student's pose in training; None leaves it as it is."""
+        """Added to the student's pose in training; None leaves it, and a given one, as it is."""
         self.flip_order = skeleton.flip_order if flip_test else None
 
     def train(self, mode: bool = True) -> RefineTask:
@@ -74,18 +74,14 @@ class RefineTask(nn.Module):
         with torch.set_grad_enabled(self.is_finetuned and torch.is_grad_enabled()):
             out = self.student.look(batch.crops)
         height, width = batch.crops.shape[-2:]
-        given = self._given(batch)
-        if given is None:
-            candidates = self._candidates(out, batch)
-            choice = self.refiner.choose(out.pyramid, candidates, (height, width))
-        else:
-            choice = Choice(*complete(given, self.codec.read(out)), logits=None)
+        candidates = self._candidates(out, batch)
+        choice = self.refiner.choose(out.pyramid, candidates, (height, width))
         start = choice.keypoints_crop
         poses = self.refiner(out.pyramid, start, choice.scores, (height, width))
         terms = {}
         for name, (target, weights) in self._targets(batch).items():
             term = self._over_levels(poses, start, target, weights, batch.areas_crop, height)
-            if given is None and choice.logits is not None:
+            if choice.logits is not None:
                 places, sigmas = candidates[..., :2], self.skeleton.oks_sigmas
                 chosen = choice_loss(
                     choice.logits, places, target, weights, batch.areas_crop, sigmas
@@ -95,7 +91,7 @@ class RefineTask(nn.Module):
         return terms
 
     def _given(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """Keypoints and scores to start from; None for the student's."""
+        """Another method's keypoints and scores, real or made up; None for the student's."""
         if self.settings.start == JITTER:
             labels = (batch.keypoints_crop, batch.visibility, batch.areas_crop)
             return jittered(*labels, self.settings.jitter)
@@ -104,8 +100,9 @@ class RefineTask(nn.Module):
         return batch.start_crop[..., :2], batch.start_crop[..., 2]
 
     def _candidates(self, out: PoseFeatures, batch: Batch) -> Tensor:
-        """The student's peaks (B, K, M, 3), with its errors on unseen people where it has any."""
-        candidates = read_candidates(self.codec, out, self.refiner.num_candidates)
+        """Where joints may start, (B, K, M, 3), with errors on unseen people where it has any."""
+        count, given = self.refiner.num_candidates, self._given(batch)
+        candidates = read_candidates(self.codec, out, count, given)
         if self.errors is None:
             return candidates
         return disturb_candidates(

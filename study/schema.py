@@ -214,9 +214,11 @@ class RefineConfig:
     and what is not labelled from the student. A JSON: matched to people as for
     teacher.name=predictions; people and joints that it lacks start from the student."""
     jitter: float
-    """Largest spread of jitter's noise along x and y, over the root of the person's area."""
+    """Largest spread of jitter's noise along x and y, over the root of the person's area; most
+    joints have far less."""
     candidates: int
-    """Peaks of the student per joint to choose from, 1 to 3; 1 takes the highest."""
+    """Places per joint to choose from, 1 to 3: the student's highest peaks, and before them, where
+    refine.start is not the student, the given one. 1 takes the first."""
     levels: int
     depth: int
     """Residual graph blocks in each level."""

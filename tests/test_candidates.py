@@ -1,4 +1,4 @@
-"""The chooser: it starts as the identity, and learns which peaks belong to one body."""
+"""The chooser: it starts as the identity, and learns which candidates belong to one body."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.candidates import CandidateChooser, read_candidates
+from models.candidates import LOWEST_GIVEN, CandidateChooser, read_candidates
 from models.codec import CODECS, Dark
 from models.igp_gcn import IgpGcn
 from models.pose_features import PoseFeatures, PoseNetwork
@@ -292,3 +292,87 @@ def test_choosing_is_learned_whatever_the_levels_do(five: Skeleton) -> None:
     expected = (probability * (1 - oks)).sum()
     for term in added.values():
         torch.testing.assert_close(term, expected, atol=0, rtol=1e-4)
+
+
+def seen(people: Tensor, is_right: Tensor) -> PoseFeatures:
+    """A student's answer about people of two bodies, (B, 2, K, 2), the first the right one.
+
+    Each joint has one peak, on the first body where ``is_right`` (B, K), else on the second. The
+    features show where the first one's joints are.
+    """
+
+    def render(joints: Tensor) -> Tensor:
+        ones = torch.ones(*joints.shape[:2], 2)
+        return CODEC.render(torch.cat((joints, ones), dim=-1)[:, :, None])
+
+    peaks = torch.where(is_right[..., None], people[:, 0], people[:, 1])
+    fine = render(people[:, 0]).amax(dim=1, keepdim=True).expand(-1, CHANNELS[-1], -1, -1)
+    pyramid = (nn.functional.avg_pool2d(fine, 4), nn.functional.avg_pool2d(fine, 2), fine)
+    return PoseFeatures(render(peaks), pyramid)
+
+
+def test_a_given_joint_comes_before_the_peaks_with_the_maps_height_there(five: Skeleton) -> None:
+    torch.manual_seed(0)
+    people = bodies(4, five).div(4).round().mul(4)  # joints on cells
+    features = seen(people, torch.ones(4, 5, dtype=torch.bool))
+    given = people[:, 0].clone()
+    given[0, 1] = torch.tensor([0.0, 0.0])
+    scores = torch.full((4, 5), 0.3)
+    scores[2, 3] = 0
+    own = read_candidates(CODEC, features, 3)
+    found = read_candidates(CODEC, features, 3, (given, scores))
+    is_given = scores > 0
+    assert torch.equal(found[:, :, 0, :2][is_given], given[is_given])
+    assert torch.equal(found[:, :, 1:][is_given], own[:, :, :-1][is_given])
+    assert torch.equal(found[2, 3], own[2, 3])
+    heights = found[..., 0, 2].clone()
+    assert heights[0, 1] == LOWEST_GIVEN
+    heights[0, 1] = 1
+    torch.testing.assert_close(heights, torch.ones(4, 5), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("candidates", [2, 3])
+def test_untrained_it_gives_back_even_a_pose_that_the_student_sees_nothing_of(
+    candidates: int, five: Skeleton
+) -> None:
+    torch.manual_seed(0)
+    people = bodies(6, five)
+    task = task_of(five, candidates=candidates)
+    task.student.answer = seen(people, torch.ones(6, 5, dtype=torch.bool))  # type: ignore[assignment]
+    start = (people[:, 1], torch.full((6, 5), 0.2))
+    keypoints, scores = task.estimator().eval()(torch.zeros(6, 3, *CROP), start)
+    assert torch.equal(keypoints, start[0]) and torch.equal(scores, start[1])
+
+
+def trained_on_jitter(skeleton: Skeleton) -> RefineTask:
+    task = task_of(skeleton, candidates=2, start="jitter", jitter=0.6)
+    optimizer = torch.optim.AdamW(task.refiner.parameters(), lr=5e-3)
+    task.train()
+    for _ in range(60):
+        people = bodies(32, skeleton)
+        is_right = torch.rand(32, 5) < 0.5
+        task.student.answer = seen(people, is_right)  # type: ignore[assignment]
+        term = task(batch_of(people[:, 0]))["truth"]
+        optimizer.zero_grad()
+        (term.sum / term.count).backward()
+        optimizer.step()
+    return task
+
+
+@pytest.mark.slow
+def test_trained_on_jitter_it_mends_what_is_far_off_and_keeps_what_is_right(
+    five: Skeleton,
+) -> None:
+    task = trained_on_jitter(five)
+    torch.manual_seed(99)
+    people = bodies(300, five)
+    truth, other = people[:, 0], people[:, 1]
+    is_off = torch.rand(300, 5) < 0.2  # given on the other body, where the student is right
+    task.student.answer = seen(people, is_off)  # type: ignore[assignment]
+    start = torch.where(is_off[..., None], other, truth)
+    with torch.no_grad():
+        estimator = task.estimator().eval()
+        found, _ = estimator(torch.zeros(300, 3, *CROP), (start, torch.ones(300, 5)))
+    is_close = (found - truth).norm(dim=-1) < 4
+    assert is_close[is_off].float().mean() > 0.9
+    assert is_close[~is_off].float().mean() > 0.95

@@ -24,15 +24,22 @@ SIZE = (96, 64)
 BOX = [20.0, 10.0, 60.0, 70.0]
 
 
-def write_export(folder: Path, *, moves: bool, is_refined: bool = True) -> Path:
-    """A tiny CrowdPose export of random weights, whose refiner moves joints or does not."""
+def write_export(
+    folder: Path, *, moves: bool = False, trusts_student: bool = False, is_refined: bool = True
+) -> Path:
+    """A tiny CrowdPose export of random weights.
+
+    Its refiner moves joints or does not; it takes the student's peaks before the given joints or
+    does not.
+    """
     info: dict[str, Any] = {
         "skeleton": "crowdpose",
         "input_size": list(SIZE),
         "student": {"name": "mobile_net", "size": "tiny"},
         "codec": {"name": "dark", "sigma": 2.0},
         "flip_test": False,
-        "refiner": {"levels": 2, "depth": 1, "width": 8, "dropout": 0.0, "gate": True},
+        "refiner": {"levels": 2, "depth": 1, "width": 8, "dropout": 0.0, "gate": True}
+        | {"candidates": 2},
     }
     info["refiner"] = info["refiner"] if is_refined else None
     torch.manual_seed(0)
@@ -43,6 +50,11 @@ def write_export(folder: Path, *, moves: bool, is_refined: bool = True) -> Path:
         assert estimator.refiner is not None
         for parameter in estimator.refiner.parameters():
             nn.init.normal_(parameter, std=0.1)
+    if trusts_student:
+        assert estimator.refiner is not None and estimator.refiner.chooser is not None
+        with torch.no_grad():
+            estimator.refiner.chooser.first[0] = 100
+            estimator.refiner.chooser.head.weight[0, 0] = -100
     folder.mkdir()
     save_file(estimator.state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(info))
@@ -51,7 +63,7 @@ def write_export(folder: Path, *, moves: bool, is_refined: bool = True) -> Path:
 
 @pytest.fixture(scope="module")
 def still(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_export(tmp_path_factory.mktemp("still") / "export", moves=False)
+    return write_export(tmp_path_factory.mktemp("still") / "export")
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +153,18 @@ def test_missing_joints_start_from_the_students_own(
         np.testing.assert_allclose(rows(found)[joint], expected[joint], atol=1e-4)
 
 
+def test_a_given_joint_gives_way_to_the_students_peak_and_keeps_its_score(
+    still: Path, tmp_path: Path, pictures: list[Path]
+) -> None:
+    trusting = write_export(tmp_path / "trusting", trusts_student=True)
+    given = entry()
+    (found,) = run(trusting, tmp_path, [given], pictures[:1])
+    (own,) = run(still, tmp_path, [entry(keypoints=[0.0] * 42)], pictures[:1])
+    np.testing.assert_allclose(rows(found)[:, :2], rows(own)[:, :2], atol=1e-4)
+    assert np.abs(rows(found)[:, :2] - rows(given)[:, :2]).max() > 1
+    assert np.array_equal(rows(found)[:, 2], rows(given)[:, 2])
+
+
 def test_cocos_visibility_counts_as_sure_and_is_kept(
     moving: Path, tmp_path: Path, pictures: list[Path]
 ) -> None:
@@ -224,7 +248,7 @@ def test_a_broken_file_is_refused_by_file_entry_and_what_must_hold(
 def test_an_export_without_refiner_and_a_file_to_be_written_over_are_refused(
     still: Path, tmp_path: Path, pictures: list[Path]
 ) -> None:
-    plain = write_export(tmp_path / "plain", moves=False, is_refined=False)
+    plain = write_export(tmp_path / "plain", is_refined=False)
     with pytest.raises(SystemExit, match=r"needs an export with a refiner.*refine\.epochs"):
         run(plain, tmp_path, [entry()], pictures)
     file = tmp_path / "keypoints.json"

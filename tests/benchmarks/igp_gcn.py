@@ -1,9 +1,8 @@
-"""What stage 2 costs, in ratios: ``python tests/benchmarks/igp_gcn.py --size teacher``.
+"""Reading features at joints, in ratios: ``python tests/benchmarks/igp_gcn.py --size teacher``.
 
-Two tables, of one process on one thread. The first reads a student's features at its joints: by
-four gathers, by grid_sample, and by gathers joint for joint, each checked against the others. The
-second sets the refiner beside the forward pass of its student, decoding left out. What is
-compared is run in turn, and the median of all rounds counts.
+By four gathers, by grid_sample, and by gathers joint for joint, each checked against the others,
+in one process on one thread. What is compared is run in turn, and the median of all rounds counts.
+What the refiner costs beside its student: models.py.
 """
 
 from __future__ import annotations
@@ -24,11 +23,9 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from models.build import MODELS, build_codec, build_model  # noqa: E402
-from models.candidates import read_candidates  # noqa: E402
-from models.igp_gcn import IgpGcn  # noqa: E402
+from models.build import MODELS, build_model  # noqa: E402
 from models.mobile_net import SIZES  # noqa: E402
-from models.pose_features import PoseNetwork, sample_features  # noqa: E402
+from models.pose_features import sample_features  # noqa: E402
 from models.skeleton import COCO  # noqa: E402
 
 CROP = (256, 192)
@@ -112,34 +109,8 @@ def show_sampling(pyramid: tuple[Tensor, ...], keypoints: Tensor, rounds: int) -
     Console(width=100).print(table)
 
 
-def show_refiners(student: PoseNetwork, crops: Tensor, name: str, rounds: int) -> None:
-    """Prints each refiner's share of its student's time."""
-    codec = build_codec("dark", CROP, 2.0)
-    out = student.look(crops)
-    table = Table(title=f"refiner beside student ({name}), {len(crops)} crops of 256 x 192")
-    headings = ("levels", "depth", "width", "candidates", "parameters", "share of the student's")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for levels, depth, width, candidates in ((3, 2, 64, 1), (3, 6, 64, 1), (3, 2, 64, 3)):
-        refiner = IgpGcn(
-            *(COCO, student.pyramid_channels),
-            **{"levels": levels, "depth": depth, "width": width, "candidates": candidates},
-        ).eval()
-        places = read_candidates(codec, out, candidates)
-
-        def refine(refiner: IgpGcn = refiner, places: Tensor = places) -> object:
-            start = refiner.choose(out.pyramid, places, CROP)
-            return refiner(out.pyramid, start.keypoints_crop, start.scores, CROP)
-
-        seconds = medians([lambda: student.look(crops), refine], rounds)
-        parameters = sum(parameter.numel() for parameter in refiner.parameters())
-        row = (levels, depth, width, candidates, f"{parameters:,}")
-        table.add_row(*map(str, row), f"{100 * seconds[1] / seconds[0]:.1f} %")
-    Console(width=100).print(table)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Set the refiner's cost beside its student's.")
+    parser = argparse.ArgumentParser(description="Compare ways to read features at joints.")
     parser.add_argument("--model", choices=sorted(MODELS), default="mobile_net")
     parser.add_argument("--size", choices=sorted(SIZES), default="teacher")
     parser.add_argument("--batch", type=int, default=32)
@@ -150,15 +121,10 @@ def main() -> None:
     student = build_model(options.model, options.size, COCO).eval()
     student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     crops = 255 * torch.rand(options.batch, 3, *CROP)
-    crops = crops.contiguous(memory_format=torch.channels_last)
     keypoints = torch.rand(options.batch, COCO.num_joints, 2) * torch.tensor(CROP[::-1])
-    parameters = sum(parameter.numel() for parameter in student.parameters())
     with torch.no_grad():
         pyramid = student.look(crops).pyramid
     show_sampling(pyramid, keypoints, options.rounds)
-    name = f"{options.model} {options.size}, {parameters:,} parameters"
-    with torch.inference_mode():
-        show_refiners(student, crops, name, options.rounds)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Whether the refiner improves other methods' poses: ``refine_anything.py --data DIR --out DIR``.
 
 A student learns from labels alone; on top of it, frozen, IGP-GCN learns to improve poses that come
-from elsewhere (``refine.start``). Then it gets poses of the validation people:
+from elsewhere (``refine.start``), each given joint being one candidate among the student's peaks.
+Then it gets poses of the validation people:
 
   real      another method's predictions: MoveNet's (--movenet), or any COCO results (--poses)
   swapped   the truth, a third of the left-right pairs swapped
@@ -65,10 +66,9 @@ SETTINGS = (
     *(f"data.{s}.annotations=annotations/lspet_crowd_{s}.json" for s in ("train", "val")),
     *(f"data.{s}.images=images/{s}" for s in ("train", "val")),
     *("distill.heatmap.kind=none", "distill.structure.kind=none", "distill.normalize=none"),
-    *("distill.epochs=1", "distill.optimizer.lr=1e-4", "refine.epochs=10"),
-    *("refine.student=finetuned", "refine.student_factor=1.0", "refine.optimizer.lr=2e-3"),
-    *("refine.perturb=false", "data.max_people=2500"),
-    *("student.size=teacher", "display=none"),
+    *("distill.epochs=4", "distill.optimizer.lr=2e-4", "distill.optimizer.pretrained_factor=0.2"),
+    *("refine.epochs=7", "refine.optimizer.lr=2e-3", "refine.candidates=3", "refine.jitter=1.0"),
+    *("data.max_people=2500", "student.size=teacher", "display=none"),
 )
 Poses = NDArray[np.float32]
 """x, y in stored-crop pixels and score, (N, K, 3)."""
@@ -83,25 +83,23 @@ def say(row: Row) -> bool:
     return False
 
 
-def train(
-    config: StudyConfig, data: StudyData, student_data: StudyData, out: Path, starts: list[str]
-) -> None:
+def train(config: StudyConfig, data: StudyData, out: Path, starts: list[str]) -> None:
     """The student, and on top of copies of it a refiner for each start, as far as not yet done."""
     workers = Workers(torch.device("cpu"))
 
-    def go_on(name: str, values: dict[str, Any], people: StudyData) -> None:
+    def go_on(name: str, values: dict[str, Any]) -> None:
         print(f"training {name}", flush=True)
         own = with_values(config, values)
-        run_trial(Trial(0, own, people, out / name, targets=None), workers, say)
+        run_trial(Trial(0, own, data, out / name, targets=None), workers, say)
 
-    go_on("student", {"refine.epochs": 0}, student_data)
+    go_on("student", {"refine.epochs": 0})
     for start in starts:
         folder = out / name_of(start)
         if not folder.exists():
             aside = out / f".{folder.name}"
             shutil.copytree(out / "student", aside, dirs_exist_ok=True)
             aside.rename(folder)
-        go_on(folder.name, {"refine.start": start}, data)
+        go_on(folder.name, {"refine.start": start})
 
 
 def name_of(start: str) -> str:
@@ -341,14 +339,6 @@ def main() -> None:
         type=Path,
         help="a MoveNet's TF.js .json: its results on val are a case, and those on train a start",
     )
-    parser.add_argument(
-        "--student-people",
-        metavar="N",
-        type=int,
-        default=160,
-        help="the student learns from so many people, 0 all (default 160: few, at a low rate, "
-        "leave trained features as they come)",
-    )
     parser.add_argument("--quick", action="store_true", help="a smoke run; another --out")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="of the study")
     options = parser.parse_args()
@@ -362,15 +352,11 @@ def main() -> None:
     )
     torch.set_num_threads(max(1, int(config.trial.cpus)))
     data = prepare_data(config, lambda _: lambda *_: None, print)
-    student_data = data
-    if options.student_people:
-        few = with_values(config, {"data.max_people": options.student_people})
-        student_data = prepare_data(few, lambda _: lambda *_: None, print)
     starts, poses = options.start or ["jitter"], list(options.poses)
     if options.movenet:
         poses.append(movenet_poses(config, options.movenet, out, "val"))
         starts.append(str(movenet_poses(config, options.movenet, out, "train")))
-    train(config, data, student_data, out, starts)
+    train(config, data, out, starts)
     show(score(config, data, out, starts, poses))
 
 
