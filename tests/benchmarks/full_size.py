@@ -130,24 +130,22 @@ def look(annotations: Path, images: Path, folder: Path) -> None:
 
 def write_targets(store: Path, file: Path) -> None:
     """What a teacher would say: the truth, thrice, so that the store is as large as a real one."""
-    import numpy as np
+    import torch
 
-    from study.store import open_crop_store, write_teacher_store
+    from study.crops import stored_size
+    from study.store import open_crop_store
+    from study.teacher_store import Answer, write_teacher_store
 
     people = open_crop_store(store)
 
-    def rows(start: int, stop: int) -> dict[str, Any]:
-        truth = people.keypoints_stored[start:stop, :, None].repeat(3, axis=2)  # (b, K, 3, 2)
-        joints = truth.shape[1]
-        modes = np.concatenate([truth, np.ones_like(truth)], axis=3)
+    def asked(start: int, stop: int) -> Answer:
+        truth = torch.from_numpy(people.keypoints_stored[start:stop, :, None]).repeat(1, 1, 3, 1)
+        modes = torch.cat((truth, torch.ones_like(truth)), dim=3)  # (b, K, 3, 4)
         modes[:, :, 1:, 2] = 0.1
-        return {
-            "modes_stored": modes,
-            "taught": np.ones((stop - start, joints), np.uint8),
-            "relation": np.ones((stop - start, joints, joints), np.float16),
-        }
+        taught = torch.ones(modes.shape[:2])
+        return Answer(modes, taught, taught[:, :, None] * taught[:, None])
 
-    write_teacher_store(file, len(people), rows)
+    write_teacher_store(file, stored_size(people.input_size), len(people), asked)
 
 
 def train(root: Path, size: int) -> None:
