@@ -85,7 +85,7 @@ def batches(
 
 
 def plain_keypoints(store: CropStore) -> Tensor:
-    return torch.from_numpy(store.keypoints_stored) - MARGIN
+    return torch.from_numpy(store.keypoints_stored.copy()) - MARGIN
 
 
 def test_without_augmentation_people_come_as_they_are_stored(
@@ -160,7 +160,7 @@ def test_augmented_teacher_modes_land_where_the_augmented_joints_do(
     torch.testing.assert_close(places[:, :, 0], batch.keypoints_crop, **STEP)
     # a second mode 5 px away stays 5 px times the zoom away, and zoom squared is that of areas
     away = (places[:, :, 1] - places[:, :, 0]).norm(dim=-1)[:, 0]
-    zoom = (batch.areas_crop / torch.from_numpy(five_store.areas)).sqrt()
+    zoom = (batch.areas_crop / torch.from_numpy(five_store.areas.copy())).sqrt()
     torch.testing.assert_close(away, 5 * zoom, **STEP)
 
 
@@ -170,7 +170,7 @@ def test_areas_follow_the_affine(five_store: CropStore, five: Skeleton, workers:
     visibility = torch.from_numpy(five_store.visibility)
     generator = torch.Generator().manual_seed(8)
     affine, _ = draw_affines(keypoints, visibility, five, FRAME, WILD, generator)
-    expected = torch.from_numpy(five_store.areas) * torch.linalg.det(affine[..., :2]).abs()
+    expected = torch.from_numpy(five_store.areas.copy()) * torch.linalg.det(affine[..., :2]).abs()
     torch.testing.assert_close(batch.areas_crop, expected)
 
 

@@ -112,7 +112,7 @@ def task_of(skeleton: Skeleton, **changes: Any) -> RefineTask:
         teacher_weight=1.0,
         truth_weight=1.0,
         perturb=False,
-        augment=AugmentConfig(0, 0, 0, 0, 0),
+        augment=AugmentConfig(0, 0, 0, 0, 0, 0, 0),
     )
     settings = dataclasses.replace(settings, **changes)
     torch.manual_seed(0)

@@ -63,8 +63,9 @@ def test_folder_holds_the_study_and_its_data_groups_alone() -> None:
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_data_group_is_composed_and_checked(group: str) -> None:
     config = compose([f"data={group}"])
-    assert config.data.kind == group
-    assert config.name == f"{group}-joint-joint"
+    kind = group.removesuffix("_full")
+    assert config.data.kind == kind
+    assert config.name == (f"{group}-joint-joint" if kind == group else group)
     assert config_paths(config) == schema_paths()
 
 

@@ -146,7 +146,7 @@ def test_two_drivers_make_the_same_store_at_once(
         for part in parts:
             crop_files.write_part(part, 1, tell)
 
-    for module in ("crop_files", "store"):
+    for module in ("crop_files", "columns"):
         monkeypatch.setattr(f"study.{module}.aside_of", aside_of)
     paths: list[Path] = []
     drivers = [

@@ -42,7 +42,7 @@ SETTINGS = DistillConfig(
     schedule="constant",
     normalize="initial",
     diagnose=False,
-    augment=AugmentConfig(0, 0, 0, 0, 0),
+    augment=AugmentConfig(0, 0, 0, 0, 0, 0, 0),
 )
 STRUCTURES = ["pairwise", "bone", "angle", "relation"]
 

@@ -57,13 +57,13 @@ REPORTS = [
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are saved in the test."""
     figures: list[Figure] = []
-    save = pictures._save
+    save = pictures.save
 
     def keep(figure: Figure, file: Path) -> Path:
         figures.append(figure)
         return save(figure, file)
 
-    monkeypatch.setattr(pictures, "_save", keep)
+    monkeypatch.setattr(pictures, "save", keep)
     return figures
 
 

@@ -44,7 +44,9 @@ def prepared(config: StudyConfig) -> tuple[StudyData, list[str]]:
     """The data, and what was said meanwhile."""
     said: list[str] = []
     folder = Path(config.storage) / config.name / "results/audit"
-    return prepare_data(config, lambda name: lambda done, total: None, said.append, folder), said
+    return prepare_data(
+        config, lambda name: lambda done, total: None, said.append, audit_folder=folder
+    ), said
 
 
 def spoil(config: StudyConfig, file: str = "five.json", **changes: Any) -> int:

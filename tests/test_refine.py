@@ -43,7 +43,7 @@ SETTINGS = RefineConfig(
     teacher_weight=0.7,
     truth_weight=0.4,
     perturb=True,
-    augment=AugmentConfig(0, 0, 0, 0, 0),
+    augment=AugmentConfig(0, 0, 0, 0, 0, 0, 0),
 )
 
 

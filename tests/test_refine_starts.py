@@ -99,7 +99,7 @@ def task_of(five: Skeleton, start: str) -> RefineTask:
         teacher_weight=1.0,
         truth_weight=1.0,
         perturb=False,
-        augment=AugmentConfig(0, 0, 0, 0, 0),
+        augment=AugmentConfig(0, 0, 0, 0, 0, 0, 0),
     )
     torch.manual_seed(0)
     refiner = IgpGcn(five, Seer.pyramid_channels, levels=1, depth=1, width=32)

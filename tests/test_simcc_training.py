@@ -48,7 +48,7 @@ SETTINGS = DistillConfig(
     schedule="linear",
     normalize="initial",
     diagnose=False,
-    augment=AugmentConfig(0, 0, 0, 0, 0),
+    augment=AugmentConfig(0, 0, 0, 0, 0, 0, 0),
 )
 
 

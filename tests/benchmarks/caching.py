@@ -54,9 +54,9 @@ from study.trial import Trial, run_trial  # noqa: E402
 from study.workers import Workers, settle_in  # noqa: E402
 
 EPOCHS = (
-    *("data.input_size=[128,96]", "data.train_pictures=300", "data.val_pictures=20"),
-    *("student.size=small", "teacher.name=simple_baseline", "teacher.size=r50"),
-    *("teacher.codec=msra", "teacher.epochs=1", "teacher.batch_size=32"),
+    *("data.input_size=[128,96]", "data.train_pictures=150", "data.val_pictures=20"),
+    *("student.size=large", "teacher.name=simple_baseline", "teacher.size=r50"),
+    *("teacher.epochs=1", "teacher.batch_size=32", "distill.batch_size=32"),
 )
 
 
@@ -88,8 +88,9 @@ def epochs(storage: str, rounds: int) -> list[tuple[str, float, float]]:
     stored = TrainingData.open(config, data, workers, folder / TARGETS)
     asked = dataclasses.replace(stored, teacher=live_teacher(config, data, folder, workers))
     distilled = build_distill_task(config, seed=0)
+    frozen = build_distill_task(config, seed=0)  # stage 2 freezes it in place
     refined = build_refine_task(
-        config, distilled, build_refiner(config, distilled.student.pyramid_channels)
+        config, frozen, build_refiner(config, frozen.student.pyramid_channels)
     )
     size = input_size_of(config)
     network = teacher.open_network(config)[0]
