@@ -24,6 +24,7 @@ from study.crops import carry_modes
 BATCH_SIZE = 64
 _STEPS = 2**16 - 1
 _ONE = 127
+_LARGEST = float(np.finfo(np.float16).max)
 
 
 class Answer(NamedTuple):
@@ -143,7 +144,7 @@ def _packed(answer: Answer, stored_size: tuple[int, int]) -> dict[str, NDArray[n
     steps = (modes[..., :2] + lengths / 2) * (_STEPS / (2 * lengths))
     columns: dict[str, NDArray[np.generic]] = {
         "places": np.nan_to_num(steps, posinf=_STEPS).round().clip(0, _STEPS).astype(np.uint16),
-        "peaks": modes[..., 2:].astype(np.float16),
+        "peaks": modes[..., 2:].clip(-_LARGEST, _LARGEST).astype(np.float16),
         "taught": answer.taught.cpu().numpy().astype(np.uint8),
     }
     if answer.relation is not None:

@@ -52,6 +52,7 @@ def test_answers_come_back_in_order_to_a_hundredth_of_a_pixel(tmp_path: Path) ->
 def test_places_far_outside_come_to_the_edge_of_what_is_kept(tmp_path: Path) -> None:
     answer = said(1)
     answer.modes_crop[0, 0, 0, :2] = torch.tensor([-1e4, float("inf")])
+    answer.modes_crop[0, 0, 0, 2] = 1e6  # of a network that is out of hand
     x, y = written(answer, tmp_path / "t.arrow").modes_stored()[0, 0, 0, :2]
     assert x == pytest.approx(-144) and y == pytest.approx(576)
 
