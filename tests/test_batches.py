@@ -166,8 +166,8 @@ def test_augmented_teacher_modes_land_where_the_augmented_joints_do(
 
 def test_areas_follow_the_affine(five_store: CropStore, five: Skeleton, workers: Workers) -> None:
     (batch,) = batches(five_store, five, WILD, workers)
-    keypoints = torch.from_numpy(five_store.keypoints_stored)
-    visibility = torch.from_numpy(five_store.visibility)
+    keypoints = torch.from_numpy(five_store.keypoints_stored.copy())
+    visibility = torch.from_numpy(five_store.visibility.copy())
     generator = torch.Generator().manual_seed(8)
     affine, _ = draw_affines(keypoints, visibility, five, FRAME, WILD, generator)
     expected = torch.from_numpy(five_store.areas.copy()) * torch.linalg.det(affine[..., :2]).abs()

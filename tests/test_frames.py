@@ -228,7 +228,7 @@ def test_a_stored_teacher_agrees_with_the_truth_in_every_batch(
     tmp_path: Path,
 ) -> None:
     codec = CODECS[name](SMALL, (64, 48))
-    truth = torch.from_numpy(large_store.keypoints_stored)
+    truth = torch.from_numpy(large_store.keypoints_stored.copy())
     in_crop = carry(truth, plain_affines(13, codec.frame))
     teacher = HeatmapTeacher(Oracle(codec, in_crop), codec)
     ground: Any = SimpleNamespace(train=large_store, skeleton=five, workers=workers)
@@ -246,7 +246,7 @@ def test_a_stored_teacher_agrees_with_the_truth_in_every_batch(
     )
     assert batch.teacher_modes is not None
     away = (batch.teacher_modes[:, :, 0, :2] - batch.keypoints_crop).norm(dim=-1)
-    zoom = (batch.areas_crop / torch.from_numpy(large_store.areas)).sqrt()[:, None]
+    zoom = (batch.areas_crop / torch.from_numpy(large_store.areas.copy())).sqrt()[:, None]
     inside = ((in_crop > 24) & (in_crop < torch.tensor([167.0, 231.0]))).all(-1)
     inside &= inside[:, list(five.flip_order)]  # whichever side a mirrored joint comes from
     assert inside.sum() > 20

@@ -85,7 +85,8 @@ def square_store(five_people: People, tmp_path_factory: pytest.TempPathFactory) 
 
 def wild(store: CropStore, five: Skeleton) -> tuple[Any, Tensor]:
     rows = torch.arange(13)
-    points, seen = (torch.from_numpy(part) for part in (store.keypoints_stored, store.visibility))
+    stored = (store.keypoints_stored, store.visibility)
+    points, seen = (torch.from_numpy(part.copy()) for part in stored)
     generator = torch.Generator().manual_seed(4)
     return draw_augmentation(points, seen, five, FRAME, WILD, generator), rows
 
@@ -157,7 +158,7 @@ class SeesJoints:
 def test_the_error_of_targets_is_what_they_are_off(
     off: float, five_store: CropStore, five: Skeleton, tmp_path: Path, workers: Workers
 ) -> None:
-    truth = torch.from_numpy(five_store.keypoints_stored) - torch.tensor([16.0, 24.0])
+    truth = torch.from_numpy(five_store.keypoints_stored.copy()) - torch.tensor([16.0, 24.0])
     ground: Any = SimpleNamespace(train=five_store, skeleton=five, workers=workers)
     ask(Truthful(FRAME, truth), ground, five_store, tmp_path / TARGETS)
     live: Any = SeesJoints(five_store, five, off)

@@ -57,6 +57,7 @@ EPOCHS = (
     *("data.input_size=[128,96]", "data.train_pictures=150", "data.val_pictures=20"),
     *("student.size=large", "teacher.name=simple_baseline", "teacher.size=r50"),
     *("teacher.epochs=1", "teacher.batch_size=32", "distill.batch_size=32"),
+    *("teacher.optimizer.lr=1e-4", "distill.optimizer.lr=1e-3", "refine.optimizer.lr=1e-3"),
 )
 
 
