@@ -1,0 +1,140 @@
+"""Records learning curves of random configurations, for searches to be replayed on.
+
+``record_curves.py drawn --out DIR`` trains configurations drawn at random from a search space, each
+to the end of its budget, never pruned, and keeps AP on the search slice after every epoch. One
+line of JSON a configuration is added to DIR/<name>.jsonl as soon as it is trained; the same
+command goes on where it was broken off, and several may run at once with other --first. At the
+end everything is condensed to DIR/<name>.parquet: a row a configuration, its values by config
+path, and its curve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+import optuna  # noqa: E402
+import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+import torch  # noqa: E402
+
+from search_spaces.space import load  # noqa: E402
+from study.config import compose, flatten, to_plain, with_values  # noqa: E402
+from study.loop import Row, TrainingDiverged  # noqa: E402
+from study.prepare import prepare_data  # noqa: E402
+from study.teacher import TARGETS, is_ready, make_teacher, teacher_folder  # noqa: E402
+from study.trial import Trial, run_trial  # noqa: E402
+from study.workers import Workers, settle_in  # noqa: E402
+
+SETTINGS = {
+    "drawn": (),
+    "lspet_crowd": (
+        *("data=crowdpose", "data.input_size=[64,64]", "data.max_people=1200"),
+        *("data.search_fraction=0.25", "distill.epochs=6", "refine.epochs=2", "teacher.epochs=24"),
+        *(f"data.{s}.annotations=annotations/lspet_crowd_{s}.json" for s in ("train", "val")),
+        *(f"data.{s}.images=images/{s}" for s in ("train", "val")),
+        *("teacher.size=teacher", "teacher.batch_size=16", "teacher.optimizer.lr=8e-3"),
+        *("teacher.sigma=1.0", "student.sigma=1.0", "distill.batch_size=16"),
+        *("distill.heatmap.weight=10.0", "refine.batch_size=8"),
+        *("distill.augment.scale=0.2", "distill.augment.rotation=20.0"),
+    ),
+}
+
+
+def record(name: str, overrides: list[str], out: Path, first: int, count: int) -> None:
+    """Trains those of the configurations ``first`` to ``first + count`` that have no line yet."""
+    config = compose([*SETTINGS[name], f"storage={out / 'storage'}", *overrides])
+    space = load(config.search_space)
+    defaults = flatten(to_plain(config))
+    workers = Workers(torch.device("cpu"))
+    data = prepare_data(config, lambda _: lambda *_: None, print)
+    folder = teacher_folder(config, data)
+    if not is_ready(folder):
+        make_teacher(config, data, workers, say)
+    lines = out / f"{name}.jsonl"
+    for number in range(first, first + count):
+        if number in known(lines):
+            continue
+        sampler = optuna.samplers.RandomSampler(seed=number)
+        values = space.suggest(optuna.create_study(sampler=sampler).ask(), defaults)
+        rows: list[Row] = []
+
+        def keep(row: Row, rows: list[Row] = rows) -> bool:
+            rows.append(row)
+            return False
+
+        trial = out / "trials" / f"{name}-{number}"
+        own = with_values(config, values)
+        try:
+            run_trial(Trial(number, own, data, trial, folder / TARGETS), workers, keep)
+        except TrainingDiverged as error:
+            print(error)
+        curve = {int(row["epoch"]): float(row["val_ap"]) for row in rows}
+        seconds = rows[-1]["seconds"] if rows else 0.0
+        line = {
+            **{"number": number, "values": values, "seconds": seconds},
+            "curve": [curve[epoch] for epoch in sorted(curve)],
+        }
+        with lines.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        shutil.rmtree(trial, ignore_errors=True)
+        best = max(curve.values(), default=0.0)
+        print(f"{time.strftime('%H:%M:%S')} {name} {number}: AP {100 * best:.1f}", flush=True)
+
+
+def say(row: Row) -> bool:
+    print(f"teacher epoch {row['epoch']}: AP {100 * row['val_ap']:.1f}", flush=True)
+    return False
+
+
+def known(lines: Path) -> dict[int, dict[str, Any]]:
+    """What was recorded, by number; a line that a kill cut short is no record."""
+    found = {}
+    for text in lines.read_text().splitlines() if lines.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        found[line["number"]] = line
+    return found
+
+
+def condense(name: str, out: Path) -> None:
+    found = known(out / f"{name}.jsonl")
+    rows = [found[number] for number in sorted(found)]
+    paths = sorted({path for row in rows for path in row["values"]})
+    columns = {
+        "number": [row["number"] for row in rows],
+        "seconds": [round(row["seconds"], 1) for row in rows],
+        **{path: [row["values"].get(path) for row in rows] for path in paths},
+        "curve": pa.array([row["curve"] for row in rows], pa.list_(pa.float32())),
+    }
+    pq.write_table(pa.table(columns), out / f"{name}.parquet", compression="zstd")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("name", choices=sorted(SETTINGS))
+    parser.add_argument("--out", type=Path, required=True, help="folder of everything")
+    parser.add_argument("--first", type=int, default=0, help="number of the first configuration")
+    parser.add_argument("--count", type=int, default=200, help="how many (default 200)")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="such as data.root=...")
+    options = parser.parse_args()
+    settle_in(1)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    options.out.mkdir(parents=True, exist_ok=True)
+    out = options.out.absolute()
+    record(options.name, options.settings, out, options.first, options.count)
+    condense(options.name, out)
+
+
+if __name__ == "__main__":
+    main()
