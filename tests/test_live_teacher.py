@@ -131,7 +131,7 @@ def test_places_come_back_to_the_students_crop(
     drawn, rows = wild(five_store, five)
     crops = crops_of(five_store, rows, drawn, rows, FRAME, CPU)
     square = CropFrame((128, 128))
-    truth = carry(drawn.reordered(five_store.keypoints_stored), drawn.affine)
+    truth = carry(drawn.reordered(five_store.keypoints_stored.copy()), drawn.affine)
     live = LiveTeacher(Truthful(square, torch.zeros(13, 5, 2)), square_store, five_store)
     between = torch.from_numpy(live._between(rows.numpy(), FRAME)).float()
     there = carry(truth, between)
@@ -147,7 +147,7 @@ class SeesJoints:
         self.frame, self.store, self.off = FRAME, store, off
 
     def answers(self, rows: Any, drawn: Any, frame: CropFrame, crops: Tensor) -> Answer:
-        truth = carry(drawn.reordered(self.store.keypoints_stored[rows]), drawn.affine)
+        truth = carry(drawn.reordered(self.store.keypoints_stored[rows].copy()), drawn.affine)
         modes = torch.zeros(len(rows), 5, 3, 4)
         modes[:, :, 0, :2] = truth + torch.tensor([self.off, 0.0])
         modes[:, :, 0, 2:] = 1

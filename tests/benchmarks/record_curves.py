@@ -1,6 +1,6 @@
 """Records learning curves of random configurations, for searches to be replayed on.
 
-``record_curves.py drawn --out DIR`` trains configurations drawn at random from a search space, each
+``record_curves.py drawn --out DIR`` trains configurations drawn at random from a space, each
 to the end of its budget, never pruned, and keeps AP on the search slice after every epoch. One
 line of JSON a configuration is added to DIR/<name>.jsonl as soon as it is trained; the same
 command goes on where it was broken off, and several may run at once with other --first. At the
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first configuration")
     parser.add_argument("--count", type=int, default=200, help="how many (default 200)")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="such as data.root=...")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     settle_in(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     options.out.mkdir(parents=True, exist_ok=True)
