@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.skeleton import SKELETONS, Skeleton, shared_joints
+from study.columns import read_columns, write_columns
 from study.config import InputError
 from study.crops import apply_affine
 from study.metrics import SCORED_JOINT
-from study.store import CropStore
+from study.store import CropStore, fingerprint, hash_file
 
 MIN_IOU = 0.3
 """A prediction without annotation id is of the person whose box it overlaps, at least so much.
@@ -27,6 +28,8 @@ The box of a pose's joints is smaller than the person's box, so that a right one
 the usual 0.5."""
 NOBODY = -1
 START = "refine.start"
+STARTS_VERSION = 1
+"""Raise it when predictions are matched or carried otherwise."""
 
 
 class Predictions:
@@ -135,13 +138,23 @@ def given_starts(path: Path, store: CropStore, skeleton: Skeleton) -> NDArray[np
     return np.ascontiguousarray(starts)
 
 
+def stored_starts(path: Path, store: CropStore, skeleton: Skeleton) -> NDArray[np.float32]:
+    """As ``given_starts``; matched once, and kept beside the store for all trials."""
+    key = fingerprint(STARTS_VERSION, hash_file(path), store.path.name, skeleton.name)
+    file = store.path.parent / f"starts-{key}.arrow"
+    if not file.exists():
+        write_columns(file, {"starts": given_starts(path, store, skeleton)})
+    starts: NDArray[np.float32] = read_columns(file)[0]["starts"]
+    return starts
+
+
 def check_start(path: Path, store: CropStore, skeleton: Skeleton) -> tuple[int, int]:
     """How many of the people to train on start from a prediction of the file, and how many not.
 
     Raises:
         InputError: the file is broken, or is of nobody here.
     """
-    starts = given_starts(path, store, skeleton)
+    starts = stored_starts(path, store, skeleton)
     number = int((starts[..., 2] > 0).any(axis=1).sum())
     if not number:
         raise InputError(

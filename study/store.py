@@ -8,6 +8,7 @@ aside and renamed, so a stale or half-written one is never read.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import tempfile
@@ -102,7 +103,13 @@ def fingerprint(*parts: Any) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of the file's content."""
+    """SHA-256 of the file's content, computed once a process until the file changes."""
+    seen = path.stat()
+    return _hash(path, seen.st_size, seen.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _hash(path: Path, size: int, mtime_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -28,7 +28,7 @@ from study.distill import DistillTask
 from study.evaluation import Estimator, evaluate
 from study.limits import JITTER, STUDENT
 from study.loop import Progress, Row, Stage, seed_of
-from study.predictions import check_start, given_starts
+from study.predictions import check_start, stored_starts
 from study.prepare import StudyData, evaluation_of, input_size_of, skeleton_of
 from study.refine import RefineTask
 from study.schema import (
@@ -243,7 +243,7 @@ class TrainingData:
         if start in (STUDENT, JITTER):
             return None
         stores = (self.train, self.search)
-        return Starts(*(given_starts(Path(start), store, self.skeleton) for store in stores))
+        return Starts(*(stored_starts(Path(start), store, self.skeleton) for store in stores))
 
 
 def prepare_start(config: StudyConfig, data: StudyData, say: Callable[[str], None]) -> None:

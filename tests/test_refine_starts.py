@@ -17,12 +17,12 @@ from models.codec import Dark
 from models.igp_gcn import IgpGcn
 from models.pose_features import PoseFeatures, PoseNetwork
 from models.skeleton import COCO, Skeleton
-from study import limits
+from study import limits, predictions
 from study.batches import Batch
 from study.config import InputError, compose, flatten, to_plain, with_absolute_paths
 from study.crops import apply_affine, invert_affine
 from study.pose_errors import jittered
-from study.predictions import check_start, given_starts
+from study.predictions import check_start, given_starts, stored_starts
 from study.refine import RefineTask
 from study.schema import AugmentConfig, OptimizerConfig, RefineConfig
 from study.store import CropStore
@@ -229,6 +229,24 @@ def test_a_files_poses_come_in_the_stored_crops_and_are_nobodys_elsewhere(
     np.testing.assert_allclose(starts[[1, 4], :, 2], 0.6)
     assert (np.delete(starts, [1, 4], axis=0)[..., 2] == 0).all()
     assert check_start(file, five_store, five) == (2, 11)
+
+
+def test_a_file_is_matched_once_until_it_changes(
+    five_store: CropStore, five: Skeleton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "poses.json"
+    matched = []
+
+    def match(path: Path, store: CropStore, skeleton: Skeleton) -> np.ndarray:
+        matched.append(path)
+        return given_starts(path, store, skeleton)
+
+    monkeypatch.setattr(predictions, "given_starts", match)
+    for rows, number in (([4, 1], 1), ([4, 1], 1), ([7], 2), ([4, 1], 2)):
+        file.write_text(json.dumps(entries_of(five_store, rows, five)))
+        starts = stored_starts(file, five_store, five)
+        assert np.array_equal(starts, given_starts(file, five_store, five))
+        assert len(matched) == number
 
 
 def test_a_file_of_another_skeleton_is_told_by_its_joints(
