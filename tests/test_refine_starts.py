@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -234,7 +235,7 @@ def test_a_files_poses_come_in_the_stored_crops_and_are_nobodys_elsewhere(
 def test_a_file_is_matched_once_until_it_changes(
     five_store: CropStore, five: Skeleton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "poses.json"
+    file, own = tmp_path / "poses.json", dataclasses.replace(five_store, path=tmp_path / "crops")
     matched = []
 
     def match(path: Path, store: CropStore, skeleton: Skeleton) -> np.ndarray:
@@ -244,7 +245,7 @@ def test_a_file_is_matched_once_until_it_changes(
     monkeypatch.setattr(predictions, "given_starts", match)
     for rows, number in (([4, 1], 1), ([4, 1], 1), ([7], 2), ([4, 1], 2)):
         file.write_text(json.dumps(entries_of(five_store, rows, five)))
-        starts = stored_starts(file, five_store, five)
+        starts = stored_starts(file, own, five)
         assert np.array_equal(starts, given_starts(file, five_store, five))
         assert len(matched) == number
 

@@ -36,15 +36,14 @@ from study.workers import Workers, settle_in  # noqa: E402
 
 SETTINGS = {
     "drawn": (),
-    "lspet_crowd": (
-        *("data=crowdpose", "data.input_size=[64,64]", "data.max_people=1200"),
-        *("data.search_fraction=0.25", "distill.epochs=6", "refine.epochs=2", "teacher.epochs=24"),
+    "lspet_crowd": (  # with teacher.init and student.init: MoveNet's Thunder and Lightning
+        *("data=crowdpose", "data.input_size=[96,96]", "data.max_people=1000"),
+        *("data.search_fraction=0.25", "distill.epochs=5", "refine.epochs=2", "teacher.epochs=0"),
         *(f"data.{s}.annotations=annotations/lspet_crowd_{s}.json" for s in ("train", "val")),
         *(f"data.{s}.images=images/{s}" for s in ("train", "val")),
-        *("teacher.size=teacher", "teacher.batch_size=16", "teacher.optimizer.lr=8e-3"),
-        *("teacher.sigma=1.0", "student.sigma=1.0", "distill.batch_size=16"),
-        *("distill.heatmap.weight=10.0", "refine.batch_size=8"),
-        *("distill.augment.scale=0.2", "distill.augment.rotation=20.0"),
+        *("teacher.size=thunder", "teacher.codec=movenet", "teacher.input_size=[256,256]"),
+        *("teacher.skeleton=coco", "student.size=lightning", "distill.batch_size=16"),
+        *("distill.optimizer.lr=2e-3", "refine.batch_size=16"),
     ),
 }
 
