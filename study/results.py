@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from search_spaces.space import SearchSpace
+from study import faults
 from study.config import InputError
 
 SCHEMA_VERSION = 3
@@ -326,6 +327,7 @@ def _write(
         pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), target)
         target.flush()
         os.fsync(target.fileno())
+    faults.point(f"renaming {file.parent.name}")
     os.replace(aside, file)
     _sync_folder(file.parent)
 

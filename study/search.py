@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from search_spaces.space import SearchSpace
+from study import faults
 from study.checkpoint import Checkpoints, best_row, trial_folder
 from study.config import flatten, to_plain, with_values
 from study.loop import Row, seed_of
@@ -89,6 +90,7 @@ class StudyOwner:
             return self._suggestion(known[0])
         number = self.left_over.pop(0) if self.left_over else self._new_trial()
         suggestion = self._suggestion(number)
+        faults.point("asked")
         self._set(number, "asker", asker)
         return suggestion
 

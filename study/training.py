@@ -21,6 +21,7 @@ from models.pose_features import PoseNetwork
 from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton
 from models.weights import load_weights
+from study import faults
 from study.batches import Batch, epoch_rows, training_batches
 from study.checkpoint import Checkpoint, Checkpoints
 from study.config import RANDOM, InputError
@@ -278,6 +279,7 @@ class Recorder:
         self.rows.append(row)
         if self.workers.rank == 0:
             self.checkpoints.save(task.state_dict(), optimizer.state_dict(), self.rows)
+            faults.point("saved")
         return bool(self.workers.from_first(self.report(row)))
 
     def resume(self, stage: Stage, task: nn.Module) -> Progress:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from models.refined_pose import RefinedPose
+from study import faults
 from study.batches import epoch_rows
 from study.checkpoint import Checkpoints, best_row
 from study.compilation import compile_network
@@ -70,6 +71,7 @@ def run_trial(trial: Trial, workers: Workers, report: Report) -> None:
     if not has_refined and distill(trial, ground, recorder):
         return
     if trial.config.refine.epochs:
+        faults.point("handed over")
         refine(trial, ground, recorder)
 
 
