@@ -63,9 +63,16 @@ class SobolSampler(QMCSampler):
 
 def build_sampler(config: StudyConfig, space: SearchSpace, number: int) -> BaseSampler:
     """``search.sampler`` for the trial of that number."""
-    settings = config.search
     seed = seed_of(config.seed, "sampler", number) % 2**32
-    startup = settings.startup_trials
+    with warnings.catch_warnings():
+        # Optuna calls two things experimental: QMCSampler, and TPE's group=, without which
+        # parameters that only some trials have are left out of the joint model.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return _sampler_of(config, space, number, seed)
+
+
+def _sampler_of(config: StudyConfig, space: SearchSpace, number: int, seed: int) -> BaseSampler:
+    settings = config.search
     if settings.sampler == "random":
         return RandomSampler(seed=seed)
     if settings.sampler == "qmc":
@@ -73,30 +80,17 @@ def build_sampler(config: StudyConfig, space: SearchSpace, number: int) -> BaseS
         return SobolSampler(space, point, seed_of(config.seed, "sobol") % 2**32)
     if settings.sampler == "nsga2":
         return NSGAIISampler(population_size=settings.population, seed=seed)
-    if settings.sampler == "gp":
-        return GPSampler(
-            seed=seed,
-            n_startup_trials=startup,
-            independent_sampler=_tpe(seed, startup),
-            warn_independent_sampling=False,
-        )
-    if settings.sampler == "cmaes":
-        return CmaEsSampler(
-            seed=seed,
-            n_startup_trials=startup,
-            independent_sampler=_tpe(seed, startup),
-            warn_independent_sampling=False,
-        )
-    return _tpe(seed, startup)
-
-
-def _tpe(seed: int, startup: int) -> TPESampler:
-    """TPE over groups of parameters that occur together."""
-    with warnings.catch_warnings():
-        # group= is called experimental; without it, parameters that only some trials have are
-        # left out of the joint model.
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=True)
+    startup = settings.startup_trials
+    tpe = TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=True)
+    if settings.sampler == "tpe":
+        return tpe
+    sampler = {"gp": GPSampler, "cmaes": CmaEsSampler}[settings.sampler]
+    return sampler(
+        seed=seed,
+        n_startup_trials=startup,
+        independent_sampler=tpe,
+        warn_independent_sampling=False,
+    )
 
 
 def build_pruner(config: StudyConfig) -> BasePruner:

@@ -36,6 +36,7 @@ from study.warm_start import WARM_FROM, enter_known_trials
 JOURNAL = "optuna.journal"
 FLUSH_S = 30.0
 """Seconds between two writings of a running trial's rows."""
+EPOCHS = ("distill.epochs", "refine.epochs")
 STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 """How a trial ends."""
 
@@ -237,8 +238,8 @@ class StudyOwner:
         defaults = flatten(to_plain(self.config))
         values = {**self.space.suggest(trial, defaults), **fixed}
         if "started" not in frozen.user_attrs:
-            changed = with_values(self.config, values)
-            self._set(number, "budget", changed.distill.epochs + changed.refine.epochs)
+            epochs = [values.get(path, defaults[path]) for path in EPOCHS]
+            self._set(number, "budget", sum(epochs))
             self._set(number, "started", time.time())
         return {"number": number, "values": values}
 
