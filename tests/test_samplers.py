@@ -154,10 +154,11 @@ def all_values(space: SearchSpace, trial: optuna.Trial) -> dict[str, Any]:
 
 
 def test_what_a_sampler_can_not_model_is_said_in_one_line(tmp_path: Path) -> None:
-    space = load("joint")
+    config, space = config_in(tmp_path), load("joint")
 
     def notes(sampler: str) -> list[str]:
-        return [*sampler_notes(config_in(tmp_path, f"search.sampler={sampler}"), space)]
+        config.search.sampler = sampler
+        return [*sampler_notes(config, space)]
 
     assert [notes(sampler) for sampler in ("tpe", "qmc", "random")] == [[], [], []]
     (cmaes,), (gp,), (nsga2,) = notes("cmaes"), notes("gp"), notes("nsga2")
