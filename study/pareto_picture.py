@@ -27,7 +27,7 @@ def draw_pareto_front(trials: Sequence[Row], file: Path) -> Path:
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("AP on the slice held out of train")
     figure.suptitle(
-        "AP and cost (red: the front; cross: pruned, failed or beyond a constraint)",
+        "AP and cost (red: the front; black: baseline; green: defaults; cross: may not win)",
         **{"x": 0.01, "ha": "left"},
     )
     return save(figure, file)

@@ -235,7 +235,7 @@ class StudyOwner:
         frozen = self._frozen(number)
         trial = optuna.trial.Trial(self.study, frozen._trial_id)
         fixed = frozen.user_attrs.get("values", {})
-        defaults = flatten(to_plain(self.config))
+        defaults = {**flatten(to_plain(self.config)), **fixed}
         values = {**self.space.suggest(trial, defaults), **fixed}
         if "started" not in frozen.user_attrs:
             epochs = [values.get(path, defaults[path]) for path in EPOCHS]

@@ -115,6 +115,11 @@ def test_controls_are_never_pruned_and_no_trial_before_min_epochs(
     assert min(lengths) == 2
 
 
+def test_baseline_is_asked_for_no_weight_of_a_loss_that_it_lacks(tmp_path: Path) -> None:
+    values = start(config_in(tmp_path)).ask("t0")["values"]
+    assert values[CHOICE] == "none" and "distill.structure.weight" not in values
+
+
 @pytest.mark.parametrize(("pruner", "passing"), [("median", 0.3), ("percentile", 0.4)])
 def test_median_keeps_the_better_half_and_percentile_its_share(
     pruner: str, passing: float, tmp_path: Path
