@@ -28,8 +28,9 @@ from rich.table import Table  # noqa: E402
 
 from search_spaces.space import Parameter, SearchSpace  # noqa: E402
 from study.config import InputError  # noqa: E402
-from study.final_report import final_table, joint_table  # noqa: E402
+from study.final_report import final_table, front_table, joint_table  # noqa: E402
 from study.importance import MIN_TRIALS, beyond_chance, importance  # noqa: E402
+from study.objectives import may_win  # noqa: E402
 from study.results import (  # noqa: E402
     CURVES,
     JOINTS,
@@ -50,10 +51,12 @@ prints, from the Parquet files under STUDY/results alone:
   the best trials with their parameters
   what the known configs got, and what the search gained over them
   the figures on the official validation set, once the study has ended, also joint by joint
+  the Pareto front: the trials that no other one beats in AP and cost
   which parameters mattered, and which best values lie near a bound of their range
 and saves, under STUDY/pictures:
   learning_curves.png        AP by epoch of every trial
   parallel_coordinates.png   every trial's parameters and AP
+  pareto_front.png           AP over latency and over parameters
   oks_curves.png             the finalists' AP by OKS threshold, once the study has ended
   joint_ap.png               the finalists' AP joint by joint, likewise
 
@@ -75,13 +78,13 @@ class Evidence:
     space: SearchSpace
 
     def ranked(self) -> list[Row]:
-        """The trials that ran to their end, the best first."""
-        done = [
-            row
-            for row in self.trials
-            if row["state"] == "COMPLETE" and row["objective"] is not None
-        ]
+        """The trials that ran to their end and keep to the constraints, the best first."""
+        done = [row for row in self.trials if may_win(row)]
         return sorted(done, key=lambda row: (-row["objective"], row["trial"]))
+
+    def constrained(self) -> bool:
+        """Whether some trial does not keep to the constraints."""
+        return any(row.get("feasible") is False for row in self.trials)
 
     def control(self, name: str) -> Row | None:
         """The known config of that name that got furthest, if it was tried."""
@@ -134,7 +137,11 @@ def report(evidence: Evidence, top: int, box: rich.box.Box) -> Iterator[Renderab
     yield from _overview(evidence)
     ranked = evidence.ranked()
     if not ranked:
-        yield "No trial ran to its end, so there is no best one yet."
+        yield (
+            "No trial ran to its end"
+            + (" and keeps to search.constraints" if evidence.constrained() else "")
+            + ", so there is no best one yet."
+        )
         return
     yield _best_table(ranked[:top], evidence.space, box)
     yield _gain_table(evidence, ranked[0], box)
@@ -144,6 +151,9 @@ def report(evidence: Evidence, top: int, box: rich.box.Box) -> Iterator[Renderab
         yield "Figures on the official validation set: none yet; they come when the study ends."
     if evidence.joints:
         yield joint_table(evidence.joints, box)
+    front = front_table(evidence.trials, box)
+    if front is not None:
+        yield front
     yield from _importances(evidence, box)
     yield from near_bounds(ranked[0], evidence.space)
 
@@ -171,6 +181,9 @@ def _best_table(best: Sequence[Row], space: SearchSpace, box: rich.box.Box) -> T
         control = f" ({row['control']})" if row["control"] else ""
         table.add_column(f"{row['trial']}{control}", justify="right", overflow="fold")
     table.add_row("AP", *(_points(row["objective"]) for row in best))
+    for name in ("latency_ms", "parameters"):
+        if any(row.get(name) is not None for row in best):
+            table.add_row(name, *(_text(row.get(name)) for row in best))
     table.add_row("stage", *(_text(row["best_stage"]) for row in best))
     table.add_row("epoch", *(_text(row["best_epoch"]) for row in best))
     for path in space.paths:
@@ -261,11 +274,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _draw(evidence: Evidence, folder: Path) -> Iterator[Path]:
     from study.final_pictures import draw_joint_bars, draw_oks_curves  # slow to load
+    from study.pareto_picture import draw_pareto_front
     from study.pictures import draw_learning_curves, draw_parallel_coordinates
 
     trials = evidence.trials
     yield draw_learning_curves(trials, evidence.reports, folder / "learning_curves.png")
     yield draw_parallel_coordinates(trials, evidence.space, folder / "parallel_coordinates.png")
+    if any(row.get("latency_ms") for row in trials):
+        yield draw_pareto_front(trials, folder / "pareto_front.png")
     if evidence.curves:
         yield draw_oks_curves(evidence.curves, folder / "oks_curves.png")
     if evidence.joints:

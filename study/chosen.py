@@ -81,8 +81,8 @@ def choose_trial(folder: Path, config: StudyConfig, number: int | None) -> Chose
         winner = finalists(trials, reports).get("winner")
         if winner is None:
             raise InputError(
-                f"a trial of {folder} must have come to its end to be exported, got none yet; "
-                "wait for one, or name a pruned one by --trial N"
+                f"a trial of {folder} must have come to its end to be exported, and keep to "
+                "search.constraints, got none yet; wait for one, or name a pruned one by --trial N"
             )
         number = int(winner["trial"])
     if number not in rows:

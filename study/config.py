@@ -81,7 +81,8 @@ def with_absolute_paths(config: StudyConfig) -> StudyConfig:
     if config.data.store is not None and "://" not in config.data.store:
         paths.append("data.store")
     absolute = {path: str(Path(value_at(config, path)).expanduser().absolute()) for path in paths}
-    return with_values(config, absolute)
+    older = [str(Path(path).expanduser().absolute()) for path in config.search.warm_start]
+    return with_values(config, {**absolute, "search.warm_start": older})
 
 
 def _fill(values: DictConfig) -> StudyConfig:

@@ -1,4 +1,4 @@
-"""What the finalists got on val, as tables to print: all figures, and AP joint by joint."""
+"""Tables to print: the finalists on val, whole and joint by joint; the Pareto front."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import rich.box
 from rich.table import Table
 
 from study.display import percent
+from study.objectives import AP, COSTS, LATENCY, PARAMETERS, UNITS, costs_in, pareto_front
 from study.results import AVERAGE_PRECISION, Row
 
 ROLES = ("teacher", "baseline", "best_distilled", "best_refined", "winner")
@@ -39,6 +40,26 @@ def joint_table(joints: Sequence[Row], box: rich.box.Box) -> Table:
         table.add_column(role.replace("_", " "), justify="right")
     for joint in dict.fromkeys(row["joint"] for row in joints):
         table.add_row(joint, *(percent(aps.get(joint)) for aps in by_role.values()))
+    return table
+
+
+def front_table(trials: Sequence[Row], box: rich.box.Box) -> Table | None:
+    """The trials that no other one beats in AP and cost; None where costs were not measured.
+
+    The costs are those among the study's objectives, of a study of AP alone all that there are.
+    """
+    costs = costs_in(trials[0].get("objectives")) or list(COSTS)
+    front = pareto_front(trials, costs)
+    if not front:
+        return None
+    title = f"Pareto front of {', '.join([AP.upper(), *(UNITS[cost] for cost in costs)])}"
+    table = Table(title=title, box=box)
+    for name in ("trial", "AP", *UNITS.values()):
+        table.add_column(name, justify="right")
+    for row in front:
+        name = f"{row['trial']}" + (f" ({row['control']})" if row["control"] else "")
+        latency, count = row[LATENCY], row[PARAMETERS]
+        table.add_row(name, percent(row["objective"]), f"{latency:.3g}", f"{count:,}")
     return table
 
 

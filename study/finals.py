@@ -18,6 +18,7 @@ from study.display import percent
 from study.evaluation import Estimator, detect_people
 from study.limits import PREDICTIONS
 from study.metrics import ap_by_joint, ap_by_threshold, average_precision
+from study.objectives import LATENCY, PARAMETERS, costs_in, may_win, pareto_front
 from study.prepare import StudyData, evaluation_of, skeleton_of
 from study.results import PARAMS, Row, read_final, read_reports, read_trials, written_trials
 from study.schema import StudyConfig
@@ -44,7 +45,8 @@ def num_finished(study_folder: Path) -> int:
 def finalists(trials: pa.Table, reports: pa.Table) -> dict[str, dict[str, Any]]:
     """The report that each role stands for: the best epoch of its stage by AP on the search slice.
 
-    Only trials that came to their end count; the baseline is no distilled student.
+    Only trials that came to their end count, and but for the baseline only those that keep to the
+    constraints; the winner is on the Pareto front. The baseline is no distilled student.
     """
     complete = {t["trial"]: t for t in trials.to_pylist() if t["state"] == "COMPLETE"}
     rows = [row for row in reports.to_pylist() if row["trial"] in complete]
@@ -53,14 +55,22 @@ def finalists(trials: pa.Table, reports: pa.Table) -> dict[str, dict[str, Any]]:
         return max(wanted, key=lambda r: (r["val_ap"], -r["trial"], -r["epoch"]), default=None)
 
     baselines = {n for n, trial in complete.items() if trial["control"] == BASELINE}
-    taught = [row for row in rows if row["trial"] not in baselines]
+    able = {number for number, trial in complete.items() if may_win(trial)}
+    taught = [row for row in rows if row["trial"] in able.difference(baselines)]
+    front = {trial["trial"] for trial in front_of(trials)}
     roles = {
         "baseline": best([row for row in rows if row["trial"] in baselines]),
         "best_distilled": best([row for row in taught if row["stage"] == "distill"]),
         "best_refined": best([row for row in taught if row["stage"] == "refine"]),
-        "winner": best(rows),
+        "winner": best([row for row in rows if row["trial"] in front]),
     }
     return {role: row for role, row in roles.items() if row is not None}
+
+
+def front_of(trials: pa.Table) -> list[dict[str, Any]]:
+    """The trials that no other one beats in what the search was to reach, the highest AP first."""
+    rows = trials.to_pylist()
+    return pareto_front(rows, costs_in(rows[0].get("objectives")) if rows else [])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,13 +200,34 @@ def show_finals(study_folder: Path, console: Console) -> None:
                 style="bold" if role == "winner" else None,
             )
     console.print(table)
-    winner = rows["winner"]
-    number = winner["trial"]
-    trial = next(t for t in read_trials(study_folder).to_pylist() if t["trial"] == number)
-    console.print(f"winner: trial {number}, {study_folder / winner['checkpoint']}")
+    trials = read_trials(study_folder)
+    _show_front(front_of(trials), console)
+    if "winner" in rows:
+        _show_winner(rows["winner"], trials, study_folder, console)
+    else:
+        console.print(
+            "no winner: no trial that came to its end keeps to search.constraints; raise them, or "
+            "give the search space cheaper values"
+        )
+    console.print(f"look closer:  python study/analyze.py {study_folder}")
+    if "winner" in rows:
+        console.print(f"take it away: python study/export.py {study_folder}")
+
+
+def _show_winner(winner: Row, trials: pa.Table, study_folder: Path, console: Console) -> None:
+    trial = next(t for t in trials.to_pylist() if t["trial"] == winner["trial"])
+    console.print(f"winner: trial {trial['trial']}, {study_folder / winner['checkpoint']}")
     for key, value in trial.items():
         if key.startswith(PARAMS) and value is not None:
             shown = f"{value:.3g}" if isinstance(value, float) else value
             console.print(f"  {key.removeprefix(PARAMS)}={shown}")
-    console.print(f"look closer:  python study/analyze.py {study_folder}")
-    console.print(f"take it away: python study/export.py {study_folder}")
+
+
+def _show_front(front: list[dict[str, Any]], console: Console) -> None:
+    """Names its members where the search had several objectives."""
+    costs = costs_in(front[0].get("objectives")) if front else []
+    if costs:
+        console.print(f"Pareto front of AP on the search slice and {' and '.join(costs)}:")
+        for row in front:
+            cost = f"{row[LATENCY]:.3g} ms a crop, {row[PARAMETERS]:,} parameters"
+            console.print(f"  trial {row['trial']}: AP {percent(row['objective'])}, {cost}")

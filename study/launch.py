@@ -25,6 +25,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from study.checkpoint import trial_folder
 from study.config import InputError, with_values
+from study.costs import measure_costs
 from study.loop import Row, TrainingDiverged
 from study.prepare import StudyData
 from study.schema import StudyConfig
@@ -63,6 +64,12 @@ class OwnerLink:
     def report(self, row: Row) -> bool:
         """Tells an epoch's row; returns whether the trial is to stop."""
         return self.is_first and bool(ray.get(self.owner.report.remote(self.number, row)))
+
+    def report_costs(self, trial: Trial, workers: Workers) -> None:
+        """Measures what the trial's estimator costs, where the trial runs, and tells it."""
+        if self.is_first:
+            costs = measure_costs(trial.config, workers.device)
+            ray.get(self.owner.report_costs.remote(self.number, costs))
 
     def fail(self, reason: str) -> None:
         """Ends the trial as failed."""
@@ -114,7 +121,9 @@ def inline_trial(suggestion: dict[str, Any], plan: StudyPlan) -> None:
     settle_in(settings.cpus)
     workers = Workers(torch.device("cuda" if settings.gpus else "cpu"))
     with link.watching():
-        run_trial(trial_of(plan, suggestion), workers, report)
+        trial = trial_of(plan, suggestion)
+        link.report_costs(trial, workers)
+        run_trial(trial, workers, report)
 
 
 def train_trial(suggestion: dict[str, Any], plan: StudyPlan) -> None:
@@ -182,7 +191,9 @@ def _trial_worker(config: dict[str, Any]) -> None:
         return stop
 
     with link.watching():
-        run_trial(trial_of(plan, suggestion), workers, report)
+        trial = trial_of(plan, suggestion)
+        link.report_costs(trial, workers)
+        run_trial(trial, workers, report)
 
 
 def _teacher_worker(config: dict[str, Any]) -> None:

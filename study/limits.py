@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from study.objectives import search_faults
+
 SHARED_FOLDER = "cache"
 """Folder under ``storage`` that no study may have for its own."""
 
@@ -52,7 +54,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "refine.student": ("frozen", "finetuned"),
     "refine.loss": ("oks", "smooth_l1"),
     "refine.progressive": ("final", "interpolated"),
-    "search.pruner": ("successive_halving", "none"),
+    "search.sampler": ("tpe", "gp", "cmaes", "nsga2", "qmc", "random"),
+    "search.pruner": ("successive_halving", "hyperband", "median", "percentile", "none"),
     "trial.launcher": ("auto", "inline", "train"),
     "trial.precision": ("auto", "fp32", "bf16"),
     "trial.channels_last": ("auto", "true", "false"),
@@ -75,6 +78,7 @@ AT_LEAST: dict[str, float] = {
     "search.trials": 1,
     "search.concurrent": 0,
     "search.startup_trials": 1,
+    "search.population": 2,
     "search.min_epochs": 1,
     "search.reduction_factor": 2,
     "trial.num_workers": 1,
@@ -99,6 +103,7 @@ WITHIN: dict[str, tuple[float, float]] = {
     "data.seed": (0, 2**32 - 1),
     "data.max_bad_fraction": (0, 1),
     "data.val.oks_nms": (0, 1),
+    "search.percentile": (0, 100),
     "refine.student_factor": (0, 1),
     "refine.candidates": (1, 3),
     "refine.levels": (1, 3),
@@ -141,6 +146,7 @@ def faults(values: Mapping[str, Any]) -> list[str]:
         *_impossible_start(values),
         *_impossible_movenet(values),
         *_impossible_place(values),
+        *search_faults(values),
     ]
 
 

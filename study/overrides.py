@@ -21,6 +21,7 @@ TYPES: dict[Any, str] = {
     float: "a number",
     bool: "true or false",
     str: "text",
+    list[str]: "a list of words, [a,b]",
     tuple[int, int]: "two whole numbers, [height,width]",
     tuple[int, int] | None: "two whole numbers, [height,width], or null",
 }

@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from search_spaces.space import Parameter, SearchSpace
+from study.objectives import may_win
 from study.results import PARAMS, Row
 
 BASELINE, DEFAULTS, BEST, TEACHER = "#1a1a1a", "#2a7f62", "#d1495b", "#7d55a8"
@@ -78,7 +79,8 @@ def _emphasis(trials: Sequence[Row]) -> dict[int, tuple[str, str]]:
         if row["control"]
     }
     if done:
-        best = max(done, key=lambda row: row["objective"])["trial"]
+        able = [row for row in done if may_win(row)] or done
+        best = max(able, key=lambda row: row["objective"])["trial"]
         name, color = found.get(best, (f"trial {best}", BEST))
         found[best] = (f"best: {name}", color)
     return found

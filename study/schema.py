@@ -238,20 +238,42 @@ class RefineConfig:
 
 
 @dataclass
+class ConstraintsConfig:
+    """The most that a trial may cost and still win; null = whatever it is."""
+
+    latency_ms: float | None
+    parameters: float | None
+
+
+@dataclass
 class SearchConfig:
-    """How many trials, and which of them are ended early."""
+    """How many trials, what they are to reach, and which of them are ended early."""
 
     trials: int
     """Finished trials, controls included, at which the search ends."""
     concurrent: int
     """Trials at once; 0 = as many as the machine has room for."""
+    sampler: str
+    """tpe | gp | cmaes | nsga2 | qmc | random: what chooses the values to try."""
     startup_trials: int
-    """Trials drawn at random before the sampler models anything."""
+    """Trials drawn at random before tpe, gp or cmaes models anything; also those that must be
+    complete before median or percentile prunes."""
+    population: int
+    """Trials of a generation of nsga2."""
+    objectives: list[str]
+    """ap alone, or ap with latency_ms, parameters or both, which are to be low."""
+    constraints: ConstraintsConfig
+    warm_start: list[str]
+    """Folders of older studies of the same data and teacher: their trials are known from the
+    start, and count as none of this study's."""
     pruner: str
-    """successive_halving | none."""
+    """successive_halving | hyperband | median | percentile | none, always by AP."""
     min_epochs: int
     """Epochs before a trial can be pruned."""
     reduction_factor: int
+    """successive_halving, hyperband: one of so many trials goes on from rung to rung."""
+    percentile: float
+    """pruner=percentile: so many of 100 trials go on."""
 
 
 @dataclass

@@ -10,8 +10,7 @@ from __future__ import annotations
 import datetime
 import socket
 import time
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +26,40 @@ from study import faults
 from study.checkpoint import Checkpoints, best_row, trial_folder
 from study.config import flatten, to_plain, with_values
 from study.loop import Row, seed_of
+from study.objectives import AP, COSTS, violations
 from study.results import tidy, write_running, write_teacher, write_trial, written_trials
+from study.samplers import build_pruner, build_sampler, sampler_notes
 from study.schema import StudyConfig
 from study.settings import BASELINE, DEFAULTS, baseline_values
+from study.several_objectives import SeveralObjectives, by_ap, tell_pruned
+from study.warm_start import WARM_FROM, enter_known_trials
 
 JOURNAL = "optuna.journal"
 FLUSH_S = 30.0
 """Seconds between two writings of a running trial's rows."""
+EPOCHS = ("distill.epochs", "refine.epochs")
 STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 """How a trial ends."""
 
 
-def open_study(folder: Path, name: str) -> optuna.Study:
+def open_study(folder: Path, name: str, objectives: Sequence[str] = (AP,)) -> optuna.Study:
     """The Optuna study in a study's folder; this process must be the only one that has it open."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.create_study(
+    storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    study = optuna.create_study(
         study_name=name,
-        storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
+        storage=storage,
         load_if_exists=True,
-        direction="maximize",
+        directions=["maximize" if name == AP else "minimize" for name in objectives],
     )
+    return study if len(objectives) == 1 else SeveralObjectives(name, storage)
 
 
 class StudyOwner:
     """The only process that touches the Optuna study and writes its tables.
+
+    Known trials of older studies come first in the Optuna study and have no number here: the
+    study's own are counted from 0.
 
     Args:
         session: names this run of the driver. A running trial of another session was left over
@@ -65,15 +74,20 @@ class StudyOwner:
         self.space = SearchSpace.from_json(space_json)
         self.session = session
         self.launcher = launcher
-        self.study = open_study(self.folder, config.name)
-        self.study.pruner = _build_pruner(config)
+        self.study = open_study(self.folder, config.name, config.search.objectives)
+        self.by_ap = by_ap(self.study, build_pruner(config))
+        self.remarks = [*sampler_notes(config, self.space)]
+        self.remarks += enter_known_trials(self.study, config, self.folder, self.space)
+        self.num_known = sum(
+            WARM_FROM in trial.user_attrs for trial in self.study.get_trials(deepcopy=False)
+        )
         self.teacher_rows: list[Row] = []
         self.flushed: dict[int, float] = {}
         tidy(self.folder)
         self._enqueue_controls()
         self.mend_tables()
         self.left_over = [
-            trial.number
+            self._number(trial)
             for trial in self._trials()
             if trial.state == TrialState.RUNNING
             and not trial.user_attrs.get("asker", "").startswith(f"{session}/")
@@ -85,7 +99,7 @@ class StudyOwner:
         The same ``tune_id`` gets the same trial.
         """
         asker = f"{self.session}/{tune_id}"
-        known = [t.number for t in self._trials() if t.user_attrs.get("asker") == asker]
+        known = [self._number(t) for t in self._trials() if t.user_attrs.get("asker") == asker]
         if known:
             return self._suggestion(known[0])
         number = self.left_over.pop(0) if self.left_over else self._new_trial()
@@ -103,12 +117,11 @@ class StudyOwner:
         if frozen.state.is_finished():
             return True
         epoch, value = int(row["epoch"]), float(row["val_ap"])
-        trial = optuna.trial.Trial(self.study, frozen._trial_id)
+        trial = optuna.trial.Trial(self.by_ap, frozen._trial_id)
         if epoch not in frozen.intermediate_values:
             trial.report(value, epoch)
         if epoch >= frozen.user_attrs["budget"]:
-            best = max(self._frozen(number).intermediate_values.values())
-            self._end(number, TrialState.COMPLETE, best)
+            self._end(number, TrialState.COMPLETE)
             return True
         # Asked of controls too, so that the others are measured against them.
         if trial.should_prune() and "control" not in frozen.user_attrs:
@@ -116,6 +129,22 @@ class StudyOwner:
             return True
         self._flush(number)
         return False
+
+    def report_costs(self, number: int, costs: dict[str, float]) -> None:
+        """Records what the trial's estimator costs, before its first epoch; the first stand."""
+        frozen = self._frozen(number)
+        limits = vars(self.config.search.constraints)
+        trial = optuna.trial.Trial(self.by_ap, frozen._trial_id)
+        for name, excess in violations(limits, costs).items():
+            if name not in frozen.constraints:
+                trial.set_constraint(name, excess)
+        for name in COSTS:
+            if name not in frozen.user_attrs:
+                self._set(number, name, costs[name])
+
+    def notes(self) -> list[str]:
+        """What the user is to know of how this study searches, a line each."""
+        return self.remarks
 
     def fail(self, number: int, reason: str) -> None:
         """Ends the trial as failed, unless it has ended already."""
@@ -143,7 +172,7 @@ class StudyOwner:
         best = best_trial(trials)
         running = [
             {
-                "trial": trial.number,
+                "trial": self._number(trial),
                 "epoch": max(trial.intermediate_values, default=0),
                 "budget": trial.user_attrs.get("budget", 0),
                 "ap": max(trial.intermediate_values.values(), default=None),
@@ -154,19 +183,30 @@ class StudyOwner:
         return {
             "states": {state.name: sum(t.state == state for t in trials) for state in STATES},
             "running": running,
-            "best": None if best is None else {"trial": best.number, "ap": best.value},
+            "best": None if best is None else {"trial": self._number(best), "ap": best.values[0]},
             "baseline": next(
-                (t.value for t in trials if t.user_attrs.get("control") == BASELINE), None
+                (
+                    t.values[0]
+                    for t in trials
+                    if t.values and t.user_attrs.get("control") == BASELINE
+                ),
+                None,
             ),
             "epochs": sum(len(trial.intermediate_values) for trial in trials),
             "errors": {
-                t.number: t.user_attrs.get("error") for t in trials if t.state == TrialState.FAIL
+                self._number(t): t.user_attrs.get("error")
+                for t in trials
+                if t.state == TrialState.FAIL
             },
             "teacher": self.teacher_rows[-1] if self.teacher_rows else None,
         }
 
     def _trials(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False)
+        """The study's own, by number."""
+        return self.study.get_trials(deepcopy=False)[self.num_known :]
+
+    def _number(self, trial: FrozenTrial | optuna.Trial) -> int:
+        return trial.number - self.num_known
 
     def _frozen(self, number: int) -> FrozenTrial:
         return self._trials()[number]
@@ -188,26 +228,31 @@ class StudyOwner:
 
     def _new_trial(self) -> int:
         number = sum(trial.state != TrialState.WAITING for trial in self._trials())
-        # Seeded by the trial: one sampler for all would repeat its draws after every restart.
-        self.study.sampler = _build_sampler(self.config, number)
-        return self.study.ask().number
+        self.study.sampler = build_sampler(self.config, self.space, number)
+        return self._number(self.study.ask())
 
     def _suggestion(self, number: int) -> dict[str, Any]:
         """The trial's number and values; asking again gives the same."""
-        self.study.sampler = _build_sampler(self.config, number)
+        self.study.sampler = build_sampler(self.config, self.space, number)
         frozen = self._frozen(number)
         trial = optuna.trial.Trial(self.study, frozen._trial_id)
         fixed = frozen.user_attrs.get("values", {})
-        defaults = flatten(to_plain(self.config))
+        defaults = {**flatten(to_plain(self.config)), **fixed}
         values = {**self.space.suggest(trial, defaults), **fixed}
         if "started" not in frozen.user_attrs:
-            changed = with_values(self.config, values)
-            self._set(number, "budget", changed.distill.epochs + changed.refine.epochs)
+            epochs = [values.get(path, defaults[path]) for path in EPOCHS]
+            self._set(number, "budget", sum(epochs))
             self._set(number, "started", time.time())
         return {"number": number, "values": values}
 
-    def _end(self, number: int, state: TrialState, value: float | None = None) -> None:
-        self.study.tell(number, value, state=state)
+    def _end(self, number: int, state: TrialState) -> None:
+        trial, curve = self._frozen(number), self._frozen(number).intermediate_values
+        costs = [trial.user_attrs[name] for name in self.config.search.objectives[1:]]
+        if state == TrialState.PRUNED and costs:
+            tell_pruned(self.study, trial._trial_id, [curve[max(curve)], *costs])
+        else:
+            values = [max(curve.values()), *costs] if state == TrialState.COMPLETE else None
+            self.study.tell(trial.number, values, state=state)
         self._write(number)
 
     def _write(self, number: int) -> None:
@@ -218,8 +263,9 @@ class StudyOwner:
         """Writes the trials that Optuna knows as finished and the tables do not."""
         written = written_trials(self.folder)
         for trial in self._trials():
-            if trial.state.is_finished() and trial.number not in written:
-                self._write(trial.number)
+            number = self._number(trial)
+            if trial.state.is_finished() and number not in written:
+                self._write(number)
 
     def _flush(self, number: int) -> None:
         now = time.monotonic()
@@ -247,6 +293,9 @@ class StudyOwner:
             "error": trial.user_attrs.get("error") if trial.state == TrialState.FAIL else None,
             "seed": seed_of(self.config.seed, number),
             "epochs": len(rows),
+            "objectives": ",".join(self.config.search.objectives),
+            **{name: trial.user_attrs.get(name) for name in COSTS},
+            "feasible": is_feasible(trial),
             "launcher": self.launcher,
             "started": started,
             "duration_s": seconds,
@@ -295,29 +344,13 @@ class OwnerSearcher(Searcher):
 
 
 def best_trial(trials: list[FrozenTrial]) -> FrozenTrial | None:
-    """The complete trial of the highest objective, the first of equals."""
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    return max(complete, key=lambda t: (t.value or 0.0, -t.number), default=None)
+    """The complete trial of the highest AP that keeps to the constraints, the first of equals."""
+    complete = [
+        trial for trial in trials if trial.state == TrialState.COMPLETE and is_feasible(trial)
+    ]
+    return max(complete, key=lambda t: (t.values[0], -t.number), default=None)
 
 
-def _build_sampler(config: StudyConfig, number: int) -> optuna.samplers.BaseSampler:
-    """TPE over groups of parameters that occur together, seeded by study and trial."""
-    with warnings.catch_warnings():
-        # group= is called experimental; without it, parameters that only some trials have are
-        # left out of the joint model.
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(
-            seed=seed_of(config.seed, "sampler", number) % 2**32,
-            n_startup_trials=config.search.startup_trials,
-            multivariate=True,
-            group=True,
-        )
-
-
-def _build_pruner(config: StudyConfig) -> optuna.pruners.BasePruner:
-    settings = config.search
-    if settings.pruner == "none":
-        return optuna.pruners.NopPruner()
-    return optuna.pruners.SuccessiveHalvingPruner(
-        min_resource=settings.min_epochs, reduction_factor=settings.reduction_factor
-    )
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether the trial keeps to all constraints that it was held against."""
+    return all(excess <= 0 for excess in trial.constraints.values())

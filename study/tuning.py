@@ -57,6 +57,7 @@ from study.target_error import describe_targets
 from study.teacher import TARGETS, is_ready, prepare_teacher, teacher_folder
 from study.teachers import check_weights
 from study.training import prepare_start
+from study.warm_start import check_warm_start
 
 LOCK = ".lock"
 WORKERS_WAIT = {"cpu": 0, "node:__internal_head__": 0.001}
@@ -88,6 +89,8 @@ def run_study(config: StudyConfig) -> Path:
             data = prepare_data(config, meter, display.say, cut, folder / "results" / AUDIT)
         prepare_teacher(config, data, display.say)
         prepare_start(config, data, display.say)
+        teacher = teacher_folder(config, data).name
+        check_warm_start(config, folder, data.fingerprint, teacher)
         _write_settings(as_typed, folder, data)
         display.say(
             "{} people to train on, {} to score trials on, {} in val".format(*data.num_people)
@@ -132,6 +135,8 @@ def _search(
             .options(name=f"owner-{session}", num_cpus=0, max_restarts=-1, max_task_retries=-1)
             .remote(str(folder), config, space.to_json(), session, launcher)
         )
+        for line in _get(owner.notes.remote()):
+            display.say(line)
         teacher = teacher_folder(config, data)
         plan = StudyPlan(config, data, str(folder), str(teacher / TARGETS), f"owner-{session}")
         _make_teacher(plan, teacher, owner, display)

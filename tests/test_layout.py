@@ -34,7 +34,8 @@ CORE = (
 OWNERS = {
     "ray": {"study/cropping.py", "study/launch.py", "study/search.py", "study/tuning.py"},
     "optuna": {
-        *("search_spaces/space.py", "study/search.py"),
+        *("search_spaces/space.py", "study/search.py", "study/samplers.py"),
+        *("study/several_objectives.py", "study/warm_start.py"),
         *("study/analyze.py", "study/importance.py", "study/pictures.py"),
     },
     "hydra": {"study/config.py", "study/overrides.py"},
@@ -48,7 +49,7 @@ OWNERS = {
         *("study/crop_files.py", "study/crop_bucket.py"),
         *("study/audit_table.py", "study/survey.py"),
     },
-    "matplotlib": {"study/pictures.py", "study/final_pictures.py"},
+    "matplotlib": {"study/pictures.py", "study/final_pictures.py", "study/pareto_picture.py"},
     "faster_coco_eval": {"study/metrics.py"},
     "onnx": {"study/onnx_export.py"},
     "onnxruntime": {"study/onnx_export.py", "study/onnx_teacher.py"},

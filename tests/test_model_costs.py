@@ -65,7 +65,7 @@ def test_folded_networks_answer_the_same(name: str, size: str, costs: ModuleType
     crops = torch.randn(1, 3, 64, 32)
     with torch.inference_mode():
         before = network(crops).heatmaps
-    costs.fold(network)
+    costs.fold_batch_norms(network)
     with torch.inference_mode():
         after = network(crops).heatmaps
     assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())

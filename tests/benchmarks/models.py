@@ -27,7 +27,6 @@ import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from torch import nn  # noqa: E402
-from torch.nn.utils.fusion import fuse_conv_bn_eval  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from models.build import MODELS, build_model  # noqa: E402
@@ -35,6 +34,7 @@ from models.igp_gcn import IgpGcn  # noqa: E402
 from models.mobile_net import SIZES, MobileNet, MobileNetSize  # noqa: E402
 from models.pose_features import PoseNetwork  # noqa: E402
 from models.skeleton import COCO  # noqa: E402
+from study.costs import fold_batch_norms  # noqa: E402
 
 BASELINE, SHAPES_BASELINE = "simple_baseline r50", "mobile_net lightning"
 CROP = (256, 192)
@@ -108,20 +108,9 @@ def network_costs(build: Callable[[], PoseNetwork]) -> tuple[int, int]:
         return num_parameters(network), multiply_adds(lambda: network(torch.zeros(1, 3, *CROP)))
 
 
-def fold(network: nn.Module) -> None:
-    """Every batch norm is part of the convolution that its module holds just before it."""
-    for module in list(network.modules()):
-        for (name, layer), (next_name, norm) in itertools.pairwise(module.named_children()):
-            if isinstance(norm, nn.BatchNorm2d):
-                is_transposed = isinstance(layer, nn.ConvTranspose2d)
-                assert is_transposed or isinstance(layer, nn.Conv2d)
-                setattr(module, name, fuse_conv_bn_eval(layer, norm, transpose=is_transposed))
-                setattr(module, next_name, nn.Identity())
-
-
 def answering(network: PoseNetwork, batch: int) -> Call:
     """The network at work on so many crops, as it would be shipped."""
-    fold(network.eval())
+    fold_batch_norms(network.eval())
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     crops = torch.randn(batch, 3, *CROP).contiguous(memory_format=torch.channels_last)
     return lambda: network(crops)

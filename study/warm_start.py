@@ -1,0 +1,172 @@
+"""Trials of older studies as known trials of a new one: what fits enters, the rest is listed.
+
+An older trial fits if this study could have run it: the same data and teacher, values that its
+search space can give, and every other setting of student and stages as it is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from search_spaces.space import SearchSpace
+from study.config import InputError, flatten
+from study.objectives import violations
+from study.results import PARAMS, Row, read_reports, read_trials
+from study.schema import StudyConfig
+from study.settings import BASELINE, SETTINGS, read_settings
+
+WARM_FROM = "warm_from"
+"""User attribute of a known trial: the older study, the trial's number, when it was begun."""
+DONE = "warm_started"
+"""Attribute of a study whose known trials have all entered."""
+SECTIONS = ("student.", "distill.", "refine.")
+
+
+def check_warm_start(config: StudyConfig, folder: Path, fingerprint: str, teacher: str) -> None:
+    """Returns if every folder of ``search.warm_start`` is a study of these data and this teacher.
+
+    A study that was begun already is not checked: its known trials have entered.
+
+    Args:
+        folder: the new study's.
+
+    Raises:
+        InputError: one is not.
+    """
+    if (folder / SETTINGS).exists():
+        return
+    for older in config.search.warm_start:
+        settings = read_settings(Path(older))
+        for what, key, here in (
+            ("data", "data_fingerprint", fingerprint),
+            ("teacher", "teacher", teacher),
+        ):
+            if settings.get(key) != here:
+                raise InputError(
+                    f"search.warm_start must name studies of the same data and teacher, got "
+                    f"{older}, whose {what} is another ({settings.get(key)}, here {here}): AP of "
+                    "the two can't be compared; leave it out"
+                )
+        read_trials(Path(older))
+
+
+def enter_known_trials(
+    study: optuna.Study, config: StudyConfig, folder: Path, space: SearchSpace
+) -> list[str]:
+    """Adds what fits to the Optuna study, once, before any trial of its own; says what came of it.
+
+    A kill in between loses and doubles none.
+    """
+    if not config.search.warm_start or DONE in study.user_attrs:
+        return []
+    own = flatten(read_settings(folder)["config"])
+    known = {trial.user_attrs.get(WARM_FROM) for trial in study.get_trials(deepcopy=False)}
+    lines = []
+    for older in map(Path, config.search.warm_start):
+        settings = flatten(read_settings(older)["config"])
+        reports = read_reports(older).to_pylist()
+        left_out: dict[str, list[int]] = {}
+        count = 0
+        for row in read_trials(older).to_pylist():
+            curve = {r["epoch"]: r["val_ap"] for r in reports if r["trial"] == row["trial"]}
+            values = {**settings, **_params(row)}
+            reason = next(_misfits(row, curve, values, own, space, config), None)
+            if reason:
+                left_out.setdefault(reason, []).append(row["trial"])
+                continue
+            count += 1
+            trial = _known_trial(row, curve, space.values_in(values), space, config)
+            if trial.user_attrs[WARM_FROM] not in known:
+                study.add_trial(trial)
+        lines.append(f"warm start: {count} trials of {older} are known")
+        lines += [
+            f"warm start: trial {', '.join(map(str, numbers))} of {older} left out: {reason}"
+            for reason, numbers in left_out.items()
+        ]
+    study.set_user_attr(DONE, True)
+    return lines
+
+
+def _params(row: Row) -> dict[str, Any]:
+    return {
+        column.removeprefix(PARAMS): value
+        for column, value in row.items()
+        if column.startswith(PARAMS) and value is not None
+    }
+
+
+def _misfits(
+    row: Row,
+    curve: Mapping[int, float],
+    values: Mapping[str, Any],
+    own: Mapping[str, Any],
+    space: SearchSpace,
+    config: StudyConfig,
+) -> Iterator[str]:
+    """Why the older trial, of these values, could be none of this study's; nothing if it could."""
+    if row["control"] == BASELINE:
+        yield "the baseline is no point of a search space"
+    if row["state"] == "FAIL":
+        yield "it failed"
+    elif not curve or row["objective"] is None:
+        yield "it ended before its first epoch did"
+    for cost in _costs_asked(config):
+        if row.get(cost) is None:
+            yield f"its {cost} was not measured"
+    yield from _settings_apart(values, own, space)
+
+
+def _settings_apart(
+    values: Mapping[str, Any], own: Mapping[str, Any], space: SearchSpace
+) -> Iterator[str]:
+    conditions = (path for parameter in space.parameters for path in parameter.when)
+    missing = sorted({*space.paths, *conditions}.difference(values))
+    if missing:
+        yield f"it has no {missing[0]}"
+        return
+    active = space.values_in(values)
+    for parameter in space.parameters:
+        if parameter.path in active and not parameter.accepts(active[parameter.path]):
+            yield f"the search space can't give {parameter.path}={active[parameter.path]}"
+    for path, here in own.items():
+        is_fixed = path.startswith(SECTIONS) and path not in space.paths
+        if is_fixed and values.get(path, here) != here:
+            yield f"{path} was {values[path]} there and is {here} here"
+
+
+def _costs_asked(config: StudyConfig) -> list[str]:
+    limits = vars(config.search.constraints)
+    limited = [name for name, limit in limits.items() if limit is not None]
+    return [*config.search.objectives[1:], *limited]
+
+
+def _known_trial(
+    row: Row,
+    curve: dict[int, float],
+    params: dict[str, Any],
+    space: SearchSpace,
+    config: StudyConfig,
+) -> FrozenTrial:
+    is_complete = row["state"] == "COMPLETE"
+    ap = row["objective"] if is_complete else curve[max(curve)]
+    limits = vars(config.search.constraints)
+    distributions: dict[str, BaseDistribution] = {
+        parameter.path: parameter.distribution
+        for parameter in space.parameters
+        if parameter.path in params
+    }
+    return optuna.trial.create_trial(
+        state=TrialState.COMPLETE if is_complete else TrialState.PRUNED,
+        values=[ap, *(float(row[cost]) for cost in config.search.objectives[1:])],
+        params=params,
+        distributions=distributions,
+        intermediate_values=curve,
+        constraints=violations(limits, row),
+        user_attrs={WARM_FROM: f"{row['study']}/{row['trial']} begun {row['started']}"},
+    )
