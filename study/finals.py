@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from study.checkpoint import Checkpoints, trial_folder
+from study.confirm_table import confirm_table, confirmed_winner, read_verdicts, verdict_sentence
 from study.detections import write_poses
 from study.display import percent
 from study.evaluation import Estimator, detect_people
@@ -41,10 +42,15 @@ def num_finished(study_folder: Path) -> int:
     return len(written_trials(study_folder))
 
 
-def finalists(trials: pa.Table, reports: pa.Table) -> dict[str, dict[str, Any]]:
+def finalists(
+    trials: pa.Table, reports: pa.Table, confirmed: int | None = None
+) -> dict[str, dict[str, Any]]:
     """The report that each role stands for: the best epoch of its stage by AP on the search slice.
 
     Only trials that came to their end count; the baseline is no distilled student.
+
+    Args:
+        confirmed: the trial that won when the best were trained again; None if none was.
     """
     complete = {t["trial"]: t for t in trials.to_pylist() if t["state"] == "COMPLETE"}
     rows = [row for row in reports.to_pylist() if row["trial"] in complete]
@@ -58,7 +64,7 @@ def finalists(trials: pa.Table, reports: pa.Table) -> dict[str, dict[str, Any]]:
         "baseline": best([row for row in rows if row["trial"] in baselines]),
         "best_distilled": best([row for row in taught if row["stage"] == "distill"]),
         "best_refined": best([row for row in taught if row["stage"] == "refine"]),
-        "winner": best(rows),
+        "winner": best([row for row in rows if confirmed in (None, row["trial"])]),
     }
     return {role: row for role, row in roles.items() if row is not None}
 
@@ -97,7 +103,7 @@ def score_finalists(config: StudyConfig, data: StudyData, study_folder: str) -> 
         row, judged = _judge_teacher(config, data, device)
         _add(finals, config, folder, row, judged)
     known: dict[tuple[int, int], _Judged] = {}  # the winner is one of the others too
-    for role, report in finalists(trials, read_reports(folder)).items():
+    for role, report in finalists(trials, read_reports(folder), confirmed_winner(folder)).items():
         number, epoch = key = report["trial"], report["epoch"]
         checkpoint = Checkpoints(trial_folder(folder, number)).at(epoch)
         if key not in known:
@@ -190,6 +196,9 @@ def show_finals(study_folder: Path, console: Console) -> None:
                 style="bold" if role == "winner" else None,
             )
     console.print(table)
+    if verdicts := read_verdicts(study_folder):
+        console.print(confirm_table(verdicts))
+        console.print(verdict_sentence(verdicts))
     winner = rows["winner"]
     number = winner["trial"]
     trial = next(t for t in read_trials(study_folder).to_pylist() if t["trial"] == number)
