@@ -91,10 +91,11 @@ def test_study_goes_on_without_the_trials_that_hang(launcher: str, storage: Path
         *(f"storage={storage}", f"name={launcher}", f"search_space={space}", "display=plain"),
         *("data.train_pictures=48", "data.val_pictures=12", "teacher.epochs=1"),
         *("distill.epochs=1", "refine.epochs=1", "search.trials=4", "search.concurrent=1"),
-        *("trial.timeout_s=20", "trial.max_failures=1", f"trial.launcher={launcher}"),
+        *("trial.timeout_s=30", "trial.max_failures=1", f"trial.launcher={launcher}"),
     )
     command = [sys.executable, str(checkout / "study" / "tune.py"), *settings]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    # Ray's workers look for modules where the driver was started, before anywhere else.
+    done = subprocess.run(command, cwd=storage, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     trials = read_trials(storage / launcher).to_pylist()
     hung = [trial for trial in trials if trial["params.distill.augment.colour"] >= 0.3]
