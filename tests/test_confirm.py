@@ -22,7 +22,7 @@ from search_spaces.space import load
 from study import confirm as confirming
 from study.chosen import choose_trial
 from study.confidence import resampled_scores
-from study.config import compose, from_plain, with_values
+from study.config import from_plain, with_values
 from study.confirm import RESULT, ConfirmRun, confirm_study, write_result
 from study.confirm_table import (
     chosen_trials,
@@ -41,7 +41,7 @@ from study.launch import StudyPlan
 from study.loop import TrainingDiverged, seed_of
 from study.prepare import StudyData
 from study.results import read_reports, read_trials, write_trial
-from study.schema import StudyConfig
+from study.schema import ConfirmConfig, StudyConfig
 from study.settings import read_settings
 from study.workers import Workers
 
@@ -79,8 +79,8 @@ def plan(
 
 
 def numbers(folder: Path, trials: int) -> list[int]:
-    settings = dataclasses.replace(compose().confirm, trials=trials)
-    return [trial["trial"] for trial in chosen_trials(folder, settings)]
+    chosen = chosen_trials(folder, ConfirmConfig(trials=trials, seeds=3))
+    return [trial["trial"] for trial in chosen]
 
 
 def test_best_complete_trials_and_the_baseline_are_chosen(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import ray
 
-from study.config import compose, with_values
+from study.config import with_values
 from study.plan import expected_epochs, planned_data, show_plan
 from study.prepare import StudyData, prepare_data, read_study_people
 from study.schema import StudyConfig
@@ -28,9 +29,10 @@ def silent(_: str) -> Any:
         ({"pruner": "none"}, [1] * 8),
     ],
 )
-def test_each_rung_lets_its_share_pass(settings: dict[str, Any], shares: list[float]) -> None:
-    values = {f"search.{name}": value for name, value in settings.items()}
-    assert expected_epochs(8, with_values(compose(), values).search) == shares
+def test_each_rung_lets_its_share_pass(
+    settings: dict[str, Any], shares: list[float], mini_config: StudyConfig
+) -> None:
+    assert expected_epochs(8, dataclasses.replace(mini_config.search, **settings)) == shares
 
 
 def test_planned_data_are_those_prepared(mini_config: StudyConfig, mini_data: StudyData) -> None:
