@@ -141,7 +141,8 @@ def run_inline(run: ConfirmRun, plan: StudyPlan) -> None:
     """The run in this process, its result on disk."""
     settings = plan.config.trial
     settle_in(settings.cpus)
-    confirm(run, plan, Workers(torch.device("cuda" if settings.gpus else "cpu")))
+    workers = Workers(torch.device("cuda" if settings.gpus else "cpu"))
+    confirm(run, plan, workers, _end_with_driver(plan))
 
 
 def run_with_workers(run: ConfirmRun, plan: StudyPlan) -> None:
@@ -154,8 +155,24 @@ def run_with_workers(run: ConfirmRun, plan: StudyPlan) -> None:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    workers = join_workers(config["plan"])
-    confirm(config["run"], config["plan"], workers, lambda row: ray.train.report(brief(row)))
+    run, plan = config["run"], config["plan"]
+    workers = join_workers(plan)
+    check = _end_with_driver(plan)
+
+    def tell(row: Row) -> None:
+        check(row)
+        ray.train.report(brief(row))
+
+    confirm(run, plan, workers, tell)
+
+
+def _end_with_driver(plan: StudyPlan) -> Callable[[Row], None]:
+    """Breaks a run whose driver was killed, which else went on beside its successor's.
+
+    The owner of the Optuna study dies with the driver.
+    """
+    owner = ray.get_actor(plan.owner)
+    return lambda row: ray.get(owner.num_finished.remote())
 
 
 def confirm(

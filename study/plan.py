@@ -41,6 +41,7 @@ from study.room import require_trial_fits
 from study.schema import SearchConfig, StudyConfig
 from study.store import is_there, store_folder
 from study.teacher import EPOCHS, is_ready, teacher_folder
+from study.teachers import check_teacher
 from study.timing import Speeds, time_study
 
 HANDFUL = (24, 8)
@@ -87,6 +88,7 @@ def show_plan(config: StudyConfig, folder: Path, say: Callable[[str], None]) -> 
         planned = planned_data(config, people) if is_here else None
         say("stores of crops")
         _tell(say, _store_lines(config, counts, people, planned))
+        check_teacher(config)
         say("timing a few steps on this machine ...")
         speeds = time_study(read, people.train)
     say("teacher")

@@ -1,7 +1,7 @@
 """How long a training step and an evaluation take on this machine, by doing a few of each.
 
 They are done on a few of the study's people, in a temporary store, by the loop that trains; the
-teacher's word on them is made up, and its network has random weights: the time is the same.
+teacher's word on them is made up, and one that is to be trained is as it begins.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ import torch
 
 from models.refined_pose import RefinedPose
 from study.batches import Batch
-from study.config import RANDOM, with_values
 from study.crops import stored_size
 from study.dataset import People
 from study.evaluation import Estimator, predict_crops
-from study.limits import FROM_FILES, ONLINE, PREDICTIONS
+from study.limits import ONLINE, ONNX, PREDICTIONS
 from study.live_teacher import LiveTeacher
 from study.loop import Progress, Task, run_stage
 from study.prepare import StudyData, input_size_of, skeleton_of, teacher_input_size_of
@@ -59,12 +58,6 @@ def time_study(config: StudyConfig, people: People) -> Speeds:
     on_gpu = bool(config.trial.gpus) and torch.cuda.is_available()
     workers = Workers(torch.device("cuda" if on_gpu else "cpu"))
     few = people.take(np.arange(min(PEOPLE, len(people))))
-    random = {"student.init": RANDOM}
-    if config.teacher.name not in FROM_FILES:
-        random["teacher.init"] = RANDOM
-        config = with_values(config, {**random, "teacher.epochs": max(1, config.teacher.epochs)})
-    else:
-        config = with_values(config, random)
     with tempfile.TemporaryDirectory() as scratch:
         return _time(config, few, Path(scratch), workers)
 
@@ -177,7 +170,7 @@ def _made_up(store: CropStore, config: StudyConfig, file: Path) -> Path:
     modes[..., :2] = store.keypoints_stored[:, :, None]
     modes[..., 0, 2:] = 1.0
     relation = None
-    if config.teacher.name not in ("onnx", PREDICTIONS):
+    if config.teacher.name not in (ONNX, PREDICTIONS):
         relation = torch.eye(joints).expand(count, joints, joints)
     said = Answer(torch.from_numpy(modes), torch.ones(count, joints), relation)
     write_teacher_store(file, stored_size(store.input_size), count, said.part)
