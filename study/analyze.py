@@ -28,6 +28,7 @@ from rich.table import Table  # noqa: E402
 
 from search_spaces.space import Parameter, SearchSpace  # noqa: E402
 from study.config import InputError  # noqa: E402
+from study.confirm_table import confirm_table, read_verdicts, verdict_sentence  # noqa: E402
 from study.final_report import final_table, front_table, joint_table  # noqa: E402
 from study.importance import MIN_TRIALS, beyond_chance, importance  # noqa: E402
 from study.objectives import may_win  # noqa: E402
@@ -76,6 +77,8 @@ class Evidence:
     """AP of each finalist and joint; empty until there are finalists, as ``curves``."""
     curves: list[Row]
     space: SearchSpace
+    verdicts: Sequence[Row] = ()
+    """The configurations that were trained again, the winner first; empty if none was."""
 
     def ranked(self) -> list[Row]:
         """The trials that ran to their end and keep to the constraints, the best first."""
@@ -102,6 +105,7 @@ def read_evidence(study_folder: Path) -> Evidence:
         joints=read_final(study_folder, JOINTS).to_pylist(),
         curves=read_final(study_folder, CURVES).to_pylist(),
         space=space_of(trials),
+        verdicts=read_verdicts(study_folder),
     )
 
 
@@ -147,6 +151,9 @@ def report(evidence: Evidence, top: int, box: rich.box.Box) -> Iterator[Renderab
     yield _gain_table(evidence, ranked[0], box)
     if evidence.final:
         yield final_table(evidence.final, box)
+        if evidence.verdicts:
+            yield confirm_table(evidence.verdicts, box)
+            yield verdict_sentence(evidence.verdicts)
     else:
         yield "Figures on the official validation set: none yet; they come when the study ends."
     if evidence.joints:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from models.refined_pose import RefinedPose
 from study.checkpoint import Checkpoint, Checkpoints, trial_folder
 from study.config import RANDOM, InputError, with_values
+from study.confirm_table import confirmed_winner
 from study.finals import finalists
 from study.results import read_reports, read_trials
 from study.schema import StudyConfig
@@ -78,7 +79,7 @@ def choose_trial(folder: Path, config: StudyConfig, number: int | None) -> Chose
     trials, reports = read_trials(folder), read_reports(folder)
     rows = {row["trial"]: row for row in trials.to_pylist()}
     if number is None:
-        winner = finalists(trials, reports).get("winner")
+        winner = finalists(trials, reports, confirmed_winner(folder)).get("winner")
         if winner is None:
             raise InputError(
                 f"a trial of {folder} must have come to its end to be exported, and keep to "

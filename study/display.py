@@ -211,3 +211,24 @@ def teacher_line(status: dict[str, Any], epochs: int, elapsed: float) -> str:
     if row is None:
         return f"teacher: starting ({epochs} epochs)"
     return f"teacher: epoch {row['epoch']}/{epochs}, AP {percent(row['val_ap'])}"
+
+
+def confirm_line(status: dict[str, Any], elapsed: float) -> str:
+    """How many of the confirming runs are done, and how far the others are."""
+    running = ", ".join(
+        f"trial {run['trial']} run {run['run']} at epoch {run['epoch']}"
+        for run in status["running"]
+    )
+    done = status["states"]["COMPLETE"]
+    return f"confirming: {done}/{status['runs']} runs done | running: {running or 'none'}"
+
+
+def confirm_panel(status: dict[str, Any], elapsed: float) -> Panel:
+    """The same with a bar."""
+    bar = Progress(TextColumn("runs"), BarColumn(bar_width=40), MofNCompleteColumn())
+    bar.add_task("runs", total=status["runs"], completed=status["states"]["COMPLETE"])
+    running = Table("trial", "run", "epoch", box=None, padding=(0, 2))
+    for run in status["running"]:
+        running.add_row(*(str(run[key]) for key in ("trial", "run", "epoch")))
+    facts = f"elapsed {clock(elapsed)}"
+    return Panel(Group(bar, running, facts), title="is the winner real?", expand=False)

@@ -88,6 +88,18 @@ def draw_dataset(
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def is_drawn(root: Path, *, seed: int, train_pictures: int, val_pictures: int) -> bool:
+    """Whether ``draw_dataset`` with these arguments has nothing left to draw.
+
+    Raises:
+        InputError: as there.
+    """
+    settings = dataset_settings(
+        seed=seed, train_pictures=train_pictures, val_pictures=val_pictures
+    )
+    return _is_drawn(root, settings)
+
+
 def _is_drawn(root: Path, settings: dict[str, Any]) -> bool:
     """Whether the folder holds this very dataset; False where it is missing or empty."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from study.checkpoint import Checkpoints, trial_folder
+from study.confirm_table import confirm_table, confirmed_winner, read_verdicts, verdict_sentence
 from study.detections import write_poses
 from study.display import percent
 from study.evaluation import Estimator, detect_people
@@ -42,11 +43,16 @@ def num_finished(study_folder: Path) -> int:
     return len(written_trials(study_folder))
 
 
-def finalists(trials: pa.Table, reports: pa.Table) -> dict[str, dict[str, Any]]:
+def finalists(
+    trials: pa.Table, reports: pa.Table, confirmed: int | None = None
+) -> dict[str, dict[str, Any]]:
     """The report that each role stands for: the best epoch of its stage by AP on the search slice.
 
     Only trials that came to their end count, and but for the baseline only those that keep to the
     constraints; the winner is on the Pareto front. The baseline is no distilled student.
+
+    Args:
+        confirmed: the trial that won when the best were trained again; None if none was.
     """
     complete = {t["trial"]: t for t in trials.to_pylist() if t["state"] == "COMPLETE"}
     rows = [row for row in reports.to_pylist() if row["trial"] in complete]
@@ -57,12 +63,12 @@ def finalists(trials: pa.Table, reports: pa.Table) -> dict[str, dict[str, Any]]:
     baselines = {n for n, trial in complete.items() if trial["control"] == BASELINE}
     able = {number for number, trial in complete.items() if may_win(trial)}
     taught = [row for row in rows if row["trial"] in able.difference(baselines)]
-    front = {trial["trial"] for trial in front_of(trials)}
+    winners = {trial["trial"] for trial in front_of(trials)} if confirmed is None else {confirmed}
     roles = {
         "baseline": best([row for row in rows if row["trial"] in baselines]),
         "best_distilled": best([row for row in taught if row["stage"] == "distill"]),
         "best_refined": best([row for row in taught if row["stage"] == "refine"]),
-        "winner": best([row for row in rows if row["trial"] in front]),
+        "winner": best([row for row in rows if row["trial"] in winners]),
     }
     return {role: row for role, row in roles.items() if row is not None}
 
@@ -107,7 +113,7 @@ def score_finalists(config: StudyConfig, data: StudyData, study_folder: str) -> 
         row, judged = _judge_teacher(config, data, device)
         _add(finals, config, folder, row, judged)
     known: dict[tuple[int, int], _Judged] = {}  # the winner is one of the others too
-    for role, report in finalists(trials, read_reports(folder)).items():
+    for role, report in finalists(trials, read_reports(folder), confirmed_winner(folder)).items():
         number, epoch = key = report["trial"], report["epoch"]
         checkpoint = Checkpoints(trial_folder(folder, number)).at(epoch)
         if key not in known:
@@ -200,6 +206,9 @@ def show_finals(study_folder: Path, console: Console) -> None:
                 style="bold" if role == "winner" else None,
             )
     console.print(table)
+    if verdicts := read_verdicts(study_folder):
+        console.print(confirm_table(verdicts))
+        console.print(verdict_sentence(verdicts))
     trials = read_trials(study_folder)
     _show_front(front_of(trials), console)
     if "winner" in rows:

@@ -26,6 +26,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from study.checkpoint import trial_folder
 from study.config import InputError, with_values
 from study.costs import measure_costs
+from study.hanging import ended_if_it_hangs, hang_in
 from study.loop import Row, TrainingDiverged
 from study.prepare import StudyData
 from study.schema import StudyConfig
@@ -112,18 +113,9 @@ def inline_trial(suggestion: dict[str, Any], plan: StudyPlan) -> None:
     """A trial in its own Tune process: one worker, no further process."""
     settings = plan.config.trial
     link = OwnerLink(plan, suggestion["number"])
-
-    def report(row: Row) -> bool:
-        stop = link.report(row)
-        tune.report(_brief(row))
-        return stop
-
     settle_in(settings.cpus)
     workers = Workers(torch.device("cuda" if settings.gpus else "cpu"))
-    with link.watching():
-        trial = trial_of(plan, suggestion)
-        link.report_costs(trial, workers)
-        run_trial(trial, workers, report)
+    _run(suggestion, plan, link, workers, tune.report)
 
 
 def train_trial(suggestion: dict[str, Any], plan: StudyPlan) -> None:
@@ -132,7 +124,7 @@ def train_trial(suggestion: dict[str, Any], plan: StudyPlan) -> None:
     try:
         run_under_train(_trial_worker, loop_config, plan, callbacks=[TuneReportCallback()])
     except TrainingFailedError as error:
-        OwnerLink(plan, suggestion["number"]).fail(_last_line(error))
+        OwnerLink(plan, suggestion["number"]).fail(last_line(error))
 
 
 def train_teacher(plan: StudyPlan) -> None:
@@ -144,7 +136,7 @@ def train_teacher(plan: StudyPlan) -> None:
     try:
         run_under_train(_teacher_worker, {"plan": plan}, plan)
     except TrainingFailedError as error:
-        raise InputError(f"the teacher could not be trained: {_last_line(error)}") from error
+        raise InputError(f"the teacher could not be trained: {last_line(error)}") from error
 
 
 def run_under_train(
@@ -182,15 +174,35 @@ def run_under_train(
 
 def _trial_worker(config: dict[str, Any]) -> None:
     plan, suggestion = config["plan"], config["suggestion"]
-    workers = _join(plan)
+    workers = join_workers(plan)
     link = OwnerLink(plan, suggestion["number"], is_first=workers.rank == 0)
+    _run(suggestion, plan, link, workers, ray.train.report)
 
-    def report(row: Row) -> bool:
-        stop = link.report(row)
-        ray.train.report(_brief(row))
-        return stop
 
-    with link.watching():
+def _run(
+    suggestion: dict[str, Any],
+    plan: StudyPlan,
+    link: OwnerLink,
+    workers: Workers,
+    tell: Callable[[dict[str, Any]], None],
+) -> None:
+    """The trial on this worker; one that hung fails, since another try would hang again.
+
+    Args:
+        tell: Ray's own report of an epoch.
+    """
+    if reason := hang_in(link.folder):
+        link.fail(reason)
+        return
+    timeout_s = plan.config.trial.timeout_s
+    with link.watching(), ended_if_it_hangs(link.folder, workers.rank, timeout_s) as beat:
+
+        def report(row: Row) -> bool:
+            beat()
+            stop = link.report(row)
+            tell(brief(row))
+            return stop
+
         trial = trial_of(plan, suggestion)
         link.report_costs(trial, workers)
         run_trial(trial, workers, report)
@@ -198,31 +210,31 @@ def _trial_worker(config: dict[str, Any]) -> None:
 
 def _teacher_worker(config: dict[str, Any]) -> None:
     plan = config["plan"]
-    workers = _join(plan)
+    workers = join_workers(plan)
     owner = ray.get_actor(plan.owner)
 
     def report(row: Row) -> bool:
         if workers.rank == 0:
             ray.get(owner.report_teacher.remote(row))
-        ray.train.report(_brief(row))
+        ray.train.report(brief(row))
         return False
 
     make_teacher(plan.config, plan.data.here(), workers, report)
 
 
-def _join(plan: StudyPlan) -> Workers:
+def join_workers(plan: StudyPlan) -> Workers:
     """This process as one of Ray Train's workers, with the threads of its CPUs."""
     resources = ray.get_runtime_context().get_assigned_resources()
     settle_in(resources.get("CPU", 1))
     return Workers(ray.train.torch.get_device())
 
 
-def _brief(row: Row) -> dict[str, Any]:
+def brief(row: Row) -> dict[str, Any]:
     """What Tune and Train need to know of an epoch; the rest goes to the owner."""
     return {"val_ap": row["val_ap"], "epoch": row["epoch"], "stage": row["stage"]}
 
 
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
     """The end of an error's text, where a traceback says what was wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

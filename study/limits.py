@@ -81,9 +81,12 @@ AT_LEAST: dict[str, float] = {
     "search.population": 2,
     "search.min_epochs": 1,
     "search.reduction_factor": 2,
+    "confirm.trials": 0,
+    "confirm.seeds": 2,
     "trial.num_workers": 1,
     "trial.gpus": 0,
     "trial.max_failures": 0,
+    "trial.timeout_s": 0,
     **{f"{stage}.batch_size": 1 for stage in ("teacher", "distill", "refine")},
     **{f"{stage}.optimizer.weight_decay": 0 for stage in ("teacher", "distill", "refine")},
     **{
@@ -203,6 +206,12 @@ def _impossible_training(values: Mapping[str, Any]) -> Iterable[str]:
         yield (
             "trial.launcher=inline runs one worker in the trial's own process, got "
             f"trial.num_workers={values['trial.num_workers']}; change to trial.launcher=train"
+        )
+    gpus = values["trial.gpus"]
+    if gpus > 1 and gpus != int(gpus):
+        yield (
+            "trial.gpus must be a share of one GPU or a whole number of them, got "
+            f"trial.gpus={gpus:g}; change to trial.gpus={math.ceil(gpus)}"
         )
 
 

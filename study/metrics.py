@@ -228,6 +228,11 @@ def pck(
     return float(is_right[counted].mean()) if counted.any() else math.nan
 
 
+def read_truth(ground_truth: Path, skeleton: Skeleton) -> dict[str, Any]:
+    """The file as it is evaluated; nobody may change it."""
+    return _ground_truth(ground_truth, skeleton.num_joints, file_stamp(ground_truth))
+
+
 @functools.lru_cache(maxsize=4)
 def _ground_truth(path: Path, num_joints: int, _stamp: tuple[int, ...]) -> dict[str, Any]:
     """The file, with what an evaluation needs and no more; nobody may change it."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.skeleton import SKELETONS, Skeleton
 from study.audit import audit, check, describe, faulty_ids
@@ -78,6 +79,37 @@ class StudyData:
         return dataclasses.replace(self, train=train, search=search, val=val)
 
 
+class Truth(NamedTuple):
+    """A ground-truth file, and what is in it."""
+
+    file: Path
+    annotations: Path
+    images: NDArray[np.int64]
+    left_out: frozenset[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyPeople:
+    """Who is trained on, who trials and who finalists are scored on."""
+
+    train: People
+    search: People
+    val: People
+    """Those labelled."""
+    found: People
+    """Those a detector found; ``val`` itself where none was asked."""
+    left_out: frozenset[int]
+    """Faulty annotations, by id."""
+    left_out_of_val: frozenset[int]
+
+    def search_truth(self, cache: Path) -> Truth:
+        return _truth_of(self.search, self.left_out, cache)
+
+    def val_truth(self, cache: Path) -> Truth:
+        whole = self.found is not self.val
+        return _truth_of(self.val, self.left_out_of_val, cache, whole=whole)
+
+
 def skeleton_of(config: StudyConfig) -> Skeleton:
     """Whose joints the data are annotated with."""
     return SKELETONS[config.data.skeleton]
@@ -125,32 +157,16 @@ def prepare_data(
     url, crops_folder = place_of_crops(config)
     if url is not None:
         check_bucket(url)
-    root = Path(data.root)
     if data.kind == "drawn":
         draw_dataset(
-            root,
+            Path(data.root),
             seed=data.seed,
             train_pictures=data.train_pictures,
             val_pictures=data.val_pictures,
             progress=meter("drawing people"),
         )
-    if not root.is_dir():
-        raise InputError(
-            f"data.root must be the folder of the data, got data.root={data.root}, which is not "
-            "there; set data.root to where its annotations and pictures lie"
-        )
-    people, bad = _read(config, data.train, meter, say, audit_folder)
-    val, bad_val = _read(config, data.val, meter, say, audit_folder)
-    repeated = overlap(people, val)
-    if audit_folder is not None:
-        write_audit(audit_folder / "overlap.parquet", repeated)
-    if repeated:
-        say(f"warning: people of val are in train\n{describe(repeated)}")
-    if data.max_people:
-        people = draw_people(people, data.max_people, data.seed)
-    found = _detected(config, val, say)
-    train_rows, search_rows = split_people(people, data.search_fraction, data.seed)
-    train, search = people.take(train_rows), people.take(search_rows)
+    people = read_study_people(config, meter, say, audit_folder)
+    train, search, found = people.train, people.search, people.found
 
     def crops(size: tuple[int, int], seen_by: str = "") -> tuple[str, str, str]:
         """Each part's store; the same one again where the size is the same."""
@@ -178,11 +194,49 @@ def prepare_data(
         train=stores[0],
         search=stores[1],
         val=stores[2],
-        search_truth=str(_ground_truth(search, bad, cache)),
-        val_truth=str(_ground_truth(val, bad_val, cache, whole=found is not val)),
-        num_people=(len(train), len(search), len(val)),
+        search_truth=str(_write_truth(people.search_truth(cache))),
+        val_truth=str(_write_truth(people.val_truth(cache))),
+        num_people=(len(train), len(search), len(people.val)),
         teacher_crops=teacher_crops,
         url=url,
+    )
+
+
+def read_study_people(
+    config: StudyConfig,
+    meter: Meter,
+    say: Callable[[str], None],
+    audit_folder: Path | None = None,
+) -> StudyPeople:
+    """The study's people, checked and split; nothing is written but the audit.
+
+    Raises:
+        InputError: the data have faults; names the files and annotations.
+    """
+    data = config.data
+    if not Path(data.root).is_dir():
+        raise InputError(
+            f"data.root must be the folder of the data, got data.root={data.root}, which is not "
+            "there; set data.root to where its annotations and pictures lie"
+        )
+    people, left_out = _read(config, data.train, meter, say, audit_folder)
+    val, left_out_of_val = _read(config, data.val, meter, say, audit_folder)
+    repeated = overlap(people, val)
+    if audit_folder is not None:
+        write_audit(audit_folder / "overlap.parquet", repeated)
+    if repeated:
+        say(f"warning: people of val are in train\n{describe(repeated)}")
+    if data.max_people:
+        people = draw_people(people, data.max_people, data.seed)
+    found = _detected(config, val, say)
+    train_rows, search_rows = split_people(people, data.search_fraction, data.seed)
+    return StudyPeople(
+        train=people.take(train_rows),
+        search=people.take(search_rows),
+        val=val,
+        found=found,
+        left_out=left_out,
+        left_out_of_val=left_out_of_val,
     )
 
 
@@ -254,10 +308,16 @@ def _detected(config: StudyConfig, val: People, say: Callable[[str], None]) -> P
     return found
 
 
-def _ground_truth(
+def _write_truth(truth: Truth) -> Path:
+    if not truth.file.exists():
+        write_ground_truth(truth.annotations, truth.images, truth.file, leave_out=truth.left_out)
+    return truth.file
+
+
+def _truth_of(
     people: People, left_out: frozenset[int], cache: Path, *, whole: bool = False
-) -> Path:
-    """A COCO-format file of these people's pictures, made unless it is there.
+) -> Truth:
+    """A COCO-format file of these people's pictures, which need not be there yet.
 
     Args:
         whole: of all pictures of their file, since a detector may find people where nobody is.
@@ -267,7 +327,5 @@ def _ground_truth(
         pictures = load_document(people.annotations)["images"]
         images = np.array([picture["id"] for picture in pictures])
     content = hash_file(people.annotations)
-    target = cache / f"truth-{fingerprint(content, images.tolist(), sorted(left_out))}.json"
-    if not target.exists():
-        write_ground_truth(people.annotations, images, target, leave_out=left_out)
-    return target
+    name = f"truth-{fingerprint(content, images.tolist(), sorted(left_out))}.json"
+    return Truth(cache / name, people.annotations, images, left_out)

@@ -186,10 +186,10 @@ def write_trial(
     """
     name = _part_name(trial_row["trial"])
     reports = study_folder / "results" / "reports"
-    _write(reports / f"{name}.parquet", REPORTS, report_rows, space)
+    write_part(reports / f"{name}.parquet", REPORTS, report_rows, space)
     trial_columns = (*TRIALS, *_parameter_columns(space))
     trials = study_folder / "results" / "trials"
-    _write(trials / f"{name}.parquet", trial_columns, [trial_row], space)
+    write_part(trials / f"{name}.parquet", trial_columns, [trial_row], space)
     (reports / f"{name}.running.parquet").unlink(missing_ok=True)
 
 
@@ -201,13 +201,13 @@ def write_running(
 ) -> None:
     """All reports so far of a running trial are on disk, in place of its last such part."""
     file = study_folder / "results" / "reports" / f"{_part_name(trial)}.running.parquet"
-    _write(file, REPORTS, report_rows, space)
+    write_part(file, REPORTS, report_rows, space)
 
 
 def write_teacher(study_folder: Path, report_rows: Sequence[Row], space: SearchSpace) -> None:
     """The reports of the teacher's training are on disk, in place of any earlier ones."""
     file = study_folder / "results" / "reports" / "teacher.parquet"
-    _write(file, REPORTS, report_rows, space)
+    write_part(file, REPORTS, report_rows, space)
 
 
 def write_final(
@@ -220,7 +220,7 @@ def write_final(
     """The tables of ``FINALS`` are on disk, in place of any earlier ones; ``final`` comes last."""
     for table, content in ((JOINTS, joints), (CURVES, curves), ("final", rows)):
         file = study_folder / "results" / table / "final.parquet"
-        _write(file, FINALS[table], content, space)
+        write_part(file, FINALS[table], content, space)
 
 
 def tidy(study_folder: Path) -> None:
@@ -278,8 +278,13 @@ def read_reports(study_folder: Path) -> pa.Table:
 
 def read_final(study_folder: Path, table: str = "final") -> pa.Table:
     """A table of ``FINALS``: the figures on the validation set; no rows until they exist."""
+    return read_table(study_folder, table, FINALS[table])
+
+
+def read_table(study_folder: Path, table: str, columns: Iterable[Column]) -> pa.Table:
+    """All parts of a table; no rows, but the columns, until there is one."""
     parts = _parts(study_folder, table)
-    return _read(parts) if parts else _schema(FINALS[table], {}).empty_table()
+    return _read(parts) if parts else _schema(columns, {}).empty_table()
 
 
 def space_of(table: pa.Table) -> SearchSpace:
@@ -310,12 +315,13 @@ def _schema(columns: Iterable[Column], metadata: Mapping[bytes, bytes]) -> pa.Sc
     return pa.schema(fields, metadata=dict(metadata))
 
 
-def _write(
+def write_part(
     file: Path,
     columns: Iterable[Column],
     rows: Sequence[Row],
     space: SearchSpace,
 ) -> None:
+    """A part of a table is on disk, whole, in place of any earlier one."""
     metadata = {VERSION_KEY: str(SCHEMA_VERSION).encode(), SPACE_KEY: space.to_json().encode()}
     schema = _schema(columns, metadata)
     unknown = {name for row in rows for name in row}.difference(schema.names)

@@ -277,6 +277,16 @@ class SearchConfig:
 
 
 @dataclass
+class ConfirmConfig:
+    """After the search: the best trials and the baseline trained again, to see if it was luck."""
+
+    trials: int
+    """How many of the best trials, by their objective; 0 leaves it out."""
+    seeds: int
+    """How often each is trained, from seeds that no trial of the search had."""
+
+
+@dataclass
 class TrialConfig:
     """Where and on what one trial runs."""
 
@@ -284,11 +294,15 @@ class TrialConfig:
     """auto | inline | train. auto: one CPU worker inline, everything else under Ray Train."""
     num_workers: int
     cpus: float
-    """CPUs of a worker, a thread each; small crops gain nothing from more than one."""
+    """CPUs of a worker, a thread each; small crops gain nothing from more than one. 0.5 puts two
+    workers on a CPU."""
     gpus: float
-    """GPUs of a worker."""
+    """GPUs of a worker; 0.5 puts two workers on a GPU, which share its memory."""
     max_failures: int
     """How often a trial that broke goes on from its checkpoint before it counts as failed."""
+    timeout_s: float
+    """A trial that ends no epoch for so long, start and torch.compile included, has failed: its
+    processes are ended; 0 = it may take any time."""
     precision: str
     """auto | fp32 | bf16: what networks, the teacher's too, compute in, in training and scoring.
     auto: bf16 on GPUs that have it, else fp32. Weights, losses, decoding and refiner are fp32."""
@@ -314,10 +328,13 @@ class StudyConfig:
     """distill | refine | joint | poses | smoke, or the path of a YAML of your own."""
     display: str
     """auto | live | plain | none."""
+    plan_only: bool
+    """Say what the study would compute, and how long it may take here; compute nothing."""
     data: DataConfig
     teacher: TeacherConfig
     student: ModelConfig
     distill: DistillConfig
     refine: RefineConfig
     search: SearchConfig
+    confirm: ConfirmConfig
     trial: TrialConfig

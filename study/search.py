@@ -25,6 +25,7 @@ from search_spaces.space import SearchSpace
 from study import faults
 from study.checkpoint import Checkpoints, best_row, trial_folder
 from study.config import flatten, to_plain, with_values
+from study.hanging import hang_in
 from study.loop import Row, seed_of
 from study.objectives import AP, COSTS, violations
 from study.results import tidy, write_running, write_teacher, write_trial, written_trials
@@ -149,7 +150,9 @@ class StudyOwner:
     def fail(self, number: int, reason: str) -> None:
         """Ends the trial as failed, unless it has ended already."""
         if not self._frozen(number).state.is_finished():
-            self._set(number, "error", self._frozen(number).user_attrs.get("error") or reason)
+            known = hang_in(trial_folder(self.folder, number))
+            known = known or self._frozen(number).user_attrs.get("error")
+            self._set(number, "error", known or reason)
             self._end(number, TrialState.FAIL)
 
     def note_error(self, number: int, error: str) -> None:

@@ -141,9 +141,9 @@ def make_crop_store(
             can't be used.
     """
     size = stored_size(input_size)
-    folder = cache / f"crops-{_people_fingerprint(people, input_size, form)}"
+    folder = store_folder(people, input_size, cache, form)
     sizes = {} if url is None else crop_bucket.sizes_in(url, folder.name)
-    if url is None and _is_there(folder):
+    if url is None and is_there(folder):
         return folder
     if url is not None and INDEX in sizes:
         cache.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,12 @@ def make_crop_store(
     return folder
 
 
-def _is_there(folder: Path) -> bool:
+def store_folder(people: People, input_size: tuple[int, int], cache: Path, form: str) -> Path:
+    """Where these people's crops lie, or will."""
+    return cache / f"crops-{_people_fingerprint(people, input_size, form)}"
+
+
+def is_there(folder: Path) -> bool:
     """Whether the store is whole: the index, and each part as long as it says."""
     if not (folder / INDEX).is_file():
         return False
@@ -247,7 +252,7 @@ def open_crop_store(path: Path) -> CropStore:
     Raises:
         InputError: it is not there, or not whole.
     """
-    if not _is_there(path):
+    if not is_there(path):
         raise InputError(
             f"{path} must hold all parts that its {INDEX} names, each as long as it says, but "
             "does not; run the study again, which makes what is missing"

@@ -51,10 +51,14 @@ class Trial:
     folder: Path
     targets: Path | None
     """What the teacher says of the people to train on; None where labels alone teach."""
+    own_seed: int | None = None
+    """In place of the seed that its number gives it."""
 
     @property
     def seed(self) -> int:
         """What everything random in the trial is drawn from."""
+        if self.own_seed is not None:
+            return self.own_seed
         return seed_of(self.config.seed, self.number)
 
 

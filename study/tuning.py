@@ -38,6 +38,8 @@ from study.config import (
     with_absolute_paths,
     with_values,
 )
+from study.confirm import confirm_study
+from study.confirm_table import is_confirmed
 from study.cropping import cut_by_size
 from study.display import (
     Display,
@@ -48,8 +50,10 @@ from study.display import (
 )
 from study.finals import num_finished, score_finalists, show_finals
 from study.launch import StudyPlan, inline_trial, train_teacher, train_trial
+from study.plan import show_plan
 from study.prepare import StudyData, prepare_data
 from study.results import write_final
+from study.room import require_trial_fits
 from study.schema import StudyConfig
 from study.search import OwnerSearcher, StudyOwner
 from study.settings import SETTINGS, read_settings
@@ -76,9 +80,17 @@ def run_study(config: StudyConfig) -> Path:
     folder = Path(config.storage) / config.name
     as_shown = Path(as_typed.storage).expanduser() / config.name
     _check_settings(as_typed, folder)
+    if config.plan_only:
+        check_weights(config, display.say)
+        show_plan(config, folder, display.say)
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / LOCK, display), contextlib.ExitStack() as early:
-        if num_finished(folder) >= config.search.trials and (folder / "results/final").is_dir():
+        if (
+            num_finished(folder) >= config.search.trials
+            and (folder / "results/final").is_dir()
+            and is_confirmed(folder, config.confirm)
+        ):
             display.say(f"the study in {folder} is finished; search.trials=N adds trials")
             show_finals(as_shown, display.console)
             return folder
@@ -153,6 +165,7 @@ def _search(
         if not status["states"]["COMPLETE"]:
             reasons = "\n".join(f"  trial {n}: {error}" for n, error in status["errors"].items())
             raise InputError(f"no trial came to its end:\n{reasons}")
+        confirm_study(plan, space, launcher, concurrent, display)
         display.say("scoring the finalists on val")
         finals = _get(
             ray.remote(score_finalists)
@@ -243,19 +256,9 @@ def _room(config: StudyConfig) -> int:
     """
     if config.search.concurrent and os.environ.get("RAY_ADDRESS", "local") != "local":
         return config.search.concurrent  # a cluster may grow to what is asked of it
-    trial = config.trial
-    has = ray.cluster_resources()
-    rooms = [int(has.get("CPU", 0.0) // (trial.cpus * trial.num_workers))]
-    if trial.gpus:
-        rooms.append(int(has.get("GPU", 0.0) // (trial.gpus * trial.num_workers)))
-    if min(rooms) < 1:
-        raise InputError(
-            f"a trial needs {trial.num_workers} workers of {trial.cpus:g} CPUs and "
-            f"{trial.gpus:g} GPUs, but there are {has.get('CPU', 0):g} CPUs and "
-            f"{has.get('GPU', 0):g} GPUs; lower trial.cpus, trial.gpus or trial.num_workers"
-        )
-    wanted = config.search.concurrent or min(rooms)
-    return min(wanted, *rooms)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = require_trial_fits(nodes, config.trial)
+    return min(config.search.concurrent or room, room)
 
 
 @contextlib.contextmanager

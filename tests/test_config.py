@@ -157,7 +157,7 @@ def test_value_at_no_single_setting_is_a_key_error(config: StudyConfig, path: st
     [
         ("distil.optimizer.lr=1", "did you mean distill.optimizer.lr?"),
         ("distill.optimizer.lt=1", "did you mean distill.optimizer.lr?"),
-        ("trials=9", "did you mean search.trials?"),
+        ("trials=9", "did you mean search.trials or confirm.trials?"),
         ("tau=9", "did you mean distill.heatmap.tau?"),
         ("lr=9", "did you mean teacher.optimizer.lr or distill.optimizer.lr or refine.optim"),
         ("qwerty=9", "--cfg lists all settings"),

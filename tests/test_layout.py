@@ -32,7 +32,10 @@ CORE = (
     *("teachers", "vitpose", "onnx_teacher", "predictions", "detections", "oks_nms"),
 )
 OWNERS = {
-    "ray": {"study/cropping.py", "study/launch.py", "study/search.py", "study/tuning.py"},
+    "ray": {
+        *("study/cropping.py", "study/launch.py", "study/search.py", "study/tuning.py"),
+        "study/confirm.py",
+    },
     "optuna": {
         *("search_spaces/space.py", "study/search.py", "study/samplers.py"),
         *("study/several_objectives.py", "study/warm_start.py"),
