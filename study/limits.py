@@ -208,7 +208,7 @@ def _impossible_training(values: Mapping[str, Any]) -> Iterable[str]:
             f"trial.num_workers={values['trial.num_workers']}; change to trial.launcher=train"
         )
     gpus = values["trial.gpus"]
-    if gpus > 1 and gpus != int(gpus):
+    if 1 < gpus < math.inf and gpus != int(gpus):
         yield (
             "trial.gpus must be a share of one GPU or a whole number of them, got "
             f"trial.gpus={gpus:g}; change to trial.gpus={math.ceil(gpus)}"

@@ -11,7 +11,8 @@ import pytest
 import ray
 
 from study.config import with_values
-from study.plan import expected_epochs, planned_data, show_plan
+from study.plan import planned_data, show_plan
+from study.plan_cost import expected_epochs
 from study.prepare import StudyData, prepare_data, read_study_people
 from study.schema import StudyConfig
 

@@ -22,6 +22,7 @@ QUICK = (
     "distill.epochs=1",
     "refine.epochs=1",
     "search.trials=2",
+    "confirm.trials=0",
     "search_space=smoke",
 )
 
