@@ -99,7 +99,7 @@ def task_of(five: Skeleton, start: str) -> RefineTask:
         teacher_weight=1.0,
         truth_weight=1.0,
         perturb=False,
-        augment=AugmentConfig(0, 0, 0, 0, 0),
+        augment=AugmentConfig(0, 0, 0, 0, 0, 0, 0),
     )
     torch.manual_seed(0)
     refiner = IgpGcn(five, Seer.pyramid_channels, levels=1, depth=1, width=32)
@@ -164,7 +164,7 @@ def test_jitter_has_its_spread_and_leaves_out_what_is_not_labelled() -> None:
 class Kept(nn.Module):
     """A refiner that keeps what it is given."""
 
-    num_candidates, chooser = 1, None
+    num_candidates, chooser, flip_order = 1, None, None
     choose = IgpGcn.choose
     start: Tensor
     scores: Tensor
