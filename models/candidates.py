@@ -142,8 +142,9 @@ class CandidateChooser(nn.Module):
         self.ends: Tensor
         self.register_buffer("starts", starts, persistent=False)
         self.register_buffer("ends", ends, persistent=False)
-        self.partners: Tensor
-        self.register_buffer("partners", torch.tensor(skeleton.flip_order), persistent=False)
+        partner = F.one_hot(torch.tensor(skeleton.flip_order), skeleton.num_joints).float()
+        self.partner: Tensor
+        self.register_buffer("partner", partner, persistent=False)  # (K, K)
         self.project = nn.Linear(feature_channels, width)
         self.enter = nn.Linear(NODE_CHANNELS + width, width)
         self.joint = nn.Parameter(torch.zeros(skeleton.num_joints, 1, width))
@@ -209,8 +210,7 @@ class CandidateChooser(nn.Module):
         Args:
             maps: all joints' maps at the candidates, (B, K, M, K).
         """
-        partners = self.partners[:, None, None].expand(len(maps), -1, maps.shape[2], 1)
-        other = maps.gather(3, partners)[..., 0].clamp_min(0)
+        other = torch.einsum("bkmj,kj->bkm", maps, self.partner).clamp_min(0)
         best = heights.amax(dim=2, keepdim=True)
         log = (heights + _FLOOR).log()
         return other, log - (other + _FLOOR).log(), log - (best + _FLOOR).log()
