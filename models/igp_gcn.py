@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.candidates import MAX_CANDIDATES, CandidateChooser, Choice
-from models.pose_features import sample_features
+from models.pose_features import PoseFeatures, sample_features
 from models.skeleton import Skeleton
 
 MAX_DEPTH = 6
@@ -196,6 +196,7 @@ class IgpGcn(nn.Module):
             )
         self.num_levels = levels
         self.num_candidates = candidates
+        self.flip_order = skeleton.flip_order
         node_channels = [3] + [width] * (levels - 1)
         self.levels = nn.ModuleList(
             RefineLevel(
@@ -210,17 +211,18 @@ class IgpGcn(nn.Module):
             )
 
     def choose(
-        self, pyramid: Sequence[Tensor], candidates: Tensor, crop_size: tuple[int, int]
+        self, features: PoseFeatures, candidates: Tensor, crop_size: tuple[int, int]
     ) -> Choice:
         """Level 0: where each joint starts.
 
         Args:
-            pyramid: the student's features, of which the finest are read.
-            candidates: as ``read_candidates`` gives them, (B, K, ``num_candidates``, 3).
+            features: the student's, of which the maps and the finest of the pyramid are read.
+            candidates: as ``read_candidates`` gives them, (B, K, ``num_candidates``, 3), or one
+                more of a given pose.
         """
         if self.chooser is None:
             return Choice(candidates[:, :, 0, :2], candidates[:, :, 0, 2], logits=None)
-        return self.chooser.choose(pyramid[-1], candidates, crop_size)
+        return self.chooser.choose(features, candidates, crop_size)
 
     def forward(
         self,

@@ -72,8 +72,10 @@ class RefinedPose(nn.Module):
                     "that was trained with refine.epochs above 0"
                 )
             return self.codec.read(features)
-        candidates = read_candidates(self.codec, features, self.refiner.num_candidates, start)
-        choice = self.refiner.choose(features.pyramid, candidates, crop_size)
+        candidates = read_candidates(
+            self.codec, features, self.refiner.num_candidates, start, self.refiner.flip_order
+        )
+        choice = self.refiner.choose(features, candidates, crop_size)
         poses = self.refiner(features.pyramid, choice.keypoints_crop, choice.scores, crop_size)
         if start is None:
             return poses[-1], choice.scores

@@ -75,7 +75,7 @@ class RefineTask(nn.Module):
             out = self.student.look(batch.crops)
         height, width = batch.crops.shape[-2:]
         candidates = self._candidates(out, batch)
-        choice = self.refiner.choose(out.pyramid, candidates, (height, width))
+        choice = self.refiner.choose(out, candidates, (height, width))
         start = choice.keypoints_crop
         poses = self.refiner(out.pyramid, start, choice.scores, (height, width))
         terms = {}
@@ -102,7 +102,7 @@ class RefineTask(nn.Module):
     def _candidates(self, out: PoseFeatures, batch: Batch) -> Tensor:
         """Where joints may start, (B, K, M, 3), with errors on unseen people where it has any."""
         count, given = self.refiner.num_candidates, self._given(batch)
-        candidates = read_candidates(self.codec, out, count, given)
+        candidates = read_candidates(self.codec, out, count, given, self.refiner.flip_order)
         if self.errors is None:
             return candidates
         return disturb_candidates(

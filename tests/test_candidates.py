@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.candidates import LOWEST_GIVEN, CandidateChooser, read_candidates
+from models.candidates import LOWEST_GIVEN, read_candidates
 from models.codec import CODECS, Dark
 from models.igp_gcn import IgpGcn
 from models.pose_features import PoseFeatures, PoseNetwork
@@ -161,19 +161,6 @@ def test_candidates_of_one_body_are_found_by_their_limbs(five: Skeleton) -> None
     assert share_right(plain, five) < 0.6
 
 
-def example(skeleton: Skeleton, count: int = 3) -> tuple[CandidateChooser, Tensor, Tensor]:
-    """A chooser whose head is random, features, and candidates of which some are missing."""
-    torch.manual_seed(4)
-    chooser = CandidateChooser(skeleton, 3, width=8, dropout=0.0).eval()
-    nn.init.normal_(chooser.head.weight)
-    candidates = torch.rand(6, skeleton.num_joints, count, 3) * torch.tensor([96.0, 128.0, 1.0])
-    candidates[..., 2] = candidates[..., 2].sort(dim=2, descending=True).values
-    candidates[0, :, 1:] = 0
-    candidates[1] = 0
-    candidates[2, 1, -1] = 0
-    return chooser, torch.randn(6, 3, 32, 24), candidates
-
-
 @pytest.mark.parametrize("name", sorted(CODECS))
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_the_first_candidate_is_what_decode_gives(name: str, count: int) -> None:
@@ -192,81 +179,6 @@ def test_the_first_candidate_is_what_decode_gives(name: str, count: int) -> None
     assert torch.equal(candidates[:, :, 1:], others)
     if name != "simcc":
         assert (candidates[0, 0, 1:] == 0).all()
-
-
-@pytest.mark.parametrize("count", [2, 3])
-def test_an_untrained_chooser_takes_the_first_to_the_bit(count: int, five: Skeleton) -> None:
-    _, features, candidates = example(five, count)
-    untrained = CandidateChooser(five, 3, width=8, dropout=0.0)
-    candidates[3, :, 1] = candidates[3, :, 0]  # of equal ones the first
-    candidates[4, :, 1, 2] = candidates[4, :, 0, 2] * 1.05  # a fitted height may exceed the first
-    choice = untrained.choose(features, candidates, CROP)
-    assert torch.equal(choice.keypoints_crop, candidates[:, :, 0, :2])
-    assert torch.equal(choice.scores, candidates[:, :, 0, 2])
-
-
-def test_a_missing_candidate_never_wins(five: Skeleton) -> None:
-    chooser, features, candidates = example(five)
-    nn.init.normal_(chooser.head.weight, std=100.0)
-    choice = chooser.choose(features, candidates, CROP)
-    assert choice.logits is not None
-    first = torch.arange(3) == 0
-    assert torch.equal(choice.logits > -torch.inf, (candidates[..., 2] > 0) | first)
-    assert torch.equal(choice.keypoints_crop[:2], candidates[:2, :, 0, :2])
-    best = choice.logits.argmax(dim=2)
-    assert (best[2:] != 0).any()  # else nothing was chosen at all
-    for person, joint in ((2, 0), (4, 3)):
-        chosen = candidates[person, joint, best[person, joint]]
-        assert torch.equal(choice.keypoints_crop[person, joint], chosen[:2])
-        assert choice.scores[person, joint] == chosen[2]
-
-
-def test_a_missing_candidate_says_nothing(five: Skeleton) -> None:
-    chooser, features, candidates = example(five)
-    moved = candidates.clone()
-    moved[..., :2] += torch.where(candidates[..., 2:] > 0, 0.0, 20.0)
-    before, after = (chooser(features, given, CROP) for given in (candidates, moved))
-    others = candidates[..., 2] > 0
-    assert torch.equal(before[others], after[others])
-    moved = candidates.clone()
-    moved[2:, 0, 1, 0] += 20.0
-    after = chooser(features, moved, CROP)
-    assert (before[2:, 1] != after[2:, 1])[others[2:, 1]].all()  # a neighbour hears what is there
-
-
-def test_candidates_hear_of_one_another_along_limbs_as_far_as_there_are_rounds() -> None:
-    chain = Skeleton(
-        name="chain",
-        joints=tuple("abcdef"),
-        edges=((0, 1), (1, 2), (2, 3), (3, 4), (4, 5)),
-        flip_pairs=(),
-        oks_sigmas=(0.1,) * 6,
-        upper_body=(0,),
-    )
-    chooser, features, candidates = example(chain)
-    moved = candidates.clone()
-    moved[3, 0, 0, 0] += 20.0
-    differs = chooser(features, moved, CROP) != chooser(features, candidates, CROP)
-    assert differs[3].any(dim=1).tolist() == [True, True, True, True, False, False]
-    assert not differs[[0, 1, 2, 4, 5]].any()
-
-
-def test_the_order_of_the_others_does_not_matter(five: Skeleton) -> None:
-    chooser, features, candidates = example(five)
-    swapped = candidates[:, :, [0, 2, 1]]
-    logits, other = (chooser(features, given, CROP) for given in (candidates, swapped))
-    torch.testing.assert_close(other, logits[:, :, [0, 2, 1]], atol=1e-5, rtol=0)
-
-
-def test_features_are_read_under_every_candidate(five: Skeleton) -> None:
-    chooser, features, candidates = example(five)
-    features.requires_grad_()
-    logits = chooser(features, candidates, CROP)
-    logits[5, 2, 1].backward()
-    assert features.grad is not None
-    x, y = (candidates[5, 2, 1, :2] / 4).long().tolist()
-    assert features.grad[5, :, y, x].abs().sum() > 0
-    assert not features.grad[:5].any()
 
 
 @pytest.mark.parametrize("candidates", [0, 4])
@@ -331,6 +243,24 @@ def test_a_given_joint_comes_before_the_peaks_with_the_maps_height_there(five: S
     torch.testing.assert_close(heights, torch.ones(4, 5), atol=1e-3, rtol=0)
 
 
+def test_a_given_joint_may_lie_where_its_mirror_partner_was_given(five: Skeleton) -> None:
+    torch.manual_seed(0)
+    people = bodies(4, five).div(4).round().mul(4)  # joints on cells
+    features = seen(people, torch.ones(4, 5, dtype=torch.bool))
+    order = list(five.flip_order)
+    swapped, scores = people[:, 0][:, order], torch.ones(4, 5)
+    scores[2, 3] = 0
+    plain = read_candidates(CODEC, features, 3, (swapped, scores))
+    found = read_candidates(CODEC, features, 3, (swapped, scores), order)
+    assert torch.equal(found[:, :, :3], plain)
+    is_paired = torch.tensor([place != own for own, place in enumerate(order)])
+    there = is_paired & (scores > 0) & (scores[:, order] > 0)
+    assert there.sum() == 4 * is_paired.sum() - 2
+    assert torch.equal(found[..., 3, :2][there], people[:, 0][there])
+    torch.testing.assert_close(found[..., 3, 2], there.float(), atol=1e-3, rtol=0)
+    assert read_candidates(CODEC, features, 1, (swapped, scores), order).shape == (4, 5, 1, 3)
+
+
 @pytest.mark.parametrize("candidates", [2, 3])
 def test_untrained_it_gives_back_even_a_pose_that_the_student_sees_nothing_of(
     candidates: int, five: Skeleton
@@ -359,11 +289,16 @@ def trained_on_jitter(skeleton: Skeleton) -> RefineTask:
     return task
 
 
+@pytest.fixture(scope="module")
+def on_jitter(five: Skeleton) -> RefineTask:
+    return trained_on_jitter(five)
+
+
 @pytest.mark.slow
 def test_trained_on_jitter_it_mends_what_is_far_off_and_keeps_what_is_right(
-    five: Skeleton,
+    five: Skeleton, on_jitter: RefineTask
 ) -> None:
-    task = trained_on_jitter(five)
+    task = on_jitter
     torch.manual_seed(99)
     people = bodies(300, five)
     truth, other = people[:, 0], people[:, 1]

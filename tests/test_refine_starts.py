@@ -165,7 +165,7 @@ def test_jitter_has_its_spread_and_leaves_out_what_is_not_labelled() -> None:
 class Kept(nn.Module):
     """A refiner that keeps what it is given."""
 
-    num_candidates, chooser = 1, None
+    num_candidates, chooser, flip_order = 1, None, None
     choose = IgpGcn.choose
     start: Tensor
     scores: Tensor

@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from models.build import MODELS, build_model  # noqa: E402
 from models.igp_gcn import IgpGcn  # noqa: E402
 from models.mobile_net import SIZES, MobileNet, MobileNetSize  # noqa: E402
-from models.pose_features import PoseNetwork  # noqa: E402
+from models.pose_features import PoseFeatures, PoseNetwork  # noqa: E402
 from models.skeleton import COCO  # noqa: E402
 from study.costs import fold_batch_norms  # noqa: E402
 
@@ -119,17 +119,18 @@ def answering(network: PoseNetwork, batch: int) -> Call:
 def refining(channels: Sequence[int], candidates: int, batch: int) -> tuple[IgpGcn, Call]:
     """IGP-GCN of the study's settings, and it at work on so many people."""
     refiner = IgpGcn(COCO, channels, candidates=candidates).eval()
-    pyramid = [
+    pyramid = tuple(
         torch.randn(batch, count, CROP[0] // stride, CROP[1] // stride).contiguous(
             memory_format=torch.channels_last
         )
         for count, stride in zip(channels, (16, 8, 4), strict=True)
-    ]
+    )
+    maps = torch.rand(batch, COCO.num_joints, CROP[0] // 4, CROP[1] // 4)
     places = torch.rand(batch, COCO.num_joints, candidates, 3)
     places = places * torch.tensor([CROP[1], CROP[0], 1.0])
 
     def call() -> None:
-        start = refiner.choose(pyramid, places, CROP)
+        start = refiner.choose(PoseFeatures(maps, pyramid), places, CROP)
         refiner(pyramid, start.keypoints_crop, start.scores, CROP)
 
     return refiner, call
