@@ -18,7 +18,7 @@ from study.results import read_final, read_trials
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
     *("data.input_size=[64,64]", "data.max_people=24", "distill.epochs=1", "refine.epochs=1"),
-    *("search.trials=2", "search_space=smoke", "trial.gpus=0", "trial.cpus=1"),
+    *("search.trials=2", "search_space=smoke", "confirm.trials=0", "trial.gpus=0", "trial.cpus=1"),
     *("distill.batch_size=8", "refine.batch_size=8", "teacher.batch_size=8"),
 )
 

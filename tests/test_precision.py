@@ -220,6 +220,6 @@ def test_a_teacher_of_other_arithmetic_is_another(
 
 
 def test_what_changes_the_numbers_of_a_study_may_not_change() -> None:
-    places = {"launcher", "num_workers", "cpus", "gpus", "max_failures"}
+    places = {"launcher", "num_workers", "cpus", "gpus", "max_failures", "timeout_s"}
     may = {key for key in to_plain(compose())["trial"] if f"trial.{key}" in MAY_CHANGE}
     assert may == places
