@@ -50,7 +50,7 @@ SETTINGS = RefineConfig(
 class Steps(nn.Module):
     """A refiner that moves every joint by (dx, 0) px times the level's number."""
 
-    num_candidates, chooser = 1, None
+    num_candidates, chooser, flip_order = 1, None, (0, 2, 1, 4, 3)
     choose = IgpGcn.choose
 
     def __init__(self, levels: int, dx: float) -> None:
