@@ -271,14 +271,17 @@ def _ray_started(config: StudyConfig, display: Display) -> Iterator[None]:
     display.say("starting Ray" if address == "local" else f"joining the cluster at {address}")
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    # Workers must run this very code, and not an installed copy of another age.
+    # Workers must run this very code, and not an installed copy of another age, nor what lies in
+    # the folder that the command is typed in: there they look first.
+    home = str(Path(study.__file__).parent.parent)
     options: dict[str, Any] = {"include_dashboard": False}
     if address == "local":
-        paths = (str(Path(study.__file__).parent.parent), os.environ.get("PYTHONPATH", ""))
+        paths = (home, os.environ.get("PYTHONPATH", ""))
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     else:
         options = {"runtime_env": {"py_modules": [models, search_spaces, study]}}
-    ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
+    with contextlib.chdir(home):
+        ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
     try:
         yield
     finally:

@@ -93,6 +93,24 @@ def test_help_is_given_from_another_directory(script: str, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_workers_run_the_code_of_the_command_and_not_of_the_folder_it_is_typed_in(
+    tmp_path: Path,
+) -> None:
+    for package in PACKAGES:
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise ImportError('of another age')")
+    out = run(
+        ROOT / "study" / "tune.py",
+        *("storage=s", "display=plain", "data.train_pictures=16", "data.val_pictures=4"),
+        *("data.input_size=[64,64]", "teacher.size=tiny", "teacher.epochs=1", "distill.epochs=1"),
+        *("refine.epochs=0", "search.trials=2", "search_space=smoke"),
+        cwd=tmp_path,
+    )
+    assert "winner: trial" in out
+    assert (tmp_path / "s/drawn-joint-smoke/results/final").is_dir()
+
+
 def test_unknown_setting_ends_with_one_line_and_exit_code_1(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "study" / "tune.py", "refine.dept=3"],
