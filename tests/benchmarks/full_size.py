@@ -103,7 +103,7 @@ def run_step(step: str, root: Path, size: int) -> None:
     if step == "audit":
         return look(root / config.data.train.annotations, root / "train2017", root / "audit")
     began = time.monotonic()
-    data = prepare_data(config, lambda _: lambda *_: None, print, root / "audit")
+    data = prepare_data(config, lambda _: lambda *_: None, print, audit_folder=root / "audit")
     print(f"prepared in {time.monotonic() - began:.0f} s: {data.num_people}", flush=True)
     if step == "targets":
         write_targets(Path(data.train), root / "targets.arrow")
@@ -139,7 +139,7 @@ def write_targets(store: Path, file: Path) -> None:
     people = open_crop_store(store)
 
     def asked(start: int, stop: int) -> Answer:
-        truth = torch.from_numpy(people.keypoints_stored[start:stop, :, None]).repeat(1, 1, 3, 1)
+        truth = torch.tensor(people.keypoints_stored[start:stop, :, None]).repeat(1, 1, 3, 1)
         modes = torch.cat((truth, torch.ones_like(truth)), dim=3)  # (b, K, 3, 4)
         modes[:, :, 1:, 2] = 0.1
         taught = torch.ones(modes.shape[:2])
@@ -234,8 +234,9 @@ def show(used: list[Used], root: Path) -> None:
         table.add_row(one.step, f"{one.seconds:.1f}", f"{one.bytes / 1e6:.0f}")
     console = Console(width=100)
     console.print(table)
-    stores = sorted((root / "studies/cache").glob("*.arrow"))
-    sizes = ", ".join(f"{store.stat().st_size / 1e6:.0f}" for store in stores)
+    stores = sorted((root / "studies/cache").glob("crops-*"))
+    lengths = (sum(part.stat().st_size for part in store.iterdir()) for store in stores)
+    sizes = ", ".join(f"{length / 1e6:.0f}" for length in lengths)
     console.print(f"crop stores on disk, MB: {sizes}")
 
 
