@@ -8,6 +8,7 @@ median of ROUNDS, raw and JPEG in turns. Raw crops lie in the page cache, as tho
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import tempfile
@@ -61,9 +62,12 @@ def seconds_per_person(store: CropStore, dice: np.random.RandomState) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="such as data.root=...")
+    settings = parser.parse_args().settings
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        people, size = people_of([*sys.argv[1:], f"storage={scratch}"])
+        people, size = people_of([*settings, f"storage={scratch}"])
         stores = {RAW: open_crop_store(make_crop_store(people, size, Path(scratch)))}
         for name, (quality, sampling) in FORMS.items():
             crop_files.JPEG_SETTINGS = (
