@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from study.audit import Fault
+from study.whole_files import aside_of, put_in_place
 
 AUDIT = "audit"
 """Folder under a study's ``results``."""
@@ -51,10 +51,10 @@ def write_table(file: Path, table: pa.Table) -> None:
     """The Parquet file of this table, in a folder that is made; written aside and renamed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     # Programs that read a folder skip names with a dot in front.
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    aside = aside_of(file)
     try:
         pq.write_table(table, aside)
-        aside.replace(file)
+        put_in_place(aside, file)
     finally:
         aside.unlink(missing_ok=True)
 

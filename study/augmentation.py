@@ -41,8 +41,6 @@ class Augmentation:
 
     affine: Tensor
     """From stored-crop pixels to those of the crop, (B, 2, 3)."""
-    mirrored: Tensor
-    """(B,), whether the affine mirrors."""
     joints: Tensor
     """(B, K), which of the stored joints each joint is: left and right change in a mirror."""
     colours: Tensor | None = None
@@ -74,7 +72,6 @@ def no_augmentation(count: int, skeleton: Skeleton, frame: CropFrame) -> Augment
     """Plain crops of this many people."""
     return Augmentation(
         affine=plain_affines(count, frame),
-        mirrored=torch.zeros(count, dtype=torch.bool),
         joints=torch.arange(skeleton.num_joints).expand(count, -1),
     )
 
@@ -98,7 +95,7 @@ def draw_augmentation(
     affine, mirrored = draw_affines(
         keypoints_stored, visibility, skeleton, frame, augment, generator
     )
-    drawn = Augmentation(affine, mirrored, joints_of(mirrored, skeleton))
+    drawn = Augmentation(affine, joints_of(mirrored, skeleton))
     if augment.colour:
         draws = torch.rand(count, 2, generator=generator)
         drawn = dataclasses.replace(drawn, colours=1 + (2 * draws - 1) * augment.colour)

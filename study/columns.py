@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from study.crop_files import aside_of, put_in_place
+from study.whole_files import aside_of, put_in_place
 
 
 def write_columns(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +26,11 @@ from study.confidence import draws_of_mean, interval, probability_above_zero, re
 from study.confirm_table import (
     CONFIRMED,
     OTHER,
+    RESULT,
     RUNNER_UP,
     WINNER,
     chosen_trials,
+    place_of,
     read_runs,
     write_run,
     write_verdicts,
@@ -47,10 +48,10 @@ from study.settings import BASELINE, trial_config
 from study.store import open_crop_store
 from study.training import load_estimator
 from study.trial import Trial, run_trial
+from study.whole_files import write_whole
 from study.workers import Workers, settle_in
 
-RUNS_FOLDER = "confirm"
-RESULT, POSES = "result.json", "keypoints.json"
+POSES = "keypoints.json"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class ConfirmRun:
     @property
     def place(self) -> str:
         """Its folder, relative to the study's."""
-        return f"{RUNS_FOLDER}/{self.trial['trial']}-{self.run}"
+        return place_of(self.trial["trial"], self.run)
 
     def as_trial(self, plan: StudyPlan) -> Trial:
         """What is trained."""
@@ -228,13 +229,7 @@ def _score(trial: Trial, workers: Workers) -> dict[str, Any]:
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
     """The result is on disk, whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{RESULT}"
-    with aside.open("w") as file:
-        json.dump(result, file)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(folder / RESULT)
+    write_whole(folder / RESULT, json.dumps(result))
 
 
 def _write_row(run: ConfirmRun, plan: StudyPlan, space: SearchSpace) -> None:

@@ -30,6 +30,8 @@ from study.schema import ConfirmConfig
 from study.settings import BASELINE
 
 CONFIRM, CONFIRMED = "confirm", "confirmed"
+RESULT = "result.json"
+"""In a run's folder once it is over."""
 WINNER, RUNNER_UP, OTHER = "winner", "runner_up", "other"
 """``role`` in CONFIRMED, beside BASELINE."""
 
@@ -69,6 +71,11 @@ def chosen_trials(study_folder: Path, settings: ConfirmConfig) -> list[dict[str,
     ranked = sorted(complete, key=lambda t: (-t["objective"], t["trial"]))
     searched = [t for t in ranked if t["control"] != BASELINE and may_win(t)]
     return searched[: settings.trials] + [t for t in ranked if t["control"] == BASELINE][:1]
+
+
+def place_of(trial: int, run: int) -> str:
+    """The run's folder, relative to the study's."""
+    return f"{CONFIRM}/{trial}-{run}"
 
 
 def write_run(study_folder: Path, row: Row, space: SearchSpace) -> None:

@@ -23,12 +23,10 @@ from study.config import InputError
 from study.crop_files import (
     Part,
     Tell,
-    aside_of,
-    clear_leftovers,
     is_whole,
-    put_in_place,
     write_part,
 )
+from study.whole_files import aside_of, clear_leftovers, put_in_place
 
 INDEX = "people.arrow"
 """The file of a store that is written last and says which parts belong to it."""

@@ -6,8 +6,6 @@ is written aside and renamed, and ends with Arrow's footer: one that was cut sho
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 
 from study.config import InputError
 from study.crops import read_picture, warp
+from study.whole_files import aside_of, clear_leftovers, put_in_place
 
 RAW, JPEG = "raw", "jpeg"
 JPEG_SETTINGS = (
@@ -172,29 +171,6 @@ def is_whole(source: Any, part: Part) -> bool:
         return bool(pa.ipc.open_file(source).num_record_batches == len(part.batches()))
     except (pa.ArrowInvalid, OSError):
         return False
-
-
-def aside_of(file: Path) -> Path:
-    """A name that no other process on any machine writes to, until the file is renamed."""
-    return file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}")
-
-
-def clear_leftovers(file: Path) -> None:
-    """Removes what processes of this machine that are no more wrote aside for this file."""
-    for aside in file.parent.glob(f".{file.name}.{socket.gethostname()}.*"):
-        try:
-            os.kill(int(aside.name.rpartition(".")[2]), 0)
-        except ProcessLookupError:
-            aside.unlink(missing_ok=True)
-        except PermissionError:
-            pass  # it runs, by another user
-
-
-def put_in_place(aside: Path, file: Path) -> None:
-    """Renames what was written aside, once it is safe on the disk."""
-    with aside.open("rb") as written:
-        os.fsync(written.fileno())
-    aside.replace(file)
 
 
 class StoredPixels:

@@ -34,6 +34,7 @@ from study.annotation_table import read_table
 from study.audit import Fault, annotation_faults, check, require_people
 from study.config import InputError
 from study.json_records import LISTS, read_records, without_outline
+from study.whole_files import write_whole
 
 VAL_IN_TRAIN = "val people in train"
 
@@ -233,7 +234,4 @@ def write_ground_truth(
             document[key].append(value)
         elif key == "annotations" and value["image_id"] in kept and value["id"] not in leave_out:
             document[key].append(without_outline(value))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    aside.write_text(json.dumps(document), encoding="utf-8")
-    os.replace(aside, target)
+    write_whole(target, json.dumps(document))

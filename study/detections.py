@@ -8,7 +8,6 @@ keypoint results.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from study.config import InputError
 from study.dataset import People, find_neighbours
 from study.json_records import load_document
 from study.metrics import PERSON
-from study.predictions import are_finite
+from study.predictions import are_finite, read_entries
+from study.whole_files import write_whole
 
 SETTING = "data.val.detections"
 
@@ -44,7 +44,12 @@ def read_detections(
     Raises:
         InputError: the file is broken or leaves nobody, or a picture is not there.
     """
-    found = _load(file)
+    found = read_entries(
+        file, SETTING, "null or a JSON of COCO detections, relative to data.root", "detections"
+    )
+    for place, entry in enumerate(found):
+        if fault := _fault_in(entry):
+            raise InputError(f"{file}, detection {place} (from 0): {fault}; mend the file")
     pictures = load_document(annotations)["images"]
     rows = {picture["id"]: row for row, picture in enumerate(pictures)}
     wanted = [
@@ -95,29 +100,7 @@ def read_detections(
 
 def write_poses(poses: Sequence[dict[str, Any]], file: Path) -> None:
     """The file holds these COCO keypoint results; never seen unfinished."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.writing")
-    aside.write_text(json.dumps(list(poses)), encoding="utf-8")
-    os.replace(aside, file)
-
-
-def _load(file: Path) -> list[dict[str, Any]]:
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{SETTING} must be null or a JSON of COCO detections, relative to data.root, got "
-            f"{file} ({error})"
-        ) from None
-    if not isinstance(entries, list) or not entries:
-        raise InputError(
-            f"{file} must hold a list of detections, at least one, got {type(entries).__name__}"
-            f"{' without any' if entries == [] else ''}; change {SETTING}"
-        )
-    for place, entry in enumerate(entries):
-        if fault := _fault_in(entry):
-            raise InputError(f"{file}, detection {place} (from 0): {fault}; mend the file")
-    return entries
+    write_whole(file, json.dumps(list(poses)))
 
 
 def _fault_in(entry: Any) -> str | None:

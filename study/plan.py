@@ -41,7 +41,7 @@ from study.prepare import (
     read_study_people,
     teacher_input_size_of,
 )
-from study.room import require_trial_fits
+from study.room import require_trial_fits, waits_for_room
 from study.schema import StudyConfig
 from study.store import is_there, store_folder
 from study.teacher import EPOCHS, is_ready, teacher_folder
@@ -228,7 +228,7 @@ def _teacher_lines(config: StudyConfig, planned: StudyData | None) -> Iterator[s
 
 def _room_here(config: StudyConfig, say: Callable[[str], None]) -> int:
     """Trials at once on this machine; on a cluster those asked for."""
-    if os.environ.get("RAY_ADDRESS", "local") != "local" and config.search.concurrent:
+    if waits_for_room(config):
         return config.search.concurrent
     has = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
     try:

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from study.confirm_table import chosen_trials
+from study.confirm_table import RESULT, chosen_trials, place_of
 from study.crop_sizes import readable
+from study.evaluation import BATCH_SIZE
 from study.prepare import StudyData
 from study.schema import SearchConfig, StudyConfig
+from study.settings import CONTROLS
 from study.teacher import is_ready, teacher_folder
 from study.timing import Speeds
 
 KEPT_EPOCHS = 3
 """Checkpoints of a trial at most: the last, and the best of each stage."""
-CONTROLS = 2
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def trial_lines(config: StudyConfig, finished: int, room: int) -> Iterator[str]:
     budget = config.distill.epochs + config.refine.epochs
     left = max(config.search.trials - finished, 0)
     yield (
-        f"{finished} finished, {left} to run of {config.search.trials}, {CONTROLS} of them "
+        f"{finished} finished, {left} to run of {config.search.trials}, {len(CONTROLS)} of them "
         f"controls (baseline, defaults); {min(room, max(left, 1))} at once"
     )
     yield (
@@ -63,7 +64,7 @@ def trial_lines(config: StudyConfig, finished: int, room: int) -> Iterator[str]:
 
 def _left(config: StudyConfig, finished: int) -> tuple[int, int]:
     """Controls and searched trials that are still to run."""
-    controls = min(max(CONTROLS - finished, 0), max(config.search.trials - finished, 0))
+    controls = min(max(len(CONTROLS) - finished, 0), max(config.search.trials - finished, 0))
     return controls, max(config.search.trials - finished, 0) - controls
 
 
@@ -81,7 +82,7 @@ def _confirm_runs(config: StudyConfig, folder: Path, finished: int) -> tuple[int
     if finished < config.search.trials:
         return number, 0
     known = [
-        folder / "confirm" / f"{trial['trial']}-{run}" / "result.json"
+        folder / place_of(trial["trial"], run) / RESULT
         for trial in chosen_trials(folder, settings)
         for run in range(settings.seeds)
     ]
@@ -114,7 +115,7 @@ def time_lines(
         batch = getattr(config, stage).batch_size
         yield f"{stage}: {_span(seconds)} a step of {batch} people"
     for stage, seconds in speeds.people.items():
-        yield f"{stage}: {_span(64 * seconds)} to evaluate a batch of 64 people"
+        yield f"{stage}: {_span(BATCH_SIZE * seconds)} to evaluate a batch of {BATCH_SIZE} people"
 
     def epoch(stage: str) -> float:
         steps = math.ceil(counts.train / getattr(config, stage).batch_size)

@@ -46,7 +46,7 @@ class Predictions:
         Raises:
             InputError: names the file, the entry (from 0) and what must hold.
         """
-        entries = _load(path, setting)
+        entries = read_entries(path, setting, "a JSON of COCO keypoint results", "predictions")
         if setting == START:
             skeleton = _skeleton_of(entries[0], skeleton)
         for number, entry in enumerate(entries):
@@ -173,16 +173,24 @@ def _skeleton_of(first: Any, ours: Skeleton) -> Skeleton:
     return fitting[0] if fitting else ours
 
 
-def _load(path: Path, setting: str) -> list[dict[str, Any]]:
+def read_entries(path: Path, setting: str, wanted: str, kind: str) -> list[dict[str, Any]]:
+    """The list that a JSON of COCO's results holds, its entries unseen.
+
+    Args:
+        setting: which names the file.
+        wanted: what the setting must be.
+        kind: what the entries are.
+
+    Raises:
+        InputError: it is no such list, or an empty one.
+    """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{setting} must be a JSON of COCO keypoint results, got {setting}={path} ({error})"
-        ) from None
+        raise InputError(f"{setting} must be {wanted}, got {setting}={path} ({error})") from None
     if not isinstance(entries, list) or not entries:
         raise InputError(
-            f"{path} must hold a list of predictions, at least one, got {type(entries).__name__}"
+            f"{path} must hold a list of {kind}, at least one, got {type(entries).__name__}"
             f"{' without any' if entries == [] else ''}; change {setting}"
         )
     return entries

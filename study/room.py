@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 from study.config import InputError
-from study.schema import TrialConfig
+from study.schema import StudyConfig, TrialConfig
 
 _ROUNDING = 1e-9
 """Ten tenths of a CPU are a CPU, though 1 // 0.1 is 9."""
@@ -44,3 +45,8 @@ def require_trial_fits(nodes: Sequence[Mapping[str, float]], trial: TrialConfig)
             f"GPUs on {len(nodes)} nodes; lower trial.cpus, trial.gpus or trial.num_workers"
         )
     return room
+
+
+def waits_for_room(config: StudyConfig) -> bool:
+    """Whether trials are asked of a cluster, which may grow to what is asked of it."""
+    return bool(config.search.concurrent) and os.environ.get("RAY_ADDRESS", "local") != "local"

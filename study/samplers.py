@@ -33,9 +33,7 @@ from optuna.trial import FrozenTrial
 from search_spaces.space import SearchSpace
 from study.loop import seed_of
 from study.schema import StudyConfig
-from study.settings import BASELINE, DEFAULTS
-
-NUM_CONTROLS = len((BASELINE, DEFAULTS))
+from study.settings import CONTROLS
 
 
 class SobolSampler(QMCSampler):
@@ -76,7 +74,7 @@ def _sampler_of(config: StudyConfig, space: SearchSpace, number: int, seed: int)
     if settings.sampler == "random":
         return RandomSampler(seed=seed)
     if settings.sampler == "qmc":
-        point = max(number - NUM_CONTROLS, 0)
+        point = max(number - len(CONTROLS), 0)
         return SobolSampler(space, point, seed_of(config.seed, "sobol") % 2**32)
     if settings.sampler == "nsga2":
         return NSGAIISampler(population_size=settings.population, seed=seed)

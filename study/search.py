@@ -249,7 +249,8 @@ class StudyOwner:
         return {"number": number, "values": values}
 
     def _end(self, number: int, state: TrialState) -> None:
-        trial, curve = self._frozen(number), self._frozen(number).intermediate_values
+        trial = self._frozen(number)
+        curve = trial.intermediate_values
         costs = [trial.user_attrs[name] for name in self.config.search.objectives[1:]]
         if state == TrialState.PRUNED and costs:
             tell_pruned(self.study, trial._trial_id, [curve[max(curve)], *costs])

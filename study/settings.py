@@ -14,7 +14,8 @@ from study.schema import StudyConfig
 
 SETTINGS = "study.yaml"
 BASELINE, DEFAULTS = "baseline", "defaults"
-"""The controls, which every study contains and which are never pruned."""
+CONTROLS = (BASELINE, DEFAULTS)
+"""Which every study contains and which are never pruned."""
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def target_error(
             mirrored,
             frame,
         )
-        drawn, rows = Augmentation(affine, mirrored, joints_of(mirrored, skeleton)), people.numpy()
+        drawn, rows = Augmentation(affine, joints_of(mirrored, skeleton)), people.numpy()
         crops = cut_crops(store.crops(rows), affine, frame, device)
         said = live.answers(rows, drawn, frame, crops).modes_crop.cpu()
         kept = cached.answers(rows, drawn, frame, crops).modes_crop

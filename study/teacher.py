@@ -44,6 +44,7 @@ from study.teachers import (
     open_teacher,
 )
 from study.training import Recorder, Report, TrainingData
+from study.whole_files import write_whole
 from study.workers import Workers
 
 VERSION = 3
@@ -226,6 +227,4 @@ def crop_to_stored(
 
 def _finish(folder: Path, epoch: int, rows: list[Row]) -> None:
     """From here on the teacher is ready."""
-    aside = folder / f".{DONE}"
-    aside.write_text(json.dumps({"epoch": epoch, "rows": rows}))
-    aside.replace(folder / DONE)
+    write_whole(folder / DONE, json.dumps({"epoch": epoch, "rows": rows}))

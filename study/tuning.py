@@ -53,7 +53,7 @@ from study.launch import StudyPlan, inline_trial, train_teacher, train_trial
 from study.plan import show_plan
 from study.prepare import StudyData, prepare_data
 from study.results import write_final
-from study.room import require_trial_fits
+from study.room import require_trial_fits, waits_for_room
 from study.schema import StudyConfig
 from study.search import OwnerSearcher, StudyOwner
 from study.settings import SETTINGS, read_settings
@@ -254,8 +254,8 @@ def _room(config: StudyConfig) -> int:
     Raises:
         InputError: not even one finds room.
     """
-    if config.search.concurrent and os.environ.get("RAY_ADDRESS", "local") != "local":
-        return config.search.concurrent  # a cluster may grow to what is asked of it
+    if waits_for_room(config):
+        return config.search.concurrent
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = require_trial_fits(nodes, config.trial)
     return min(config.search.concurrent or room, room)

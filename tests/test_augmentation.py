@@ -160,9 +160,26 @@ def test_a_patch_shows_the_filling_inside_and_the_crop_outside() -> None:
     assert crops[1].eq(0).all()
 
 
+def test_flip_is_its_own_inverse() -> None:
+    mirror = AugmentConfig(scale=0, rotation=0, flip=1, half_body=0, colour=0, erase=0, occlude=0)
+    affine, mirrored = draw(mirror, 1)
+    assert mirrored.all()
+    stored = torch.randint(0, 256, (1, 144, 96, 3), generator=torch.Generator().manual_seed(2))
+    stored = stored.byte()
+    once = cut_crops(stored.numpy(), affine, FRAME, CPU)
+    plain = cut_crops(stored.numpy(), plain_affines(1, FRAME), FRAME, CPU)
+    torch.testing.assert_close(once.flip(-1), plain, atol=0.05, rtol=0)
+    points = carry(standing(1), plain_affines(1, FRAME))
+    flipped = carry(standing(1), affine)
+    torch.testing.assert_close(flipped[..., 0], 63 - points[..., 0])  # x becomes w - 1 - x
+    torch.testing.assert_close(flipped[..., 1], points[..., 1])
+    order = torch.tensor(COCO.flip_order)
+    assert order[order].tolist() == list(range(17))
+
+
 def test_no_augmentation_is_the_plain_crop(five: Skeleton) -> None:
     plain = no_augmentation(3, five, FRAME)
-    assert torch.equal(plain.affine, plain_affines(3, FRAME)) and not plain.mirrored.any()
+    assert torch.equal(plain.affine, plain_affines(3, FRAME))
     assert plain.joints.tolist() == [list(range(5))] * 3
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.crop_frame import CropFrame
-from models.skeleton import COCO, Skeleton
+from models.skeleton import Skeleton
 from study.augmentation import cut_crops, draw_affines
 from study.config import InputError
 from study.crops import (
@@ -37,9 +37,6 @@ OFFICIAL_FRAME = CropFrame(OFFICIAL_SIZE)
 SIZE = (96, 64)
 FRAME = CropFrame(SIZE)
 CPU = torch.device("cpu")
-STILL = AugmentConfig(
-    scale=0.0, rotation=0.0, flip=0.0, half_body=0.0, colour=0.0, erase=0, occlude=0
-)
 OFFICIAL = AugmentConfig(
     scale=0.35, rotation=40.0, flip=0.5, half_body=0.3, colour=0.0, erase=0, occlude=0
 )
@@ -54,31 +51,6 @@ def official(shared: Path) -> list[dict[str, Any]]:
 
 def boxes_of(people: list[dict[str, Any]]) -> NDArray[np.float64]:
     return np.array([person["clean_bbox"] for person in people])
-
-
-def draw(
-    augment: AugmentConfig, count: int, seed: int = 0, labelled: int = 17
-) -> tuple[Tensor, Tensor]:
-    """Affines of ``count`` people with the first ``labelled`` COCO joints labelled."""
-    generator = torch.Generator().manual_seed(seed)
-    visibility = (torch.arange(17) < labelled).expand(count, 17) * 2
-    return draw_affines(standing(count), visibility, COCO, FRAME, augment, generator)
-
-
-def standing(count: int) -> Tensor:
-    """Joint j at (40 + j, 10 + 6 j) of the stored crop of SIZE, (144, 96)."""
-    joints = torch.arange(17.0)
-    return torch.stack([40 + joints, 10 + 6 * joints], -1).expand(count, 17, 2)
-
-
-def zooms(affine: Tensor) -> Tensor:
-    return torch.linalg.det(affine[..., :2]).abs().sqrt()
-
-
-def angles(affine: Tensor, mirrored: Tensor) -> Tensor:
-    """Degrees of the rotation before the mirror."""
-    cosine = torch.where(mirrored, -affine[:, 0, 0], affine[:, 0, 0])
-    return torch.rad2deg(torch.atan2(-affine[:, 1, 0], cosine))
 
 
 def of_five(
@@ -227,22 +199,6 @@ def test_carry_keeps_whatever_dimensions_lie_between() -> None:
     modes = torch.tensor([[[[1.0, 2.0], [0.0, 0.0], [3.0, 1.0]]]])  # (1, 1, 3, 2)
     expected = torch.tensor([[[[1.0, 3.0], [5.0, 1.0], [3.0, 7.0]]]])
     torch.testing.assert_close(carry(modes, affine), expected)
-
-
-def test_flip_is_its_own_inverse() -> None:
-    mirror = AugmentConfig(scale=0, rotation=0, flip=1, half_body=0, colour=0, erase=0, occlude=0)
-    affine, mirrored = draw(mirror, 1)
-    assert mirrored.all()
-    stored = noise(1, *stored_size(SIZE), 3)
-    once = cut_crops(stored.numpy(), affine, FRAME, CPU)
-    plain = cut_crops(stored.numpy(), plain_affines(1, FRAME), FRAME, CPU)
-    torch.testing.assert_close(once.flip(-1), plain, atol=0.05, rtol=0)
-    points = carry(standing(1), plain_affines(1, FRAME))
-    flipped = carry(standing(1), affine)
-    torch.testing.assert_close(flipped[..., 0], 63 - points[..., 0])  # x becomes w - 1 - x
-    torch.testing.assert_close(flipped[..., 1], points[..., 1])
-    order = torch.tensor(COCO.flip_order)
-    assert order[order].tolist() == list(range(17))
 
 
 def test_beyond_the_picture_there_is_black() -> None:

@@ -38,8 +38,9 @@ from search_spaces.space import load  # noqa: E402
 from study import teacher, training  # noqa: E402
 from study.config import compose, with_values  # noqa: E402
 from study.crops import read_picture, stored_size, warp  # noqa: E402
+from study.json_records import load_document  # noqa: E402
 from study.loop import Row, run_stage  # noqa: E402
-from study.prepare import StudyData, input_size_of, prepare_data  # noqa: E402
+from study.prepare import input_size_of, prepare_data  # noqa: E402
 from study.schema import StudyConfig  # noqa: E402
 from study.store import CropStore, open_crop_store  # noqa: E402
 from study.teacher import TARGETS, live_teacher, make_teacher, teacher_folder  # noqa: E402
@@ -135,8 +136,6 @@ class PicturesAnew(CropStore):
 
 def pictures_of(config: StudyConfig) -> dict[int, Path]:
     """The drawn pictures by image id; those of train and val have ids of their own."""
-    from study.json_records import load_document
-
     root, found = Path(config.data.root), {}
     for split in (config.data.train, config.data.val):
         for image in load_document(root / split.annotations)["images"]:
@@ -149,7 +148,6 @@ def study(storage: str, trials: int, with_teacher: bool) -> list[tuple[str, floa
     config = compose([f"storage={storage}"])
     said: list[float] = []
     workers = Workers(torch.device("cpu"))
-    data: StudyData
     data = prepare_data(config, lambda _: lambda *_: None, print)
     paths = pictures_of(config)
     folder = teacher_folder(config, data)
