@@ -40,7 +40,7 @@ def compose(overrides: Sequence[str] = ()) -> StudyConfig:
     Raises:
         InputError: an unknown key, a wrong type or an impossible value.
     """
-    groups = {"data": data_groups()}
+    groups = {group: group_names(group) for group in ("data", "plan")}
     for override in overrides:
         if fault := fault_in(override, _schema(), groups):
             raise InputError(fault)
@@ -99,7 +99,7 @@ def _checked(values: Any) -> StudyConfig:
     assert isinstance(config, StudyConfig)
     if config.name == "auto":
         space = Path(config.search_space).stem
-        config.name = f"{config.data.kind}-{config.plan}-{space}"
+        config.name = f"{config.data.kind}-{config.plan.kind}-{space}"
     # YAML's true is a truth value, which a setting that is text takes as "True".
     config.trial.channels_last = config.trial.channels_last.lower()
     config.trial.compile = config.trial.compile.lower()
@@ -164,9 +164,9 @@ def check(config: StudyConfig) -> None:
         raise InputError("impossible settings:\n" + "\n".join(f"  {fault}" for fault in faults))
 
 
-def data_groups() -> list[str]:
-    """What ``data=`` may name, sorted."""
-    folder = importlib.resources.files("study.conf.data")
+def group_names(group: str) -> list[str]:
+    """What ``data=`` or ``plan=`` may name, sorted."""
+    folder = importlib.resources.files(f"study.conf.{group}")
     names = [entry.name for entry in folder.iterdir()]
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 

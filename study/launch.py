@@ -99,13 +99,15 @@ class OwnerLink:
 
 
 def trial_of(plan: StudyPlan, suggestion: dict[str, Any]) -> Trial:
-    """The trial that a suggestion (its number and its values by config path) stands for."""
+    """The trial that a suggestion stands for: number, values by config path, parent's number."""
+    folder, parent = Path(plan.folder), suggestion["parent"]
     return Trial(
         number=suggestion["number"],
         config=with_values(plan.config, suggestion["values"]),
         data=plan.data.here(),
-        folder=trial_folder(Path(plan.folder), suggestion["number"]),
+        folder=trial_folder(folder, suggestion["number"]),
         targets=Path(plan.targets),
+        parent=None if parent is None else trial_folder(folder, parent),
     )
 
 

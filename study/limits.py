@@ -29,13 +29,18 @@ SIZES = {
 """The sizes of each network: ``teacher.name`` and ``teacher.size``, likewise ``student``."""
 STUDENT, JITTER = "student", "jitter"
 """What ``refine.start`` may be beside the path of a JSON."""
+JOINT, STAGED = "joint", "staged"
+"""``plan.kind``."""
 CACHED, ONLINE = "cached", "online"
 """``teacher.mode``."""
 VITPOSE, ONNX, PREDICTIONS = "vitpose", "onnx", "predictions"
 """What may teach beside our own networks."""
 
+LEAST_STAGED = 4
+"""Trials of the smallest staged study."""
+
 CHOICES: dict[str, tuple[str, ...]] = {
-    "plan": ("joint",),
+    "plan.kind": (JOINT, STAGED),
     "display": ("auto", "live", "plain", "none"),
     "data.kind": ("drawn", "coco", "crowdpose"),
     "data.skeleton": ("coco", "crowdpose"),
@@ -75,6 +80,7 @@ AT_LEAST: dict[str, float] = {
     "refine.jitter": 0,
     "refine.truth_weight": 0,
     "refine.width": 4,
+    "plan.parents": 1,
     "search.trials": 1,
     "search.concurrent": 0,
     "search.startup_trials": 1,
@@ -149,6 +155,7 @@ def faults(values: Mapping[str, Any]) -> list[str]:
         *_impossible_start(values),
         *_impossible_movenet(values),
         *_impossible_place(values),
+        *_impossible_plan(values),
         *search_faults(values),
     ]
 
@@ -309,6 +316,24 @@ def _impossible_movenet(values: Mapping[str, Any]) -> Iterable[str]:
 
 def _is_input_size(size: Sequence[int]) -> bool:
     return len(size) == 2 and all(side >= 32 and side % 32 == 0 for side in size)
+
+
+def _impossible_plan(values: Mapping[str, Any]) -> Iterable[str]:
+    share, trials = values["plan.distill_share"], values["search.trials"]
+    if not 0 < share < 1:
+        yield f"plan.distill_share must lie between 0 and 1, got plan.distill_share={share}"
+    if values["plan.kind"] != STAGED:
+        return
+    if trials < LEAST_STAGED:
+        yield (
+            f"plan=staged needs {LEAST_STAGED} trials at least, the baseline and the defaults of "
+            f"either stage among them, got search.trials={trials}"
+        )
+    if values["refine.start"] != STUDENT:
+        yield (
+            "plan=staged starts refiners from its students' poses, got "
+            f"refine.start={values['refine.start']}; set refine.start=student or plan=joint"
+        )
 
 
 def _impossible_place(values: Mapping[str, Any]) -> Iterable[str]:

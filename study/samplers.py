@@ -33,7 +33,6 @@ from optuna.trial import FrozenTrial
 from search_spaces.space import SearchSpace
 from study.loop import seed_of
 from study.schema import StudyConfig
-from study.settings import CONTROLS
 
 
 class SobolSampler(QMCSampler):
@@ -59,22 +58,21 @@ class SobolSampler(QMCSampler):
         return self.point
 
 
-def build_sampler(config: StudyConfig, space: SearchSpace, number: int) -> BaseSampler:
-    """``search.sampler`` for the trial of that number."""
+def build_sampler(config: StudyConfig, space: SearchSpace, number: int, point: int) -> BaseSampler:
+    """``search.sampler`` for the trial of that number, the ``point``-th that is no control."""
     seed = seed_of(config.seed, "sampler", number) % 2**32
     with warnings.catch_warnings():
         # Optuna calls two things experimental: QMCSampler, and TPE's group=, without which
         # parameters that only some trials have are left out of the joint model.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return _sampler_of(config, space, number, seed)
+        return _sampler_of(config, space, point, seed)
 
 
-def _sampler_of(config: StudyConfig, space: SearchSpace, number: int, seed: int) -> BaseSampler:
+def _sampler_of(config: StudyConfig, space: SearchSpace, point: int, seed: int) -> BaseSampler:
     settings = config.search
     if settings.sampler == "random":
         return RandomSampler(seed=seed)
     if settings.sampler == "qmc":
-        point = max(number - len(CONTROLS), 0)
         return SobolSampler(space, point, seed_of(config.seed, "sobol") % 2**32)
     if settings.sampler == "nsga2":
         return NSGAIISampler(population_size=settings.population, seed=seed)
@@ -91,17 +89,16 @@ def _sampler_of(config: StudyConfig, space: SearchSpace, number: int, seed: int)
     )
 
 
-def build_pruner(config: StudyConfig) -> BasePruner:
-    """``search.pruner``, which ends no trial before ``search.min_epochs``."""
+def build_pruner(config: StudyConfig, budget: int) -> BasePruner:
+    """``search.pruner``, which ends no trial of ``budget`` epochs before ``search.min_epochs``."""
     settings = config.search
     first, factor = settings.min_epochs, settings.reduction_factor
     if settings.pruner == "successive_halving":
         return SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor)
     if settings.pruner == "hyperband":
-        epochs = config.distill.epochs + config.refine.epochs
         return HyperbandPruner(
             # Given, because Optuna's own guess depends on which trial it sees complete first.
-            **{"min_resource": first, "max_resource": max(first, epochs)},
+            **{"min_resource": first, "max_resource": max(first, budget)},
             reduction_factor=factor,
         )
     when = {"n_startup_trials": settings.startup_trials, "n_warmup_steps": first}

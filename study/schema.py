@@ -246,6 +246,20 @@ class ConstraintsConfig:
 
 
 @dataclass
+class PlanConfig:
+    """What a trial is; ``plan=joint`` and ``plan=staged`` set all of it."""
+
+    kind: str
+    """joint | staged: a trial is stage 1, then stage 2; or first students are searched, then
+    refiners that start from the best of them, each trial one stage."""
+    parents: int
+    """staged: how many students refiners may start from."""
+    distill_share: float
+    """staged: the share of search.trials that are students. Once refiners are searched, further
+    trials are refiners."""
+
+
+@dataclass
 class SearchConfig:
     """How many trials, what they are to reach, and which of them are ended early."""
 
@@ -322,10 +336,9 @@ class StudyConfig:
     storage: str
     """Folder of all studies and of what they share."""
     seed: int
-    plan: str
-    """joint: a trial is stage 1, then stage 2."""
+    plan: PlanConfig
     search_space: str
-    """distill | refine | joint | poses | smoke, or the path of a YAML of your own."""
+    """distill | refine | joint | staged | poses | smoke, or the path of a YAML of your own."""
     display: str
     """auto | live | plain | none."""
     plan_only: bool

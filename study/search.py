@@ -1,8 +1,8 @@
-"""The Optuna study: asks for trials, takes their reports, prunes and ends them.
+"""The owner of a study: gives out trials, takes their reports, prunes and ends them.
 
-One process, a named Ray actor, owns the study and its tables; nobody else touches them. It
-decides, in one call, what a report leads to: go on, complete or prune. Every method may be called
-twice with the same arguments, so that a caller who was cut off simply asks again.
+One process, a named Ray actor, owns the Optuna studies and the tables; nobody else touches them.
+It decides, in one call, what a report leads to: go on, complete or prune. Every method may be
+called twice with the same arguments, so that a caller who was cut off simply asks again.
 """
 
 from __future__ import annotations
@@ -10,57 +10,47 @@ from __future__ import annotations
 import datetime
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 import ray
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from search_spaces.space import SearchSpace
 from study import faults
 from study.checkpoint import Checkpoints, best_row, trial_folder
-from study.config import flatten, to_plain, with_values
+from study.config import InputError
 from study.hanging import hang_in
 from study.loop import Row, seed_of
-from study.objectives import AP, COSTS, violations
+from study.objectives import COSTS
 from study.results import tidy, write_running, write_teacher, write_trial, written_trials
-from study.samplers import build_pruner, build_sampler, sampler_notes
+from study.samplers import sampler_notes
 from study.schema import StudyConfig
 from study.settings import BASELINE, DEFAULTS, baseline_values
-from study.several_objectives import SeveralObjectives, by_ap, tell_pruned
-from study.warm_start import WARM_FROM, enter_known_trials
+from study.stage_search import Parent, StageSearch, open_journal, open_study
+from study.staged import (
+    REFINE_PATHS,
+    choose_parents,
+    distill_space,
+    is_staged,
+    num_distill_trials,
+    refine_space,
+)
+from study.warm_start import enter_known_trials
 
-JOURNAL = "optuna.journal"
 FLUSH_S = 30.0
 """Seconds between two writings of a running trial's rows."""
-EPOCHS = ("distill.epochs", "refine.epochs")
 STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 """How a trial ends."""
-
-
-def open_study(folder: Path, name: str, objectives: Sequence[str] = (AP,)) -> optuna.Study:
-    """The Optuna study in a study's folder; this process must be the only one that has it open."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
-    study = optuna.create_study(
-        study_name=name,
-        storage=storage,
-        load_if_exists=True,
-        directions=["maximize" if name == AP else "minimize" for name in objectives],
-    )
-    return study if len(objectives) == 1 else SeveralObjectives(name, storage)
+HANDED_OVER = "handed_over"
+"""Attribute of the Optuna study of plan staged's stage 2: its parents, frozen."""
 
 
 class StudyOwner:
-    """The only process that touches the Optuna study and writes its tables.
-
-    Known trials of older studies come first in the Optuna study and have no number here: the
-    study's own are counted from 0.
+    """The only process that touches the Optuna studies and writes the study's tables.
 
     Args:
         session: names this run of the driver. A running trial of another session was left over
@@ -75,38 +65,44 @@ class StudyOwner:
         self.space = SearchSpace.from_json(space_json)
         self.session = session
         self.launcher = launcher
-        self.study = open_study(self.folder, config.name, config.search.objectives)
-        self.by_ap = by_ap(self.study, build_pruner(config))
-        self.remarks = [*sampler_notes(config, self.space)]
-        self.remarks += enter_known_trials(self.study, config, self.folder, self.space)
-        self.num_known = sum(
-            WARM_FROM in trial.user_attrs for trial in self.study.get_trials(deepcopy=False)
-        )
+        self.journal = open_journal(self.folder)
+        self.remarks: list[str] = []
+        self.stages = [self._first_stage()]
+        if is_staged(config):
+            self._open_second_stage()
         self.teacher_rows: list[Row] = []
         self.flushed: dict[int, float] = {}
         tidy(self.folder)
-        self._enqueue_controls()
         self.mend_tables()
-        self.left_over = [
-            self._number(trial)
-            for trial in self._trials()
-            if trial.state == TrialState.RUNNING
-            and not trial.user_attrs.get("asker", "").startswith(f"{session}/")
-        ]
+        self.left_over = self.stages[-1].left_over(session)
+
+    def trials_to_run(self) -> int:
+        """How many trials are to run now, all of one stage; 0 when the study has them all.
+
+        When the students of plan staged are all there, this is the hand-over.
+
+        Raises:
+            InputError: no student came to its end.
+        """
+        if is_staged(self.config) and len(self.stages) == 1:
+            if lacking := num_distill_trials(self.config) - self.stages[0].num_finished():
+                return max(lacking, 0)
+            self._hand_over()
+        return max(self.config.search.trials - self.num_finished(), 0)
 
     def ask(self, tune_id: str) -> dict[str, Any]:
-        """A trial to run, by number and values: one left over first, so that its work goes on.
+        """A trial to run, by number, values and parent: one left over first, so that it goes on.
 
         The same ``tune_id`` gets the same trial.
         """
-        asker = f"{self.session}/{tune_id}"
-        known = [self._number(t) for t in self._trials() if t.user_attrs.get("asker") == asker]
-        if known:
-            return self._suggestion(known[0])
-        number = self.left_over.pop(0) if self.left_over else self._new_trial()
-        suggestion = self._suggestion(number)
+        stage, asker = self.stages[-1], f"{self.session}/{tune_id}"
+        known = stage.asked_by(asker)
+        if known is not None:
+            return stage.suggestion(known)
+        number = self.left_over.pop(0) if self.left_over else stage.new_trial()
+        suggestion = stage.suggestion(number)
         faults.point("asked")
-        self._set(number, "asker", asker)
+        stage.note(number, "asker", asker)
         return suggestion
 
     def report(self, number: int, row: Row) -> bool:
@@ -114,34 +110,18 @@ class StudyOwner:
 
         The first value of an epoch stands; a finished trial is told to stop.
         """
-        frozen = self._frozen(number)
-        if frozen.state.is_finished():
+        stage = self._stage(number)
+        if stage.frozen(number).state.is_finished():
             return True
-        epoch, value = int(row["epoch"]), float(row["val_ap"])
-        trial = optuna.trial.Trial(self.by_ap, frozen._trial_id)
-        if epoch not in frozen.intermediate_values:
-            trial.report(value, epoch)
-        if epoch >= frozen.user_attrs["budget"]:
-            self._end(number, TrialState.COMPLETE)
-            return True
-        # Asked of controls too, so that the others are measured against them.
-        if trial.should_prune() and "control" not in frozen.user_attrs:
-            self._end(number, TrialState.PRUNED)
+        if state := stage.report(number, row):
+            self._end(number, state)
             return True
         self._flush(number)
         return False
 
     def report_costs(self, number: int, costs: dict[str, float]) -> None:
         """Records what the trial's estimator costs, before its first epoch; the first stand."""
-        frozen = self._frozen(number)
-        limits = vars(self.config.search.constraints)
-        trial = optuna.trial.Trial(self.by_ap, frozen._trial_id)
-        for name, excess in violations(limits, costs).items():
-            if name not in frozen.constraints:
-                trial.set_constraint(name, excess)
-        for name in COSTS:
-            if name not in frozen.user_attrs:
-                self._set(number, name, costs[name])
+        self._stage(number).report_costs(number, costs)
 
     def notes(self) -> list[str]:
         """What the user is to know of how this study searches, a line each."""
@@ -149,15 +129,15 @@ class StudyOwner:
 
     def fail(self, number: int, reason: str) -> None:
         """Ends the trial as failed, unless it has ended already."""
-        if not self._frozen(number).state.is_finished():
-            known = hang_in(trial_folder(self.folder, number))
-            known = known or self._frozen(number).user_attrs.get("error")
-            self._set(number, "error", known or reason)
+        trial = self._stage(number).frozen(number)
+        if not trial.state.is_finished():
+            known = hang_in(trial_folder(self.folder, number)) or trial.user_attrs.get("error")
+            self.note_error(number, known or reason)
             self._end(number, TrialState.FAIL)
 
     def note_error(self, number: int, error: str) -> None:
         """Keeps why a try of the trial broke; another try may follow."""
-        self._set(number, "error", error)
+        self._stage(number).note(number, "error", error)
 
     def report_teacher(self, row: Row) -> None:
         """Records an epoch of the teacher's training."""
@@ -167,96 +147,120 @@ class StudyOwner:
             write_teacher(self.folder, rows, self.space)
 
     def num_finished(self) -> int:
-        return sum(trial.state.is_finished() for trial in self._trials())
+        return sum(stage.num_finished() for stage in self.stages)
 
     def status(self) -> dict[str, Any]:
         """What the display shows: trials by state, the best, the controls, epochs, the teacher."""
         trials = self._trials()
-        best = best_trial(trials)
+        best = max(
+            (number for number, trial in trials.items() if may_be_best(trial)),
+            key=lambda number: (trials[number].values[0], -number),
+            default=None,
+        )
         running = [
             {
-                "trial": self._number(trial),
+                "trial": number,
                 "epoch": max(trial.intermediate_values, default=0),
                 "budget": trial.user_attrs.get("budget", 0),
                 "ap": max(trial.intermediate_values.values(), default=None),
             }
-            for trial in trials
+            for number, trial in trials.items()
             if trial.state == TrialState.RUNNING
         ]
+        ended = [trial for trial in trials.values() if trial.values]
         return {
-            "states": {state.name: sum(t.state == state for t in trials) for state in STATES},
+            "states": {s.name: sum(t.state == s for t in trials.values()) for s in STATES},
             "running": running,
-            "best": None if best is None else {"trial": self._number(best), "ap": best.values[0]},
+            "best": None if best is None else {"trial": best, "ap": trials[best].values[0]},
             "baseline": next(
-                (
-                    t.values[0]
-                    for t in trials
-                    if t.values and t.user_attrs.get("control") == BASELINE
-                ),
-                None,
+                (t.values[0] for t in ended if t.user_attrs.get("control") == BASELINE), None
             ),
-            "epochs": sum(len(trial.intermediate_values) for trial in trials),
+            "epochs": sum(len(trial.intermediate_values) for trial in trials.values()),
             "errors": {
-                self._number(t): t.user_attrs.get("error")
-                for t in trials
-                if t.state == TrialState.FAIL
+                number: trial.user_attrs.get("error")
+                for number, trial in trials.items()
+                if trial.state == TrialState.FAIL
             },
             "teacher": self.teacher_rows[-1] if self.teacher_rows else None,
         }
 
-    def _trials(self) -> list[FrozenTrial]:
+    def _trials(self) -> dict[int, FrozenTrial]:
         """The study's own, by number."""
-        return self.study.get_trials(deepcopy=False)[self.num_known :]
+        return {stage.number(trial): trial for stage in self.stages for trial in stage.trials()}
 
-    def _number(self, trial: FrozenTrial | optuna.Trial) -> int:
-        return trial.number - self.num_known
+    def _stage(self, number: int) -> StageSearch:
+        return next(stage for stage in reversed(self.stages) if number >= stage.first_number)
 
-    def _frozen(self, number: int) -> FrozenTrial:
-        return self._trials()[number]
+    def _first_stage(self) -> StageSearch:
+        """The only one of plan joint; the students of plan staged."""
+        config, name, space = self.config, self.config.name, self.space
+        fixed = {}
+        if is_staged(config):
+            name, space, fixed = f"{name}/distill", distill_space(space), {"refine.epochs": 0}
+        study = open_study(self.folder, name, config.search.objectives, self.journal)
+        self.remarks += sampler_notes(config, space)
+        self.remarks += enter_known_trials(study, config, self.folder, space)
+        controls = {BASELINE: baseline_values(config), DEFAULTS: {}}
+        return StageSearch(study, config, space, controls=controls, fixed=fixed)
 
-    def _set(self, number: int, key: str, value: Any) -> None:
-        self.study._storage.set_trial_user_attr(self._frozen(number)._trial_id, key, value)
+    def _hand_over(self) -> None:
+        """Freezes the best students as parents, and how many trials came before stage 2."""
+        stage = self.stages[0]
+        students = [
+            trial
+            for trial in stage.trials()
+            if trial.state == TrialState.COMPLETE and trial.user_attrs.get("control") != BASELINE
+        ]
+        if not students:
+            reasons = "".join(f"\n  trial {n}: {e}" for n, e in self.status()["errors"].items())
+            raise InputError(
+                "a student must have come to its end for refiners to start from, got none but "
+                f"the baseline; raise search.trials, or lower search.min_epochs{reasons}"
+            )
+        able = [trial for trial in students if is_feasible(trial)]
+        parents = choose_parents(able or students, self.config.plan.parents)
+        numbers = [stage.number(trial) for trial in parents]
+        frozen = {
+            "first_number": len(stage.trials()),
+            "parents": [
+                {"trial": number, "values": stage.suggestion(number)["values"]}
+                for number in numbers
+            ],
+        }
+        faults.point("handing over")
+        study = self._second_study()
+        study.set_user_attr(HANDED_OVER, frozen)
+        self._open_second_stage()
 
-    def _enqueue_controls(self) -> None:
-        known = {trial.user_attrs.get("control") for trial in self._trials()}
-        for control, values in (
-            (BASELINE, baseline_values(self.config)),
-            (DEFAULTS, {}),
-        ):
-            if control not in known:
-                config = flatten(to_plain(with_values(self.config, values)))
-                params = self.space.values_in(config)
-                attrs = {"control": control, "values": values}
-                self.study.enqueue_trial(params, user_attrs=attrs)
+    def _second_study(self) -> optuna.Study:
+        name, objectives = f"{self.config.name}/refine", self.config.search.objectives
+        return open_study(self.folder, name, objectives, self.journal)
 
-    def _new_trial(self) -> int:
-        number = sum(trial.state != TrialState.WAITING for trial in self._trials())
-        self.study.sampler = build_sampler(self.config, self.space, number)
-        return self._number(self.study.ask())
-
-    def _suggestion(self, number: int) -> dict[str, Any]:
-        """The trial's number and values; asking again gives the same."""
-        self.study.sampler = build_sampler(self.config, self.space, number)
-        frozen = self._frozen(number)
-        trial = optuna.trial.Trial(self.study, frozen._trial_id)
-        fixed = frozen.user_attrs.get("values", {})
-        defaults = {**flatten(to_plain(self.config)), **fixed}
-        values = {**self.space.suggest(trial, defaults), **fixed}
-        if "started" not in frozen.user_attrs:
-            epochs = [values.get(path, defaults[path]) for path in EPOCHS]
-            self._set(number, "budget", sum(epochs))
-            self._set(number, "started", time.time())
-        return {"number": number, "values": values}
+    def _open_second_stage(self) -> None:
+        """Adds the refiners' stage, if there was a hand-over."""
+        study = self._second_study()
+        frozen = study.user_attrs.get(HANDED_OVER)
+        if not frozen:
+            return
+        parents = [
+            Parent(parent["trial"], without_refiner(parent["values"]))
+            for parent in frozen["parents"]
+        ]
+        self.stages.append(
+            StageSearch(
+                study,
+                self.config,
+                refine_space(self.space, len(parents)),
+                controls={DEFAULTS: {}},
+                fixed={},
+                first_number=frozen["first_number"],
+                first_epoch=self.config.distill.epochs,
+                parents=parents,
+            )
+        )
 
     def _end(self, number: int, state: TrialState) -> None:
-        trial = self._frozen(number)
-        curve = trial.intermediate_values
-        costs = [trial.user_attrs[name] for name in self.config.search.objectives[1:]]
-        if state == TrialState.PRUNED and costs:
-            tell_pruned(self.study, trial._trial_id, [curve[max(curve)], *costs])
-        else:
-            values = [max(curve.values()), *costs] if state == TrialState.COMPLETE else None
-            self.study.tell(trial.number, values, state=state)
+        self._stage(number).tell(number, state)
         self._write(number)
 
     def _write(self, number: int) -> None:
@@ -266,8 +270,7 @@ class StudyOwner:
     def mend_tables(self) -> None:
         """Writes the trials that Optuna knows as finished and the tables do not."""
         written = written_trials(self.folder)
-        for trial in self._trials():
-            number = self._number(trial)
+        for number, trial in self._trials().items():
             if trial.state.is_finished() and number not in written:
                 self._write(number)
 
@@ -280,18 +283,28 @@ class StudyOwner:
     def _rows(self, number: int) -> list[Row]:
         """The trial's reports; its checkpoint has them all, since it comes before each report."""
         last = Checkpoints(trial_folder(self.folder, number)).last()
-        known = self._frozen(number).intermediate_values
-        rows = [row for row in (last.rows if last else []) if row["epoch"] in known]
-        return [{"study": self.config.name, "trial": number, **row} for row in rows]
+        stage = self._stage(number)
+        known = stage.epochs_of(number)
+        parent = stage.parent_of(stage.frozen(number))
+        own = {
+            "study": self.config.name,
+            "trial": number,
+            "parent_trial": parent.trial if parent else None,
+        }
+        return [{**own, **row} for row in (last.rows if last else []) if row["epoch"] in known]
 
     def _trial_row(self, number: int, rows: list[Row]) -> Row:
-        trial = self._frozen(number)
+        stage = self._stage(number)
+        trial = stage.frozen(number)
+        parent = stage.parent_of(trial)
+        params = {**(parent.values if parent else {}), **trial.params}
         started = datetime.datetime.fromtimestamp(trial.user_attrs["started"], datetime.UTC)
         seconds = rows[-1]["seconds"] if rows else 0.0
         settings = self.config.trial
         row: Row = {
             "study": self.config.name,
             "trial": number,
+            "parent_trial": parent.trial if parent else None,
             "control": trial.user_attrs.get("control"),
             "state": trial.state.name,
             "error": trial.user_attrs.get("error") if trial.state == TrialState.FAIL else None,
@@ -305,7 +318,7 @@ class StudyOwner:
             "duration_s": seconds,
             "gpu_s": seconds * settings.gpus * settings.num_workers,
             "node": socket.gethostname(),
-            **{f"params.{path}": value for path, value in trial.params.items()},
+            **{f"params.{p}": value for p, value in params.items() if p in self.space.paths},
         }
         if rows:
             best = best_row(rows)
@@ -347,14 +360,16 @@ class OwnerSearcher(Searcher):
         """Nothing: the study itself is durable."""
 
 
-def best_trial(trials: list[FrozenTrial]) -> FrozenTrial | None:
-    """The complete trial of the highest AP that keeps to the constraints, the first of equals."""
-    complete = [
-        trial for trial in trials if trial.state == TrialState.COMPLETE and is_feasible(trial)
-    ]
-    return max(complete, key=lambda t: (t.values[0], -t.number), default=None)
+def may_be_best(trial: FrozenTrial) -> bool:
+    """Whether the trial came to its end and keeps to the constraints."""
+    return trial.state == TrialState.COMPLETE and is_feasible(trial)
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
     """Whether the trial keeps to all constraints that it was held against."""
     return all(excess <= 0 for excess in trial.constraints.values())
+
+
+def without_refiner(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a student had of its own: a refiner that starts from it has stage 2 besides."""
+    return {path: v for path, v in values.items() if not path.startswith(REFINE_PATHS)}

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from study.config import InputError, with_values
 from study.results import PARAMS
 from study.schema import StudyConfig
+from study.staged import PARENT, is_staged
 
 SETTINGS = "study.yaml"
 BASELINE, DEFAULTS = "baseline", "defaults"
@@ -52,8 +53,11 @@ def trial_values(config: StudyConfig, row: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in row.items()
         if key.startswith(PARAMS) and value is not None
     }
+    values.pop(PARENT, None)
     if row["control"] == BASELINE:
         values |= baseline_values(config)
+    elif is_staged(config) and row["parent_trial"] is None:
+        values["refine.epochs"] = 0
     return values
 
 

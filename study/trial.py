@@ -53,6 +53,8 @@ class Trial:
     """What the teacher says of the people to train on; None where labels alone teach."""
     own_seed: int | None = None
     """In place of the seed that its number gives it."""
+    parent: Path | None = None
+    """The folder of the trial whose student it refines; None where it trains its own."""
 
     @property
     def seed(self) -> int:
@@ -63,7 +65,10 @@ class Trial:
 
 
 def run_trial(trial: Trial, workers: Workers, report: Report) -> None:
-    """Trains stage 1, then stage 2, from the last checkpoint on, until told to stop."""
+    """Trains stage 1, then stage 2, from the last checkpoint on, until told to stop.
+
+    A trial with a parent has stage 2 alone.
+    """
     ground = TrainingData.open(trial.config, trial.data, workers, trial.targets)
     if trial.targets and trial.config.teacher.mode == ONLINE:
         live = live_teacher(trial.config, trial.data, trial.targets.parent, workers)
@@ -71,8 +76,9 @@ def run_trial(trial: Trial, workers: Workers, report: Report) -> None:
     recorder = Recorder(Checkpoints(trial.folder), workers, report)
     if recorder.replay():
         return
-    has_refined = bool(recorder.rows) and recorder.rows[-1]["stage"] == RefineTask.name
-    if not has_refined and distill(trial, ground, recorder):
+    has_student = trial.parent is not None
+    has_student |= bool(recorder.rows) and recorder.rows[-1]["stage"] == RefineTask.name
+    if not has_student and distill(trial, ground, recorder):
         return
     if trial.config.refine.epochs:
         faults.point("handed over")
@@ -117,12 +123,18 @@ def measure_scales(task: DistillTask, trial: Trial, ground: TrainingData) -> Non
 
 
 def refine(trial: Trial, ground: TrainingData, recorder: Recorder) -> bool:
-    """Stage 2: IGP-GCN learns on top of the best student. Returns whether the trial is to stop."""
+    """Stage 2: IGP-GCN learns on top of the best student, the trial's own or its parent's.
+
+    Returns whether the trial is to stop.
+    """
     config, workers = trial.config, ground.workers
     settings = config.refine
-    students = [row for row in recorder.rows if row["stage"] == DistillTask.name]
+    history = Checkpoints(trial.parent or trial.folder)
+    last = history.last()
+    assert last is not None
+    students = [row for row in last.rows if row["stage"] == DistillTask.name]
     distilled = build_distill_task(config, trial.seed)
-    distilled.load_state_dict(recorder.checkpoints.at(best_row(students)["epoch"]).weights())
+    distilled.load_state_dict(history.at(best_row(students)["epoch"]).weights())
     torch.manual_seed(seed_of(trial.seed, "refiner"))
     refiner = build_refiner(config, distilled.student.pyramid_channels)
     task = build_refine_task(config, distilled, refiner).to(workers.device)

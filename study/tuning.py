@@ -57,6 +57,7 @@ from study.room import require_trial_fits, waits_for_room
 from study.schema import StudyConfig
 from study.search import OwnerSearcher, StudyOwner
 from study.settings import SETTINGS, read_settings
+from study.staged import staged_faults, with_parent
 from study.target_error import describe_targets
 from study.teacher import TARGETS, is_ready, prepare_teacher, teacher_folder
 from study.teachers import check_weights
@@ -115,12 +116,16 @@ def run_study(config: StudyConfig) -> Path:
 def load_checked_space(config: StudyConfig) -> SearchSpace:
     """The search space, every value of which is one that the schema takes.
 
+    That of plan staged has the parameter that chooses the parent besides.
+
     Raises:
         InputError: it is not.
     """
     try:
         space = load_space(config.search_space)
         check_space(space, partial(value_at, config), config_paths(config))
+        if faults := list(staged_faults(config, space)):
+            raise InputError("impossible settings:\n  " + "\n  ".join(faults))
         for parameter in space.parameters:
             for value in parameter.extremes():
                 try:
@@ -132,7 +137,7 @@ def load_checked_space(config: StudyConfig) -> SearchSpace:
                     ) from None
     except SpaceError as error:
         raise InputError(str(error)) from None
-    return space
+    return with_parent(config, space)
 
 
 def _search(
@@ -153,14 +158,14 @@ def _search(
         plan = StudyPlan(config, data, str(folder), str(teacher / TARGETS), f"owner-{session}")
         _make_teacher(plan, teacher, owner, display)
         finished = ray.get(owner.num_finished.remote())
-        missing = config.search.trials - finished
         if finished:
             display.say(f"going on: {finished} of {config.search.trials} trials are finished")
-        if missing > 0:
+        while missing := _get(owner.trials_to_run.remote()):
             _run_trials(plan, owner, missing, min(concurrent, missing), display)
+            finished += missing
+            if ray.get(owner.num_finished.remote()) < finished:
+                raise InputError("interrupted; the same command goes on where this one stopped")
         status = ray.get(owner.status.remote())
-        if sum(status["states"].values()) < config.search.trials:
-            raise InputError("interrupted; the same command goes on where this one stopped")
         _get(owner.mend_tables.remote())
         if not status["states"]["COMPLETE"]:
             reasons = "\n".join(f"  trial {n}: {error}" for n, error in status["errors"].items())

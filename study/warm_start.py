@@ -1,7 +1,8 @@
 """Trials of older studies as known trials of a new one: what fits enters, the rest is listed.
 
-An older trial fits if this study could have run it: the same data and teacher, values that its
-search space can give, and every other setting of student and stages as it is here.
+An older trial fits if this study could have run it: the same data and teacher, the same plan,
+values that its search space can give, and every other setting of student and stages as it is here.
+Of a staged study the students can, its refiners can't: they start from students of its own.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from study.objectives import violations
 from study.results import PARAMS, Row, read_reports, read_trials
 from study.schema import StudyConfig
 from study.settings import BASELINE, SETTINGS, read_settings
+from study.staged import is_staged
 
 WARM_FROM = "warm_from"
 """User attribute of a known trial: the older study, the trial's number, when it was begun."""
 DONE = "warm_started"
 """Attribute of a study whose known trials have all entered."""
 SECTIONS = ("student.", "distill.", "refine.")
+STUDENTS = SECTIONS[:2]
+"""What a student of plan staged depends on."""
 
 
 def check_warm_start(config: StudyConfig, folder: Path, fingerprint: str, teacher: str) -> None:
@@ -110,6 +114,10 @@ def _misfits(
     config: StudyConfig,
 ) -> Iterator[str]:
     """Why the older trial, of these values, could be none of this study's; nothing if it could."""
+    if values["plan.kind"] != config.plan.kind:
+        yield f"it is of plan={values['plan.kind']}, this study of plan={config.plan.kind}"
+    if row["parent_trial"] is not None:
+        yield "it refines a student that this study does not have"
     if row["control"] == BASELINE:
         yield "the baseline is no point of a search space"
     if row["state"] == "FAIL":
@@ -119,11 +127,15 @@ def _misfits(
     for cost in _costs_asked(config):
         if row.get(cost) is None:
             yield f"its {cost} was not measured"
-    yield from _settings_apart(values, own, space)
+    sections = STUDENTS if is_staged(config) else SECTIONS
+    yield from _settings_apart(values, own, space, sections)
 
 
 def _settings_apart(
-    values: Mapping[str, Any], own: Mapping[str, Any], space: SearchSpace
+    values: Mapping[str, Any],
+    own: Mapping[str, Any],
+    space: SearchSpace,
+    sections: tuple[str, ...],
 ) -> Iterator[str]:
     conditions = (path for parameter in space.parameters for path in parameter.when)
     missing = sorted({*space.paths, *conditions}.difference(values))
@@ -135,7 +147,7 @@ def _settings_apart(
         if parameter.path in active and not parameter.accepts(active[parameter.path]):
             yield f"the search space can't give {parameter.path}={active[parameter.path]}"
     for path, here in own.items():
-        is_fixed = path.startswith(SECTIONS) and path not in space.paths
+        is_fixed = path.startswith(sections) and path not in space.paths
         if is_fixed and values.get(path, here) != here:
             yield f"{path} was {values[path]} there and is {here} here"
 

@@ -17,9 +17,9 @@ from study.config import (
     InputError,
     compose,
     config_paths,
-    data_groups,
     flatten,
     from_plain,
+    group_names,
     to_plain,
     value_at,
     with_values,
@@ -56,7 +56,7 @@ def schema_paths(kind: Any = StudyConfig, prefix: str = "") -> list[str]:
 
 def test_folder_holds_the_study_and_its_data_groups_alone() -> None:
     assert [file.name for file in CONF.glob("*.yaml")] == ["study.yaml"]
-    assert data_groups() == GROUPS
+    assert group_names("data") == GROUPS
     assert {"drawn", "coco", "crowdpose"} <= set(GROUPS)
 
 

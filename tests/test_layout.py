@@ -38,7 +38,8 @@ OWNERS = {
     },
     "optuna": {
         *("search_spaces/space.py", "study/search.py", "study/samplers.py"),
-        *("study/several_objectives.py", "study/warm_start.py"),
+        *("study/several_objectives.py", "study/warm_start.py", "study/staged.py"),
+        "study/stage_search.py",
         *("study/analyze.py", "study/importance.py", "study/pictures.py"),
     },
     "hydra": {"study/config.py", "study/overrides.py"},

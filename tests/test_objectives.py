@@ -76,8 +76,8 @@ def test_violation_is_the_share_beyond_the_limit() -> None:
 def test_several_objectives_reach_the_optuna_study_and_the_table(tmp_path: Path) -> None:
     owner = start(tmp_path, "search.objectives=[ap,latency_ms,parameters]")
     number = run_trial(owner, "t0", [0.2, 0.1], COSTS[0])
-    assert owner._frozen(number).values == [0.2, 1.0, 900.0]
-    assert owner._frozen(number).intermediate_values == {1: 0.2, 2: 0.1}
+    assert owner.stages[0].frozen(number).values == [0.2, 1.0, 900.0]
+    assert owner.stages[0].frozen(number).intermediate_values == {1: 0.2, 2: 0.1}
     (row,) = read_trials(owner.folder).to_pylist()
     assert row["objectives"] == "ap,latency_ms,parameters"
     assert (row["objective"], row["latency_ms"], row["parameters"]) == (None, 1.0, 900)
@@ -90,8 +90,8 @@ def test_first_costs_of_a_trial_stand_over_a_restart(tmp_path: Path) -> None:
     owner.report_costs(owner.ask("t0")["number"], COSTS[0])
     again = start(tmp_path, limit, session="b")
     again.report_costs(again.ask("t0")["number"], COSTS[1])
-    assert again._frozen(0).constraints == {"latency_ms": pytest.approx(1.0 / 1.5 - 1)}
-    assert again._frozen(0).user_attrs["latency_ms"] == 1.0
+    assert again.stages[0].frozen(0).constraints == {"latency_ms": pytest.approx(1.0 / 1.5 - 1)}
+    assert again.stages[0].frozen(0).user_attrs["latency_ms"] == 1.0
 
 
 def test_trial_beyond_a_constraint_is_never_the_best(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_pruned_trial_of_several_objectives_keeps_values_that_tpe_can_read(tmp_p
     for index in range(14):
         aps = [0.5 - 0.03 * index] * 2
         run_trial(owner, f"t{index}", aps, COSTS[0] if index else COSTS[1])
-    pruned = [t for t in owner._trials() if t.state.name == "PRUNED"]
+    pruned = [t for t in owner.stages[0].trials() if t.state.name == "PRUNED"]
     assert len(pruned) > 8 and all(t.values == [t.intermediate_values[1], 1.0] for t in pruned)
 
 

@@ -83,9 +83,9 @@ def test_first_two_trials_are_the_controls(config: StudyConfig) -> None:
 
 def test_a_kill_between_the_controls_loses_neither(config: StudyConfig) -> None:
     owner = start(config, "a")
-    controls = [trial.user_attrs["control"] for trial in owner._trials()]
+    controls = [trial.user_attrs["control"] for trial in owner.stages[0].trials()]
     start(config, "b")
-    assert [t.user_attrs["control"] for t in start(config, "c")._trials()] == controls
+    assert [t.user_attrs["control"] for t in start(config, "c").stages[0].trials()] == controls
     assert controls == [BASELINE, DEFAULTS]
 
 
@@ -103,7 +103,7 @@ def test_trial_completes_at_its_budget_with_its_best_epoch(config: StudyConfig) 
     assert (row["state"], row["objective"], row["best_epoch"]) == ("COMPLETE", 0.4, 2)
     assert row["checkpoint"] == "trials/0/epoch-002"
     assert (owner.folder / row["checkpoint"] / "model.safetensors").is_file()
-    assert owner._frozen(number).value == 0.4
+    assert owner.stages[0].frozen(number).value == 0.4
 
 
 def test_reporting_an_epoch_again_changes_nothing(config: StudyConfig) -> None:
@@ -111,7 +111,7 @@ def test_reporting_an_epoch_again_changes_nothing(config: StudyConfig) -> None:
     number = owner.ask("t0")["number"]
     train(owner, number, [0.1])
     assert not owner.report(number, row_of(1, 0.9))
-    assert owner._frozen(number).intermediate_values == {1: 0.1}
+    assert owner.stages[0].frozen(number).intermediate_values == {1: 0.1}
 
 
 def test_a_finished_trial_is_told_to_stop(config: StudyConfig) -> None:
@@ -167,7 +167,7 @@ def test_owner_that_died_alone_leaves_running_trials_alone(config: StudyConfig) 
 
 def test_kill_between_ask_and_its_note_loses_no_trial(config: StudyConfig) -> None:
     owner = start(config, "a")
-    owner._new_trial()
+    owner.stages[0].new_trial()
     again = start(config, "a")
     assert again.left_over == [0]
     assert again.ask("t0")["number"] == 0

@@ -16,7 +16,7 @@ import pytest
 
 from study import faults
 from study.results import read_final, read_reports, read_trials
-from study.search import open_study
+from study.stage_search import open_study
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow

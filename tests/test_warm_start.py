@@ -63,7 +63,7 @@ def start(folder: Path, older: list[Path], *overrides: str, session: str = "a") 
 
 
 def known(owner: StudyOwner) -> list[Any]:
-    trials = owner.study.get_trials(deepcopy=False)
+    trials = owner.stages[0].study.get_trials(deepcopy=False)
     return [trial for trial in trials if WARM_FROM in trial.user_attrs]
 
 
@@ -93,8 +93,8 @@ def test_known_trials_are_none_of_the_studys_own(tmp_path: Path) -> None:
     assert numbers == [0, 1, 2] and owner.num_finished() == 3
     assert read_trials(owner.folder)["trial"].to_pylist() == [0, 1, 2]
     assert owner.status()["best"] == {"trial": 0, "ap": 0.1}
-    assert [owner._frozen(number).number for number in numbers] == [2, 3, 4]
-    assert owner._frozen(0).user_attrs["control"] == "baseline"
+    assert [owner.stages[0].frozen(number).number for number in numbers] == [2, 3, 4]
+    assert owner.stages[0].frozen(0).user_attrs["control"] == "baseline"
 
 
 def test_restarts_double_no_known_trial_and_change_no_suggestion(tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ from study.loop import Row  # noqa: E402
 from study.prepare import StudyData, prepare_data  # noqa: E402
 from study.results import read_trials  # noqa: E402
 from study.schema import StudyConfig  # noqa: E402
-from study.search import open_study  # noqa: E402
 from study.settings import trial_config  # noqa: E402
+from study.stage_search import open_study  # noqa: E402
 from study.teacher import TARGETS, teacher_folder  # noqa: E402
 from study.trial import Trial, run_trial  # noqa: E402
 from study.workers import Workers  # noqa: E402
