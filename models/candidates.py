@@ -211,8 +211,8 @@ class CandidateChooser(nn.Module):
             maps: all joints' maps at the candidates, (B, K, M, K).
         """
         other = torch.einsum("bkmj,kj->bkm", maps, self.partner).clamp_min(0)
-        best = heights.amax(dim=2, keepdim=True)
-        log = (heights + _FLOOR).log()
+        best = heights.amax(dim=2, keepdim=True).clamp_min(0)
+        log = (heights.clamp_min(0) + _FLOOR).log()
         return other, log - (other + _FLOOR).log(), log - (best + _FLOOR).log()
 
     def _limbs(self, places: Tensor) -> Tensor:

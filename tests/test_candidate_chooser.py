@@ -67,6 +67,17 @@ def test_a_missing_candidate_says_nothing(five: Skeleton) -> None:
     assert (before[2:, 1] != after[2:, 1])[others[2:, 1]].all()  # a neighbour hears what is there
 
 
+def test_peaks_below_zero_give_no_nan(five: Skeleton) -> None:
+    """A student that has hardly learned has maps that are negative everywhere."""
+    chooser, features, candidates = example(five)
+    candidates[3, :, :, 2] = torch.tensor([-0.2, -0.3, -0.4])
+    logits = chooser(features, candidates, CROP)
+    assert torch.isfinite(logits[3, :, 0]).all()
+    assert torch.equal(logits[3, :, 1:], torch.full_like(logits[3, :, 1:], -torch.inf))
+    logits[3, :, 0].sum().backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in chooser.parameters())
+
+
 def test_candidates_hear_of_one_another_along_limbs_as_far_as_there_are_rounds() -> None:
     chain = Skeleton(
         name="chain",

@@ -64,14 +64,12 @@ def test_every_space_survives_json(name: str) -> None:
     assert SearchSpace.from_json(load(name).to_json()) == load(name)
 
 
-def test_one_path_has_one_range_in_all_spaces_though_the_joint_one_may_leave_out_a_choice() -> (
-    None
-):
+def test_one_path_has_one_range_though_spaces_of_both_stages_may_leave_out_a_choice() -> None:
     ranges: dict[str, Any] = {}
     for name in ("distill", "refine", *known_names()):
         for parameter in load(name).parameters:
             found, known = parameter.distribution, ranges.get(parameter.path)
-            if name == "joint" and isinstance(known, CategoricalDistribution):
+            if name in ("joint", "staged") and isinstance(known, CategoricalDistribution):
                 kept = [c for c in known.choices if c in found.choices]
                 assert kept == list(found.choices), parameter.path
             else:
