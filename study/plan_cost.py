@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from study.evaluation import BATCH_SIZE
 from study.prepare import StudyData
 from study.schema import SearchConfig, StudyConfig
 from study.settings import CONTROLS
+from study.staged import is_staged, num_distill_trials
 from study.teacher import is_ready, teacher_folder
 from study.timing import Speeds
 
@@ -48,30 +50,63 @@ def expected_epochs(budget: int, search: SearchConfig) -> list[float]:
     return shares
 
 
+class TrialGroup(NamedTuple):
+    """Trials that are still to run and are alike in how long they train."""
+
+    trials: int
+    distill_epochs: int
+    refine_epochs: int
+    can_be_pruned: bool
+
+    @property
+    def most(self) -> int:
+        """Epochs, if none is pruned."""
+        return self.trials * (self.distill_epochs + self.refine_epochs)
+
+    def shares(self, search: SearchConfig) -> list[float]:
+        """The share of the trials that train each epoch."""
+        budget = self.distill_epochs + self.refine_epochs
+        return expected_epochs(budget, search) if self.can_be_pruned else [1.0] * budget
+
+
+def trial_groups(config: StudyConfig, finished: int) -> list[TrialGroup]:
+    """The trials that are still to run; of plan staged the students and then the refiners."""
+    distill, refine = config.distill.epochs, config.refine.epochs
+    if not is_staged(config):
+        parts = [(config.search.trials, len(CONTROLS), distill, refine)]
+    else:
+        students = num_distill_trials(config)
+        parts = [
+            (1, 1, distill + refine, 0),  # the baseline
+            (students - 1, 1, distill, 0),
+            (config.search.trials - students, 1, 0, refine),
+        ]
+    groups = []
+    for trials, controls, first, second in parts:
+        left, known = max(trials - finished, 0), max(controls - finished, 0)
+        known = min(known, left)
+        groups.append(TrialGroup(known, first, second, can_be_pruned=False))
+        groups.append(TrialGroup(left - known, first, second, can_be_pruned=True))
+        finished = max(finished - trials, 0)
+    return groups
+
+
 def trial_lines(config: StudyConfig, finished: int, room: int) -> Iterator[str]:
     """How many trials, and how many epochs they come to."""
-    budget = config.distill.epochs + config.refine.epochs
     left = max(config.search.trials - finished, 0)
     yield (
         f"{finished} finished, {left} to run of {config.search.trials}, {len(CONTROLS)} of them "
         f"controls (baseline, defaults); {min(room, max(left, 1))} at once"
     )
+    groups = trial_groups(config, finished)
+    if is_staged(config):
+        students, refiners = sum(g.trials for g in groups[:4]), sum(g.trials for g in groups[4:])
+        yield f"plan=staged: {students} students to train, then {refiners} refiners"
+    expected = sum(group.trials * sum(group.shares(config.search)) for group in groups)
     yield (
-        f"epochs: at most {left * budget}, about {_trial_epochs(config, finished):.0f} with "
+        f"epochs: at most {sum(group.most for group in groups)}, about {expected:.0f} with "
         f"pruner={config.search.pruner}"
     )
-
-
-def _left(config: StudyConfig, finished: int) -> tuple[int, int]:
-    """Controls and searched trials that are still to run."""
-    controls = min(max(len(CONTROLS) - finished, 0), max(config.search.trials - finished, 0))
-    return controls, max(config.search.trials - finished, 0) - controls
-
-
-def _trial_epochs(config: StudyConfig, finished: int) -> float:
-    budget = config.distill.epochs + config.refine.epochs
-    controls, searched = _left(config, finished)
-    return controls * budget + searched * sum(expected_epochs(budget, config.search))
 
 
 def _confirm_runs(config: StudyConfig, folder: Path, finished: int) -> tuple[int, int]:
@@ -127,14 +162,16 @@ def time_lines(
         teacher = counts.train * speeds.people["teacher"]
         if config.teacher.epochs:
             teacher += config.teacher.epochs * epoch("teacher")
-    distill, refine = config.distill.epochs, config.refine.epochs
-    costs = [epoch("distill")] * distill + ([epoch("refine")] * refine if refine else [])
-    shares = expected_epochs(len(costs), config.search)
-    controls, searched = _left(config, finished)
-    most = (controls + searched) * sum(costs)
-    about = controls * sum(costs) + searched * float(np.dot(costs, shares))
+    pace = {s: epoch(s) for s in ("distill", "refine") if s in speeds.steps}
+    pace.setdefault("refine", 0.0)
+    both = config.distill.epochs * pace["distill"] + config.refine.epochs * pace["refine"]
+    most = about = 0.0
+    for group in trial_groups(config, finished):
+        own = [pace["distill"]] * group.distill_epochs + [pace["refine"]] * group.refine_epochs
+        most += group.trials * sum(own)
+        about += group.trials * float(np.dot(own, group.shares(config.search)))
     number, done = _confirm_runs(config, Path(config.storage) / config.name, finished)
-    confirm = (number - done) * sum(costs)
+    confirm = (number - done) * both
     parts = [("teacher", teacher, teacher)]
     parts += [
         ("trials", about / room, most / room),

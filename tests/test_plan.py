@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import ray
 
-from study.config import with_values
+from study.config import compose, with_values
 from study.plan import planned_data, show_plan
-from study.plan_cost import expected_epochs
+from study.plan_cost import expected_epochs, trial_groups
 from study.prepare import StudyData, prepare_data, read_study_people
 from study.schema import StudyConfig
 
@@ -34,6 +34,23 @@ def test_each_rung_lets_its_share_pass(
     settings: dict[str, Any], shares: list[float], mini_config: StudyConfig
 ) -> None:
     assert expected_epochs(8, dataclasses.replace(mini_config.search, **settings)) == shares
+
+
+@pytest.mark.parametrize(
+    ("finished", "expected"),
+    [
+        (0, [(1, 7, 0), (0, 7, 0), (1, 5, 0), (3, 5, 0), (1, 0, 2), (4, 0, 2)]),
+        (4, [(0, 7, 0), (0, 7, 0), (0, 5, 0), (1, 5, 0), (1, 0, 2), (4, 0, 2)]),
+        (7, [(0, 7, 0), (0, 7, 0), (0, 5, 0), (0, 5, 0), (0, 0, 2), (3, 0, 2)]),
+    ],
+)
+def test_staged_plan_trains_students_then_refiners(
+    finished: int, expected: list[tuple[int, int, int]]
+) -> None:
+    config = compose(["plan=staged", "search.trials=10", "distill.epochs=5", "refine.epochs=2"])
+    groups = trial_groups(config, finished)
+    assert [group[:3] for group in groups] == expected
+    assert [group.can_be_pruned for group in groups] == [False, True] * 3
 
 
 def test_planned_data_are_those_prepared(mini_config: StudyConfig, mini_data: StudyData) -> None:
