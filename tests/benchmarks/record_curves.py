@@ -35,7 +35,10 @@ from study.trial import Trial, run_trial  # noqa: E402
 from study.workers import Workers, settle_in  # noqa: E402
 
 SETTINGS = {
-    "drawn": (),
+    "drawn": (
+        *("data.max_people=500", "data.search_fraction=0.3"),
+        *("distill.epochs=12", "refine.epochs=4"),
+    ),
     "lspet_crowd": (  # with teacher.init and student.init: MoveNet's Thunder and Lightning
         *("data=crowdpose", "data.input_size=[96,96]", "data.max_people=1000"),
         *("data.search_fraction=0.25", "distill.epochs=5", "refine.epochs=2", "teacher.epochs=0"),
