@@ -57,11 +57,11 @@ def start(storage: Path, name: str, *more: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command(storage, name, *more), **quiet)
 
 
-def evidence(folder: Path) -> dict[str, Any]:
+def evidence(folder: Path, optuna_study: str = "") -> dict[str, Any]:
     """All that a study found out, without what a clock says of it."""
     trials = [
         (trial.number, trial.state.name, trial.params, trial.intermediate_values, trial.value)
-        for trial in open_study(folder, folder.name).get_trials()
+        for trial in open_study(folder, optuna_study or folder.name).get_trials()
     ]
     rows = [row for row in read_reports(folder).to_pylist() if row["trial"] is not None]
     rows.sort(key=lambda row: (row["trial"], row["epoch"]))
@@ -92,6 +92,27 @@ def test_processes_that_die_at_the_worst_points_change_nothing(
     run(storage, "faulty", faulty=tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {f"{name}.done" for name in POINTS}
     assert evidence(storage / "faulty") == whole
+
+
+def test_a_staged_study_killed_at_its_hand_over_ends_as_undisturbed(
+    storage: Path, tmp_path: Path
+) -> None:
+    """The owner dies before the parents are frozen, and a refiner before its first epoch."""
+    staged = ("plan=staged", "search_space=joint", "search.trials=6", "plan.parents=2")
+    run(storage, "staged", *staged)
+    points = {"handing over": 0, "handed over": 1}
+    for name, passed in points.items():
+        (tmp_path / name).write_text(str(passed))
+    run(storage, "staged-faulty", *staged, faulty=tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {f"{name}.done" for name in points}
+    whole, faulty = (
+        [evidence(storage / name, f"{name}/{stage}") for stage in ("distill", "refine")]
+        for name in ("staged", "staged-faulty")
+    )
+    assert faulty == whole
+    rows = read_trials(storage / "staged").to_pylist()
+    assert [row["trial"] for row in rows] == list(range(6))
+    assert [row["parent_trial"] is None for row in rows] == [True] * 3 + [False] * 3
 
 
 def test_a_driver_killed_at_ten_moments_changes_nothing(
