@@ -39,6 +39,14 @@ class SpaceError(ValueError):
     """A search space that its author can mend; the message names the file and the key."""
 
 
+def place_in(distribution: FloatDistribution | IntDistribution, value: float) -> float:
+    """Where the value lies between the bounds, 0 to 1, on the distribution's own scale."""
+    low, high = float(distribution.low), float(distribution.high)
+    if distribution.log:
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    return (value - low) / (high - low) if high > low else 0.5
+
+
 @dataclasses.dataclass(frozen=True)
 class Parameter:
     """One config path that a study varies."""

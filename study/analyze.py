@@ -17,7 +17,6 @@ if os.path.isfile(os.path.join(HERE, "__init__.py")):
 import argparse  # noqa: E402
 import collections  # noqa: E402
 import dataclasses  # noqa: E402
-import math  # noqa: E402
 from collections.abc import Iterator, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -26,7 +25,7 @@ from optuna.distributions import CategoricalDistribution  # noqa: E402
 from rich.console import Console, RenderableType  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from search_spaces.space import Parameter, SearchSpace  # noqa: E402
+from search_spaces.space import SearchSpace, place_in  # noqa: E402
 from study.config import InputError  # noqa: E402
 from study.confirm_table import confirm_table, read_verdicts, verdict_sentence  # noqa: E402
 from study.final_report import final_table, front_table, joint_table  # noqa: E402
@@ -117,7 +116,7 @@ def near_bounds(best: Row, space: SearchSpace) -> list[str]:
         if value is None or isinstance(parameter.distribution, CategoricalDistribution):
             continue
         low, high = parameter.extremes()
-        share = _share(parameter, value)
+        share = place_in(parameter.distribution, value)
         if low == high or NEAR_A_BOUND < share < 1 - NEAR_A_BOUND:
             continue
         side, bound = ("lower", low) if share < 0.5 else ("upper", high)
@@ -126,14 +125,6 @@ def near_bounds(best: Row, space: SearchSpace) -> list[str]:
             "what is best may lie beyond it; widen the range if it can go on"
         )
     return found
-
-
-def _share(parameter: Parameter, value: float) -> float:
-    """Where the value lies between the bounds, 0 to 1, on the parameter's own scale."""
-    low, high = parameter.extremes()
-    if getattr(parameter.distribution, "log", False):
-        low, high, value = math.log(low), math.log(high), math.log(value)
-    return (value - low) / (high - low) if high > low else 0.5
 
 
 def report(evidence: Evidence, top: int, box: rich.box.Box) -> Iterator[RenderableType]:

@@ -219,12 +219,11 @@ class StudyOwner:
             )
         able = [trial for trial in students if is_feasible(trial)]
         parents = choose_parents(able or students, self.config.plan.parents)
-        numbers = [stage.number(trial) for trial in parents]
         frozen = {
             "first_number": len(stage.trials()),
             "parents": [
                 {"trial": number, "values": stage.suggestion(number)["values"]}
-                for number in numbers
+                for number in map(stage.number, parents)
             ],
         }
         faults.point("handing over")

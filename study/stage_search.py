@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.space import SearchSpace
-from study.config import flatten, to_plain, with_values
+from study.config import flatten, to_plain, value_at, with_values
 from study.loop import Row
 from study.objectives import AP, COSTS, violations
 from study.samplers import build_pruner, build_sampler
@@ -98,8 +99,7 @@ class StageSearch:
         self.first_number = first_number
         self.first_epoch = first_epoch
         self.parents = parents
-        budget = sum(self._value(path, fixed) for path in EPOCHS) - first_epoch
-        self.by_ap = by_ap(study, build_pruner(config, budget))
+        self.by_ap = by_ap(study, build_pruner(config, self._budget(fixed)))
         self.num_known = sum(
             WARM_FROM in trial.user_attrs for trial in study.get_trials(deepcopy=False)
         )
@@ -163,8 +163,7 @@ class StageSearch:
         values = {**self.space.suggest(trial, defaults), **own}
         values.pop(PARENT, None)
         if "started" not in trial.user_attrs:
-            budget = sum(self._value(path, values) for path in EPOCHS) - self.first_epoch
-            self.note(number, "budget", budget)
+            self.note(number, "budget", self._budget(values))
             self.note(number, "started", time.time())
         return {"number": number, "values": values, "parent": parent and parent.trial}
 
@@ -222,10 +221,11 @@ class StageSearch:
                 attrs = {"control": control, "values": dict(values)}
                 self.study.enqueue_trial(params, user_attrs=attrs)
 
-    def _sampler(self, number: int) -> Any:
+    def _sampler(self, number: int) -> BaseSampler:
         point = number - self.first_number - len(self.controls)
         return build_sampler(self.config, self.space, number, max(point, 0))
 
-    def _value(self, path: str, values: Mapping[str, Any]) -> int:
-        stage, _, name = path.partition(".")
-        return int(values.get(path, getattr(getattr(self.config, stage), name)))
+    def _budget(self, values: Mapping[str, Any]) -> int:
+        """The epochs that a trial of these values has in this stage."""
+        epochs = (values.get(path, value_at(self.config, path)) for path in EPOCHS)
+        return sum(epochs) - self.first_epoch

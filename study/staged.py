@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial
 
-from search_spaces.space import Parameter, SearchSpace
+from search_spaces.space import Parameter, SearchSpace, place_in
 from study.limits import STAGED
 from study.schema import StudyConfig
 
@@ -31,25 +31,28 @@ def with_parent(config: StudyConfig, space: SearchSpace) -> SearchSpace:
     """The space and, in plan staged, the parameter that chooses the parent."""
     if not is_staged(config):
         return space
-    rank = Parameter(PARENT, IntDistribution(0, config.plan.parents - 1), "nuisance")
-    return dataclasses.replace(space, parameters=(rank, *space.parameters))
+    parameters = (_rank_among(config.plan.parents), *space.parameters)
+    return dataclasses.replace(space, parameters=parameters)
 
 
 def distill_space(space: SearchSpace) -> SearchSpace:
     """What the students of plan staged vary: everything but the refiner."""
-    own = (p for p in space.parameters if not _is_of_refiner(p))
+    own = (p for p in space.parameters if p.path != PARENT and not _is_of_refiner(p))
     return dataclasses.replace(space, parameters=tuple(own))
 
 
 def refine_space(space: SearchSpace, num_parents: int) -> SearchSpace:
     """What the refiners of plan staged vary, the parent's rank among them."""
-    rank = Parameter(PARENT, IntDistribution(0, num_parents - 1), "nuisance")
-    own = (p for p in space.parameters if p.path.startswith(REFINE_PATHS))
-    return dataclasses.replace(space, parameters=(rank, *own))
+    own = filter(_is_of_refiner, space.parameters)
+    return dataclasses.replace(space, parameters=(_rank_among(num_parents), *own))
+
+
+def _rank_among(num_parents: int) -> Parameter:
+    return Parameter(PARENT, IntDistribution(0, num_parents - 1), "nuisance")
 
 
 def _is_of_refiner(parameter: Parameter) -> bool:
-    return parameter.path == PARENT or parameter.path.startswith(REFINE_PATHS)
+    return parameter.path.startswith(REFINE_PATHS)
 
 
 def staged_faults(config: StudyConfig, space: SearchSpace) -> Iterator[str]:
@@ -58,10 +61,9 @@ def staged_faults(config: StudyConfig, space: SearchSpace) -> Iterator[str]:
         return
     if not config.refine.epochs:
         yield "plan=staged has a stage 2, got refine.epochs=0; raise it, or set plan=joint"
-    parts = {"stage 1": distill_space(space), "stage 2": refine_space(space, 1)}
-    own = {stage: [path for path in part.paths if path != PARENT] for stage, part in parts.items()}
-    for stage, paths in own.items():
-        if not paths:
+    refiners = [_is_of_refiner(parameter) for parameter in space.parameters]
+    for stage, is_varied in (("stage 1", not all(refiners)), ("stage 2", any(refiners))):
+        if not is_varied:
             yield (
                 f"plan=staged searches parameters of both stages, got search_space={space.name}, "
                 f"which has none of {stage}; try search_space=staged, or set plan=joint"
@@ -69,7 +71,7 @@ def staged_faults(config: StudyConfig, space: SearchSpace) -> Iterator[str]:
 
 
 def num_distill_trials(config: StudyConfig) -> int:
-    """How many of ``search.trials`` are students: two controls and one more trial at least."""
+    """How many of ``search.trials`` are students: both controls at least, and never all."""
     trials = config.search.trials
     return min(max(round(config.plan.distill_share * trials), 2), trials - 1)
 
@@ -98,9 +100,9 @@ def _distance(one: FrozenTrial, other: FrozenTrial) -> float:
 def _gap(path: str, one: FrozenTrial, other: FrozenTrial) -> float:
     if path not in one.params or path not in other.params:
         return 1.0
-    distribution, values = one.distributions[path], (one.params[path], other.params[path])
+    distribution = one.distributions[path]
     if not isinstance(distribution, FloatDistribution | IntDistribution):
-        return float(values[0] != values[1])
-    place = math.log if distribution.log else float
-    width = place(distribution.high) - place(distribution.low)
-    return abs(place(values[0]) - place(values[1])) / width if width else 0.0
+        return float(one.params[path] != other.params[path])
+    return abs(
+        place_in(distribution, one.params[path]) - place_in(distribution, other.params[path])
+    )
