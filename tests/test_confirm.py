@@ -173,8 +173,11 @@ def test_finished_run_is_not_run_again(
 
     monkeypatch.setattr(confirming, "run_trial", refuse)
     keep_results(plan, {2: 0.0}, {2: 1.0})
-    trial = chosen_trials(Path(plan.folder), plan.config.confirm)[0]
-    confirming.confirm(ConfirmRun(trial, 1), plan, workers)
+    run = ConfirmRun(chosen_trials(Path(plan.folder), plan.config.confirm)[0], 1)
+    result = Path(plan.folder) / run.place / RESULT
+    known = result.read_text()
+    confirming.confirm(run, plan, workers)
+    assert result.read_text() == known
 
 
 def test_run_that_diverges_is_kept_with_its_reason(

@@ -140,5 +140,7 @@ def test_few_or_equal_or_failed_trials_can_be_drawn(
     tmp_path: Path, trials: list[dict[str, Any]]
 ) -> None:
     pictures.draw_learning_curves(trials, REPORTS[:1], tmp_path / "curves.png")
-    pictures.draw_learning_curves(trials, [], tmp_path / "curves.png")
+    pictures.draw_learning_curves(trials, [], tmp_path / "empty.png")
     pictures.draw_parallel_coordinates(trials, SPACE, tmp_path / "parallel.png")
+    for name in ("curves", "empty", "parallel"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
