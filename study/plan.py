@@ -35,15 +35,15 @@ from study.plan_cost import (
 from study.prepare import (
     StudyData,
     StudyPeople,
-    cache_of,
     input_size_of,
     place_of_crops,
+    planned_data,
     read_study_people,
     teacher_input_size_of,
 )
 from study.room import require_trial_fits, waits_for_room
 from study.schema import StudyConfig
-from study.store import is_there, store_folder
+from study.store import is_there
 from study.teacher import EPOCHS, is_ready, teacher_folder
 from study.teachers import check_teacher
 from study.timing import time_study
@@ -94,28 +94,6 @@ def show_plan(config: StudyConfig, folder: Path, say: Callable[[str], None]) -> 
     say("disk")
     _tell(say, disk_lines(config, speeds, folder))
     say("nothing was computed and nothing is left; without plan_only=true the study runs")
-
-
-def planned_data(config: StudyConfig, people: StudyPeople) -> StudyData:
-    """What ``prepare_data`` makes of these people, by its paths alone."""
-    url, folder = place_of_crops(config)
-
-    def stores(size: tuple[int, int]) -> tuple[str, str, str]:
-        parts = (people.train, people.search, people.found)
-        form = choose_form(config.data.crops, sum(map(len, parts)), stored_size(size))
-        train, search, val = (str(store_folder(part, size, folder, form)) for part in parts)
-        return train, search, val
-
-    own = stores(input_size_of(config))
-    is_same = teacher_input_size_of(config) == input_size_of(config)
-    return StudyData(
-        *own,
-        search_truth=str(people.search_truth(cache_of(config)).file),
-        val_truth=str(people.val_truth(cache_of(config)).file),
-        num_people=(len(people.train), len(people.search), len(people.val)),
-        teacher_crops=own if is_same else stores(teacher_input_size_of(config)),
-        url=url,
-    )
 
 
 def _tell(say: Callable[[str], None], lines: Iterator[str]) -> None:
@@ -177,11 +155,10 @@ def _store_lines(
         form = choose_form(config.data.crops, sum(numbers), stored_size(size))
         paths: tuple[str | None, ...] = (None,) * 3
         if planned is not None:
-            own = (planned.train, planned.search, planned.val)
-            paths = planned.teacher_crops if at else own
+            paths = planned.teacher_crops if at else planned.crops
         parts = zip(
             ("train", "search", "val"),
-            (people.train, people.search, people.found),
+            people.cropped,
             numbers,
             paths,
             strict=True,

@@ -25,7 +25,7 @@ from study.json_records import load_document
 from study.limits import SHARED_FOLDER
 from study.metrics import Kind
 from study.schema import SplitConfig, StudyConfig
-from study.store import Cut, fingerprint, hash_file, make_crop_store
+from study.store import Cut, fingerprint, hash_file, make_crop_store, store_folder
 
 Meter = Callable[[str], Callable[[int, int], None]]
 """Gives a progress bar of this name, to be called with (done, total)."""
@@ -53,16 +53,20 @@ class StudyData:
     """Object store that has the crop stores, by their folders' names."""
 
     @property
+    def crops(self) -> tuple[str, str, str]:
+        return self.train, self.search, self.val
+
+    @property
     def fingerprint(self) -> str:
         """Of all that was prepared: the stores' own names are fingerprints."""
-        paths = (self.train, self.search, self.val, self.search_truth, self.val_truth)
-        return fingerprint(*(Path(path).name for path in (*paths, *self.teacher_crops)))
+        paths = (*self.crops, self.search_truth, self.val_truth, *self.teacher_crops)
+        return fingerprint(*(Path(path).name for path in paths))
 
     def here(self) -> StudyData:
         """The same data where this node reads them; crops are brought from the object store."""
         if self.url is None:
             return self
-        stores = (self.train, self.search, self.val, *self.teacher_crops)
+        stores = (*self.crops, *self.teacher_crops)
         found = {path: str(bring_store(self.url, Path(path))) for path in stores}
         train, search, val = self.teacher_crops
         return dataclasses.replace(
@@ -101,6 +105,11 @@ class StudyPeople:
     left_out: frozenset[int]
     """Faulty annotations, by id."""
     left_out_of_val: frozenset[int]
+
+    @property
+    def cropped(self) -> tuple[People, People, People]:
+        """Those to train on, to score trials on and to score finalists on, as crops."""
+        return self.train, self.search, self.found
 
     def search_truth(self, cache: Path) -> Truth:
         return _truth_of(self.search, self.left_out, cache)
@@ -166,40 +175,50 @@ def prepare_data(
             progress=meter("drawing people"),
         )
     people = read_study_people(config, meter, say, audit_folder)
-    train, search, found = people.train, people.search, people.found
-
-    def crops(size: tuple[int, int], seen_by: str = "") -> tuple[str, str, str]:
-        """Each part's store; the same one again where the size is the same."""
-        parts = (("train", train), ("search", search), ("val", found))
-        count = sum(len(part) for _, part in parts)
-        form = choose_form(data.crops, count, stored_size(size))
-        how: dict[str, Any] = {"form": form, "url": url, "cut": cut, "say": say}
-        train_path, search_path, val_path = (
-            str(
-                make_crop_store(
-                    *(part, size, crops_folder, meter(f"cropping {name}{seen_by}")),
-                    **how,
-                    name=f"{name}{seen_by}",
-                )
+    planned = planned_data(config, people)
+    sizes = {"": input_size_of(config)}
+    if planned.teacher_crops != planned.crops:
+        sizes[" for the teacher"] = teacher_input_size_of(config)
+    for seen_by, size in sizes.items():
+        how: dict[str, Any] = {"form": form_of(config, people, size)}
+        how |= {"url": url, "cut": cut, "say": say}
+        for part, crops_of in zip(("train", "search", "val"), people.cropped, strict=True):
+            name = f"{part}{seen_by}"
+            bar = meter(f"cropping {name}")
+            make_crop_store(crops_of, size, crops_folder, bar, **how, name=name)
+    for truth in (people.search_truth(cache), people.val_truth(cache)):
+        if not truth.file.exists():
+            write_ground_truth(
+                truth.annotations, truth.images, truth.file, leave_out=truth.left_out
             )
-            for name, part in parts
-        )
-        return train_path, search_path, val_path
+    return planned
 
-    stores = crops(input_size_of(config))
-    teacher_crops = stores
-    if teacher_input_size_of(config) != input_size_of(config):
-        teacher_crops = crops(teacher_input_size_of(config), " for the teacher")
+
+def planned_data(config: StudyConfig, people: StudyPeople) -> StudyData:
+    """Where ``prepare_data`` puts what it makes of these people."""
+    url, folder = place_of_crops(config)
+
+    def stores(size: tuple[int, int]) -> tuple[str, str, str]:
+        form = form_of(config, people, size)
+        train, search, val = (
+            str(store_folder(part, size, folder, form)) for part in people.cropped
+        )
+        return train, search, val
+
+    own = stores(input_size_of(config))
     return StudyData(
-        train=stores[0],
-        search=stores[1],
-        val=stores[2],
-        search_truth=str(_write_truth(people.search_truth(cache))),
-        val_truth=str(_write_truth(people.val_truth(cache))),
-        num_people=(len(train), len(search), len(people.val)),
-        teacher_crops=teacher_crops,
+        *own,
+        search_truth=str(people.search_truth(cache_of(config)).file),
+        val_truth=str(people.val_truth(cache_of(config)).file),
+        num_people=(len(people.train), len(people.search), len(people.val)),
+        teacher_crops=stores(teacher_input_size_of(config)),
         url=url,
     )
+
+
+def form_of(config: StudyConfig, people: StudyPeople, size: tuple[int, int]) -> str:
+    """In which form the crops of this input size are kept: raw or jpeg."""
+    return choose_form(config.data.crops, sum(map(len, people.cropped)), stored_size(size))
 
 
 def read_study_people(
@@ -306,12 +325,6 @@ def _detected(config: StudyConfig, val: People, say: Callable[[str], None]) -> P
     pictures = len(np.unique(found.image_ids))
     say(f"{len(found)} boxes in {pictures} pictures of val from {split.detections}")
     return found
-
-
-def _write_truth(truth: Truth) -> Path:
-    if not truth.file.exists():
-        write_ground_truth(truth.annotations, truth.images, truth.file, leave_out=truth.left_out)
-    return truth.file
 
 
 def _truth_of(

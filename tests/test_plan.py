@@ -11,9 +11,9 @@ import pytest
 import ray
 
 from study.config import compose, with_values
-from study.plan import planned_data, show_plan
+from study.plan import show_plan
 from study.plan_cost import expected_epochs, trial_groups
-from study.prepare import StudyData, prepare_data, read_study_people
+from study.prepare import StudyData, planned_data, prepare_data, read_study_people
 from study.schema import StudyConfig
 
 

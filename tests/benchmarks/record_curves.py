@@ -134,7 +134,8 @@ def train_start(name: str, out: Path, data: Path) -> Path:
         assert last is not None
         task = build_distill_task(config, seed=0)
         task.load_state_dict(history.at(best_row(last.rows)["epoch"]).weights())
-        save_file(task.student.state_dict(), weights)
+        state = {name: tensor.contiguous() for name, tensor in task.student.state_dict().items()}
+        save_file(state, weights)
     return weights
 
 
