@@ -44,6 +44,7 @@ from study.loop import Row, TrainingDiverged, seed_of
 from study.matching import match_people, weighted_ap
 from study.metrics import average_precision
 from study.prepare import evaluation_of, skeleton_of
+from study.room import resources_in_use
 from study.settings import BASELINE, trial_config
 from study.store import open_crop_store
 from study.training import load_estimator
@@ -100,7 +101,11 @@ def confirm_study(
     display.say(
         f"confirming: {len(trials)} configurations from {settings.seeds} new seeds each{done}"
     )
-    with display.watching(lambda: _status(folder, runs), confirm_panel, confirm_line):
+    with display.watching(
+        lambda: {**_status(folder, runs), "resources": resources_in_use()},
+        confirm_panel,
+        confirm_line,
+    ):
         for run in _run_all(left, plan, launcher, concurrent):
             _write_row(run, plan, space)
     known = {(row["trial"], row["run"]) for row in read_runs(folder)}

@@ -150,7 +150,7 @@ class StudyOwner:
         return sum(stage.num_finished() for stage in self.stages)
 
     def status(self) -> dict[str, Any]:
-        """What the display shows: trials by state, the best, the controls, epochs, the teacher."""
+        """What the display shows: trials by state, the best, the baseline, stages, the teacher."""
         trials = self._trials()
         best = max(
             (number for number, trial in trials.items() if may_be_best(trial)),
@@ -175,7 +175,7 @@ class StudyOwner:
             "baseline": next(
                 (t.values[0] for t in ended if t.user_attrs.get("control") == BASELINE), None
             ),
-            "epochs": sum(len(trial.intermediate_values) for trial in trials.values()),
+            "stages": self._progress(),
             "errors": {
                 number: trial.user_attrs.get("error")
                 for number, trial in trials.items()
@@ -183,6 +183,22 @@ class StudyOwner:
             },
             "teacher": self.teacher_rows[-1] if self.teacher_rows else None,
         }
+
+    def _progress(self) -> list[dict[str, int]]:
+        """Of each stage, one still to come too: what is planned and what is done."""
+        epochs, trials = self.config.distill.epochs, self.config.search.trials
+        planned = [(trials, epochs + self.config.refine.epochs)]
+        if is_staged(self.config):
+            students = num_distill_trials(self.config)
+            if len(self.stages) > 1:
+                students = self.stages[1].first_number
+            planned = [(students, epochs), (trials - students, self.config.refine.epochs)]
+        done = [stage.progress() for stage in self.stages]
+        done += [{"ended": 0, "epochs": 0, "running": 0}] * (len(planned) - len(done))
+        return [
+            {"trials": number, "most": most, **stage}
+            for (number, most), stage in zip(planned, done, strict=True)
+        ]
 
     def _trials(self) -> dict[int, FrozenTrial]:
         """The study's own, by number."""

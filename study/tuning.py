@@ -43,6 +43,7 @@ from study.confirm_table import is_confirmed
 from study.cropping import cut_by_size
 from study.display import (
     Display,
+    epochs_done,
     teacher_line,
     teacher_panel,
     trials_line,
@@ -53,7 +54,7 @@ from study.launch import StudyPlan, inline_trial, train_teacher, train_trial
 from study.plan import show_plan
 from study.prepare import StudyData, prepare_data
 from study.results import write_final
-from study.room import require_trial_fits, waits_for_room
+from study.room import require_trial_fits, resources_in_use, waits_for_room
 from study.schema import StudyConfig
 from study.search import OwnerSearcher, StudyOwner
 from study.settings import SETTINGS, read_settings
@@ -211,7 +212,7 @@ def _make_teacher(plan: StudyPlan, folder: Path, owner: Any, display: Display) -
 def _train_teacher(plan: StudyPlan, owner: Any, display: Display) -> None:
     epochs = plan.config.teacher.epochs
     with display.watching(
-        lambda: ray.get(owner.status.remote()),
+        lambda: {**ray.get(owner.status.remote()), "resources": resources_in_use()},
         lambda status, elapsed: teacher_panel(status, epochs, elapsed),
         lambda status, elapsed: teacher_line(status, epochs, elapsed),
     ):
@@ -223,7 +224,7 @@ def _run_trials(
     plan: StudyPlan, owner: Any, missing: int, concurrent: int, display: Display
 ) -> None:
     config = plan.config
-    trials, budget = config.search.trials, config.distill.epochs + config.refine.epochs
+    before = {"epochs_before": epochs_done(ray.get(owner.status.remote()))}
     if launcher_of(config) == "inline":
         resources = {"cpu": config.trial.cpus, "gpu": config.trial.gpus}
         trainable = tune.with_resources(partial(inline_trial, plan=plan), resources)
@@ -246,9 +247,9 @@ def _run_trials(
             ),
         )
         with display.watching(
-            lambda: ray.get(owner.status.remote()),
-            lambda status, elapsed: trials_panel(status, trials, budget, elapsed),
-            lambda status, elapsed: trials_line(status, trials, budget, elapsed),
+            lambda: ray.get(owner.status.remote()) | before | {"resources": resources_in_use()},
+            trials_panel,
+            trials_line,
         ):
             tuner.fit()
 

@@ -230,4 +230,5 @@ def test_status_tells_what_the_display_shows(config: StudyConfig) -> None:
     assert status["running"] == [{"trial": 1, "epoch": 1, "budget": EPOCHS, "ap": 0.4}]
     assert status["best"] == {"trial": 0, "ap": 0.3}
     assert status["baseline"] == 0.3
-    assert status["epochs"] == 4
+    work = {"ended": 1, "epochs": 4, "running": 1}
+    assert status["stages"] == [{"trials": config.search.trials, "most": EPOCHS, **work}]

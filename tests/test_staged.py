@@ -65,6 +65,10 @@ def run_trial(owner: StudyOwner, name: str, ap: float) -> dict[str, Any]:
     return suggestion
 
 
+def done(ended: int, epochs: int) -> dict[str, int]:
+    return {"ended": ended, "epochs": epochs, "running": 0}
+
+
 def run_students(owner: StudyOwner) -> None:
     for index, ap in enumerate((0.9, 0.2, 0.5, 0.4)):
         assert owner.trials_to_run() == 4 - index
@@ -103,6 +107,11 @@ def test_refiners_count_epochs_and_numbers_on(config: StudyConfig) -> None:
     assert set(parents.values()) <= {parent.trial for parent in owner.stages[1].parents}
     assert owner.trials_to_run() == 0
     assert owner.status()["best"]["trial"] == 0
+    baseline, students = DISTILL + REFINE, 3 * DISTILL
+    assert owner.status()["stages"] == [
+        {"trials": 4, "most": DISTILL, **done(4, baseline + students)},
+        {"trials": 4, "most": REFINE, **done(4, 4 * REFINE)},
+    ]
     assert owner.stages[1].frozen(5).intermediate_values == pytest.approx(
         {1: 0.61 * 4 / 5, 2: 0.61}
     )
