@@ -39,12 +39,18 @@ from study.detections import write_poses
 from study.display import Display, confirm_line, confirm_panel
 from study.evaluation import detect_people
 from study.hanging import ended_if_it_hangs, hang_in
-from study.launch import StudyPlan, brief, join_workers, last_line, run_under_train
+from study.launch import (
+    StudyPlan,
+    brief,
+    join_workers,
+    last_line,
+    resources_in_use,
+    run_under_train,
+)
 from study.loop import Row, TrainingDiverged, seed_of
 from study.matching import match_people, weighted_ap
 from study.metrics import average_precision
 from study.prepare import evaluation_of, skeleton_of
-from study.room import resources_in_use
 from study.settings import BASELINE, trial_config
 from study.store import open_crop_store
 from study.training import load_estimator

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-import ray
-
 from study.config import InputError
 from study.schema import StudyConfig, TrialConfig
 
@@ -47,16 +45,6 @@ def require_trial_fits(nodes: Sequence[Mapping[str, float]], trial: TrialConfig)
             f"GPUs on {len(nodes)} nodes; lower trial.cpus, trial.gpus or trial.num_workers"
         )
     return room
-
-
-def resources_in_use() -> dict[str, tuple[float, float]]:
-    """CPU and GPU: how many are in use of how many there are; without what there is none of."""
-    there_are, free = ray.cluster_resources(), ray.available_resources()
-    return {
-        name: (there_are[name] - free.get(name, 0.0), there_are[name])
-        for name in ("CPU", "GPU")
-        if there_are.get(name)
-    }
 
 
 def waits_for_room(config: StudyConfig) -> bool:

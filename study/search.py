@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import ray
 from optuna.trial import FrozenTrial, TrialState
-from ray.tune.search import Searcher
 
 from search_spaces.space import SearchSpace
 from study import faults
@@ -345,34 +343,6 @@ class StudyOwner:
                 "checkpoint": str(path),
             }
         return row
-
-
-class OwnerSearcher(Searcher):
-    """What Tune sees of the study: suggestions, and an ear for trials that Tune gave up on."""
-
-    def __init__(self, owner: Any) -> None:
-        super().__init__(metric="val_ap", mode="max")
-        self.owner = owner
-        self.numbers: dict[str, int] = {}
-
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        suggestion = ray.get(self.owner.ask.remote(trial_id))
-        self.numbers[trial_id] = suggestion["number"]
-        assert isinstance(suggestion, dict)
-        return suggestion
-
-    def on_trial_complete(
-        self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
-    ) -> None:
-        if error:
-            reason = "its process died again and again, without a word"
-            ray.get(self.owner.fail.remote(self.numbers[trial_id], reason))
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study itself is durable."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the study itself is durable."""
 
 
 def may_be_best(trial: FrozenTrial) -> bool:

@@ -50,13 +50,20 @@ from study.display import (
     trials_panel,
 )
 from study.finals import num_finished, score_finalists, show_finals
-from study.launch import StudyPlan, inline_trial, train_teacher, train_trial
+from study.launch import (
+    StudyPlan,
+    inline_trial,
+    resources_in_use,
+    train_teacher,
+    train_trial,
+)
 from study.plan import show_plan
 from study.prepare import StudyData, prepare_data
 from study.results import write_final
-from study.room import require_trial_fits, resources_in_use, waits_for_room
+from study.room import require_trial_fits, waits_for_room
 from study.schema import StudyConfig
-from study.search import OwnerSearcher, StudyOwner
+from study.search import StudyOwner
+from study.searcher import OwnerSearcher, SilentProgress
 from study.settings import SETTINGS, read_settings
 from study.staged import staged_faults, with_parent
 from study.target_error import describe_targets
@@ -243,6 +250,7 @@ def _run_trials(
                 name="tune",
                 storage_path=scratch,
                 verbose=0,
+                callbacks=[SilentProgress()],
                 failure_config=tune.FailureConfig(max_failures=config.trial.max_failures),
             ),
         )

@@ -33,7 +33,7 @@ CORE = (
 )
 OWNERS = {
     "ray": {
-        *("study/cropping.py", "study/launch.py", "study/search.py", "study/tuning.py"),
+        *("study/cropping.py", "study/launch.py", "study/searcher.py", "study/tuning.py"),
         "study/confirm.py",
     },
     "optuna": {
