@@ -28,7 +28,14 @@ from study.results import tidy, write_running, write_teacher, write_trial, writt
 from study.samplers import sampler_notes
 from study.schema import StudyConfig
 from study.settings import BASELINE, DEFAULTS, baseline_values
-from study.stage_search import Parent, StageSearch, open_journal, open_study
+from study.stage_search import (
+    HANDED_OVER,
+    Parent,
+    StageSearch,
+    open_journal,
+    open_study,
+    second_study_of,
+)
 from study.staged import (
     REFINE_PATHS,
     choose_parents,
@@ -43,8 +50,6 @@ FLUSH_S = 30.0
 """Seconds between two writings of a running trial's rows."""
 STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 """How a trial ends."""
-HANDED_OVER = "handed_over"
-"""Attribute of the Optuna study of plan staged's stage 2: its parents, frozen."""
 
 
 class StudyOwner:
@@ -246,7 +251,7 @@ class StudyOwner:
         self._open_second_stage()
 
     def _second_study(self) -> optuna.Study:
-        name, objectives = f"{self.config.name}/refine", self.config.search.objectives
+        name, objectives = second_study_of(self.config.name), self.config.search.objectives
         return open_study(self.folder, name, objectives, self.journal)
 
     def _open_second_stage(self) -> None:

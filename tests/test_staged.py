@@ -18,6 +18,7 @@ from study.results import read_reports, read_trials
 from study.schema import StudyConfig
 from study.search import StudyOwner
 from study.settings import trial_config
+from study.stage_search import trials_handed_over
 from study.staged import (
     PARENT,
     choose_parents,
@@ -147,6 +148,21 @@ def test_parents_stay_frozen_over_restarts_and_more_trials(config: StudyConfig) 
     assert again.trials_to_run() == 16
     assert again.stages[1].parents == owner.stages[1].parents
     assert again.ask("other") == first
+
+
+def test_the_students_are_counted_once_they_are_handed_over(config: StudyConfig) -> None:
+    folder = Path(config.storage) / "study"
+    assert trials_handed_over(folder, "study") is None
+    assert not folder.exists()
+    owner = start(config)
+    run_students(owner)
+    assert trials_handed_over(folder, "study") is None
+    owner.trials_to_run()
+    owner.config.search.trials = 20
+    journal = (folder / "optuna.journal").read_bytes()
+    assert trials_handed_over(folder, "study") == 4
+    assert (folder / "optuna.journal").read_bytes() == journal
+    assert [stage["trials"] for stage in owner.status()["stages"]] == [4, 16]
 
 
 def test_kill_before_the_hand_over_changes_no_parent(config: StudyConfig) -> None:
