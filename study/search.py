@@ -7,10 +7,11 @@ called twice with the same arguments, so that a caller who was cut off simply as
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,17 @@ class StudyOwner:
             },
             "teacher": self.teacher_rows[-1] if self.teacher_rows else None,
         }
+
+    def news(self, ended: Container[int]) -> list[tuple[Row, list[Row]]]:
+        """The row and the reports of each trial that was begun, but for these."""
+        found = []
+        for number, trial in self._trials().items():
+            if number not in ended and "started" in trial.user_attrs:
+                # Of a running trial the last checkpoint may make room for the next meanwhile.
+                with contextlib.suppress(FileNotFoundError):
+                    rows = self._rows(number)
+                    found.append((self._trial_row(number, rows), rows))
+        return found
 
     def _progress(self) -> list[dict[str, int]]:
         """Of each stage, one still to come too: what is planned and what is done."""

@@ -70,6 +70,7 @@ from study.target_error import describe_targets
 from study.teacher import TARGETS, is_ready, prepare_teacher, teacher_folder
 from study.teachers import check_weights
 from study.training import prepare_start
+from study.trial_logs import require_packages, trials_logged
 from study.warm_start import check_warm_start
 
 LOCK = ".lock"
@@ -83,6 +84,7 @@ def run_study(config: StudyConfig) -> Path:
     Raises:
         InputError: something that the user can mend; whatever was finished before is kept.
     """
+    require_packages(config)
     display = Display(config.display)
     space = load_checked_space(config)
     as_typed, config = config, with_absolute_paths(config)
@@ -168,11 +170,15 @@ def _search(
         finished = ray.get(owner.num_finished.remote())
         if finished:
             display.say(f"going on: {finished} of {config.search.trials} trials are finished")
-        while missing := _get(owner.trials_to_run.remote()):
-            _run_trials(plan, owner, missing, min(concurrent, missing), display)
-            finished += missing
-            if ray.get(owner.num_finished.remote()) < finished:
-                raise InputError("interrupted; the same command goes on where this one stopped")
+        news = lambda ended: ray.get(owner.news.remote(ended))  # noqa: E731
+        with trials_logged(config, folder, news, display.say):
+            while missing := _get(owner.trials_to_run.remote()):
+                _run_trials(plan, owner, missing, min(concurrent, missing), display)
+                finished += missing
+                if ray.get(owner.num_finished.remote()) < finished:
+                    raise InputError(
+                        "interrupted; the same command goes on where this one stopped"
+                    )
         status = ray.get(owner.status.remote())
         _get(owner.mend_tables.remote())
         if not status["states"]["COMPLETE"]:
