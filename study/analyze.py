@@ -41,6 +41,7 @@ from study.results import (  # noqa: E402
     read_trials,
     space_of,
 )
+from study.staged import PARENT  # noqa: E402
 
 NEAR_A_BOUND = 0.05
 """Nearer than this share of the range; on a log scale, of the range of logarithms."""
@@ -113,6 +114,8 @@ def near_bounds(best: Row, space: SearchSpace) -> list[str]:
     found = []
     for parameter in space.parameters:
         value = best.get(PARAMS + parameter.path)
+        if parameter.path == PARENT:  # a rank, of which there are no others
+            continue
         if value is None or isinstance(parameter.distribution, CategoricalDistribution):
             continue
         low, high = parameter.extremes()

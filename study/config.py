@@ -27,7 +27,7 @@ class InputError(ValueError):
 RANDOM = "random"
 """The ``init`` of a network that starts from no weights."""
 MAY_CHANGE = (
-    *("search.trials", "search.concurrent", "display", "plan_only", "data.store"),
+    *("search.trials", "search.concurrent", "display", "log", "plan_only", "data.store"),
     *("confirm.trials", "confirm.seeds", "trial.timeout_s"),
     *("trial.launcher", "trial.num_workers", "trial.cpus", "trial.gpus", "trial.max_failures"),
 )

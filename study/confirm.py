@@ -39,7 +39,14 @@ from study.detections import write_poses
 from study.display import Display, confirm_line, confirm_panel
 from study.evaluation import detect_people
 from study.hanging import ended_if_it_hangs, hang_in
-from study.launch import StudyPlan, brief, join_workers, last_line, run_under_train
+from study.launch import (
+    StudyPlan,
+    brief,
+    join_workers,
+    last_line,
+    resources_in_use,
+    run_under_train,
+)
 from study.loop import Row, TrainingDiverged, seed_of
 from study.matching import match_people, weighted_ap
 from study.metrics import average_precision
@@ -100,7 +107,11 @@ def confirm_study(
     display.say(
         f"confirming: {len(trials)} configurations from {settings.seeds} new seeds each{done}"
     )
-    with display.watching(lambda: _status(folder, runs), confirm_panel, confirm_line):
+    with display.watching(
+        lambda: {**_status(folder, runs), "resources": resources_in_use()},
+        confirm_panel,
+        confirm_line,
+    ):
         for run in _run_all(left, plan, launcher, concurrent):
             _write_row(run, plan, space)
     known = {(row["trial"], row["run"]) for row in read_runs(folder)}

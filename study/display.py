@@ -31,19 +31,31 @@ def percent(ap: float | None) -> str:
     return "-" if ap is None else f"{100 * ap:.1f}"
 
 
-def remaining(status: dict[str, Any], trials: int, budget: int, elapsed: float) -> float | None:
-    """Seconds until the last trial ends, from the pace of the epochs so far.
+def remaining(status: dict[str, Any], elapsed: float) -> float | None:
+    """Seconds until the last trial ends, from the pace of the epochs since the search (re)started.
 
-    Trials to come are taken to run as many epochs as those that ended did on average.
+    Trials to come are taken to run as many epochs as those of their stage that ended did on
+    average; where none has, as many as they may.
     """
-    ended = sum(status["states"].values())
-    epochs = status["epochs"]
-    running = sum(trial["epoch"] for trial in status["running"])
+    epochs = epochs_done(status) - status["epochs_before"]
     if epochs == 0 or elapsed <= 0:
         return None
-    each = (epochs - running) / ended if ended else float(budget)
-    left = max(trials - ended, 0) * each - running
-    return max(left, 0.0) * elapsed / epochs
+    left = 0.0
+    for stage in status["stages"]:
+        is_known = stage["ended"] > 0
+        each = (stage["epochs"] - stage["running"]) / stage["ended"] if is_known else stage["most"]
+        left += max((stage["trials"] - stage["ended"]) * each - stage["running"], 0.0)
+    return left * elapsed / epochs
+
+
+def epochs_done(status: dict[str, Any]) -> int:
+    """Epochs that trials have been trained for in all."""
+    return sum(stage["epochs"] for stage in status["stages"])
+
+
+def in_use(resources: dict[str, tuple[float, float]]) -> str:
+    """How many CPUs and GPUs are in use of how many."""
+    return ", ".join(f"{name}s {used:.3g}/{all_:g}" for name, (used, all_) in resources.items())
 
 
 class Display:
@@ -150,9 +162,10 @@ class Display:
                 self.say(line(status, now - began))
 
 
-def trials_panel(status: dict[str, Any], trials: int, budget: int, elapsed: float) -> Panel:
-    """Trials by state, the best and the baseline, the running ones, and the time left."""
-    left = remaining(status, trials, budget, elapsed)
+def trials_panel(status: dict[str, Any], elapsed: float) -> Panel:
+    """Trials by state, the best and the baseline, the running ones, resources, the time left."""
+    left = remaining(status, elapsed)
+    trials = sum(stage["trials"] for stage in status["stages"])
     bar = Progress(TextColumn("trials"), BarColumn(bar_width=40), MofNCompleteColumn())
     bar.add_task("trials", total=trials, completed=sum(status["states"].values()))
     states = "  ".join(f"{name.lower()} {number}" for name, number in status["states"].items())
@@ -161,6 +174,7 @@ def trials_panel(status: dict[str, Any], trials: int, budget: int, elapsed: floa
     facts.add_row("states", f"running {len(status['running'])}  {states}")
     facts.add_row("best AP", f"{percent(best['ap'])} (trial {best['trial']})" if best else "-")
     facts.add_row("baseline AP", percent(status["baseline"]))
+    facts.add_row("in use", in_use(status["resources"]))
     facts.add_row("elapsed", clock(elapsed))
     facts.add_row("remaining", "-" if left is None else f"about {clock(left)}")
     running = Table("trial", "epoch", "AP", box=None, padding=(0, 2))
@@ -170,9 +184,10 @@ def trials_panel(status: dict[str, Any], trials: int, budget: int, elapsed: floa
     return Panel(Group(bar, facts, running), title="searching", expand=False)
 
 
-def trials_line(status: dict[str, Any], trials: int, budget: int, elapsed: float) -> str:
+def trials_line(status: dict[str, Any], elapsed: float) -> str:
     """The same in one line."""
-    left = remaining(status, trials, budget, elapsed)
+    left = remaining(status, elapsed)
+    trials = sum(stage["trials"] for stage in status["stages"])
     best = status["best"]
     states = ", ".join(f"{name.lower()} {n}" for name, n in status["states"].items() if n)
     running = ", ".join(
@@ -183,6 +198,7 @@ def trials_line(status: dict[str, Any], trials: int, budget: int, elapsed: float
         f" | best AP {percent(best['ap'] if best else None)}"
         f" | baseline {percent(status['baseline'])}"
         f" | running: {running or 'none'}"
+        f" | {in_use(status['resources'])}"
         f" | left {'?' if left is None else 'about ' + clock(left)}"
     )
 
@@ -195,6 +211,7 @@ def teacher_panel(status: dict[str, Any], epochs: int, elapsed: float) -> Panel:
     bar.add_task("epochs", total=epochs, completed=done)
     facts = Table.grid(padding=(0, 2))
     facts.add_row("AP", percent(row["val_ap"]) if row else "-")
+    facts.add_row("in use", in_use(status["resources"]))
     facts.add_row("elapsed", clock(elapsed))
     left = elapsed * (epochs - done) / done if done else None
     facts.add_row("remaining", "-" if left is None else f"about {clock(left)}")
@@ -220,7 +237,10 @@ def confirm_line(status: dict[str, Any], elapsed: float) -> str:
         for run in status["running"]
     )
     done = status["states"]["COMPLETE"]
-    return f"confirming: {done}/{status['runs']} runs done | running: {running or 'none'}"
+    return (
+        f"confirming: {done}/{status['runs']} runs done | running: {running or 'none'}"
+        f" | {in_use(status['resources'])}"
+    )
 
 
 def confirm_panel(status: dict[str, Any], elapsed: float) -> Panel:
@@ -230,5 +250,5 @@ def confirm_panel(status: dict[str, Any], elapsed: float) -> Panel:
     running = Table("trial", "run", "epoch", box=None, padding=(0, 2))
     for run in status["running"]:
         running.add_row(*(str(run[key]) for key in ("trial", "run", "epoch")))
-    facts = f"elapsed {clock(elapsed)}"
+    facts = f"in use   {in_use(status['resources'])}\nelapsed  {clock(elapsed)}"
     return Panel(Group(bar, running, facts), title="is the winner real?", expand=False)

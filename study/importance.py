@@ -6,7 +6,8 @@ import collections
 import math
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator
@@ -14,6 +15,7 @@ from optuna.trial import FrozenTrial
 
 from search_spaces.space import SearchSpace
 from study.results import PARAMS, Row
+from study.staged import is_of_refiner
 
 MIN_TRIALS = 8
 NUM_GOOD = 5
@@ -34,12 +36,14 @@ def importance(trials: Sequence[Row], space: SearchSpace) -> dict[str, float]:
         for: of a rare one, chance alone makes much. Empty where there are too few trials, or
         too many equal ones, to say.
     """
-    frozen, losses, paths = _prepare(trials, space)
-    divergences = _divergences(frozen, losses, paths) if paths else {}
-    total = sum(divergences.values())
+    found: dict[str, float] = {}
+    for stage in _stages(trials, space):
+        found |= _divergences(*stage)
+    total = sum(found.values())
     if not total:
         return {}
-    return {path: value / total for path, value in divergences.items()}
+    ranked = sorted(found.items(), key=lambda item: -item[1])
+    return {path: value / total for path, value in ranked}
 
 
 def beyond_chance(trials: Sequence[Row], space: SearchSpace, seed: int = 0) -> set[str]:
@@ -47,18 +51,34 @@ def beyond_chance(trials: Sequence[Row], space: SearchSpace, seed: int = 0) -> s
 
     In a study of few trials nearly every share is chance; one in a hundred passes this by luck.
     """
-    frozen, losses, paths = _prepare(trials, space)
-    if not paths:
-        return set()
-    found = _divergences(frozen, losses, paths)
-    draw = random.Random(seed)
-    for _ in range(NUM_SHUFFLES):
-        draw.shuffle(losses)
-        dealt = _divergences(frozen, losses, list(found))
-        found = {path: value for path, value in found.items() if value > dealt[path]}
-        if not found:
-            break
-    return set(found)
+    certain: set[str] = set()
+    for frozen, losses, paths in _stages(trials, space):
+        found = _divergences(frozen, losses, paths)
+        draw = random.Random(seed)
+        for _ in range(NUM_SHUFFLES):
+            draw.shuffle(losses)
+            dealt = _divergences(frozen, losses, list(found))
+            found = {path: value for path, value in found.items() if value > dealt[path]}
+            if not found:
+                break
+        certain |= set(found)
+    return certain
+
+
+def _stages(
+    trials: Sequence[Row], space: SearchSpace
+) -> Iterator[tuple[list[FrozenTrial], list[float], list[str]]]:
+    """What trials say of their own parameters, in plan staged each stage's for itself.
+
+    The row of a refiner has its parent's values too, which are no evidence of their own.
+    """
+    students = [row for row in trials if row.get("parent_trial") is None]
+    refiners = [row for row in trials if row.get("parent_trial") is not None]
+    varied = tuple(filter(is_of_refiner, space.parameters))
+    for rows, own in ((students, space), (refiners, replace(space, parameters=varied))):
+        frozen, losses, paths = _prepare(rows, own)
+        if paths:
+            yield frozen, losses, paths
 
 
 def _prepare(

@@ -224,6 +224,16 @@ def _teacher_worker(config: dict[str, Any]) -> None:
     make_teacher(plan.config, plan.data.here(), workers, report)
 
 
+def resources_in_use() -> dict[str, tuple[float, float]]:
+    """CPU and GPU: how many are in use of how many there are; without what there is none of."""
+    there_are, free = ray.cluster_resources(), ray.available_resources()
+    return {
+        name: (there_are[name] - free.get(name, 0.0), there_are[name])
+        for name in ("CPU", "GPU")
+        if there_are.get(name)
+    }
+
+
 def join_workers(plan: StudyPlan) -> Workers:
     """This process as one of Ray Train's workers, with the threads of its CPUs."""
     resources = ray.get_runtime_context().get_assigned_resources()

@@ -36,6 +36,9 @@ CACHED, ONLINE = "cached", "online"
 VITPOSE, ONNX, PREDICTIONS = "vitpose", "onnx", "predictions"
 """What may teach beside our own networks."""
 
+TENSORBOARD, MLFLOW = "tensorboard", "mlflow"
+"""What ``log`` may name."""
+
 LEAST_STAGED = 4
 """Trials of the smallest staged study."""
 
@@ -157,6 +160,7 @@ def faults(values: Mapping[str, Any]) -> list[str]:
         *_impossible_movenet(values),
         *_impossible_place(values),
         *_impossible_plan(values),
+        *_impossible_logs(values),
         *search_faults(values),
     ]
 
@@ -332,6 +336,15 @@ def _impossible_plan(values: Mapping[str, Any]) -> Iterable[str]:
         yield (
             "plan=staged starts refiners from its students' poses, got "
             f"refine.start={values['refine.start']}; set refine.start=student or plan=joint"
+        )
+
+
+def _impossible_logs(values: Mapping[str, Any]) -> Iterable[str]:
+    logs = list(values["log"])
+    if len({*logs}) < len(logs) or not {*logs} <= {TENSORBOARD, MLFLOW}:
+        yield (
+            f"log must name any of {TENSORBOARD}, {MLFLOW}, each once, "
+            f"got log=[{','.join(logs)}]; for instance log=[{TENSORBOARD}]"
         )
 
 

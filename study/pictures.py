@@ -74,7 +74,7 @@ def _emphasis(trials: Sequence[Row]) -> dict[int, tuple[str, str]]:
     """Name and colour of the trials that stand out."""
     done = [row for row in trials if row["state"] == "COMPLETE" and row["objective"] is not None]
     found = {
-        row["trial"]: (f"{row['control']}", {"baseline": BASELINE}.get(row["control"], DEFAULTS))
+        row["trial"]: (_control(row), {"baseline": BASELINE}.get(row["control"], DEFAULTS))
         for row in done
         if row["control"]
     }
@@ -84,6 +84,12 @@ def _emphasis(trials: Sequence[Row]) -> dict[int, tuple[str, str]]:
         name, color = found.get(best, (f"trial {best}", BEST))
         found[best] = (f"best: {name}", color)
     return found
+
+
+def _control(row: Row) -> str:
+    """The known config's name; plan staged has defaults of either stage."""
+    has_parent = row.get("parent_trial") is not None
+    return f"{row['control']}, refined" if has_parent else str(row["control"])
 
 
 def _mark_change_of_stage(axes: Axes, curves: dict[int, list[Row]]) -> None:

@@ -30,6 +30,7 @@ from study.plan_cost import (
     disk_lines,
     existing,
     time_lines,
+    trial_groups,
     trial_lines,
 )
 from study.prepare import (
@@ -43,6 +44,7 @@ from study.prepare import (
 )
 from study.room import require_trial_fits, waits_for_room
 from study.schema import StudyConfig
+from study.stage_search import trials_handed_over
 from study.store import is_there
 from study.teacher import EPOCHS, is_ready, teacher_folder
 from study.teachers import check_teacher
@@ -85,12 +87,13 @@ def show_plan(config: StudyConfig, folder: Path, say: Callable[[str], None]) -> 
     _tell(say, _teacher_lines(config, planned))
     finished = num_finished(folder)
     room = _room_here(config, say)
+    groups = trial_groups(config, finished, trials_handed_over(folder, config.name))
     say("trials")
-    _tell(say, trial_lines(config, finished, room))
+    _tell(say, trial_lines(config, groups, finished, room))
     say("confirming")
     _tell(say, confirm_lines(config, folder, finished))
     say(f"time, by the steps of one worker on this machine ({speeds.device}); a cluster differs")
-    _tell(say, time_lines(config, planned, counts, speeds, finished, room))
+    _tell(say, time_lines(config, planned, counts, speeds, groups, finished, room))
     say("disk")
     _tell(say, disk_lines(config, speeds, folder))
     say("nothing was computed and nothing is left; without plan_only=true the study runs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -69,13 +69,19 @@ class TrialGroup(NamedTuple):
         return expected_epochs(budget, search) if self.can_be_pruned else [1.0] * budget
 
 
-def trial_groups(config: StudyConfig, finished: int) -> list[TrialGroup]:
-    """The trials that are still to run; of plan staged the students and then the refiners."""
+def trial_groups(
+    config: StudyConfig, finished: int, handed_over: int | None = None
+) -> list[TrialGroup]:
+    """The trials that are still to run; of plan staged the students and then the refiners.
+
+    Args:
+        handed_over: how many students there are, if no more are to come.
+    """
     distill, refine = config.distill.epochs, config.refine.epochs
     if not is_staged(config):
         parts = [(config.search.trials, len(CONTROLS), distill, refine)]
     else:
-        students = num_distill_trials(config)
+        students = num_distill_trials(config) if handed_over is None else handed_over
         parts = [
             (1, 1, distill + refine, 0),  # the baseline
             (students - 1, 1, distill, 0),
@@ -91,14 +97,18 @@ def trial_groups(config: StudyConfig, finished: int) -> list[TrialGroup]:
     return groups
 
 
-def trial_lines(config: StudyConfig, finished: int, room: int) -> Iterator[str]:
+def trial_lines(
+    config: StudyConfig, groups: Sequence[TrialGroup], finished: int, room: int
+) -> Iterator[str]:
     """How many trials, and how many epochs they come to."""
     left = max(config.search.trials - finished, 0)
-    yield (
-        f"{finished} finished, {left} to run of {config.search.trials}, {len(CONTROLS)} of them "
-        f"controls (baseline, defaults); {min(room, max(left, 1))} at once"
+    known = (
+        "the baseline, the defaults of either stage" if is_staged(config) else "baseline, defaults"
     )
-    groups = trial_groups(config, finished)
+    yield (
+        f"{finished} finished, {left} to run of {config.search.trials}, controls ({known}) among "
+        f"them; {min(room, max(left, 1))} at once"
+    )
     if is_staged(config):
         students, refiners = sum(g.trials for g in groups[:4]), sum(g.trials for g in groups[4:])
         yield f"plan=staged: {students} students to train, then {refiners} refiners"
@@ -142,6 +152,7 @@ def time_lines(
     planned: StudyData | None,
     counts: Counts,
     speeds: Speeds,
+    groups: Sequence[TrialGroup],
     finished: int,
     room: int,
 ) -> Iterator[str]:
@@ -166,7 +177,7 @@ def time_lines(
     pace.setdefault("refine", 0.0)
     both = config.distill.epochs * pace["distill"] + config.refine.epochs * pace["refine"]
     most = about = 0.0
-    for group in trial_groups(config, finished):
+    for group in groups:
         own = [pace["distill"]] * group.distill_epochs + [pace["refine"]] * group.refine_epochs
         most += group.trials * sum(own)
         about += group.trials * float(np.dot(own, group.shares(config.search)))

@@ -341,6 +341,9 @@ class StudyConfig:
     """distill | refine | joint | staged | poses | smoke, or the path of a YAML of your own."""
     display: str
     """auto | live | plain | none."""
+    log: list[str]
+    """tensorboard, mlflow, both or none: where trials are written besides, by these packages, in
+    the study's folder, or where MLFLOW_TRACKING_URI says."""
     plan_only: bool
     """Say what the study would compute, and how long it may take here; compute nothing."""
     data: DataConfig

@@ -7,17 +7,16 @@ called twice with the same arguments, so that a caller who was cut off simply as
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
-import ray
 from optuna.trial import FrozenTrial, TrialState
-from ray.tune.search import Searcher
 
 from search_spaces.space import SearchSpace
 from study import faults
@@ -30,7 +29,14 @@ from study.results import tidy, write_running, write_teacher, write_trial, writt
 from study.samplers import sampler_notes
 from study.schema import StudyConfig
 from study.settings import BASELINE, DEFAULTS, baseline_values
-from study.stage_search import Parent, StageSearch, open_journal, open_study
+from study.stage_search import (
+    HANDED_OVER,
+    Parent,
+    StageSearch,
+    open_journal,
+    open_study,
+    second_study_of,
+)
 from study.staged import (
     REFINE_PATHS,
     choose_parents,
@@ -45,8 +51,6 @@ FLUSH_S = 30.0
 """Seconds between two writings of a running trial's rows."""
 STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 """How a trial ends."""
-HANDED_OVER = "handed_over"
-"""Attribute of the Optuna study of plan staged's stage 2: its parents, frozen."""
 
 
 class StudyOwner:
@@ -150,7 +154,7 @@ class StudyOwner:
         return sum(stage.num_finished() for stage in self.stages)
 
     def status(self) -> dict[str, Any]:
-        """What the display shows: trials by state, the best, the controls, epochs, the teacher."""
+        """What the display shows: trials by state, the best, the baseline, stages, the teacher."""
         trials = self._trials()
         best = max(
             (number for number, trial in trials.items() if may_be_best(trial)),
@@ -175,7 +179,7 @@ class StudyOwner:
             "baseline": next(
                 (t.values[0] for t in ended if t.user_attrs.get("control") == BASELINE), None
             ),
-            "epochs": sum(len(trial.intermediate_values) for trial in trials.values()),
+            "stages": self._progress(),
             "errors": {
                 number: trial.user_attrs.get("error")
                 for number, trial in trials.items()
@@ -183,6 +187,33 @@ class StudyOwner:
             },
             "teacher": self.teacher_rows[-1] if self.teacher_rows else None,
         }
+
+    def news(self, ended: Container[int]) -> list[tuple[Row, list[Row]]]:
+        """The row and the reports of each trial that was begun, but for these."""
+        found = []
+        for number, trial in self._trials().items():
+            if number not in ended and "started" in trial.user_attrs:
+                # Of a running trial the last checkpoint may make room for the next meanwhile.
+                with contextlib.suppress(FileNotFoundError):
+                    rows = self._rows(number)
+                    found.append((self._trial_row(number, rows), rows))
+        return found
+
+    def _progress(self) -> list[dict[str, int]]:
+        """Of each stage, one still to come too: what is planned and what is done."""
+        epochs, trials = self.config.distill.epochs, self.config.search.trials
+        planned = [(trials, epochs + self.config.refine.epochs)]
+        if is_staged(self.config):
+            students = num_distill_trials(self.config)
+            if len(self.stages) > 1:
+                students = self.stages[1].first_number
+            planned = [(students, epochs), (trials - students, self.config.refine.epochs)]
+        done = [stage.progress() for stage in self.stages]
+        done += [{"ended": 0, "epochs": 0, "running": 0}] * (len(planned) - len(done))
+        return [
+            {"trials": number, "most": most, **stage}
+            for (number, most), stage in zip(planned, done, strict=True)
+        ]
 
     def _trials(self) -> dict[int, FrozenTrial]:
         """The study's own, by number."""
@@ -232,7 +263,7 @@ class StudyOwner:
         self._open_second_stage()
 
     def _second_study(self) -> optuna.Study:
-        name, objectives = f"{self.config.name}/refine", self.config.search.objectives
+        name, objectives = second_study_of(self.config.name), self.config.search.objectives
         return open_study(self.folder, name, objectives, self.journal)
 
     def _open_second_stage(self) -> None:
@@ -329,34 +360,6 @@ class StudyOwner:
                 "checkpoint": str(path),
             }
         return row
-
-
-class OwnerSearcher(Searcher):
-    """What Tune sees of the study: suggestions, and an ear for trials that Tune gave up on."""
-
-    def __init__(self, owner: Any) -> None:
-        super().__init__(metric="val_ap", mode="max")
-        self.owner = owner
-        self.numbers: dict[str, int] = {}
-
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        suggestion = ray.get(self.owner.ask.remote(trial_id))
-        self.numbers[trial_id] = suggestion["number"]
-        assert isinstance(suggestion, dict)
-        return suggestion
-
-    def on_trial_complete(
-        self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
-    ) -> None:
-        if error:
-            reason = "its process died again and again, without a word"
-            ray.get(self.owner.fail.remote(self.numbers[trial_id], reason))
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study itself is durable."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the study itself is durable."""
 
 
 def may_be_best(trial: FrozenTrial) -> bool:

@@ -31,6 +31,8 @@ from study.warm_start import WARM_FROM
 
 JOURNAL = "optuna.journal"
 EPOCHS = ("distill.epochs", "refine.epochs")
+HANDED_OVER = "handed_over"
+"""Attribute of the Optuna study of plan staged's stage 2: its parents, frozen."""
 
 
 def open_journal(folder: Path) -> BaseStorage:
@@ -54,6 +56,26 @@ def open_study(
         directions=["maximize" if name == AP else "minimize" for name in objectives],
     )
     return study if len(objectives) == 1 else SeveralObjectives(name, storage)
+
+
+def second_study_of(name: str) -> str:
+    """What the Optuna study of plan staged's stage 2 is called."""
+    return f"{name}/refine"
+
+
+def trials_handed_over(folder: Path, name: str) -> int | None:
+    """How many trials of plan staged came before its stage 2; None if there was no hand-over yet.
+
+    It only reads, so a study that runs is not disturbed.
+    """
+    if not (folder / JOURNAL).is_file():
+        return None
+    try:
+        study = optuna.load_study(study_name=second_study_of(name), storage=open_journal(folder))
+    except KeyError:
+        return None
+    frozen = study.user_attrs.get(HANDED_OVER)
+    return None if frozen is None else int(frozen["first_number"])
 
 
 @dataclass(frozen=True)
@@ -121,6 +143,14 @@ class StageSearch:
 
     def num_finished(self) -> int:
         return sum(trial.state.is_finished() for trial in self.trials())
+
+    def progress(self) -> dict[str, int]:
+        """How many trials have ended, and the epochs: of all trials, and of the running ones."""
+        epochs = {state: 0 for state in TrialState}
+        for trial in self.trials():
+            epochs[trial.state] += max(trial.intermediate_values, default=0)
+        running = epochs[TrialState.RUNNING]
+        return {"ended": self.num_finished(), "epochs": sum(epochs.values()), "running": running}
 
     def parent_of(self, trial: FrozenTrial) -> Parent | None:
         """Where the trial starts from; None if from nothing."""

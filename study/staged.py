@@ -37,13 +37,13 @@ def with_parent(config: StudyConfig, space: SearchSpace) -> SearchSpace:
 
 def distill_space(space: SearchSpace) -> SearchSpace:
     """What the students of plan staged vary: everything but the refiner."""
-    own = (p for p in space.parameters if p.path != PARENT and not _is_of_refiner(p))
+    own = (parameter for parameter in space.parameters if not is_of_refiner(parameter))
     return dataclasses.replace(space, parameters=tuple(own))
 
 
 def refine_space(space: SearchSpace, num_parents: int) -> SearchSpace:
     """What the refiners of plan staged vary, the parent's rank among them."""
-    own = filter(_is_of_refiner, space.parameters)
+    own = (p for p in space.parameters if is_of_refiner(p) and p.path != PARENT)
     return dataclasses.replace(space, parameters=(_rank_among(num_parents), *own))
 
 
@@ -51,8 +51,9 @@ def _rank_among(num_parents: int) -> Parameter:
     return Parameter(PARENT, IntDistribution(0, num_parents - 1), "nuisance")
 
 
-def _is_of_refiner(parameter: Parameter) -> bool:
-    return parameter.path.startswith(REFINE_PATHS)
+def is_of_refiner(parameter: Parameter) -> bool:
+    """Whether it is stage 2's in plan staged, as the parent's rank is."""
+    return parameter.path == PARENT or parameter.path.startswith(REFINE_PATHS)
 
 
 def staged_faults(config: StudyConfig, space: SearchSpace) -> Iterator[str]:
@@ -61,7 +62,7 @@ def staged_faults(config: StudyConfig, space: SearchSpace) -> Iterator[str]:
         return
     if not config.refine.epochs:
         yield "plan=staged has a stage 2, got refine.epochs=0; raise it, or set plan=joint"
-    refiners = [_is_of_refiner(parameter) for parameter in space.parameters]
+    refiners = [is_of_refiner(parameter) for parameter in space.parameters]
     for stage, is_varied in (("stage 1", not all(refiners)), ("stage 2", any(refiners))):
         if not is_varied:
             yield (

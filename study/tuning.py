@@ -43,25 +43,34 @@ from study.confirm_table import is_confirmed
 from study.cropping import cut_by_size
 from study.display import (
     Display,
+    epochs_done,
     teacher_line,
     teacher_panel,
     trials_line,
     trials_panel,
 )
 from study.finals import num_finished, score_finalists, show_finals
-from study.launch import StudyPlan, inline_trial, train_teacher, train_trial
+from study.launch import (
+    StudyPlan,
+    inline_trial,
+    resources_in_use,
+    train_teacher,
+    train_trial,
+)
 from study.plan import show_plan
 from study.prepare import StudyData, prepare_data
 from study.results import write_final
 from study.room import require_trial_fits, waits_for_room
 from study.schema import StudyConfig
-from study.search import OwnerSearcher, StudyOwner
+from study.search import StudyOwner
+from study.searcher import OwnerSearcher, SilentProgress
 from study.settings import SETTINGS, read_settings
 from study.staged import staged_faults, with_parent
 from study.target_error import describe_targets
 from study.teacher import TARGETS, is_ready, prepare_teacher, teacher_folder
 from study.teachers import check_weights
 from study.training import prepare_start
+from study.trial_logs import require_packages, trials_logged
 from study.warm_start import check_warm_start
 
 LOCK = ".lock"
@@ -75,6 +84,7 @@ def run_study(config: StudyConfig) -> Path:
     Raises:
         InputError: something that the user can mend; whatever was finished before is kept.
     """
+    require_packages(config)
     display = Display(config.display)
     space = load_checked_space(config)
     as_typed, config = config, with_absolute_paths(config)
@@ -160,11 +170,15 @@ def _search(
         finished = ray.get(owner.num_finished.remote())
         if finished:
             display.say(f"going on: {finished} of {config.search.trials} trials are finished")
-        while missing := _get(owner.trials_to_run.remote()):
-            _run_trials(plan, owner, missing, min(concurrent, missing), display)
-            finished += missing
-            if ray.get(owner.num_finished.remote()) < finished:
-                raise InputError("interrupted; the same command goes on where this one stopped")
+        news = lambda ended: ray.get(owner.news.remote(ended))  # noqa: E731
+        with trials_logged(config, folder, news, display.say):
+            while missing := _get(owner.trials_to_run.remote()):
+                _run_trials(plan, owner, missing, min(concurrent, missing), display)
+                finished += missing
+                if ray.get(owner.num_finished.remote()) < finished:
+                    raise InputError(
+                        "interrupted; the same command goes on where this one stopped"
+                    )
         status = ray.get(owner.status.remote())
         _get(owner.mend_tables.remote())
         if not status["states"]["COMPLETE"]:
@@ -211,7 +225,7 @@ def _make_teacher(plan: StudyPlan, folder: Path, owner: Any, display: Display) -
 def _train_teacher(plan: StudyPlan, owner: Any, display: Display) -> None:
     epochs = plan.config.teacher.epochs
     with display.watching(
-        lambda: ray.get(owner.status.remote()),
+        lambda: {**ray.get(owner.status.remote()), "resources": resources_in_use()},
         lambda status, elapsed: teacher_panel(status, epochs, elapsed),
         lambda status, elapsed: teacher_line(status, epochs, elapsed),
     ):
@@ -223,7 +237,7 @@ def _run_trials(
     plan: StudyPlan, owner: Any, missing: int, concurrent: int, display: Display
 ) -> None:
     config = plan.config
-    trials, budget = config.search.trials, config.distill.epochs + config.refine.epochs
+    before = {"epochs_before": epochs_done(ray.get(owner.status.remote()))}
     if launcher_of(config) == "inline":
         resources = {"cpu": config.trial.cpus, "gpu": config.trial.gpus}
         trainable = tune.with_resources(partial(inline_trial, plan=plan), resources)
@@ -242,13 +256,14 @@ def _run_trials(
                 name="tune",
                 storage_path=scratch,
                 verbose=0,
+                callbacks=[SilentProgress()],
                 failure_config=tune.FailureConfig(max_failures=config.trial.max_failures),
             ),
         )
         with display.watching(
-            lambda: ray.get(owner.status.remote()),
-            lambda status, elapsed: trials_panel(status, trials, budget, elapsed),
-            lambda status, elapsed: trials_line(status, trials, budget, elapsed),
+            lambda: ray.get(owner.status.remote()) | before | {"resources": resources_in_use()},
+            trials_panel,
+            trials_line,
         ):
             tuner.fit()
 

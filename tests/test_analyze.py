@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from search_spaces.space import Parameter, SearchSpace
 from study import results
 from study.analyze import main, near_bounds
+from study.staged import PARENT
 
 ROOT = Path(__file__).resolve().parent.parent
 SPACE = SearchSpace(
@@ -96,6 +98,13 @@ def test_a_best_value_near_a_bound_is_warned_of(
     assert [sentence[: len(start)] for sentence, start in zip(found, warned, strict=True)] == list(
         warned
     )
+
+
+def test_no_range_of_parents_is_asked_for() -> None:
+    """The best parent, of rank 0, is no sign of a better one below it."""
+    rank = Parameter(PARENT, IntDistribution(0, 2), "nuisance")
+    space = dataclasses.replace(SPACE, parameters=(rank, *SPACE.parameters))
+    assert near_bounds({"params.parent": 0, "params.p.a": 0.5}, space) == []
 
 
 def test_the_states_and_the_reason_of_a_failure_are_told(

@@ -5,20 +5,38 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from study.display import clock, percent, remaining, teacher_line, trials_line
+from study.display import (
+    clock,
+    confirm_line,
+    confirm_panel,
+    percent,
+    remaining,
+    teacher_line,
+    teacher_panel,
+    trials_line,
+    trials_panel,
+)
 
 ROW = {"epoch": 3, "val_ap": 0.1234}
 
 
+def stage(trials: int, most: int, ended: int = 0, epochs: int = 0, running: int = 0) -> Any:
+    counts = {"ended": ended, "epochs": epochs, "running": running}
+    return {"trials": trials, "most": most, **counts}
+
+
 def status(**changes: Any) -> dict[str, Any]:
-    """Two trials have ended, of 6 and of 2 epochs; a third has come to its fourth."""
+    """Two of 5 trials have ended, of 6 and of 2 epochs; a third has come to its fourth."""
     known: dict[str, Any] = {
         "states": {"COMPLETE": 1, "PRUNED": 1, "FAIL": 0},
         "running": [{"trial": 2, "epoch": 4, "budget": 6, "ap": 0.2}],
         "best": {"trial": 0, "ap": 0.25},
         "baseline": None,
-        "epochs": 12,
+        "stages": [stage(5, 6, ended=2, epochs=12, running=4)],
+        "epochs_before": 0,
+        "resources": {"CPU": (1.5, 2.0), "GPU": (1.0, 4.0)},
     }
     return known | changes
 
@@ -36,19 +54,51 @@ def test_ap_is_shown_in_points_and_no_ap_as_a_dash() -> None:
 
 def test_trials_to_come_are_taken_to_be_as_long_as_those_that_ended() -> None:
     """8 epochs in 2 ended trials: 4 each. 3 trials to come are 12 epochs, of which 4 are done."""
-    assert remaining(status(), trials=5, budget=6, elapsed=24.0) == pytest.approx(16.0)
+    assert remaining(status(), elapsed=24.0) == pytest.approx(16.0)
 
 
 def test_nothing_is_said_of_the_time_left_before_the_first_epoch() -> None:
-    nothing = status(epochs=0, running=[], states={"COMPLETE": 0})
-    assert remaining(nothing, trials=5, budget=6, elapsed=9.0) is None
+    nothing = status(stages=[stage(5, 6)], running=[], states={"COMPLETE": 0})
+    assert remaining(nothing, elapsed=9.0) is None
 
 
-def test_the_trials_line_tells_states_best_baseline_and_time_left() -> None:
-    line = trials_line(status(), 5, 6, 24.0)
+def test_the_pace_is_that_of_the_epochs_since_the_search_went_on() -> None:
+    """8 epochs to come; of the 12 there are, 10 were there before: 2 took 6 s."""
+    assert remaining(status(epochs_before=10), elapsed=6.0) == pytest.approx(24.0)
+
+
+def test_a_stage_to_come_is_as_long_as_it_may_be() -> None:
+    """Of 4 students 3 took 6 epochs and one is at its third; 4 refiners of 2 epochs follow."""
+    stages = [stage(4, 6, ended=3, epochs=21, running=3), stage(4, 2)]
+    assert remaining(status(stages=stages), elapsed=21.0) == pytest.approx(3 + 4 * 2)
+
+
+def test_refiners_are_not_taken_to_be_as_long_as_students() -> None:
+    """At stage 2's start: 24 epochs of students are over; one refiner of 2 epochs took 4 s."""
+    stages = [stage(4, 6, ended=4, epochs=24), stage(4, 2, ended=1, epochs=2)]
+    left = remaining(status(stages=stages, epochs_before=24), elapsed=4.0)
+    assert left == pytest.approx(3 * 2 * 2.0)
+
+
+def test_the_trials_line_tells_states_best_baseline_resources_and_time_left() -> None:
+    line = trials_line(status(), 24.0)
     assert "trials 2/5 (complete 1, pruned 1)" in line
     assert "best AP 25.0" in line and "baseline -" in line
     assert "2 at 4/6" in line and "left about 0:16" in line
+    assert "| CPUs 1.5/2, GPUs 1/4 |" in line
+
+
+def test_every_picture_tells_what_is_in_use_of_what_there_is() -> None:
+    confirming = {"states": {"COMPLETE": 1}, "runs": 6, "running": []}
+    confirming["resources"] = status()["resources"]
+    console = Console(width=100)
+    with console.capture() as seen:
+        console.print(trials_panel(status(), 24.0))
+        console.print(teacher_panel(status(teacher=ROW), 20, 9.0))
+        console.print(confirm_panel(confirming, 9.0))
+    shown = [line for line in seen.get().splitlines() if "CPUs 1.5/2, GPUs 1/4" in line]
+    assert len(shown) == 3
+    assert "CPUs 1.5/2" in confirm_line(confirming, 9.0)
 
 
 @pytest.mark.parametrize(

@@ -104,3 +104,37 @@ def test_the_order_of_trials_does_not_change_their_importance() -> None:
     assert list(there) == list(back)
     assert there == pytest.approx(back)
     assert beyond_chance(rows, SPACE) == beyond_chance(rows, SPACE)
+
+
+STAGED = SearchSpace(
+    "staged",
+    "Which student, which refiner?",
+    (
+        Parameter("parent", IntDistribution(0, 2), "nuisance"),
+        Parameter("distill.a", FloatDistribution(0.0, 1.0), "scientific"),
+        Parameter("distill.b", FloatDistribution(0.0, 1.0), "scientific"),
+        Parameter("refine.c", FloatDistribution(0.0, 1.0), "scientific"),
+    ),
+)
+
+
+def test_a_parent_is_no_evidence_again_in_each_of_its_refiners() -> None:
+    """All refiners have one parent, and are the better half: its b decides nothing for that."""
+    draw = random.Random(0)
+    students, refiners = [], []
+    for _ in range(20):
+        a, b, c = draw.random(), draw.random(), draw.random()
+        row = {"params.distill.a": a, "params.distill.b": b}
+        students.append({**row, "state": "COMPLETE", "objective": 0.1 * a, "parent_trial": None})
+        row = {"params.distill.a": 0.99, "params.distill.b": 0.5, "params.parent": 0}
+        row |= {"params.refine.c": c, "parent_trial": 3}
+        refiners.append({**row, "state": "COMPLETE", "objective": 0.5 + 0.1 * c})
+    shares = importance([*students, *refiners], STAGED)
+    alone = importance(students, STAGED)
+    assert set(shares) == {"distill.a", "distill.b", "refine.c", "parent"}
+    assert shares["distill.b"] / shares["distill.a"] == pytest.approx(
+        alone["distill.b"] / alone["distill.a"]
+    )
+    assert shares["parent"] < 0.05
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert beyond_chance([*students, *refiners], STAGED) == {"distill.a", "refine.c"}

@@ -33,7 +33,7 @@ CORE = (
 )
 OWNERS = {
     "ray": {
-        *("study/cropping.py", "study/launch.py", "study/search.py", "study/tuning.py"),
+        *("study/cropping.py", "study/launch.py", "study/searcher.py", "study/tuning.py"),
         "study/confirm.py",
     },
     "optuna": {
@@ -55,9 +55,11 @@ OWNERS = {
     },
     "matplotlib": {"study/pictures.py", "study/final_pictures.py", "study/pareto_picture.py"},
     "faster_coco_eval": {"study/metrics.py"},
+    "mlflow": {"study/trial_logs.py"},
     "onnx": {"study/onnx_export.py"},
     "onnxruntime": {"study/onnx_export.py", "study/onnx_teacher.py"},
     "onnxscript": {"study/onnx_export.py"},
+    "tensorboard": {"study/trial_logs.py"},
     "transformers": {"study/vitpose.py"},
 }
 GRIDS = {"grid_sample", "affine_grid"}

@@ -199,6 +199,8 @@ def test_every_number_has_a_bound(config: StudyConfig) -> None:
         ({"name": ".hidden"}, "name must be a folder's name"),
         ({"name": "a b"}, "name must be a folder's name"),
         ({"name": "cache"}, "name must not be cache"),
+        ({"log": ["wandb"]}, "log must name any of tensorboard, mlflow, .*got log=[wandb]"),
+        ({"log": ["mlflow", "mlflow"]}, "each once, got log=[mlflow,mlflow]"),
         ({"storage": "s3://bucket/x"}, "storage must be a folder .*mount the bucket"),
     ],
 )

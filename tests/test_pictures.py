@@ -84,6 +84,12 @@ def test_a_control_may_be_the_best() -> None:
     assert pictures._emphasis(TRIALS[:1]) == {0: ("best: baseline", pictures.BASELINE)}
 
 
+def test_the_defaults_of_either_stage_are_told_apart() -> None:
+    refined = trial(7, 0.35, control="defaults", parent_trial=2)
+    names = {number: name for number, (name, _) in pictures._emphasis([*TRIALS, refined]).items()}
+    assert (names[1], names[7]) == ("defaults", "defaults, refined")
+
+
 def test_the_words_for_the_stages_need_one_moment_of_change(
     tmp_path: Path, drawn: list[Figure]
 ) -> None:

@@ -53,6 +53,12 @@ def test_staged_plan_trains_students_then_refiners(
     assert [group.can_be_pruned for group in groups] == [False, True] * 3
 
 
+def test_more_trials_after_the_hand_over_are_refiners() -> None:
+    config = compose(["plan=staged", "search.trials=20", "distill.epochs=5", "refine.epochs=2"])
+    groups = trial_groups(config, 8, handed_over=4)
+    assert [group[:3] for group in groups if group.trials] == [(12, 0, 2)]
+
+
 def test_planned_data_are_those_prepared(mini_config: StudyConfig, mini_data: StudyData) -> None:
     people = read_study_people(mini_config, silent, silent("say"))
     assert planned_data(mini_config, people) == mini_data

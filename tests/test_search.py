@@ -230,4 +230,33 @@ def test_status_tells_what_the_display_shows(config: StudyConfig) -> None:
     assert status["running"] == [{"trial": 1, "epoch": 1, "budget": EPOCHS, "ap": 0.4}]
     assert status["best"] == {"trial": 0, "ap": 0.3}
     assert status["baseline"] == 0.3
-    assert status["epochs"] == 4
+    work = {"ended": 1, "epochs": 4, "running": 1}
+    assert status["stages"] == [{"trials": config.search.trials, "most": EPOCHS, **work}]
+
+
+def test_news_are_of_the_trials_begun_but_those_that_are_known(config: StudyConfig) -> None:
+    owner = start(config, "a")
+    train(owner, owner.ask("t0")["number"], [0.1, 0.2, 0.3])
+    train(owner, owner.ask("t1")["number"], [0.4])
+    news = {trial["trial"]: (trial, rows) for trial, rows in owner.news(set())}
+    assert {n: (trial["state"], len(rows)) for n, (trial, rows) in news.items()} == {
+        0: ("COMPLETE", 3),
+        1: ("RUNNING", 1),
+    }
+    assert news[0][0]["control"] == BASELINE
+    assert [trial["trial"] for trial, _ in owner.news({0})] == [1]
+
+
+def test_a_checkpoint_that_makes_room_for_the_next_is_news_a_little_later(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = start(config, "a")
+    train(owner, owner.ask("t0")["number"], [0.1])
+
+    def gone(self: Checkpoints) -> None:
+        raise FileNotFoundError("epoch-001/state.json")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "last", gone)
+        assert owner.news(set()) == []
+    assert len(owner.news(set())) == 1

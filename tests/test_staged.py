@@ -18,6 +18,7 @@ from study.results import read_reports, read_trials
 from study.schema import StudyConfig
 from study.search import StudyOwner
 from study.settings import trial_config
+from study.stage_search import trials_handed_over
 from study.staged import (
     PARENT,
     choose_parents,
@@ -65,6 +66,10 @@ def run_trial(owner: StudyOwner, name: str, ap: float) -> dict[str, Any]:
     return suggestion
 
 
+def done(ended: int, epochs: int) -> dict[str, int]:
+    return {"ended": ended, "epochs": epochs, "running": 0}
+
+
 def run_students(owner: StudyOwner) -> None:
     for index, ap in enumerate((0.9, 0.2, 0.5, 0.4)):
         assert owner.trials_to_run() == 4 - index
@@ -103,6 +108,11 @@ def test_refiners_count_epochs_and_numbers_on(config: StudyConfig) -> None:
     assert set(parents.values()) <= {parent.trial for parent in owner.stages[1].parents}
     assert owner.trials_to_run() == 0
     assert owner.status()["best"]["trial"] == 0
+    baseline, students = DISTILL + REFINE, 3 * DISTILL
+    assert owner.status()["stages"] == [
+        {"trials": 4, "most": DISTILL, **done(4, baseline + students)},
+        {"trials": 4, "most": REFINE, **done(4, 4 * REFINE)},
+    ]
     assert owner.stages[1].frozen(5).intermediate_values == pytest.approx(
         {1: 0.61 * 4 / 5, 2: 0.61}
     )
@@ -138,6 +148,21 @@ def test_parents_stay_frozen_over_restarts_and_more_trials(config: StudyConfig) 
     assert again.trials_to_run() == 16
     assert again.stages[1].parents == owner.stages[1].parents
     assert again.ask("other") == first
+
+
+def test_the_students_are_counted_once_they_are_handed_over(config: StudyConfig) -> None:
+    folder = Path(config.storage) / "study"
+    assert trials_handed_over(folder, "study") is None
+    assert not folder.exists()
+    owner = start(config)
+    run_students(owner)
+    assert trials_handed_over(folder, "study") is None
+    owner.trials_to_run()
+    owner.config.search.trials = 20
+    journal = (folder / "optuna.journal").read_bytes()
+    assert trials_handed_over(folder, "study") == 4
+    assert (folder / "optuna.journal").read_bytes() == journal
+    assert [stage["trials"] for stage in owner.status()["stages"]] == [4, 16]
 
 
 def test_kill_before_the_hand_over_changes_no_parent(config: StudyConfig) -> None:
