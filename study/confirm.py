@@ -149,7 +149,7 @@ def run_inline(run: ConfirmRun, plan: StudyPlan) -> None:
 def run_with_workers(run: ConfirmRun, plan: StudyPlan) -> None:
     """The run under Ray Train, its result on disk; this process only waits."""
     try:
-        run_under_train(_worker, {"plan": plan, "run": run}, plan)
+        run_under_train(_worker, {"plan": plan, "run": run}, plan, run.place.replace("/", "-"))
     except TrainingFailedError as error:
         folder = Path(plan.folder) / run.place
         write_result(folder, {"error": hang_in(folder) or last_line(error)})
@@ -157,7 +157,7 @@ def run_with_workers(run: ConfirmRun, plan: StudyPlan) -> None:
 
 def _worker(config: dict[str, Any]) -> None:
     run, plan = config["run"], config["plan"]
-    workers = join_workers(plan)
+    workers = join_workers(config)
     check = _end_with_driver(plan)
 
     def tell(row: Row) -> None:

@@ -10,7 +10,7 @@ import platform
 import shlex
 import subprocess
 import sys
-import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from functools import partial
 from importlib import metadata
@@ -49,7 +49,14 @@ from study.display import (
     trials_panel,
 )
 from study.finals import num_finished, score_finalists, show_finals
-from study.launch import StudyPlan, inline_trial, train_teacher, train_trial
+from study.launch import (
+    RAY_FOLDER,
+    StudyPlan,
+    inline_trial,
+    ray_folder,
+    train_teacher,
+    train_trial,
+)
 from study.plan import show_plan
 from study.prepare import StudyData, prepare_data
 from study.results import write_final
@@ -145,7 +152,7 @@ def _search(
 ) -> None:
     session = os.urandom(4).hex()
     launcher = launcher_of(config)
-    with _ray_started(config, display):
+    with ray_folder(folder), _ray_started(config, display):
         concurrent = _room(config)
         owner = (
             ray.remote(StudyOwner)
@@ -229,28 +236,27 @@ def _run_trials(
         trainable = tune.with_resources(partial(inline_trial, plan=plan), resources)
     else:
         trainable = tune.with_resources(partial(train_trial, plan=plan), WORKERS_WAIT)
-    with tempfile.TemporaryDirectory(prefix="tune-", dir=plan.folder) as scratch:
-        tuner = tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                num_samples=missing,
-                search_alg=OwnerSearcher(owner),
-                max_concurrent_trials=concurrent,
-                reuse_actors=launcher_of(config) == "inline",
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=scratch,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=config.trial.max_failures),
-            ),
-        )
-        with display.watching(
-            lambda: ray.get(owner.status.remote()),
-            lambda status, elapsed: trials_panel(status, trials, budget, elapsed),
-            lambda status, elapsed: trials_line(status, trials, budget, elapsed),
-        ):
-            tuner.fit()
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            num_samples=missing,
+            search_alg=OwnerSearcher(owner),
+            max_concurrent_trials=concurrent,
+            reuse_actors=launcher_of(config) == "inline",
+        ),
+        run_config=tune.RunConfig(
+            name=f"tune-{uuid.uuid4().hex[:12]}",
+            storage_path=str(Path(plan.folder) / RAY_FOLDER),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=config.trial.max_failures),
+        ),
+    )
+    with display.watching(
+        lambda: ray.get(owner.status.remote()),
+        lambda status, elapsed: trials_panel(status, trials, budget, elapsed),
+        lambda status, elapsed: trials_line(status, trials, budget, elapsed),
+    ):
+        tuner.fit()
 
 
 def _room(config: StudyConfig) -> int:
