@@ -38,6 +38,7 @@ from study.confirm_table import (
 from study.detections import write_poses
 from study.display import Display, confirm_line, confirm_panel
 from study.evaluation import detect_people
+from study.full_disk import is_full_disk
 from study.hanging import ended_if_it_hangs, hang_in
 from study.launch import StudyPlan, brief, join_workers, last_line, run_under_train
 from study.loop import Row, TrainingDiverged, seed_of
@@ -133,6 +134,8 @@ def _run_all(
         try:
             ray.get(ended)
         except ray.exceptions.RayError as error:
+            if is_full_disk(error):
+                raise
             folder = Path(plan.folder) / run.place
             write_result(folder, {"error": hang_in(folder) or last_line(error)})
         yield run
@@ -151,6 +154,8 @@ def run_with_workers(run: ConfirmRun, plan: StudyPlan) -> None:
     try:
         run_under_train(_worker, {"plan": plan, "run": run}, plan, run.place.replace("/", "-"))
     except TrainingFailedError as error:
+        if is_full_disk(error):
+            raise
         folder = Path(plan.folder) / run.place
         write_result(folder, {"error": hang_in(folder) or last_line(error)})
 

@@ -24,11 +24,13 @@ from ray import tune
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.util import placement_group as groups
+from ray.util import get_current_placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from study.checkpoint import trial_folder
 from study.config import InputError, with_values
 from study.costs import measure_costs
+from study.full_disk import is_full_disk, no_room
 from study.hanging import ended_if_it_hangs, hang_in
 from study.loop import Row, TrainingDiverged
 from study.prepare import StudyData
@@ -75,22 +77,38 @@ class OwnerLink:
             costs = measure_costs(trial.config, workers.device)
             ray.get(self.owner.report_costs.remote(self.number, costs))
 
-    def fail(self, reason: str) -> None:
-        """Ends the trial as failed."""
+    def is_halted(self) -> bool:
+        """Whether the study is to end, and this trial to wait until it goes on."""
+        return ray.get(self.owner.halted.remote()) is not None
+
+    def fail(self, error: BaseException | str) -> None:
+        """Ends the trial as failed, for this reason; a full disk ends the study instead."""
+        if isinstance(error, BaseException):
+            if self.halts(error):
+                return
+            error = last_line(error)
         if self.is_first:
-            ray.get(self.owner.fail.remote(self.number, reason))
+            ray.get(self.owner.fail.remote(self.number, error))
+
+    def halts(self, error: BaseException) -> bool:
+        """Whether the error is that of a full disk; the study ends then."""
+        if is_full := is_full_disk(error):
+            ray.get(self.owner.halt.remote(no_room(self.folder.parent.parent)))
+        return is_full
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """A loss that is no number ends the trial; any other error is noted, and raised on.
 
-        The traceback goes to ERROR_LOG in the trial's folder.
+        The traceback goes to ERROR_LOG in the trial's folder, unless its disk is full.
         """
         try:
             yield
         except TrainingDiverged as error:
             self.fail(str(error))
         except Exception as error:
+            if self.halts(error):
+                raise
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / ERROR_LOG).open("a") as log:
                 traceback.print_exc(file=log)
@@ -130,7 +148,7 @@ def train_trial(suggestion: dict[str, Any], plan: StudyPlan) -> None:
     try:
         run_under_train(_trial_worker, loop_config, plan, job, callbacks=[TuneReportCallback()])
     except TrainingFailedError as error:
-        OwnerLink(plan, suggestion["number"]).fail(last_line(error))
+        OwnerLink(plan, suggestion["number"]).fail(error)
 
 
 def train_teacher(plan: StudyPlan) -> None:
@@ -144,6 +162,8 @@ def train_teacher(plan: StudyPlan) -> None:
         with _interruptible():
             run_under_train(_teacher_worker, {"plan": plan}, plan, "teacher")
     except TrainingFailedError as error:
+        if is_full_disk(error):
+            raise InputError(no_room(Path(plan.targets).parent)) from error
         raise InputError(f"the teacher could not be trained: {last_line(error)}") from error
 
 
@@ -230,7 +250,7 @@ def _trainer(
 
 
 def _note_what_is_held(plan: StudyPlan, job: str) -> None:
-    group = groups.get_current_placement_group()
+    group = get_current_placement_group()
     assert group is not None
     _note_of(plan, job).write_text(group.id.hex())
 
@@ -244,7 +264,7 @@ def _free_what_was_held(plan: StudyPlan, job: str) -> None:
     note = _note_of(plan, job)
     if note.is_file():
         group = ray.PlacementGroupID(bytes.fromhex(note.read_text()))
-        groups.remove_placement_group(groups.PlacementGroup(group))
+        remove_placement_group(PlacementGroup(group))
         note.unlink()
 
 
@@ -268,9 +288,13 @@ def _run(
 ) -> None:
     """The trial on this worker; one that hung fails, since another try would hang again.
 
+    Nothing happens once the study has been halted.
+
     Args:
         tell: Ray's own report of an epoch.
     """
+    if link.is_halted():
+        return
     if reason := hang_in(link.folder):
         link.fail(reason)
         return

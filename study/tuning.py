@@ -49,6 +49,7 @@ from study.display import (
     trials_panel,
 )
 from study.finals import num_finished, score_finalists, show_finals
+from study.full_disk import stopped_when_full
 from study.launch import (
     RAY_FOLDER,
     StudyPlan,
@@ -92,8 +93,11 @@ def run_study(config: StudyConfig) -> Path:
         check_weights(config, display.say)
         show_plan(config, folder, display.say)
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / LOCK, display), contextlib.ExitStack() as early:
+    with (
+        stopped_when_full(folder),
+        _locked(folder / LOCK, display),
+        contextlib.ExitStack() as early,
+    ):
         if (
             num_finished(folder) >= config.search.trials
             and (folder / "results/final").is_dir()
@@ -169,6 +173,8 @@ def _search(
             display.say(f"going on: {finished} of {config.search.trials} trials are finished")
         while missing := _get(owner.trials_to_run.remote()):
             _run_trials(plan, owner, missing, min(concurrent, missing), display)
+            if halted := ray.get(owner.halted.remote()):
+                raise InputError(halted)
             finished += missing
             if ray.get(owner.num_finished.remote()) < finished:
                 raise InputError("interrupted; the same command goes on where this one stopped")

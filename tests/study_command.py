@@ -22,9 +22,12 @@ LIMIT_S = 400
 SETTINGS = (
     *("data.train_pictures=36", "data.val_pictures=8", "data.input_size=[64,64]"),
     *("teacher.size=tiny", "teacher.epochs=1", "refine.width=16", "search.min_epochs=1"),
-    *("search.startup_trials=2", "search.concurrent=1", "confirm.seeds=1", "display=plain"),
+    *("search.startup_trials=2", "search.concurrent=1", "confirm.seeds=2", "display=plain"),
 )
-INLINE = ("trial.launcher=inline", "distill.epochs=2", "refine.epochs=2", "search.trials=5")
+INLINE = (
+    *("trial.launcher=inline", "distill.epochs=2", "refine.epochs=2", "search.trials=5"),
+    "confirm.trials=1",
+)
 TRAIN = (
     *("trial.launcher=train", "trial.num_workers=2", f"trial.cpus={CPUS / 2}"),
     *("distill.epochs=2", "refine.epochs=1", "search.trials=3", "confirm.trials=0"),
