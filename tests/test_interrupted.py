@@ -40,7 +40,7 @@ def is_training(driver: subprocess.Popen[str]) -> bool:
 
 
 @pytest.mark.parametrize("launcher", list(LAUNCHERS))
-def test_ctrl_c_says_how_to_go_on_while_the_teacher_trains_and_while_trials_do(
+def test_ctrl_c_keeps_every_epoch_and_a_second_driver_is_refused(
     launcher: str, tmp_path: Path
 ) -> None:
     settings = (*LAUNCHERS[launcher], "search.trials=2", "confirm.trials=0")
@@ -50,10 +50,14 @@ def test_ctrl_c_says_how_to_go_on_while_the_teacher_trains_and_while_trials_do(
     assert interrupt(driver).splitlines()[-1] == HINT
 
     driver = start(tmp_path, launcher, *settings)
-    assert wait_until((folder / "trials/0/epoch-001").exists, driver)
+    assert wait_until(lambda: is_training(driver), driver)
+    os.kill(driver.pid, signal.SIGSTOP)
     refused = ended(tmp_path, launcher, *settings)
+    os.kill(driver.pid, signal.SIGCONT)
     assert refused.returncode == 1
     assert "run by one driver at a time" in refused.stderr
+
+    assert wait_until((folder / "trials/0/epoch-001").exists, driver)
     assert interrupt(driver).splitlines()[-1].endswith(HINT)
     kept = (folder / "trials/0/epoch-001/state.json").read_text()
 
