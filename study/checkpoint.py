@@ -7,6 +7,7 @@ torch's ``weights_only`` format.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -98,7 +99,9 @@ class Checkpoints:
         aside.mkdir(parents=True)
         tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
         save_file(tensors, aside / "model.safetensors")
-        torch.save(dict(optimizer), aside / "optimizer.pt")
+        state = io.BytesIO()  # torch does not say of a file why it could not be written
+        torch.save(dict(optimizer), state)
+        (aside / "optimizer.pt").write_bytes(state.getbuffer())
         (aside / "state.json").write_text(json.dumps({"rows": rows}))
         for file in aside.iterdir():
             sync(file)

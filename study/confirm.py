@@ -38,6 +38,7 @@ from study.confirm_table import (
 from study.detections import write_poses
 from study.display import Display, confirm_line, confirm_panel
 from study.evaluation import detect_people
+from study.full_disk import is_full_disk
 from study.hanging import ended_if_it_hangs, hang_in
 from study.launch import (
     StudyPlan,
@@ -144,6 +145,8 @@ def _run_all(
         try:
             ray.get(ended)
         except ray.exceptions.RayError as error:
+            if is_full_disk(error):
+                raise
             folder = Path(plan.folder) / run.place
             write_result(folder, {"error": hang_in(folder) or last_line(error)})
         yield run
@@ -160,15 +163,17 @@ def run_inline(run: ConfirmRun, plan: StudyPlan) -> None:
 def run_with_workers(run: ConfirmRun, plan: StudyPlan) -> None:
     """The run under Ray Train, its result on disk; this process only waits."""
     try:
-        run_under_train(_worker, {"plan": plan, "run": run}, plan)
+        run_under_train(_worker, {"plan": plan, "run": run}, plan, run.place.replace("/", "-"))
     except TrainingFailedError as error:
+        if is_full_disk(error):
+            raise
         folder = Path(plan.folder) / run.place
         write_result(folder, {"error": hang_in(folder) or last_line(error)})
 
 
 def _worker(config: dict[str, Any]) -> None:
     run, plan = config["run"], config["plan"]
-    workers = join_workers(plan)
+    workers = join_workers(config)
     check = _end_with_driver(plan)
 
     def tell(row: Row) -> None:

@@ -7,6 +7,8 @@ workers by itself; nothing is stopped from outside, so that no resources are lef
 from __future__ import annotations
 
 import contextlib
+import shutil
+import signal
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,10 +24,13 @@ from ray import tune
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.util import get_current_placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from study.checkpoint import trial_folder
 from study.config import InputError, with_values
 from study.costs import measure_costs
+from study.full_disk import is_full_disk, no_room
 from study.hanging import ended_if_it_hangs, hang_in
 from study.loop import Row, TrainingDiverged
 from study.prepare import StudyData
@@ -36,7 +41,7 @@ from study.workers import Workers, settle_in
 
 ERROR_LOG = "error.log"
 RAY_FOLDER = ".ray"
-"""In the study's folder: what Ray keeps of its own; nothing is read from there."""
+"""In the study's folder while it runs: what Tune and Train keep of their own."""
 
 
 @dataclass(frozen=True)
@@ -72,22 +77,38 @@ class OwnerLink:
             costs = measure_costs(trial.config, workers.device)
             ray.get(self.owner.report_costs.remote(self.number, costs))
 
-    def fail(self, reason: str) -> None:
-        """Ends the trial as failed."""
+    def is_halted(self) -> bool:
+        """Whether the study is to end, and this trial to wait until it goes on."""
+        return ray.get(self.owner.halted.remote()) is not None
+
+    def fail(self, error: BaseException | str) -> None:
+        """Ends the trial as failed, for this reason; a full disk ends the study instead."""
+        if isinstance(error, BaseException):
+            if self.halts(error):
+                return
+            error = last_line(error)
         if self.is_first:
-            ray.get(self.owner.fail.remote(self.number, reason))
+            ray.get(self.owner.fail.remote(self.number, error))
+
+    def halts(self, error: BaseException) -> bool:
+        """Whether the error is that of a full disk; the study ends then."""
+        if is_full := is_full_disk(error):
+            ray.get(self.owner.halt.remote(no_room(self.folder.parent.parent)))
+        return is_full
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """A loss that is no number ends the trial; any other error is noted, and raised on.
 
-        The traceback goes to ERROR_LOG in the trial's folder.
+        The traceback goes to ERROR_LOG in the trial's folder, unless its disk is full.
         """
         try:
             yield
         except TrainingDiverged as error:
             self.fail(str(error))
         except Exception as error:
+            if self.halts(error):
+                raise
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / ERROR_LOG).open("a") as log:
                 traceback.print_exc(file=log)
@@ -123,10 +144,11 @@ def inline_trial(suggestion: dict[str, Any], plan: StudyPlan) -> None:
 def train_trial(suggestion: dict[str, Any], plan: StudyPlan) -> None:
     """A trial whose workers run under Ray Train; its Tune process only waits for them."""
     loop_config = {"plan": plan, "suggestion": suggestion}
+    job = f"trial-{suggestion['number']}"
     try:
-        run_under_train(_trial_worker, loop_config, plan, callbacks=[TuneReportCallback()])
+        run_under_train(_trial_worker, loop_config, plan, job, callbacks=[TuneReportCallback()])
     except TrainingFailedError as error:
-        OwnerLink(plan, suggestion["number"]).fail(last_line(error))
+        OwnerLink(plan, suggestion["number"]).fail(error)
 
 
 def train_teacher(plan: StudyPlan) -> None:
@@ -134,30 +156,83 @@ def train_teacher(plan: StudyPlan) -> None:
 
     Raises:
         InputError: it could not be trained; says why.
+        KeyboardInterrupt: Ctrl-C was pressed.
     """
     try:
-        run_under_train(_teacher_worker, {"plan": plan}, plan)
+        with _interruptible():
+            run_under_train(_teacher_worker, {"plan": plan}, plan, "teacher")
     except TrainingFailedError as error:
+        if is_full_disk(error):
+            raise InputError(no_room(Path(plan.targets).parent)) from error
         raise InputError(f"the teacher could not be trained: {last_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, within and from then on.
+
+    Ray Train's own answer is an exit of status 0, even long after its training is over.
+    """
+    answer = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, answer)
+
+
+@contextlib.contextmanager
+def ray_folder(study_folder: Path) -> Iterator[None]:
+    """``RAY_FOLDER`` is empty at first, whatever a killed driver left there, and gone at last."""
+    folder = study_folder / RAY_FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_under_train(
     worker: Callable[[dict[str, Any]], None],
     config: dict[str, Any],
     plan: StudyPlan,
+    job: str,
     callbacks: list[Any] | None = None,
 ) -> None:
     """Runs ``worker(config)`` on all workers of a trial under Ray Train, and waits for the end.
 
     Ray Train starts a broken worker again, up to ``trial.max_failures`` times; it goes on from the
     study's own checkpoints. Those are not Ray Train's, which refuses to go on once one of its
-    checkpoints was dropped by anybody else.
+    checkpoints was dropped by anybody else. As often, all of Ray Train is started again.
+
+    Args:
+        job: tells what is run from all else that the study runs; names a file.
     """
+    retries = plan.config.trial.max_failures
+    while True:
+        _free_what_was_held(plan, job)
+        try:
+            _trainer(worker, {**config, "job": job}, plan, callbacks).fit()
+            return
+        except ray.exceptions.RayActorError:  # its controller died
+            if not retries:
+                raise
+            retries -= 1
+
+
+def _trainer(
+    worker: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    plan: StudyPlan,
+    callbacks: list[Any] | None,
+) -> TorchTrainer:
     settings = plan.config.trial
     resources = {"CPU": settings.cpus}
     if settings.gpus:
         resources["GPU"] = settings.gpus
-    TorchTrainer(
+    return TorchTrainer(
         worker,
         train_loop_config=config,
         scaling_config=ScalingConfig(
@@ -171,12 +246,35 @@ def run_under_train(
             failure_config=FailureConfig(max_failures=settings.max_failures),
             callbacks=callbacks,
         ),
-    ).fit()
+    )
+
+
+def _note_what_is_held(plan: StudyPlan, job: str) -> None:
+    group = get_current_placement_group()
+    assert group is not None
+    _note_of(plan, job).write_text(group.id.hex())
+
+
+def _free_what_was_held(plan: StudyPlan, job: str) -> None:
+    """The CPUs and GPUs of an earlier try whose controller was killed are free.
+
+    Ray itself frees them when the driver ends, or by a process that is at a loss without Ray's
+    dashboard, or beside another Ray.
+    """
+    note = _note_of(plan, job)
+    if note.is_file():
+        group = ray.PlacementGroupID(bytes.fromhex(note.read_text()))
+        remove_placement_group(PlacementGroup(group))
+        note.unlink()
+
+
+def _note_of(plan: StudyPlan, job: str) -> Path:
+    return Path(plan.folder) / RAY_FOLDER / f"{job}.held"
 
 
 def _trial_worker(config: dict[str, Any]) -> None:
     plan, suggestion = config["plan"], config["suggestion"]
-    workers = join_workers(plan)
+    workers = join_workers(config)
     link = OwnerLink(plan, suggestion["number"], is_first=workers.rank == 0)
     _run(suggestion, plan, link, workers, ray.train.report)
 
@@ -190,9 +288,13 @@ def _run(
 ) -> None:
     """The trial on this worker; one that hung fails, since another try would hang again.
 
+    Nothing happens once the study has been halted.
+
     Args:
         tell: Ray's own report of an epoch.
     """
+    if link.is_halted():
+        return
     if reason := hang_in(link.folder):
         link.fail(reason)
         return
@@ -212,7 +314,7 @@ def _run(
 
 def _teacher_worker(config: dict[str, Any]) -> None:
     plan = config["plan"]
-    workers = join_workers(plan)
+    workers = join_workers(config)
     owner = ray.get_actor(plan.owner)
 
     def report(row: Row) -> bool:
@@ -234,11 +336,18 @@ def resources_in_use() -> dict[str, tuple[float, float]]:
     }
 
 
-def join_workers(plan: StudyPlan) -> Workers:
-    """This process as one of Ray Train's workers, with the threads of its CPUs."""
+def join_workers(config: dict[str, Any]) -> Workers:
+    """This process as one of Ray Train's workers, with the threads of its CPUs.
+
+    Args:
+        config: as ``run_under_train`` hands it to each worker.
+    """
     resources = ray.get_runtime_context().get_assigned_resources()
     settle_in(resources.get("CPU", 1))
-    return Workers(ray.train.torch.get_device())
+    workers = Workers(ray.train.torch.get_device())
+    if workers.rank == 0:
+        _note_what_is_held(config["plan"], config["job"])
+    return workers
 
 
 def brief(row: Row) -> dict[str, Any]:

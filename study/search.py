@@ -76,6 +76,7 @@ class StudyOwner:
             self._open_second_stage()
         self.teacher_rows: list[Row] = []
         self.flushed: dict[int, float] = {}
+        self.why_halted: str | None = None
         tidy(self.folder)
         self.mend_tables()
         self.left_over = self.stages[-1].left_over(session)
@@ -94,11 +95,13 @@ class StudyOwner:
             self._hand_over()
         return max(self.config.search.trials - self.num_finished(), 0)
 
-    def ask(self, tune_id: str) -> dict[str, Any]:
+    def ask(self, tune_id: str) -> dict[str, Any] | None:
         """A trial to run, by number, values and parent: one left over first, so that it goes on.
 
-        The same ``tune_id`` gets the same trial.
+        The same ``tune_id`` gets the same trial; nobody gets one once the study is halted.
         """
+        if self.why_halted is not None:
+            return None
         stage, asker = self.stages[-1], f"{self.session}/{tune_id}"
         known = stage.asked_by(asker)
         if known is not None:
@@ -131,10 +134,18 @@ class StudyOwner:
         """What the user is to know of how this study searches, a line each."""
         return self.remarks
 
+    def halt(self, reason: str) -> None:
+        """From now on no trial is given out or fails: those that run go on another time."""
+        self.why_halted = self.why_halted or reason
+
+    def halted(self) -> str | None:
+        """Why the study is to end before it is finished; None if it is not."""
+        return self.why_halted
+
     def fail(self, number: int, reason: str) -> None:
-        """Ends the trial as failed, unless it has ended already."""
+        """Ends the trial as failed, unless it has ended already or the study is halted."""
         trial = self._stage(number).frozen(number)
-        if not trial.state.is_finished():
+        if not trial.state.is_finished() and self.why_halted is None:
             known = hang_in(trial_folder(self.folder, number)) or trial.user_attrs.get("error")
             self.note_error(number, known or reason)
             self._end(number, TrialState.FAIL)

@@ -18,10 +18,11 @@ class OwnerSearcher(Searcher):
         self.owner = owner
         self.numbers: dict[str, int] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        suggestion = ray.get(self.owner.ask.remote(trial_id))
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        suggestion: dict[str, Any] | None = ray.get(self.owner.ask.remote(trial_id))
+        if suggestion is None:
+            return str(Searcher.FINISHED)
         self.numbers[trial_id] = suggestion["number"]
-        assert isinstance(suggestion, dict)
         return suggestion
 
     def on_trial_complete(

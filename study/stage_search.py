@@ -7,6 +7,7 @@ study, reports by their epoch in it; in Optuna both count from the stage's own b
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,9 +36,30 @@ HANDED_OVER = "handed_over"
 """Attribute of the Optuna study of plan staged's stage 2: its parents, frozen."""
 
 
+class WholeLines(JournalFileBackend):
+    """Optuna's journal without a half line, which nobody could read once another followed it.
+
+    A full disk leaves one, or a power cut.
+    """
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(str(file))
+        self.file = file
+        text = file.read_bytes()
+        os.truncate(file, text.rfind(b"\n") + 1)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        length = self.file.stat().st_size
+        try:
+            super().append_logs(logs)
+        except OSError:
+            os.truncate(self.file, length)
+            raise
+
+
 def open_journal(folder: Path) -> BaseStorage:
     """The Optuna studies in a study's folder; this process must be the only one that has them."""
-    return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    return JournalStorage(WholeLines(folder / JOURNAL))
 
 
 def open_study(

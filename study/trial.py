@@ -81,7 +81,8 @@ def run_trial(trial: Trial, workers: Workers, report: Report) -> None:
     if not has_student and distill(trial, ground, recorder):
         return
     if trial.config.refine.epochs:
-        faults.point("handed over")
+        if workers.rank == 0:
+            faults.point("handed over")
         refine(trial, ground, recorder)
 
 

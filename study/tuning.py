@@ -10,7 +10,7 @@ import platform
 import shlex
 import subprocess
 import sys
-import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from functools import partial
 from importlib import metadata
@@ -50,9 +50,12 @@ from study.display import (
     trials_panel,
 )
 from study.finals import num_finished, score_finalists, show_finals
+from study.full_disk import stopped_when_full
 from study.launch import (
+    RAY_FOLDER,
     StudyPlan,
     inline_trial,
+    ray_folder,
     resources_in_use,
     train_teacher,
     train_trial,
@@ -95,8 +98,11 @@ def run_study(config: StudyConfig) -> Path:
         check_weights(config, display.say)
         show_plan(config, folder, display.say)
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / LOCK, display), contextlib.ExitStack() as early:
+    with (
+        stopped_when_full(folder),
+        _locked(folder / LOCK, display),
+        contextlib.ExitStack() as early,
+    ):
         if (
             num_finished(folder) >= config.search.trials
             and (folder / "results/final").is_dir()
@@ -155,7 +161,7 @@ def _search(
 ) -> None:
     session = os.urandom(4).hex()
     launcher = launcher_of(config)
-    with _ray_started(config, display):
+    with ray_folder(folder), _ray_started(config, display):
         concurrent = _room(config)
         owner = (
             ray.remote(StudyOwner)
@@ -167,18 +173,7 @@ def _search(
         teacher = teacher_folder(config, data)
         plan = StudyPlan(config, data, str(folder), str(teacher / TARGETS), f"owner-{session}")
         _make_teacher(plan, teacher, owner, display)
-        finished = ray.get(owner.num_finished.remote())
-        if finished:
-            display.say(f"going on: {finished} of {config.search.trials} trials are finished")
-        news = lambda ended: ray.get(owner.news.remote(ended))  # noqa: E731
-        with trials_logged(config, folder, news, display.say):
-            while missing := _get(owner.trials_to_run.remote()):
-                _run_trials(plan, owner, missing, min(concurrent, missing), display)
-                finished += missing
-                if ray.get(owner.num_finished.remote()) < finished:
-                    raise InputError(
-                        "interrupted; the same command goes on where this one stopped"
-                    )
+        _run_missing_trials(plan, owner, concurrent, display)
         status = ray.get(owner.status.remote())
         _get(owner.mend_tables.remote())
         if not status["states"]["COMPLETE"]:
@@ -192,6 +187,30 @@ def _search(
             .remote(plan.config, plan.data, plan.folder)
         )
         write_final(folder, finals.final, space, finals.joints, finals.curves)
+
+
+def _run_missing_trials(plan: StudyPlan, owner: Any, concurrent: int, display: Display) -> None:
+    """Runs trials until the study has them all.
+
+    Raises:
+        InputError: Ctrl-C, or a full disk.
+    """
+    finished = ray.get(owner.num_finished.remote())
+    if finished:
+        asked_for = plan.config.search.trials
+        display.say(f"going on: {finished} of {asked_for} trials are finished")
+
+    def news(ended: set[int]) -> Any:
+        return ray.get(owner.news.remote(ended))
+
+    with trials_logged(plan.config, Path(plan.folder), news, display.say):
+        while missing := _get(owner.trials_to_run.remote()):
+            _run_trials(plan, owner, missing, min(concurrent, missing), display)
+            if halted := ray.get(owner.halted.remote()):
+                raise InputError(halted)
+            finished += missing
+            if ray.get(owner.num_finished.remote()) < finished:
+                raise InputError("interrupted; the same command goes on where this one stopped")
 
 
 def _get(reference: Any) -> Any:
@@ -243,29 +262,28 @@ def _run_trials(
         trainable = tune.with_resources(partial(inline_trial, plan=plan), resources)
     else:
         trainable = tune.with_resources(partial(train_trial, plan=plan), WORKERS_WAIT)
-    with tempfile.TemporaryDirectory(prefix="tune-", dir=plan.folder) as scratch:
-        tuner = tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                num_samples=missing,
-                search_alg=OwnerSearcher(owner),
-                max_concurrent_trials=concurrent,
-                reuse_actors=launcher_of(config) == "inline",
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=scratch,
-                verbose=0,
-                callbacks=[SilentProgress()],
-                failure_config=tune.FailureConfig(max_failures=config.trial.max_failures),
-            ),
-        )
-        with display.watching(
-            lambda: ray.get(owner.status.remote()) | before | {"resources": resources_in_use()},
-            trials_panel,
-            trials_line,
-        ):
-            tuner.fit()
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            num_samples=missing,
+            search_alg=OwnerSearcher(owner),
+            max_concurrent_trials=concurrent,
+            reuse_actors=launcher_of(config) == "inline",
+        ),
+        run_config=tune.RunConfig(
+            name=f"tune-{uuid.uuid4().hex[:12]}",
+            storage_path=str(Path(plan.folder) / RAY_FOLDER),
+            verbose=0,
+            callbacks=[SilentProgress()],
+            failure_config=tune.FailureConfig(max_failures=config.trial.max_failures),
+        ),
+    )
+    with display.watching(
+        lambda: ray.get(owner.status.remote()) | before | {"resources": resources_in_use()},
+        trials_panel,
+        trials_line,
+    ):
+        tuner.fit()
 
 
 def _room(config: StudyConfig) -> int:

@@ -1,0 +1,68 @@
+"""Ctrl-C keeps every epoch and says how to go on; a second driver of a study is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from study_command import (
+    LAUNCHERS,
+    LIMIT_S,
+    descendants,
+    ended,
+    run,
+    start,
+    title_of,
+    wait_until,
+)
+
+from study.results import read_reports, read_trials
+
+pytestmark = pytest.mark.slow
+
+HINT = "interrupted; the same command goes on where this one stopped"
+
+
+def interrupt(driver: subprocess.Popen[str]) -> str:
+    """Ctrl-C, which the terminal sends to the whole group; returns what the study said."""
+    os.killpg(driver.pid, signal.SIGINT)
+    said, _ = driver.communicate(timeout=LIMIT_S)
+    assert driver.returncode == 1, said
+    assert "Traceback" not in said
+    return said
+
+
+def is_training(driver: subprocess.Popen[str]) -> bool:
+    return any("ray::RayTrainWorker" in title_of(pid) for pid in descendants(driver.pid))
+
+
+@pytest.mark.parametrize("launcher", list(LAUNCHERS))
+def test_ctrl_c_keeps_every_epoch_and_a_second_driver_is_refused(
+    launcher: str, tmp_path: Path
+) -> None:
+    settings = (*LAUNCHERS[launcher], "search.trials=2", "confirm.trials=0")
+    folder = tmp_path / launcher
+    driver = start(tmp_path, launcher, *settings)
+    assert wait_until(lambda: is_training(driver), driver)
+    assert interrupt(driver).splitlines()[-1] == HINT
+
+    driver = start(tmp_path, launcher, *settings)
+    assert wait_until(lambda: is_training(driver), driver)
+    os.kill(driver.pid, signal.SIGSTOP)
+    refused = ended(tmp_path, launcher, *settings)
+    os.kill(driver.pid, signal.SIGCONT)
+    assert refused.returncode == 1
+    assert "run by one driver at a time" in refused.stderr
+
+    assert wait_until((folder / "trials/0/epoch-001").exists, driver)
+    assert interrupt(driver).splitlines()[-1].endswith(HINT)
+    kept = (folder / "trials/0/epoch-001/state.json").read_text()
+
+    assert "the teacher is there already" in run(tmp_path, launcher, *settings)
+    first = read_reports(folder).to_pylist()[0]
+    assert (first["trial"], first["epoch"]) == (0, 1)
+    assert f'"seconds": {first["seconds"]!r}' in kept  # it was not trained again
+    assert [row["trial"] for row in read_trials(folder).to_pylist()] == [0, 1]
