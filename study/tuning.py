@@ -6,19 +6,13 @@ import contextlib
 import fcntl
 import logging
 import os
-import platform
-import shlex
-import subprocess
-import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import ray
-from omegaconf import OmegaConf
 from ray import tune
 
 import models
@@ -29,11 +23,8 @@ from search_spaces.space import check as check_space
 from search_spaces.space import load as load_space
 from study.audit_table import AUDIT
 from study.config import (
-    MAY_CHANGE,
     InputError,
     config_paths,
-    flatten,
-    to_plain,
     value_at,
     with_absolute_paths,
     with_values,
@@ -67,7 +58,7 @@ from study.room import require_trial_fits, waits_for_room
 from study.schema import StudyConfig
 from study.search import StudyOwner
 from study.searcher import OwnerSearcher, SilentProgress
-from study.settings import SETTINGS, read_settings
+from study.settings_file import check_settings, write_settings
 from study.staged import staged_faults, with_parent
 from study.target_error import describe_targets
 from study.teacher import TARGETS, is_ready, prepare_teacher, teacher_folder
@@ -93,7 +84,7 @@ def run_study(config: StudyConfig) -> Path:
     as_typed, config = config, with_absolute_paths(config)
     folder = Path(config.storage) / config.name
     as_shown = Path(as_typed.storage).expanduser() / config.name
-    _check_settings(as_typed, folder)
+    check_settings(as_typed, folder)
     if config.plan_only:
         check_weights(config, display.say)
         show_plan(config, folder, display.say)
@@ -120,7 +111,7 @@ def run_study(config: StudyConfig) -> Path:
         prepare_start(config, data, display.say)
         teacher = teacher_folder(config, data).name
         check_warm_start(config, folder, data.fingerprint, teacher)
-        _write_settings(as_typed, folder, data)
+        write_settings(as_typed, folder, data)
         display.say(
             "{} people to train on, {} to score trials on, {} in val".format(*data.num_people)
         )
@@ -347,65 +338,3 @@ def _locked(file: Path, display: Display, wait_for: str = "") -> Iterator[None]:
             display.say(f"waiting: another study is {wait_for}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _check_settings(config: StudyConfig, folder: Path) -> None:
-    """Returns if the folder is new or its study was made with these settings.
-
-    Raises:
-        InputError: shows the settings that differ.
-    """
-    file = folder / SETTINGS
-    if not file.exists():
-        return
-    old, new = flatten(read_settings(folder)["config"]), flatten(to_plain(config))
-    differing = [
-        f"  {path}: {old.get(path)} in the study, {new.get(path)} now"
-        for path in sorted({*old, *new})
-        if old.get(path) != new.get(path) and path not in MAY_CHANGE
-    ]
-    if differing:
-        raise InputError(
-            f"the study in {folder} was made with other settings:\n"
-            + "\n".join(differing)
-            + "\ngive this study a folder of its own by name=..., or use the old settings"
-        )
-
-
-def _write_settings(config: StudyConfig, folder: Path, data: StudyData) -> None:
-    """Writes ``study.yaml``.
-
-    Raises:
-        InputError: the data are not those that the study was made with.
-    """
-    file = folder / SETTINGS
-    if file.exists():
-        known = read_settings(folder)["data_fingerprint"]
-        if known != data.fingerprint:
-            raise InputError(
-                f"the data of the study in {folder} have changed since it was begun "
-                f"(fingerprint {known}, now {data.fingerprint}); give the new data a study of "
-                "their own by name=..."
-            )
-    content: Mapping[str, Any] = {
-        "config": to_plain(config),
-        "command": shlex.join(sys.argv),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("torch", "ray", "optuna", "numpy")},
-        },
-        "git_commit": _git_commit(),
-        "data_fingerprint": data.fingerprint,
-        "teacher": teacher_folder(config, data).name,
-    }
-    aside = folder / f".{SETTINGS}"
-    OmegaConf.save(OmegaConf.create(dict(content)), aside)
-    aside.replace(file)
-
-
-def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
