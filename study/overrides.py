@@ -53,21 +53,29 @@ def fault_in(
     value = override.value()
     if key in groups and not isinstance(value, dict):
         return _fault_in_choice(key, value, groups[key])
-    return None if key in schema else _unknown(key, schema)
+    return None if key in schema else unknown(key, schema)
 
 
-def explain(error: HydraException | OmegaConfBaseException, schema: Mapping[str, Any]) -> str:
-    """What Hydra or OmegaConf found wrong, with the name of the setting where it is known."""
+def explain(
+    error: HydraException | OmegaConfBaseException, schema: Mapping[str, Any], key: str = ""
+) -> str:
+    """What Hydra or OmegaConf found wrong, with the name of the setting where it is known.
+
+    Args:
+        key: the setting, where the error does not know it.
+    """
     cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
     found = next((line.strip() for line in str(cause).splitlines() if line.strip()), repr(cause))
-    key = str(getattr(cause, "full_key", None) or "").partition("[")[0]
+    key = key or str(getattr(cause, "full_key", None) or "").partition("[")[0]
     if not key:
         return found
     if key not in schema:
-        return _unknown(key, schema)
+        return unknown(key, schema)
     if "missing mandatory value" in found.lower():
         return f"{key} must have a value, got none; add {key}=..."
     wanted = TYPES.get(schema[key]) if isinstance(cause, ValidationError) else None
+    if found.endswith("is not Optional"):
+        found = "got null"
     return f"{key} must be {wanted}: {found}" if wanted else f"{key}: {found}"
 
 
@@ -85,7 +93,8 @@ def _fault_in_choice(key: str, value: object, names: Sequence[str]) -> str | Non
     return f"{key} must be one of {', '.join(names)}, got {key}={value}{hint}"
 
 
-def _unknown(key: str, schema: Mapping[str, Any]) -> str:
+def unknown(key: str, schema: Mapping[str, Any]) -> str:
+    """That no setting has this name, and which one may have been meant."""
     paths = [path for path, kind in schema.items() if not is_dataclass(kind)]
     near = [path for path in paths if path.endswith(f".{key}")]
     near = near or difflib.get_close_matches(key, paths, n=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import threading
 import time
@@ -223,6 +224,7 @@ class MLflowLog:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         import mlflow
 
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
         uri = os.environ.get(TRACKING_URI)
         files = None if uri else (folder / "mlflow_artifacts").as_uri()
         self.folder = str(folder)

@@ -66,8 +66,14 @@ def study(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def printed(study: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
-    main([str(study), *options])
+def printed(
+    study: Path, capsys: pytest.CaptureFixture[str], *options: str, draws: bool = False
+) -> str:
+    """What the command prints; drawing, which takes longest, is left out unless asked for."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not draws:
+            patch.setattr("study.analyze._draw", lambda evidence, folder: ())
+        main([str(study), *options])
     return capsys.readouterr().out
 
 
@@ -165,7 +171,7 @@ def test_the_finalists_are_told_and_drawn_by_joint_and_by_oks(
     ]
     curves = [{"role": role, "oks": oks, "ap": ap} for role, ap in roles for oks in (0.5, 0.55)]
     results.write_final(study, rows, SPACE, joints, curves)
-    text = printed(study, capsys)
+    text = printed(study, capsys, draws=True)
     assert cells(text, "joint") == [["teacher", "baseline", "winner"]]
     assert cells(text, "left_hip") == [["60.0", "30.0", "40.0"]]
     assert cells(text, "head") == [["-", "-", "-"]]
@@ -209,7 +215,7 @@ def test_shares_that_may_be_chance_are_called_hints(
 def test_both_pictures_are_saved_and_named(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = printed(study, capsys)
+    text = printed(study, capsys, draws=True)
     for name in ("learning_curves.png", "parallel_coordinates.png"):
         file = study / "pictures" / name
         assert f"Saved {file}" in text
@@ -220,7 +226,7 @@ def test_a_study_whose_trials_all_failed_is_still_analysed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results.write_trial(tmp_path, trial(0, None, state="FAIL", error=None), [], SPACE)
-    text = printed(tmp_path, capsys)
+    text = printed(tmp_path, capsys, draws=True)
     assert "Trial 0 failed: no reason was recorded" in text
     assert "No trial ran to its end" in text
 

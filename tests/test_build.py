@@ -31,20 +31,18 @@ NETWORKS = [(name, size) for name, (_, sizes) in MODELS.items() for size in size
 
 
 @pytest.mark.parametrize(("name", "size"), NETWORKS)
-@pytest.mark.parametrize(
-    ("skeleton", "height", "width"), [(COCO, 256, 192), (CROWDPOSE, 384, 288)]
-)
 def test_every_name_and_size_has_a_heatmap_a_joint_and_a_pyramid_at_strides_16_8_4(
-    name: str, size: str, skeleton: Skeleton, height: int, width: int
+    name: str, size: str
 ) -> None:
     with torch.device("meta"):  # shapes alone
-        model = build_model(name, size, skeleton).eval()
-    heatmaps, pyramid, *_ = model(torch.zeros(2, 3, height, width, device="meta"))
-    assert heatmaps.shape == (2, skeleton.num_joints, height // 4, width // 4)
-    assert [tuple(features.shape) for features in pyramid] == [
-        (2, channels, height // stride, width // stride)
-        for channels, stride in zip(model.pyramid_channels, (16, 8, 4), strict=True)
-    ]
+        model = build_model(name, size, CROWDPOSE).eval()
+    for height, width in ((256, 192), (384, 288)):
+        heatmaps, pyramid, *_ = model(torch.zeros(2, 3, height, width, device="meta"))
+        assert heatmaps.shape == (2, CROWDPOSE.num_joints, height // 4, width // 4)
+        assert [tuple(features.shape) for features in pyramid] == [
+            (2, channels, height // stride, width // stride)
+            for channels, stride in zip(model.pyramid_channels, (16, 8, 4), strict=True)
+        ]
 
 
 @pytest.mark.parametrize(("name", "size"), [("hrnet", "w18"), ("simple_baseline", "r18")])

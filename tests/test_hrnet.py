@@ -79,7 +79,7 @@ def test_a_new_network_puts_out_nearly_nothing() -> None:
     assert model.final_layer.bias is not None and not model.final_layer.bias.any()
 
 
-@pytest.mark.parametrize(("skeleton", "crop_size"), [(COCO, (256, 192)), (CROWDPOSE, (384, 288))])
+@pytest.mark.parametrize(("skeleton", "crop_size"), [(COCO, (128, 96)), (CROWDPOSE, (192, 160))])
 def test_igp_gcn_refines_its_pose_and_the_gradient_reaches_the_first_layer(
     skeleton: Skeleton, crop_size: tuple[int, int]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,12 @@ def shapes_alone(name: str) -> PoseNetwork:
         return build_model(*NETWORKS[name], COCO)
 
 
+@functools.cache
+def shared_shapes(name: str) -> PoseNetwork:
+    """The same, made once: for tests that leave it as it is."""
+    return shapes_alone(name)
+
+
 def fill(network: nn.Module, gamma: tuple[float, float]) -> None:
     """The reference's weights: each key's are drawn by its place in the sorted list of keys."""
     for place, (key, value) in enumerate(sorted(network.state_dict().items())):
@@ -62,7 +69,7 @@ def fill(network: nn.Module, gamma: tuple[float, float]) -> None:
 def test_keys_and_shapes_are_the_official_ones_in_order(
     name: str, manifests: dict[str, Any]
 ) -> None:
-    model, manifest = shapes_alone(name), manifests[name]
+    model, manifest = shared_shapes(name), manifests[name]
     found = [
         [key, list(value.shape), str(value.dtype).removeprefix("torch.")]
         for key, value in model.state_dict().items()
@@ -75,17 +82,21 @@ def test_keys_and_shapes_are_the_official_ones_in_order(
 def test_convolutions_multiply_and_add_as_often_as_the_official_ones(
     name: str, manifests: dict[str, Any]
 ) -> None:
-    model, manifest = shapes_alone(name).eval(), manifests[name]
+    model, manifest = shared_shapes(name).eval(), manifests[name]
     counts = []
 
     def count(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         cells = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else output
         counts.append(layer.get_parameter("weight").numel() * cells[0, 0].numel())
 
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            layer.register_forward_hook(count)
+    hooks = [
+        layer.register_forward_hook(count)
+        for layer in model.modules()
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+    ]
     heatmaps = model(torch.zeros(1, 3, *manifest["input_hw"], device="meta")).heatmaps
+    for hook in hooks:
+        hook.remove()
     assert list(heatmaps.shape) == manifest["output_shape"]
     assert sum(counts) == manifest["conv_macs"]
 
