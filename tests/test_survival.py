@@ -73,8 +73,8 @@ def killed_at_ten_moments(storage: Path, name: str, seed: int, *settings: str) -
     for kill in range(KILLS):
         seen = epochs_in(folder)
         driver = start(storage, name, *settings)
-        if kill % 2:
-            time.sleep(dice.uniform(1, 9))
+        if kill % 3:
+            time.sleep(dice.uniform(1, 12))
         else:
             wait_until(lambda seen=seen: bool(epochs_in(folder) - seen), driver)
             time.sleep(dice.uniform(0, 0.2))
@@ -144,10 +144,13 @@ def rungs_of(trial: Any) -> list[float]:
 
 
 def rungs_due(trial: Any) -> list[float]:
-    """Its values after epoch 1, 2 and 4, but for the last of all, which ends it anyhow."""
+    """Its values after epochs 1, 2, 4 and 8, but for the last of all, which ends it anyhow."""
     curve = trial.intermediate_values
     return [
-        curve[epoch] for epoch in (1, 2, 4) if epoch in curve if epoch < trial.user_attrs["budget"]
+        curve[epoch]
+        for epoch in (1, 2, 4, 8)
+        if epoch in curve
+        if epoch < trial.user_attrs["budget"]
     ]
 
 
