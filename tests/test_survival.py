@@ -145,13 +145,8 @@ def rungs_of(trial: Any) -> list[float]:
 
 def rungs_due(trial: Any) -> list[float]:
     """Its values after epochs 1, 2, 4 and 8, but for the last of all, which ends it anyhow."""
-    curve = trial.intermediate_values
-    return [
-        curve[epoch]
-        for epoch in (1, 2, 4, 8)
-        if epoch in curve
-        if epoch < trial.user_attrs["budget"]
-    ]
+    curve, budget = trial.intermediate_values, trial.user_attrs["budget"]
+    return [curve[epoch] for epoch in (1, 2, 4, 8) if epoch in curve and epoch < budget]
 
 
 def test_processes_that_die_at_the_worst_points_change_nothing(
