@@ -17,7 +17,7 @@ from study.stage_search import open_study
 
 ROOT = Path(__file__).resolve().parent.parent
 CPUS = os.cpu_count() or 1
-LIMIT_S = 400
+LIMIT_S = 900
 
 SETTINGS = (
     *("data.train_pictures=36", "data.val_pictures=8", "data.input_size=[64,64]"),

@@ -12,6 +12,7 @@ import pytest
 from study_command import (
     CPUS,
     LAUNCHERS,
+    LIMIT_S,
     arm,
     epochs_in,
     evidence,
@@ -77,7 +78,7 @@ def killed_at_ten_moments(storage: Path, name: str, seed: int, *settings: str) -
             time.sleep(dice.uniform(1, 12))
         else:
             wait_until(lambda seen=seen: bool(epochs_in(folder) - seen), driver)
-            time.sleep(dice.uniform(0, 0.2))
+            time.sleep(dice.uniform(0, 0.1))
         assert kill_driver(driver), f"the study ended after {kill} kills"
     run(storage, name, *settings)
     return folder
@@ -106,7 +107,7 @@ def test_actors_killed_outright_change_nothing(
         kill_actor(driver, kind)
     if launcher == "train":
         kill_actor(driver, "StudyOwner")
-    said, _ = driver.communicate(timeout=400)
+    said, _ = driver.communicate(timeout=LIMIT_S)
     assert driver.returncode == 0, said
     assert evidence(folder) == whole
 
