@@ -37,6 +37,7 @@ from study.prepare import StudyData
 from study.schema import StudyConfig
 from study.teacher import make_teacher
 from study.trial import Trial, run_trial
+from study.whole_files import write_whole
 from study.workers import Workers, settle_in
 
 ERROR_LOG = "error.log"
@@ -179,7 +180,8 @@ def _interruptible() -> Iterator[None]:
     except SystemExit:
         raise KeyboardInterrupt from None
     finally:
-        signal.signal(signal.SIGINT, answer)
+        if signal.getsignal(signal.SIGINT) is not answer:
+            signal.signal(signal.SIGINT, answer)
 
 
 @contextlib.contextmanager
@@ -252,7 +254,7 @@ def _trainer(
 def _note_what_is_held(plan: StudyPlan, job: str) -> None:
     group = get_current_placement_group()
     assert group is not None
-    _note_of(plan, job).write_text(group.id.hex())
+    write_whole(_note_of(plan, job), group.id.hex())
 
 
 def _free_what_was_held(plan: StudyPlan, job: str) -> None:

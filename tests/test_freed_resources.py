@@ -113,7 +113,7 @@ def test_a_pruned_trials_cpus_are_free_at_once(
     known = {**os.environ, "PYTHONPATH": str(ROOT)}
     with another_ray() if other != "alone" else contextlib.nullcontext():
         done = subprocess.run(
-            command, capture_output=True, text=True, env=known, cwd=ROOT, timeout=400
+            command, capture_output=True, text=True, env=known, cwd=ROOT, timeout=900
         )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith("waited")]

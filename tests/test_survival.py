@@ -12,6 +12,7 @@ import pytest
 from study_command import (
     CPUS,
     LAUNCHERS,
+    LIMIT_S,
     arm,
     epochs_in,
     evidence,
@@ -73,11 +74,11 @@ def killed_at_ten_moments(storage: Path, name: str, seed: int, *settings: str) -
     for kill in range(KILLS):
         seen = epochs_in(folder)
         driver = start(storage, name, *settings)
-        if kill % 2:
-            time.sleep(dice.uniform(1, 9))
+        if kill % 3:
+            time.sleep(dice.uniform(1, 12))
         else:
             wait_until(lambda seen=seen: bool(epochs_in(folder) - seen), driver)
-            time.sleep(dice.uniform(0, 0.2))
+            time.sleep(dice.uniform(0, 0.1))
         assert kill_driver(driver), f"the study ended after {kill} kills"
     run(storage, name, *settings)
     return folder
@@ -106,7 +107,7 @@ def test_actors_killed_outright_change_nothing(
         kill_actor(driver, kind)
     if launcher == "train":
         kill_actor(driver, "StudyOwner")
-    said, _ = driver.communicate(timeout=400)
+    said, _ = driver.communicate(timeout=LIMIT_S)
     assert driver.returncode == 0, said
     assert evidence(folder) == whole
 
@@ -144,11 +145,9 @@ def rungs_of(trial: Any) -> list[float]:
 
 
 def rungs_due(trial: Any) -> list[float]:
-    """Its values after epoch 1, 2 and 4, but for the last of all, which ends it anyhow."""
-    curve = trial.intermediate_values
-    return [
-        curve[epoch] for epoch in (1, 2, 4) if epoch in curve if epoch < trial.user_attrs["budget"]
-    ]
+    """Its values after epochs 1, 2, 4 and 8, but for the last of all, which ends it anyhow."""
+    curve, budget = trial.intermediate_values, trial.user_attrs["budget"]
+    return [curve[epoch] for epoch in (1, 2, 4, 8) if epoch in curve and epoch < budget]
 
 
 def test_processes_that_die_at_the_worst_points_change_nothing(
