@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from study.stage_search import open_study
 ROOT = Path(__file__).resolve().parent.parent
 CPUS = os.cpu_count() or 1
 LIMIT_S = 900
+KILLS = 10
 
 SETTINGS = (
     *("data.train_pictures=36", "data.val_pictures=8", "data.input_size=[64,64]"),
@@ -130,6 +132,22 @@ def kill_driver(driver: subprocess.Popen[str]) -> bool:
     assert driver.stdout is not None
     driver.stdout.close()
     return was_running
+
+
+def killed_at_ten_moments(storage: Path, name: str, seed: int, *settings: str) -> Path:
+    """The folder of a study whose driver was killed soon after its start, or after an epoch."""
+    dice, folder = random.Random(seed), storage / name
+    for kill in range(KILLS):
+        seen = epochs_in(folder)
+        driver = start(storage, name, *settings)
+        if kill % 3:
+            time.sleep(dice.uniform(1, 12))
+        else:
+            wait_until(lambda seen=seen: bool(epochs_in(folder) - seen), driver)
+            time.sleep(dice.uniform(0, 0.1))
+        assert kill_driver(driver), f"the study ended after {kill} kills"
+    run(storage, name, *settings)
+    return folder
 
 
 def kill_actor(driver: subprocess.Popen[str], kind: str) -> None:

@@ -145,6 +145,22 @@ def test_failed_trial_has_a_row_with_its_error(config: StudyConfig) -> None:
     assert (row["state"], row["error"], row["objective"]) == ("FAIL", "RuntimeError: boom", None)
 
 
+def test_a_halted_study_gives_out_and_fails_no_trial_and_goes_on_another_time(
+    config: StudyConfig,
+) -> None:
+    owner = start(config, "a")
+    asked = owner.ask("t0")
+    assert owner.halted() is None
+    owner.halt("the disk is full")
+    owner.halt("the disk is still full")
+    assert owner.halted() == "the disk is full"
+    owner.fail(asked["number"], "it could not be kept")
+    assert owner.ask("t1") is None
+    again = start(config, "b")
+    assert (again.halted(), again.num_finished()) == (None, 0)
+    assert again.ask("t0") == asked
+
+
 def test_left_over_trial_goes_on_under_its_number_and_values(config: StudyConfig) -> None:
     owner = start(config, "a")
     for index in range(3):

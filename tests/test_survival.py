@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import random
-import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from study_command import (
-    CPUS,
     LAUNCHERS,
     LIMIT_S,
     arm,
-    epochs_in,
     evidence,
     has_killed,
     kill_actor,
-    kill_driver,
+    killed_at_ten_moments,
     run,
     start,
     wait_until,
 )
 
 from study.launch import RAY_FOLDER
-from study.results import read_reports, read_trials
-from study.stage_search import open_study
+from study.results import read_trials
 
 pytestmark = pytest.mark.slow
 
-KILLS = 10
 POINTS = {
     "asked": 2,  # inside the owner's ask, of the third trial
     "saved": 4,  # an epoch is on disk and nobody knows of it
@@ -68,22 +61,6 @@ def whole(storage: Path, launcher: str) -> dict[str, Any]:
     return evidence(storage / name)
 
 
-def killed_at_ten_moments(storage: Path, name: str, seed: int, *settings: str) -> Path:
-    """The folder of a study whose driver was killed soon after its start, or after an epoch."""
-    dice, folder = random.Random(seed), storage / name
-    for kill in range(KILLS):
-        seen = epochs_in(folder)
-        driver = start(storage, name, *settings)
-        if kill % 3:
-            time.sleep(dice.uniform(1, 12))
-        else:
-            wait_until(lambda seen=seen: bool(epochs_in(folder) - seen), driver)
-            time.sleep(dice.uniform(0, 0.1))
-        assert kill_driver(driver), f"the study ended after {kill} kills"
-    run(storage, name, *settings)
-    return folder
-
-
 def test_a_driver_killed_at_ten_moments_changes_nothing(
     storage: Path, whole: dict[str, Any], launcher: str
 ) -> None:
@@ -110,44 +87,6 @@ def test_actors_killed_outright_change_nothing(
     said, _ = driver.communicate(timeout=LIMIT_S)
     assert driver.returncode == 0, said
     assert evidence(folder) == whole
-
-
-@pytest.mark.parametrize("pruner", ["successive_halving", "none"])
-def test_two_at_once_lose_and_double_nothing_when_their_driver_is_killed_ten_times(
-    storage: Path, launcher: str, pruner: str
-) -> None:
-    name = f"{launcher}-{pruner}"
-    settings = (
-        *LAUNCHERS[launcher],
-        *(f"trial.cpus={CPUS / 4 if launcher == 'train' else CPUS / 2}", "search.concurrent=2"),
-        *("search.sampler=random", f"search.pruner={pruner}"),
-    )
-    folder = killed_at_ten_moments(storage, name, 11, *settings)
-    trials = open_study(folder, name).get_trials()
-    rows = read_trials(folder).to_pylist()
-    assert [trial.number for trial in trials] == [row["trial"] for row in rows]
-    assert [trial.state.name for trial in trials] == [row["state"] for row in rows]
-    told = Counter((row["trial"], row["epoch"]) for row in read_reports(folder).to_pylist())
-    known = {(trial.number, epoch) for trial in trials for epoch in trial.intermediate_values}
-    assert {key for key in told if key[0] is not None} == known
-    assert set(told.values()) == {1}
-    if pruner == "none":
-        run(storage, f"{name}-whole", *settings)
-        assert evidence(folder) == evidence(storage / f"{name}-whole")
-    else:
-        assert [rungs_of(trial) for trial in trials] == [rungs_due(trial) for trial in trials]
-
-
-def rungs_of(trial: Any) -> list[float]:
-    """What successive halving keeps of the trial, rung by rung."""
-    rungs = [key for key in trial.system_attrs if key.startswith("completed_rung_")]
-    return [trial.system_attrs[f"completed_rung_{rung}"] for rung in range(len(rungs))]
-
-
-def rungs_due(trial: Any) -> list[float]:
-    """Its values after epochs 1, 2, 4 and 8, but for the last of all, which ends it anyhow."""
-    curve, budget = trial.intermediate_values, trial.user_attrs["budget"]
-    return [curve[epoch] for epoch in (1, 2, 4, 8) if epoch in curve and epoch < budget]
 
 
 def test_processes_that_die_at_the_worst_points_change_nothing(
