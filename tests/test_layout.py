@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import functools
 import importlib.metadata
 import re
 import subprocess
@@ -70,6 +71,7 @@ def files_of(package: str) -> list[str]:
     return [file for file in SOURCES if file.startswith(f"{package}/")]
 
 
+@functools.cache
 def imports(tree: ast.Module) -> set[str]:
     """What a file imports, at its head or in a function: modules, and names that may be such."""
     found: set[str] = set()
@@ -82,6 +84,7 @@ def imports(tree: ast.Module) -> set[str]:
     return found
 
 
+@functools.cache
 def ours(file: str) -> set[str]:
     """The files of ours that a file imports."""
     named = (f"{module.replace('.', '/')}.py" for module in imports(SOURCES[file]))
