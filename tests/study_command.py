@@ -135,16 +135,22 @@ def kill_driver(driver: subprocess.Popen[str]) -> bool:
 
 
 def killed_at_ten_moments(storage: Path, name: str, seed: int, *settings: str) -> Path:
-    """The folder of a study whose driver was killed soon after its start, or after an epoch."""
+    """The folder of a study whose driver was killed again and again, then left alone.
+
+    A kill comes seconds after the start, or as soon as another epoch is kept, since the study
+    would else end before the last.
+    """
     dice, folder = random.Random(seed), storage / name
     for kill in range(KILLS):
         seen = epochs_in(folder)
         driver = start(storage, name, *settings)
-        if kill % 3:
-            time.sleep(dice.uniform(1, 12))
-        else:
-            wait_until(lambda seen=seen: bool(epochs_in(folder) - seen), driver)
-            time.sleep(dice.uniform(0, 0.1))
+        moment = time.monotonic() + (dice.uniform(1, 12) if kill % 3 else LIMIT_S)
+
+        def has_come(seen: set[str] = seen, moment: float = moment) -> bool:
+            return bool(epochs_in(folder) - seen) or time.monotonic() > moment
+
+        wait_until(has_come, driver)
+        time.sleep(dice.uniform(0, 0.1))
         assert kill_driver(driver), f"the study ended after {kill} kills"
     run(storage, name, *settings)
     return folder
