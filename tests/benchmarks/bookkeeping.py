@@ -3,8 +3,8 @@
 A study's owner gives out 1,000 trials that do no work: each reports epochs of made-up AP until it
 is told to stop. What the owner computes for them is timed, in CPU seconds of its process: asking
 the sampler, pruning, the journal, and the Parquet of every trial that ended. What a trial itself
-would write, its checkpoint's reports, lies outside, and nobody waits for the disk. Shown is the CPU per trial over the first 100
-trials, over all of them, and the ratio.
+would write, its checkpoint's reports, lies outside, and nobody waits for the disk. Shown is the
+CPU per trial over the first 100 trials, over all of them, and the ratio.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ def row_of(epoch: int, best: float) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--trials", type=int, default=1000, help="how many (default 1000)")
-    parser.add_argument("--samplers", nargs="*", default=["random", "tpe"])
+    parser.add_argument("--sampler", action="append", help="a name (default: random, tpe)")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="as of tune.py")
     options = parser.parse_intermixed_args()
     table = Table(title=f"the owner's CPU per trial, ms, over {FEW} and {options.trials} trials")
     for heading in ("search.sampler", f"{FEW}", f"{options.trials}", "ratio"):
         table.add_column(heading, justify="right" if heading[0].isdigit() else "left")
-    for sampler in options.samplers:
+    for sampler in options.sampler or ("random", "tpe"):
         no_waiting = mock.patch.object(os, "fsync", lambda descriptor: None)
         with tempfile.TemporaryDirectory() as folder, no_waiting:
             seconds = cpu_by_trial(Path(folder), sampler, options.trials, options.settings)

@@ -277,11 +277,11 @@ def _ratio(medians: Mapping[str, float], name: str, other: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Replay searches on recorded curves.")
-    parser.add_argument("--curves", nargs="*", help="names of curves (default: all there are)")
+    parser.add_argument("--curves", action="append", help="a name (default: all there are)")
     parser.add_argument("--seeds", type=int, default=100, help="how many (default 100)")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--concurrent", type=int, default=1, help="trials at once (default 1)")
-    parser.add_argument("--only", nargs="*", help="of random, stock, ours (default: all)")
+    parser.add_argument("--only", action="append", choices=["random", "stock", "ours"])
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="for ours, as of tune.py")
     options = parser.parse_intermixed_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
