@@ -157,7 +157,10 @@ class StageSearch:
         return self.first_number + trial.number - self.num_known
 
     def frozen(self, number: int) -> FrozenTrial:
-        return self.trials()[number - self.first_number]
+        # Looked up alone: a list of all trials for each report is what long searches would pay.
+        storage, place = self.study._storage, number - self.first_number + self.num_known
+        id_ = storage.get_trial_id_from_study_id_trial_number(self.study._study_id, place)
+        return storage.get_trial(id_)
 
     def note(self, number: int, key: str, value: Any) -> None:
         """Keeps an attribute of the trial."""
