@@ -6,9 +6,8 @@ student's; what it really costs here is printed. Pictures are drawn people's.
 
 ``study``: all trials of the built-in study, by plain calls, with every store, against the same
 with none: the teacher is asked live, and every crop, of every epoch and every scoring, is cut anew
-out of its picture. Trials are not pruned, so that both do the same. Nothing is trained twice: the
-teacher, which any toolbox trains once, counts as one training on either side, or not at all
-(--without-teacher).
+out of its picture. Trials are not pruned, so that both do the same. The teacher is trained once on
+either side, as in any toolbox; the figures are told with that training and without it.
 
 Seconds are this process's own, so that nobody else on the machine counts.
 """
@@ -36,6 +35,7 @@ from rich.table import Table  # noqa: E402
 
 from search_spaces.space import load  # noqa: E402
 from study import teacher, training  # noqa: E402
+from study.checkpoint import Checkpoints, best_row  # noqa: E402
 from study.config import compose, with_values  # noqa: E402
 from study.crops import read_picture, stored_size, warp  # noqa: E402
 from study.json_records import load_document  # noqa: E402
@@ -143,10 +143,12 @@ def pictures_of(config: StudyConfig) -> dict[int, Path]:
     return found
 
 
-def study(storage: str, trials: int, with_teacher: bool) -> list[tuple[str, float, float]]:
-    """Seconds of all trials, with no store and with all."""
+def study(storage: str, trials: int) -> list[tuple[str, float, float]]:
+    """Seconds with no store and with all: of teacher and trials, and of the trials alone."""
     config = compose([f"storage={storage}"])
-    said: list[float] = []
+    teachers: list[float] = []
+    totals: list[float] = []
+    scores: list[list[float]] = []
     workers = Workers(torch.device("cpu"))
     data = prepare_data(config, lambda _: lambda *_: None, print)
     paths = pictures_of(config)
@@ -166,11 +168,12 @@ def study(storage: str, trials: int, with_teacher: bool) -> list[tuple[str, floa
         mode = {"teacher.mode": "online" if way == "with none" else "cached"}
         training.open_crop_store = teacher.open_crop_store = opener  # type: ignore[attr-defined]
         total = 0.0
+        best: list[float] = []
         with tempfile.TemporaryDirectory() as scratch:
             own = with_values(config, {"storage": scratch}) if way == "with none" else config
             seconds = timed(lambda own=own: make_teacher(own, data, workers, quiet))
             print(f"{way}: the teacher took {seconds:.0f} s", flush=True)
-            total += seconds if with_teacher else 0.0
+            teachers.append(seconds)
             if way == "with all stores":
                 folder = teacher_folder(own, data)
             for number, chosen in enumerate(values):
@@ -182,11 +185,20 @@ def study(storage: str, trials: int, with_teacher: bool) -> list[tuple[str, floa
                     folder / TARGETS,
                 )
                 seconds = timed(lambda trial=trial: run_trial(trial, workers, quiet))
-                print(f"{way}: trial {number} took {seconds:.1f} s", flush=True)
+                last = Checkpoints(trial.folder).last()
+                assert last is not None
+                best.append(100 * best_row(last.rows)["val_ap"])
+                print(f"{way}: trial {number}, AP {best[-1]:.1f}, {seconds:.1f} s", flush=True)
                 total += seconds
-        said.append(total)
-    kept, anew = said
-    return [(f"a study of {trials} trials", anew, kept)]
+        totals.append(total)
+        scores.append(best)
+    for way, best in zip(("all stores", "none"), scores, strict=True):
+        print(f"with {way} the trials reach AP {np.mean(best):.1f} in the mean")
+    (kept, anew), (kept_teacher, anew_teacher) = totals, teachers
+    return [
+        (f"{trials} trials and their teacher", anew + anew_teacher, kept + kept_teacher),
+        (f"{trials} trials", anew, kept),
+    ]
 
 
 def main() -> None:
@@ -195,7 +207,6 @@ def main() -> None:
     parser.add_argument("--storage", help="of data and teacher (default: a temporary folder)")
     parser.add_argument("--rounds", type=int, default=3, help="epochs of each kind (default 3)")
     parser.add_argument("--trials", type=int, default=12, help="of the study (default 12)")
-    parser.add_argument("--without-teacher", action="store_true", help="count trials alone")
     options = parser.parse_args()
     settle_in(1)
     with tempfile.TemporaryDirectory() as scratch:
@@ -203,7 +214,7 @@ def main() -> None:
         if options.what == "epochs":
             rows = epochs(storage, options.rounds)
         else:
-            rows = study(storage, options.trials, not options.without_teacher)
+            rows = study(storage, options.trials)
     table = Table(title="seconds of CPU, one thread")
     for heading in ("what", "nothing stored", "stored", "ratio"):
         table.add_column(heading, justify="left" if heading == "what" else "right")
