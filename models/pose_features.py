@@ -114,7 +114,9 @@ class PoseNetwork(nn.Module):
             answer = forward(seen)
         assert isinstance(answer, PoseFeatures)
         pyramid = tuple(features.float() for features in answer.pyramid)
-        answer = answer._replace(heatmaps=answer.heatmaps.float(), pyramid=pyramid)
+        # channel by channel again, as targets lie: losses and decoders go over them many times
+        heatmaps = answer.heatmaps.float().contiguous()
+        answer = answer._replace(heatmaps=heatmaps, pyramid=pyramid)
         if self.simcc_head is None:
             return answer
         return answer._replace(bins=self.simcc_head(pyramid[-1]))

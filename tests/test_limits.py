@@ -12,7 +12,12 @@ from study import limits
 from study.config import InputError, compose, flatten, to_plain, value_at, with_values
 from study.schema import StudyConfig
 
-AS_IT_COMES = {"teacher.size": "thunder", "teacher.epochs": 0, "teacher.init": "movenet.json"}
+AS_IT_COMES = {
+    "teacher.size": "thunder",
+    "teacher.epochs": 0,
+    "teacher.init": "movenet.json",
+    "teacher.flip_test": False,
+}
 
 
 @pytest.fixture(scope="module")

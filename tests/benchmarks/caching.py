@@ -6,9 +6,8 @@ student's; what it really costs here is printed. Pictures are drawn people's.
 
 ``study``: all trials of the built-in study, by plain calls, with every store, against the same
 with none: the teacher is asked live, and every crop, of every epoch and every scoring, is cut anew
-out of its picture. Trials are not pruned, so that both do the same. Nothing is trained twice: the
-teacher, which any toolbox trains once, counts as one training on either side, or not at all
-(--without-teacher).
+out of its picture. Trials are not pruned, so that both do the same. The teacher is trained once,
+as in any toolbox: what that took counts on either side, or on none.
 
 Seconds are this process's own, so that nobody else on the machine counts.
 """
@@ -36,6 +35,7 @@ from rich.table import Table  # noqa: E402
 
 from search_spaces.space import load  # noqa: E402
 from study import teacher, training  # noqa: E402
+from study.checkpoint import Checkpoints, best_row  # noqa: E402
 from study.config import compose, with_values  # noqa: E402
 from study.crops import read_picture, stored_size, warp  # noqa: E402
 from study.json_records import load_document  # noqa: E402
@@ -43,7 +43,13 @@ from study.loop import Row, run_stage  # noqa: E402
 from study.prepare import input_size_of, prepare_data  # noqa: E402
 from study.schema import StudyConfig  # noqa: E402
 from study.store import CropStore, open_crop_store  # noqa: E402
-from study.teacher import TARGETS, live_teacher, make_teacher, teacher_folder  # noqa: E402
+from study.teacher import (  # noqa: E402
+    TARGETS,
+    is_ready,
+    live_teacher,
+    make_teacher,
+    teacher_folder,
+)
 from study.training import (  # noqa: E402
     Progress,
     TrainingData,
@@ -143,50 +149,50 @@ def pictures_of(config: StudyConfig) -> dict[int, Path]:
     return found
 
 
-def study(storage: str, trials: int, with_teacher: bool) -> list[tuple[str, float, float]]:
-    """Seconds of all trials, with no store and with all."""
+def study(storage: str, trials: int) -> list[tuple[str, float, float]]:
+    """Seconds with no store and with all, of the trials, and of them and the teacher.
+
+    Each trial is run both ways before the next one, so that a machine that slows down slows both.
+    A teacher that the storage has already is not counted.
+    """
     config = compose([f"storage={storage}"])
-    said: list[float] = []
     workers = Workers(torch.device("cpu"))
     data = prepare_data(config, lambda _: lambda *_: None, print)
-    paths = pictures_of(config)
-    folder = teacher_folder(config, data)
+    paths, folder = pictures_of(config), teacher_folder(config, data)
+    was_ready = is_ready(folder)
+    trained = timed(lambda: make_teacher(config, data, workers, quiet))
+    print(f"the teacher took {trained:.0f} s", flush=True)
+
+    def anew(path: Path) -> CropStore:
+        return PicturesAnew.of(open_crop_store(path), paths)
+
+    ways = {"none": ("online", anew), "all stores": ("cached", open_crop_store)}
     space = load(config.search_space)
-    sampler = optuna.samplers.RandomSampler(seed=0)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    drawn = optuna.create_study(sampler=sampler)
-    values = [space.suggest(drawn.ask(), config) for _ in range(trials)]
-    for way in ("with all stores", "with none"):
-        opener = open_crop_store
-        if way == "with none":
-
-            def opener(path: Path) -> CropStore:
-                return PicturesAnew.of(open_crop_store(path), paths)
-
-        mode = {"teacher.mode": "online" if way == "with none" else "cached"}
-        training.open_crop_store = teacher.open_crop_store = opener  # type: ignore[attr-defined]
-        total = 0.0
-        with tempfile.TemporaryDirectory() as scratch:
-            own = with_values(config, {"storage": scratch}) if way == "with none" else config
-            seconds = timed(lambda own=own: make_teacher(own, data, workers, quiet))
-            print(f"{way}: the teacher took {seconds:.0f} s", flush=True)
-            total += seconds if with_teacher else 0.0
-            if way == "with all stores":
-                folder = teacher_folder(own, data)
-            for number, chosen in enumerate(values):
-                trial = Trial(
-                    number,
-                    with_values(config, {**chosen, **mode}),
-                    data,
-                    Path(scratch) / f"trial-{number}",
-                    folder / TARGETS,
-                )
-                seconds = timed(lambda trial=trial: run_trial(trial, workers, quiet))
-                print(f"{way}: trial {number} took {seconds:.1f} s", flush=True)
-                total += seconds
-        said.append(total)
-    kept, anew = said
-    return [(f"a study of {trials} trials", anew, kept)]
+    drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    scores: dict[str, list[float]] = {way: [] for way in ways}
+    with tempfile.TemporaryDirectory() as scratch:
+        for number in range(trials):
+            chosen = space.suggest(drawn.ask(), config)
+            for way, (mode, opener) in ways.items():
+                training.open_crop_store = teacher.open_crop_store = opener  # type: ignore[attr-defined]
+                own = with_values(config, {**chosen, "teacher.mode": mode})
+                kept = Path(scratch) / way / str(number)
+                trial = Trial(number, own, data, kept, folder / TARGETS)
+                seconds[way].append(timed(lambda: run_trial(trial, workers, quiet)))  # noqa: B023
+                last = Checkpoints(kept).last()
+                assert last is not None
+                scores[way].append(100 * best_row(last.rows)["val_ap"])
+                what = f"AP {scores[way][-1]:.1f}, {seconds[way][-1]:.1f} s"
+                print(f"trial {number} with {way}: {what}", flush=True)
+    for way, reached in scores.items():
+        print(f"with {way} the trials reach AP {np.mean(reached):.1f} in the mean")
+    none, stored = (sum(seconds[way]) for way in ways)
+    rows = [(f"{trials} trials", none, stored)]
+    if not was_ready:
+        rows.append((f"{trials} trials and their teacher", none + trained, stored + trained))
+    return rows
 
 
 def main() -> None:
@@ -195,7 +201,6 @@ def main() -> None:
     parser.add_argument("--storage", help="of data and teacher (default: a temporary folder)")
     parser.add_argument("--rounds", type=int, default=3, help="epochs of each kind (default 3)")
     parser.add_argument("--trials", type=int, default=12, help="of the study (default 12)")
-    parser.add_argument("--without-teacher", action="store_true", help="count trials alone")
     options = parser.parse_args()
     settle_in(1)
     with tempfile.TemporaryDirectory() as scratch:
@@ -203,7 +208,7 @@ def main() -> None:
         if options.what == "epochs":
             rows = epochs(storage, options.rounds)
         else:
-            rows = study(storage, options.trials, not options.without_teacher)
+            rows = study(storage, options.trials)
     table = Table(title="seconds of CPU, one thread")
     for heading in ("what", "nothing stored", "stored", "ratio"):
         table.add_column(heading, justify="left" if heading == "what" else "right")
