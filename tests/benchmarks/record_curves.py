@@ -5,7 +5,7 @@ to the end of its budget, never pruned, and keeps AP on the search slice after e
 line of JSON a configuration is added to DIR/<name>.jsonl as soon as it is trained; the same
 command goes on where it was broken off, and several may run at once with other --first. At the
 end everything is condensed to DIR/<name>.parquet: a row a configuration, its values by config
-path, and its curve.
+path, and its curve. What ``curves/`` has of that name is not trained again.
 
 ``lspet_crowd`` takes its pictures from --data, the folder of that name, and starts from MoveNet's
 weights (``teacher.init`` Thunder's, ``student.init`` Lightning's): in the seconds that a
@@ -67,6 +67,8 @@ def record(name: str, overrides: list[str], out: Path, first: int, count: int) -
     if not is_ready(folder):
         make_teacher(config, data, workers, say)
     lines = out / f"{name}.jsonl"
+    if not lines.exists():
+        lines.write_text("".join(json.dumps(line) + "\n" for line in kept(name)))
     for number in range(first, first + count):
         if number in known(lines):
             continue
@@ -111,6 +113,16 @@ def known(lines: Path) -> dict[int, dict[str, Any]]:
         except ValueError:
             continue
         found[line["number"]] = line
+    return found
+
+
+def kept(name: str) -> list[dict[str, Any]]:
+    """What ``condense`` once made of such lines."""
+    file = Path(__file__).parent / "curves" / f"{name}.parquet"
+    found = []
+    for row in pq.read_table(file).to_pylist() if file.exists() else ():
+        line = {key: row.pop(key) for key in ("number", "seconds", "curve")}
+        found.append({**line, "values": {path: v for path, v in row.items() if v is not None}})
     return found
 
 

@@ -5,13 +5,14 @@ from elsewhere (``refine.start``), each given joint being one candidate among th
 Then it gets poses of the validation people:
 
   real      another method's predictions: MoveNet's (--movenet), or any COCO results (--poses)
-  swapped   the truth, a third of the left-right pairs swapped
+  swapped   the truth, a third of the left-right pairs swapped, by ten draws for each person
   missed    the truth, a fifth of the joints thrown to a random place of the person's box
   jitter    the truth with the noise of the training
 
-Each gets AP by CrowdPose's rules and the mean OKS, before and after. The interval is of the mean
-OKS's gain, by a bootstrap over the photographed persons of whom the data are composed (each may
-be in many pictures), else over pictures. Every step is kept under --out; the same command goes on.
+Each gets AP by CrowdPose's rules and the mean OKS, before and after; of several draws the means.
+The interval is of the mean OKS's gain, by a bootstrap over the photographed persons of whom the
+data are composed (each may be in many pictures), else over pictures. Every step is kept under
+--out; the same command goes on.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ from study.trial import Trial, run_trial  # noqa: E402
 from study.workers import Workers  # noqa: E402
 
 SWAPPED, MISSED = 1 / 3, 1 / 5
+SWAP_DRAWS = 10
 RESAMPLES = 2000
 SHARED = [CROWDPOSE.joints.index(joint) for joint in CROWDPOSE.joints if joint in COCO.joints]
 """Joints that methods of COCO's 17 know; head and neck they can but guess."""
@@ -170,29 +172,40 @@ def movenet_poses(
     return file
 
 
-def made_up_starts(store: CropStore, spread: float) -> dict[str, Poses]:
-    """The truth of all people made worse; what is not labelled has score 0."""
+def made_up_starts(store: CropStore, spread: float) -> dict[str, list[Poses]]:
+    """The truth of all people made worse, in each draw; what is not labelled has score 0."""
     dice = np.random.RandomState(0)
     truth, labelled = store.keypoints_stored, store.visibility > 0
     count, joints = labelled.shape
-    order = list(CROWDPOSE.flip_order)
-    draws = dice.rand(count, joints)
-    draws = np.minimum(draws, draws[:, order])  # both of a pair are swapped or none
-    share = 1 - (1 - SWAPPED) ** 0.5
-    swaps = (draws < share) & labelled & labelled[:, order]
-    swapped = np.where(swaps[..., None], truth[:, order], truth)
+    swapped = [swap_some(truth, labelled, dice)]
     corners = store.boxes_image[:, None, :2]
     places = corners + dice.rand(count, joints, 2) * store.boxes_image[:, None, 2:]
     places = apply_affine(places, store.image_to_stored)
     missed = np.where(dice.rand(count, joints, 1) < MISSED, places, truth)
+    swapped += [swap_some(truth, labelled, dice) for _ in range(SWAP_DRAWS - 1)]
     torch.manual_seed(0)
     labels = (truth, store.visibility, store.areas)
     noisy, _ = jittered(*map(torch.from_numpy, labels), spread)
-    poses = {"swapped": swapped, "missed": missed, "jitter": noisy.numpy()}
+    poses = {"swapped": swapped, "missed": [missed], "jitter": [noisy.numpy()]}
     return {
-        name: np.concatenate((pose, labelled[..., None]), axis=-1).astype(np.float32)
-        for name, pose in poses.items()
+        name: [
+            np.concatenate((pose, labelled[..., None]), axis=-1).astype(np.float32)
+            for pose in draws
+        ]
+        for name, draws in poses.items()
     }
+
+
+def swap_some(
+    truth: NDArray[np.float32], labelled: NDArray[np.bool_], dice: np.random.RandomState
+) -> NDArray[np.float32]:
+    """The truth (N, K, 2) with a share of the labelled left-right pairs swapped."""
+    order = list(CROWDPOSE.flip_order)
+    draws = dice.rand(*labelled.shape)
+    draws = np.minimum(draws, draws[:, order])  # both of a pair are swapped or none
+    share = 1 - (1 - SWAPPED) ** 0.5
+    swaps = (draws < share) & labelled & labelled[:, order]
+    return np.where(swaps[..., None], truth[:, order], truth)
 
 
 def look_once(estimator: RefinedPose, answers: dict[int, PoseFeatures]) -> None:
@@ -209,30 +222,33 @@ def look_once(estimator: RefinedPose, answers: dict[int, PoseFeatures]) -> None:
 
 
 def measure(
-    estimator: RefinedPose, store: CropStore, truth: Path, starts: Poses, groups: list[int]
+    estimator: RefinedPose, store: CropStore, truth: Path, draws: list[Poses], groups: list[int]
 ) -> dict[str, Any]:
     """AP and mean OKS before and after, and the interval of the latter's gain."""
-    after, scores = predict_crops(
-        estimator, store, CROWDPOSE, Workers(torch.device("cpu")), starts=starts
-    )
-    poses = {"before": starts[..., :2].astype(float), "after": after}
+    workers, counts = Workers(torch.device("cpu")), (store.visibility > 0).any(axis=1)
     stored_to_image = invert_affine(store.image_to_stored)
-    result: dict[str, Any] = {}
-    similar: dict[str, dict[str, NDArray[np.float64]]] = {"all": {}, "shared": {}}
-    for when, pose in poses.items():
-        image = apply_affine(pose, stored_to_image)
-        found = to_detections(image, scores, store.image_ids, np.ones(len(store)))
-        ap = average_precision(truth, found, CROWDPOSE, "crowdpose")
-        result |= {f"{name}_{when}": ap[name] for name in ap if name.startswith("ap")}
-        for kind, which in (("all", slice(None)), ("shared", SHARED)):
-            labels = store.keypoints_stored[:, which], store.visibility[:, which], store.areas
-            sigmas = np.array(CROWDPOSE.oks_sigmas)[which].tolist()
-            similar[kind][when] = oks(pose[:, which], *labels, sigmas)
-    counts = (store.visibility > 0).any(axis=1)
-    for kind, values in similar.items():
-        gains = (values["after"] - values["before"])[counts]
-        result[f"oks_{kind}"] = [float(values[when][counts].mean()) for when in poses]
-        result[f"gain_{kind}"] = interval(gains, np.array(groups)[counts])
+    found: dict[str, list[Any]] = {}
+    for starts in draws:
+        after, scores = predict_crops(estimator, store, CROWDPOSE, workers, starts=starts)
+        for when, pose in (("before", starts[..., :2].astype(float)), ("after", after)):
+            image = apply_affine(pose, stored_to_image)
+            people = to_detections(image, scores, store.image_ids, np.ones(len(store)))
+            ap = average_precision(truth, people, CROWDPOSE, "crowdpose")
+            for name in ap:
+                if name.startswith("ap"):
+                    found.setdefault(f"{name}_{when}", []).append(ap[name])
+            for kind, which in (("all", slice(None)), ("shared", SHARED)):
+                labels = store.keypoints_stored[:, which], store.visibility[:, which], store.areas
+                sigmas = np.array(CROWDPOSE.oks_sigmas)[which].tolist()
+                similar = oks(pose[:, which], *labels, sigmas)[counts]
+                found.setdefault(f"{kind} {when}", []).append(similar)
+    result: dict[str, Any] = {
+        name: float(np.mean(values)) for name, values in found.items() if name.startswith("ap")
+    }
+    for kind in ("all", "shared"):
+        before, after = (np.mean(found[f"{kind} {when}"], axis=0) for when in ("before", "after"))
+        result[f"oks_{kind}"] = [float(before.mean()), float(after.mean())]
+        result[f"gain_{kind}"] = interval(after - before, np.array(groups)[counts])
     return result
 
 
@@ -261,12 +277,12 @@ def score(
     store, truth = open_crop_store(Path(data.val)), Path(data.val_truth)
     annotations = Path(config.data.root) / config.data.val.annotations
     groups = groups_of(annotations, store)
-    cases: dict[str, Callable[[], Poses]] = {
-        f"real: {path.stem}": lambda path=path: given_starts(path, store, CROWDPOSE)
+    cases: dict[str, Callable[[], list[Poses]]] = {
+        f"real: {path.stem}": lambda path=path: [given_starts(path, store, CROWDPOSE)]
         for path in real
     }
-    for name, poses in made_up_starts(store, config.refine.jitter).items():
-        cases[name] = lambda poses=poses: poses
+    for name, draws in made_up_starts(store, config.refine.jitter).items():
+        cases[name] = lambda draws=draws: draws
     frozen: dict[int, PoseFeatures] = {}
     for start in starts:
         last = Checkpoints(out / name_of(start)).last()
