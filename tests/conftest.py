@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from study.teacher_store import Answer, write_teacher_store
 from study.workers import Workers
 
 ROOT = Path(__file__).resolve().parent.parent
+# Last, because the study's scripts put the project in the first one's place.
+sys.path.append(str(ROOT / "tests"))
 EASY_SIGMA = 1.0
 FIVE = Skeleton(
     name="five",
