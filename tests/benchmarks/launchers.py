@@ -1,8 +1,9 @@
 """What a launcher adds to a trial: ``python tests/benchmarks/launchers.py``, some minutes.
 
-The same trials are trained three times, one after another: by a study under each launcher, and by
-``run_trial`` as a plain function in this process, without Ray. That all three end with the same AP
-is checked, so that it is the same training whose times are compared.
+The same trials are trained four times, one after another: by a study under each launcher, by bare
+Tune, whose trainable is nothing but ``run_trial``, and by ``run_trial`` as a plain function in
+this process, without Ray. That all end with the same AP is checked, so that it is the same training
+whose times are compared; what a trial takes beyond the plain function is its fixed overhead.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+from ray import tune  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from study import tuning  # noqa: E402
 from study.config import compose  # noqa: E402
+from study.display import Display  # noqa: E402
 from study.loop import Row  # noqa: E402
 from study.prepare import StudyData, prepare_data  # noqa: E402
 from study.results import read_trials  # noqa: E402
@@ -41,6 +44,8 @@ SETTINGS = (
     *("teacher.epochs=1", "distill.epochs=6", "refine.epochs=2"),
     *("search_space=smoke", "search.pruner=none", "search.concurrent=1", "display=none"),
 )
+
+LAUNCHERS = ("inline", "train")
 
 
 def settings_of(storage: Path, launcher: str, trials: int) -> StudyConfig:
@@ -89,17 +94,41 @@ def run_plain(
     return seconds, aps
 
 
+def run_bare(
+    config: StudyConfig, data: StudyData, folder: Path, rows: list[Row]
+) -> tuple[list[float], list[float]]:
+    """The same of these trials as bare Tune runs them: a process each, no owner, no search."""
+
+    def trainable(values: dict[str, int]) -> None:
+        (_,), (ap,) = run_plain(config, data, folder, [rows[values["row"]]])
+        tune.report({"ap": ap, "ended": time.time(), "row": values["row"]})
+
+    with tuning._ray_started(config, Display(config.display)):
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, {"cpu": config.trial.cpus}),
+            param_space={"row": tune.grid_search(list(range(len(rows))))},
+            tune_config=tune.TuneConfig(max_concurrent_trials=1),
+            run_config=tune.RunConfig(storage_path=str(folder / "tune"), verbose=0),
+        )
+        started = time.time()
+        results = sorted((result.metrics or {} for result in tuner.fit()), key=lambda m: m["row"])
+    ends = [result["ended"] for result in results]
+    seconds = [b - a for a, b in itertools.pairwise([started, *ends])]
+    return seconds, [result["ap"] for result in results]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time a trial under each launcher.")
     parser.add_argument("--trials", type=int, default=4, help="at least 3 (default 4)")
     trials = max(3, parser.parse_args().trials)
     with tempfile.TemporaryDirectory() as temporary:
         storage = Path(temporary)
-        configs = {name: settings_of(storage, name, trials) for name in ("inline", "train")}
+        configs = {name: settings_of(storage, name, trials) for name in LAUNCHERS}
         data = prepare_data(configs["inline"], lambda _: lambda *_: None, lambda _: None)
         runs = {name: run_launched(config) for name, config in configs.items()}
         rows = read_trials(storage / "inline").to_pylist()
         plain = run_plain(configs["inline"], data, storage / "plain", rows)
+        runs["bare Tune"] = run_bare(configs["inline"], data, storage / "bare", rows)
     for name, (_, aps) in runs.items():
         if aps != plain[1]:
             sys.exit(f"{name} did not train what the plain calls did: {aps} against {plain[1]}")
@@ -117,7 +146,7 @@ def show(plain: list[float], launched: dict[str, list[float]]) -> None:
         mean = statistics.mean(seconds[1:])
         over = [a - b for a, b in zip(seconds, plain, strict=True)]
         table.add_row(
-            f"trial.launcher={name}",
+            f"trial.launcher={name}" if name in LAUNCHERS else name,
             *(f"{seconds[0]:.1f}", f"{mean:.1f}"),
             *(f"{over[0]:+.1f}", f"{statistics.mean(over[1:]):+.1f}"),
             f"{sum(seconds[1:]) / sum(plain[1:]):.2f}",
