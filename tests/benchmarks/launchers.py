@@ -2,8 +2,8 @@
 
 The same trials are trained four times, one after another: by a study under each launcher, by bare
 Tune, whose trainable is nothing but ``run_trial``, and by ``run_trial`` as a plain function in
-this process, without Ray. That all end with the same AP is checked, so that it is the same training
-whose times are compared; what a trial takes beyond the plain function is its fixed overhead.
+this process, without Ray. That all end with the same AP is checked, so that it is the same
+training whose times are compared; what a trial takes beyond the plain function is its overhead.
 """
 
 from __future__ import annotations
