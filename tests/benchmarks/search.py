@@ -202,7 +202,8 @@ def exchange(
 @functools.cache
 def config_of(name: str, *overrides: str) -> StudyConfig:
     """What a study on the data of these curves would be set to."""
-    return compose([*SETTINGS[name], "storage=nowhere", *overrides])
+    ungiven = ("storage=nowhere", "data.root=nowhere", "teacher.init=nowhere")
+    return compose([*SETTINGS[name], *ungiven, *overrides])
 
 
 def epochs_to_target(recorded: Recorded, searcher: Searcher, concurrent: int) -> tuple[int, int]:
