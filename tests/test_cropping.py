@@ -86,7 +86,7 @@ def test_ray_makes_the_same_store_tells_its_progress_and_stops_at_a_fault(
     answers = context.Queue()
     driver = context.Process(target=cut_in_ray, args=(five_people, broken, tmp_path, answers))
     driver.start()
-    told, error = answers.get(timeout=120)
+    told, error = answers.get(timeout=300)
     driver.join()
     assert driver.exitcode == 0
     assert sorted(np.diff([0, *told]).tolist()) == [4, 4, 5] and told[-1] == 13
