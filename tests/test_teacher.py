@@ -116,7 +116,6 @@ def test_a_square_teacher_is_trained_and_asked_in_its_form_and_heard_in_the_stud
     size: list[int], mini_config: StudyConfig, workers: Workers
 ) -> None:
     values: dict[str, Any] = {"teacher.input_size": size, "data.input_size": [96, 64]}
-    values["teacher.flip_test"] = False  # the crop alone, as below
     config = with_values(mini_config, values)
     data = prepared(config)
     make_teacher(config, data, workers, lambda row: False)
