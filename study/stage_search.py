@@ -88,12 +88,13 @@ def second_study_of(name: str) -> str:
 def trials_handed_over(folder: Path, name: str) -> int | None:
     """How many trials of plan staged came before its stage 2; None if there was no hand-over yet.
 
-    It only reads, so a study that runs is not disturbed.
+    It only reads, so a study that runs is not disturbed, nor a line that it is just writing.
     """
     if not (folder / JOURNAL).is_file():
         return None
+    journal = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
     try:
-        study = optuna.load_study(study_name=second_study_of(name), storage=open_journal(folder))
+        study = optuna.load_study(study_name=second_study_of(name), storage=journal)
     except KeyError:
         return None
     frozen = study.user_attrs.get(HANDED_OVER)

@@ -15,7 +15,13 @@ from study_command import LAUNCHERS, LIMIT_S, evidence, run, start, wait_until
 
 from study.full_disk import is_full_disk
 from study.results import read_trials
-from study.stage_search import JOURNAL, open_study
+from study.stage_search import (
+    HANDED_OVER,
+    JOURNAL,
+    open_study,
+    second_study_of,
+    trials_handed_over,
+)
 
 SIZE_MIB = 64
 BALLAST = "ballast"
@@ -39,6 +45,15 @@ def test_half_a_line_at_the_journals_end_spoils_no_later_one(tmp_path: Path) -> 
         journal.write(b'{"op_code": 2, "wor')
     open_study(tmp_path, "study").set_user_attr("next", 2)
     assert open_study(tmp_path, "study").user_attrs == {"kept": 1, "next": 2}
+
+
+def test_a_look_at_the_journal_leaves_a_line_that_is_being_written(tmp_path: Path) -> None:
+    open_study(tmp_path, second_study_of("study")).set_user_attr(HANDED_OVER, {"first_number": 3})
+    with (tmp_path / JOURNAL).open("ab") as journal:
+        journal.write(b'{"op_code": 2, "wor')
+    before = (tmp_path / JOURNAL).read_bytes()
+    assert trials_handed_over(tmp_path, "study") == 3
+    assert (tmp_path / JOURNAL).read_bytes() == before
 
 
 @pytest.fixture
