@@ -206,12 +206,13 @@ def planned_data(config: StudyConfig, people: StudyPeople) -> StudyData:
         return train, search, val
 
     own = stores(input_size_of(config))
+    is_same = teacher_input_size_of(config) == input_size_of(config)
     return StudyData(
         *own,
         search_truth=str(people.search_truth(cache_of(config)).file),
         val_truth=str(people.val_truth(cache_of(config)).file),
         num_people=(len(people.train), len(people.search), len(people.val)),
-        teacher_crops=stores(teacher_input_size_of(config)),
+        teacher_crops=own if is_same else stores(teacher_input_size_of(config)),
         url=url,
     )
 
