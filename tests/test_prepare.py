@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from models.skeleton import CROWDPOSE, SKELETONS, Skeleton
-from study import crop_sizes, limits, prepare
+from study import crop_sizes, limits, prepare, store
 from study.audit_table import read_audit
 from study.config import InputError, compose, with_values
 from study.dataset import People, read_people, split_people
@@ -181,6 +181,40 @@ def test_a_detectors_boxes_are_those_of_val_alone(config: StudyConfig) -> None:
     assert store.box_scores is not None and store.box_scores.tolist() == [0.5, 0.6]
     assert len(pictures_of(found.val_truth)) == 8  # people who were not found are missed
     assert "2 boxes in 2 pictures of val from boxes.json" in said
+
+
+def test_each_file_of_annotations_is_read_once_and_once_more_to_write_its_truth(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes = [{"image_id": 1, "category_id": 1, "bbox": [20, 20, 50, 60], "score": 0.5}]
+    (Path(config.data.root) / "boxes.json").write_text(json.dumps(boxes))
+    config = with_values(config, {"data.val.detections": "boxes.json"})
+    read: list[str] = []
+    opened = Path.open
+
+    def counted(path: Path, mode: str = "r", **how: Any) -> Any:
+        if mode == "r" and path.name in ("five.json", "val.json"):
+            read.append(path.name)
+        return opened(path, mode, **how)
+
+    monkeypatch.setattr(Path, "open", counted)
+    prepared(config)
+    assert sorted(read) == ["five.json", "five.json", "val.json", "val.json"]
+
+
+def test_everyones_fingerprint_is_taken_once(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[People] = []
+    fingerprint = store._people_fingerprint
+
+    def counted(people: People, *how: Any) -> str:
+        taken.append(people)
+        return fingerprint(people, *how)
+
+    monkeypatch.setattr(store, "_people_fingerprint", counted)
+    prepared(config)
+    assert len(taken) == 3
 
 
 def test_a_broken_file_of_boxes_stops_the_study_before_a_crop_is_cut(config: StudyConfig) -> None:
