@@ -18,6 +18,9 @@ POLL_S = 0.5
 PLAIN_EVERY_S = 15.0
 """Seconds between two plain lines when nothing ends."""
 
+Resources = dict[str, tuple[float, float]]
+"""How many there are in use of how many, by name."""
+
 
 def clock(seconds: float) -> str:
     """Seconds as 1:02 or 1:02:03."""
@@ -53,7 +56,7 @@ def epochs_done(status: dict[str, Any]) -> int:
     return sum(stage["epochs"] for stage in status["stages"])
 
 
-def in_use(resources: dict[str, tuple[float, float]]) -> str:
+def in_use(resources: Resources) -> str:
     """How many CPUs and GPUs are in use of how many."""
     return ", ".join(f"{name}s {used:.3g}/{all_:g}" for name, (used, all_) in resources.items())
 
@@ -63,13 +66,15 @@ class Display:
 
     Args:
         mode: live, plain, none, or auto: live on a terminal, else plain.
+        resources: asked at each look at what runs.
     """
 
-    def __init__(self, mode: str) -> None:
+    def __init__(self, mode: str, resources: Callable[[], Resources] = dict) -> None:
         self.console = Console(highlight=False, soft_wrap=True, quiet=mode == "none")
         if mode == "auto":
             mode = "live" if self.console.is_terminal else "plain"
         self.mode = mode
+        self.resources = resources
         self.started = time.monotonic()
 
     def say(self, text: str) -> None:
@@ -107,7 +112,7 @@ class Display:
         render: Callable[[dict[str, Any], float], Any],
         line: Callable[[dict[str, Any], float], str],
     ) -> Iterator[None]:
-        """Shows what ``poll`` tells, until the block ends.
+        """Shows what ``poll`` tells, and the ``resources`` besides, until the block ends.
 
         Args:
             render: the live picture of a status and the seconds since the block began.
@@ -120,7 +125,11 @@ class Display:
         over = threading.Event()
         watch = self._watch_live if self.mode == "live" else self._watch_plain
         view = render if self.mode == "live" else line
-        thread = threading.Thread(target=watch, args=(poll, view, over), daemon=True)
+
+        def look() -> dict[str, Any]:
+            return {**poll(), "resources": self.resources()}
+
+        thread = threading.Thread(target=watch, args=(look, view, over), daemon=True)
         thread.start()
         try:
             yield

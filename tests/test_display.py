@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from study import display
 from study.display import (
+    Display,
     clock,
     confirm_line,
     confirm_panel,
@@ -99,6 +103,28 @@ def test_every_picture_tells_what_is_in_use_of_what_there_is() -> None:
     shown = [line for line in seen.get().splitlines() if "CPUs 1.5/2, GPUs 1/4" in line]
     assert len(shown) == 3
     assert "CPUs 1.5/2" in confirm_line(confirming, 9.0)
+
+
+def test_what_is_in_use_is_asked_at_each_look(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(display, "POLL_S", 0.0)
+    looks = iter(range(1, 1000))
+    ended, over = itertools.count(), threading.Event()
+
+    def in_use() -> dict[str, tuple[float, float]]:
+        number = next(looks)
+        if number == 3:
+            over.set()
+        return {"CPU": (number, 8.0)}
+
+    def poll() -> dict[str, Any]:
+        return status(states={"COMPLETE": next(ended)}, resources={})
+
+    with Display("plain", in_use).watching(poll, trials_panel, trials_line):
+        assert over.wait(10)
+    printed = capsys.readouterr().out
+    assert "CPUs 1/8" in printed and "CPUs 2/8" in printed
 
 
 @pytest.mark.parametrize(
