@@ -130,6 +130,11 @@ class StudyOwner:
         """Records what the trial's estimator costs, before its first epoch; the first stand."""
         self._stage(number).report_costs(number, costs)
 
+    def knows_costs(self, number: int) -> bool:
+        """Whether they were recorded, perhaps by a try of the trial that broke off."""
+        known = self._stage(number).frozen(number).user_attrs
+        return all(name in known for name in COSTS)
+
     def notes(self) -> list[str]:
         """What the user is to know of how this study searches, a line each."""
         return self.remarks
