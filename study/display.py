@@ -34,21 +34,17 @@ def percent(ap: float | None) -> str:
     return "-" if ap is None else f"{100 * ap:.1f}"
 
 
-def remaining(status: dict[str, Any], elapsed: float) -> float | None:
-    """Seconds until the last trial ends, from the pace of the epochs since the search (re)started.
+def remaining(status: dict[str, Any], elapsed: float) -> str | None:
+    """How long until the last trial ends, by the pace of the epochs since the search (re)started.
 
-    Trials to come are taken to run as many epochs as those of their stage that ended did on
-    average; where none has, as many as they may.
+    It is "about" so long, or "at most" while nobody can say what the pruner will leave.
     """
     epochs = epochs_done(status) - status["epochs_before"]
     if epochs == 0 or elapsed <= 0:
         return None
-    left = 0.0
-    for stage in status["stages"]:
-        is_known = stage["ended"] > 0
-        each = (stage["epochs"] - stage["running"]) / stage["ended"] if is_known else stage["most"]
-        left += max((stage["trials"] - stage["ended"]) * each - stage["running"], 0.0)
-    return left * elapsed / epochs
+    seconds = sum(stage["left"] for stage in status["stages"]) * elapsed / epochs
+    is_bound = any(stage["is_bound"] and stage["left"] for stage in status["stages"])
+    return f"{'at most' if is_bound else 'about'} {clock(seconds)}"
 
 
 def epochs_done(status: dict[str, Any]) -> int:
@@ -185,7 +181,7 @@ def trials_panel(status: dict[str, Any], elapsed: float) -> Panel:
     facts.add_row("baseline AP", percent(status["baseline"]))
     facts.add_row("in use", in_use(status["resources"]))
     facts.add_row("elapsed", clock(elapsed))
-    facts.add_row("remaining", "-" if left is None else f"about {clock(left)}")
+    facts.add_row("remaining", left or "-")
     running = Table("trial", "epoch", "AP", box=None, padding=(0, 2))
     for trial in status["running"]:
         epochs = f"{trial['epoch']}/{trial['budget']}"
@@ -208,7 +204,7 @@ def trials_line(status: dict[str, Any], elapsed: float) -> str:
         f" | baseline {percent(status['baseline'])}"
         f" | running: {running or 'none'}"
         f" | {in_use(status['resources'])}"
-        f" | left {'?' if left is None else 'about ' + clock(left)}"
+        f" | left {left or '?'}"
     )
 
 
