@@ -245,11 +245,15 @@ def read_study_people(
         )
     people, left_out = _read(config, data.train, meter, say, audit_folder)
     val, left_out_of_val = _read(config, data.val, meter, say, audit_folder)
-    repeated = overlap(people, val)
+    in_both = overlap(people, val)
     if audit_folder is not None:
-        write_audit(audit_folder / "overlap.parquet", repeated)
-    if repeated:
-        say(f"warning: people of val are in train\n{describe(repeated)}")
+        write_audit(audit_folder / "overlap.parquet", in_both)
+    check(in_both, data.max_bad_fraction, len(people))
+    if in_both:
+        say(f"warning: left out of train\n{describe(in_both)}")
+        left_out |= faulty_ids(in_both)
+        is_kept = ~np.isin(people.annotation_ids, list(left_out))
+        people = people.take(np.flatnonzero(is_kept))
     if data.max_people:
         people = draw_people(people, data.max_people, data.seed)
     found = _detected(config, val, say)
