@@ -40,6 +40,8 @@ class AnnotationTable:
     image_ids: np.ndarray
     image_rows: np.ndarray
     """Where the picture stands in the file; -1 where its id stands there not at all or twice."""
+    picture_ids: np.ndarray
+    """Per picture of the file, (M,)."""
     image_names: tuple[str, ...]
     """Per picture of the file."""
     picture_sizes: np.ndarray
@@ -117,6 +119,7 @@ def _read_table(path: Path, num_joints: int, _stamp: tuple[int, ...]) -> Annotat
     table = AnnotationTable(
         path=path,
         image_rows=image_rows,
+        picture_ids=pictures["ids"],
         image_names=tuple(pictures["names"].tolist()),
         picture_sizes=pictures["sizes"],
         image_sizes=image_sizes,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from study.loop import Row
+from study.whole_files import sync
 
 FOLDER = re.compile(r"epoch-(\d+)")
 
@@ -121,12 +121,3 @@ class Checkpoints:
             return set()
         matches = (FOLDER.fullmatch(path.name) for path in self.folder.iterdir())
         return {int(match.group(1)) for match in matches if match}
-
-
-def sync(path: Path) -> None:
-    """The file, or the names in the folder, survive a power cut from now on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -45,7 +45,6 @@ from study.launch import (
     brief,
     join_workers,
     last_line,
-    resources_in_use,
     run_under_train,
 )
 from study.loop import Row, TrainingDiverged, seed_of
@@ -108,11 +107,7 @@ def confirm_study(
     display.say(
         f"confirming: {len(trials)} configurations from {settings.seeds} new seeds each{done}"
     )
-    with display.watching(
-        lambda: {**_status(folder, runs), "resources": resources_in_use()},
-        confirm_panel,
-        confirm_line,
-    ):
+    with display.watching(lambda: _status(folder, runs), confirm_panel, confirm_line):
         for run in _run_all(left, plan, launcher, concurrent):
             _write_row(run, plan, space)
     known = {(row["trial"], row["run"]) for row in read_runs(folder)}

@@ -36,7 +36,7 @@ from study.config import InputError
 from study.json_records import LISTS, read_records, without_outline
 from study.whole_files import write_whole
 
-VAL_IN_TRAIN = "val people in train"
+IN_BOTH = "person of train who is in val"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -176,35 +176,34 @@ def split_people(people: People, fraction: float, seed: int) -> tuple[np.ndarray
 
 
 def overlap(train: People, val: People) -> list[Fault]:
-    """Warnings: the people of val who are in train too, or whose picture is.
+    """Faults: the people of train who are in val too, or whose picture is.
 
     The same person is one with the same annotation id and box, in a picture of the same id or
     name (many data sets number each split from 1, so ids alone say little), or with the same
     source where both files name it.
     """
-    _, ours, theirs = np.intersect1d(val.annotation_ids, train.annotation_ids, return_indices=True)
+    _, ours, theirs = np.intersect1d(train.annotation_ids, val.annotation_ids, return_indices=True)
     names = [
-        val.image_paths[i].name == train.image_paths[j].name
+        train.image_paths[i].name == val.image_paths[j].name
         for i, j in zip(ours, theirs, strict=True)
     ]
-    is_same = (val.image_ids[ours] == train.image_ids[theirs]) | np.array(names, bool)
-    is_same &= (val.boxes[ours] == train.boxes[theirs]).all(axis=1)
+    is_same = (train.image_ids[ours] == val.image_ids[theirs]) | np.array(names, bool)
+    is_same &= (train.boxes[ours] == val.boxes[theirs]).all(axis=1)
     reasons = dict.fromkeys(ours[is_same].tolist(), "the same person")
-    if val.has_source and train.has_source:
-        for i in np.flatnonzero(np.isin(val.source_ids, train.source_ids)):
-            reasons.setdefault(int(i), f"source person {val.source_ids[i]}")
-    pictures = set(train.image_paths)
-    for row, path in enumerate(val.image_paths):
+    if train.has_source and val.has_source:
+        for i in np.flatnonzero(np.isin(train.source_ids, val.source_ids)):
+            reasons.setdefault(int(i), f"source person {train.source_ids[i]}")
+    pictures = set(val.image_paths)
+    for row, path in enumerate(train.image_paths):
         if path in pictures:
             reasons.setdefault(row, f"the picture {path}")
     return [
         Fault(
-            VAL_IN_TRAIN,
-            val.annotations,
-            int(val.annotation_ids[i]),
-            int(val.image_ids[i]),
-            f"{reason} is in {train.annotations} too",
-            is_warning=True,
+            IN_BOTH,
+            train.annotations,
+            int(train.annotation_ids[i]),
+            int(train.image_ids[i]),
+            f"{reason} is in {val.annotations} too",
         )
         for i, reason in sorted(reasons.items())
     ]

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from models.skeleton import Skeleton
-from study.annotation_table import AREA_OF_BOX, clip_boxes
+from study.annotation_table import AREA_OF_BOX, clip_boxes, read_table
 from study.config import InputError
 from study.dataset import People, find_neighbours
-from study.json_records import load_document
 from study.metrics import PERSON
 from study.predictions import are_finite, read_entries
 from study.whole_files import write_whole
@@ -50,8 +49,8 @@ def read_detections(
     for place, entry in enumerate(found):
         if fault := _fault_in(entry):
             raise InputError(f"{file}, detection {place} (from 0): {fault}; mend the file")
-    pictures = load_document(annotations)["images"]
-    rows = {picture["id"]: row for row, picture in enumerate(pictures)}
+    table = read_table(annotations, skeleton)
+    rows = {picture: row for row, picture in enumerate(table.picture_ids.tolist())}
     wanted = [
         place
         for place, entry in enumerate(found)
@@ -66,9 +65,9 @@ def read_detections(
     places = np.array(wanted)
     image_rows = np.array([rows[found[place]["image_id"]] for place in wanted])
     scores = np.array([found[place]["score"] for place in wanted], float)
-    sizes = np.array([(picture["height"], picture["width"]) for picture in pictures], float)
     boxes = clip_boxes(
-        np.array([found[place]["bbox"] for place in wanted], float), sizes[image_rows]
+        np.array([found[place]["bbox"] for place in wanted], float),
+        table.picture_sizes[image_rows],
     )
     kept = np.flatnonzero((scores >= threshold) & (boxes[:, 2:] > 0).all(axis=1))
     if not len(kept):
@@ -79,9 +78,9 @@ def read_detections(
         )
     kept = kept[np.argsort(image_rows[kept], kind="stable")]
     boxes, image_rows = boxes[kept], image_rows[kept]
-    paths = tuple(images / pictures[row]["file_name"] for row in image_rows)
+    paths = tuple(images / table.image_names[row] for row in image_rows)
     _require_pictures(file, paths)
-    image_ids = np.array([pictures[row]["id"] for row in image_rows], np.int64)
+    image_ids = table.picture_ids[image_rows]
     return People(
         annotation_ids=places[kept],
         image_ids=image_ids,

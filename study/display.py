@@ -18,6 +18,9 @@ POLL_S = 0.5
 PLAIN_EVERY_S = 15.0
 """Seconds between two plain lines when nothing ends."""
 
+Resources = dict[str, tuple[float, float]]
+"""How many there are in use of how many, by name."""
+
 
 def clock(seconds: float) -> str:
     """Seconds as 1:02 or 1:02:03."""
@@ -31,21 +34,17 @@ def percent(ap: float | None) -> str:
     return "-" if ap is None else f"{100 * ap:.1f}"
 
 
-def remaining(status: dict[str, Any], elapsed: float) -> float | None:
-    """Seconds until the last trial ends, from the pace of the epochs since the search (re)started.
+def remaining(status: dict[str, Any], elapsed: float) -> str | None:
+    """How long until the last trial ends, by the pace of the epochs since the search (re)started.
 
-    Trials to come are taken to run as many epochs as those of their stage that ended did on
-    average; where none has, as many as they may.
+    It is "about" so long, or "at most" while nobody can say what the pruner will leave.
     """
     epochs = epochs_done(status) - status["epochs_before"]
     if epochs == 0 or elapsed <= 0:
         return None
-    left = 0.0
-    for stage in status["stages"]:
-        is_known = stage["ended"] > 0
-        each = (stage["epochs"] - stage["running"]) / stage["ended"] if is_known else stage["most"]
-        left += max((stage["trials"] - stage["ended"]) * each - stage["running"], 0.0)
-    return left * elapsed / epochs
+    seconds = sum(stage["left"] for stage in status["stages"]) * elapsed / epochs
+    is_bound = any(stage["is_bound"] and stage["left"] for stage in status["stages"])
+    return f"{'at most' if is_bound else 'about'} {clock(seconds)}"
 
 
 def epochs_done(status: dict[str, Any]) -> int:
@@ -53,7 +52,7 @@ def epochs_done(status: dict[str, Any]) -> int:
     return sum(stage["epochs"] for stage in status["stages"])
 
 
-def in_use(resources: dict[str, tuple[float, float]]) -> str:
+def in_use(resources: Resources) -> str:
     """How many CPUs and GPUs are in use of how many."""
     return ", ".join(f"{name}s {used:.3g}/{all_:g}" for name, (used, all_) in resources.items())
 
@@ -63,13 +62,15 @@ class Display:
 
     Args:
         mode: live, plain, none, or auto: live on a terminal, else plain.
+        resources: asked at each look at what runs.
     """
 
-    def __init__(self, mode: str) -> None:
+    def __init__(self, mode: str, resources: Callable[[], Resources] = dict) -> None:
         self.console = Console(highlight=False, soft_wrap=True, quiet=mode == "none")
         if mode == "auto":
             mode = "live" if self.console.is_terminal else "plain"
         self.mode = mode
+        self.resources = resources
         self.started = time.monotonic()
 
     def say(self, text: str) -> None:
@@ -107,7 +108,7 @@ class Display:
         render: Callable[[dict[str, Any], float], Any],
         line: Callable[[dict[str, Any], float], str],
     ) -> Iterator[None]:
-        """Shows what ``poll`` tells, until the block ends.
+        """Shows what ``poll`` tells, and the ``resources`` besides, until the block ends.
 
         Args:
             render: the live picture of a status and the seconds since the block began.
@@ -120,7 +121,11 @@ class Display:
         over = threading.Event()
         watch = self._watch_live if self.mode == "live" else self._watch_plain
         view = render if self.mode == "live" else line
-        thread = threading.Thread(target=watch, args=(poll, view, over), daemon=True)
+
+        def look() -> dict[str, Any]:
+            return {**poll(), "resources": self.resources()}
+
+        thread = threading.Thread(target=watch, args=(look, view, over), daemon=True)
         thread.start()
         try:
             yield
@@ -176,7 +181,7 @@ def trials_panel(status: dict[str, Any], elapsed: float) -> Panel:
     facts.add_row("baseline AP", percent(status["baseline"]))
     facts.add_row("in use", in_use(status["resources"]))
     facts.add_row("elapsed", clock(elapsed))
-    facts.add_row("remaining", "-" if left is None else f"about {clock(left)}")
+    facts.add_row("remaining", left or "-")
     running = Table("trial", "epoch", "AP", box=None, padding=(0, 2))
     for trial in status["running"]:
         epochs = f"{trial['epoch']}/{trial['budget']}"
@@ -199,7 +204,7 @@ def trials_line(status: dict[str, Any], elapsed: float) -> str:
         f" | baseline {percent(status['baseline'])}"
         f" | running: {running or 'none'}"
         f" | {in_use(status['resources'])}"
-        f" | left {'?' if left is None else 'about ' + clock(left)}"
+        f" | left {left or '?'}"
     )
 
 

@@ -29,7 +29,6 @@ from models.build import load_export  # noqa: E402
 from models.pose_features import computes_in_bf16  # noqa: E402
 from models.refined_pose import RefinedPose  # noqa: E402
 from study.batches import plain_batch  # noqa: E402
-from study.checkpoint import sync  # noqa: E402
 from study.chosen import Chosen, choose_trial, located  # noqa: E402
 from study.config import InputError, from_plain  # noqa: E402
 from study.crops import BOX_PADDING  # noqa: E402
@@ -42,6 +41,7 @@ from study.prepare import StudyData, evaluation_of, prepare_data, skeleton_of  #
 from study.results import AVERAGE_PRECISION, VAL, read_final  # noqa: E402
 from study.settings import read_settings  # noqa: E402
 from study.store import open_crop_store  # noqa: E402
+from study.whole_files import sync  # noqa: E402
 from study.workers import Workers  # noqa: E402
 
 FORMAT = 2

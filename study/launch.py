@@ -73,8 +73,11 @@ class OwnerLink:
         return self.is_first and bool(ray.get(self.owner.report.remote(self.number, row)))
 
     def report_costs(self, trial: Trial, workers: Workers) -> None:
-        """Measures what the trial's estimator costs, where the trial runs, and tells it."""
-        if self.is_first:
+        """Measures what the trial's estimator costs, where the trial runs, and tells it.
+
+        A trial that goes on was measured before it was broken off.
+        """
+        if self.is_first and not ray.get(self.owner.knows_costs.remote(self.number)):
             costs = measure_costs(trial.config, workers.device)
             ray.get(self.owner.report_costs.remote(self.number, costs))
 

@@ -22,6 +22,7 @@ from study.crop_sizes import choose_form, readable, sampled_bytes
 from study.crops import STORED_MARGIN, image_to_crop_affine, stored_frame, stored_size
 from study.dataset import People
 from study.drawn_people import draw_dataset, is_drawn
+from study.epochs_ahead import trial_groups
 from study.finals import num_finished
 from study.limits import PREDICTIONS
 from study.plan_cost import (
@@ -30,7 +31,6 @@ from study.plan_cost import (
     disk_lines,
     existing,
     time_lines,
-    trial_groups,
     trial_lines,
 )
 from study.prepare import (
@@ -87,13 +87,13 @@ def show_plan(config: StudyConfig, folder: Path, say: Callable[[str], None]) -> 
     _tell(say, _teacher_lines(config, planned))
     finished = num_finished(folder)
     room = _room_here(config, say)
-    groups = trial_groups(config, finished, trials_handed_over(folder, config.name))
+    stages = trial_groups(config, finished, trials_handed_over(folder, config.name))
     say("trials")
-    _tell(say, trial_lines(config, groups, finished, room))
+    _tell(say, trial_lines(config, stages, finished, room))
     say("confirming")
     _tell(say, confirm_lines(config, folder, finished))
     say(f"time, by the steps of one worker on this machine ({speeds.device}); a cluster differs")
-    _tell(say, time_lines(config, planned, counts, speeds, groups, finished, room))
+    _tell(say, time_lines(config, planned, counts, speeds, stages, finished, room))
     say("disk")
     _tell(say, disk_lines(config, speeds, folder))
     say("nothing was computed and nothing is left; without plan_only=true the study runs")

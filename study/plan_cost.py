@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from study.confirm_table import RESULT, chosen_trials, place_of
 from study.crop_sizes import readable
+from study.epochs_ahead import TrialGroup, is_foreseen
 from study.evaluation import BATCH_SIZE
 from study.prepare import StudyData
-from study.schema import SearchConfig, StudyConfig
-from study.settings import CONTROLS
-from study.staged import is_staged, num_distill_trials
+from study.schema import StudyConfig
+from study.staged import is_staged
 from study.teacher import is_ready, teacher_folder
 from study.timing import Speeds
 
@@ -36,69 +36,8 @@ class Counts:
     about: bool
 
 
-def expected_epochs(budget: int, search: SearchConfig) -> list[float]:
-    """The share of the searched trials that train each epoch, from the first on.
-
-    Successive halving lets one in ``reduction_factor`` past each rung, once there are many
-    trials; the first ones it lets all through.
-    """
-    shares, share, rung = [], 1.0, search.min_epochs
-    for epoch in range(1, budget + 1):
-        shares.append(share)
-        if search.pruner == "successive_halving" and epoch == rung:
-            share, rung = share / search.reduction_factor, rung * search.reduction_factor
-    return shares
-
-
-class TrialGroup(NamedTuple):
-    """Trials that are still to run and are alike in how long they train."""
-
-    trials: int
-    distill_epochs: int
-    refine_epochs: int
-    can_be_pruned: bool
-
-    @property
-    def most(self) -> int:
-        """Epochs, if none is pruned."""
-        return self.trials * (self.distill_epochs + self.refine_epochs)
-
-    def shares(self, search: SearchConfig) -> list[float]:
-        """The share of the trials that train each epoch."""
-        budget = self.distill_epochs + self.refine_epochs
-        return expected_epochs(budget, search) if self.can_be_pruned else [1.0] * budget
-
-
-def trial_groups(
-    config: StudyConfig, finished: int, handed_over: int | None = None
-) -> list[TrialGroup]:
-    """The trials that are still to run; of plan staged the students and then the refiners.
-
-    Args:
-        handed_over: how many students there are, if no more are to come.
-    """
-    distill, refine = config.distill.epochs, config.refine.epochs
-    if not is_staged(config):
-        parts = [(config.search.trials, len(CONTROLS), distill, refine)]
-    else:
-        students = num_distill_trials(config) if handed_over is None else handed_over
-        parts = [
-            (1, 1, distill + refine, 0),  # the baseline
-            (students - 1, 1, distill, 0),
-            (config.search.trials - students, 1, 0, refine),
-        ]
-    groups = []
-    for trials, controls, first, second in parts:
-        left, known = max(trials - finished, 0), max(controls - finished, 0)
-        known = min(known, left)
-        groups.append(TrialGroup(known, first, second, can_be_pruned=False))
-        groups.append(TrialGroup(left - known, first, second, can_be_pruned=True))
-        finished = max(finished - trials, 0)
-    return groups
-
-
 def trial_lines(
-    config: StudyConfig, groups: Sequence[TrialGroup], finished: int, room: int
+    config: StudyConfig, stages: Sequence[Sequence[TrialGroup]], finished: int, room: int
 ) -> Iterator[str]:
     """How many trials, and how many epochs they come to."""
     left = max(config.search.trials - finished, 0)
@@ -110,13 +49,15 @@ def trial_lines(
         f"them; {min(room, max(left, 1))} at once"
     )
     if is_staged(config):
-        students, refiners = sum(g.trials for g in groups[:4]), sum(g.trials for g in groups[4:])
+        students, refiners = (sum(group.trials for group in groups) for groups in stages)
         yield f"plan=staged: {students} students to train, then {refiners} refiners"
+    groups = list(itertools.chain(*stages))
+    most = f"epochs: at most {sum(group.most for group in groups)}"
+    if not is_foreseen(config.search):
+        yield f"{most}; what pruner={config.search.pruner} leaves of them can't be foreseen"
+        return
     expected = sum(group.trials * sum(group.shares(config.search)) for group in groups)
-    yield (
-        f"epochs: at most {sum(group.most for group in groups)}, about {expected:.0f} with "
-        f"pruner={config.search.pruner}"
-    )
+    yield f"{most}, about {expected:.0f} with pruner={config.search.pruner}"
 
 
 def _confirm_runs(config: StudyConfig, folder: Path, finished: int) -> tuple[int, int]:
@@ -152,7 +93,7 @@ def time_lines(
     planned: StudyData | None,
     counts: Counts,
     speeds: Speeds,
-    groups: Sequence[TrialGroup],
+    stages: Sequence[Sequence[TrialGroup]],
     finished: int,
     room: int,
 ) -> Iterator[str]:
@@ -177,7 +118,7 @@ def time_lines(
     pace.setdefault("refine", 0.0)
     both = config.distill.epochs * pace["distill"] + config.refine.epochs * pace["refine"]
     most = about = 0.0
-    for group in groups:
+    for group in itertools.chain(*stages):
         own = [pace["distill"]] * group.distill_epochs + [pace["refine"]] * group.refine_epochs
         most += group.trials * sum(own)
         about += group.trials * float(np.dot(own, group.shares(config.search)))
@@ -191,12 +132,16 @@ def time_lines(
     for name, expected, bound in parts:
         if not bound:
             continue
+        if name == "trials" and not is_foreseen(config.search):
+            yield f"{name}: at most {_span(bound)}"
+            continue
         upto = f", at most {_span(bound)}" if bound > expected else ""
         yield f"{name}: about {_span(expected)}{upto}"
     total, bound = sum(part[1] for part in parts), sum(part[2] for part in parts)
+    foreseen = f"about {total / 3600:.2g} hours, " if is_foreseen(config.search) else ""
     yield (
-        f"in all: about {total / 3600:.2g} hours, at most {bound / 3600:.2g}; not counted: making "
-        "crops, starting processes, AP's own arithmetic, scoring val"
+        f"in all: {foreseen}at most {bound / 3600:.2g} hours; not counted: making crops, starting "
+        "processes, AP's own arithmetic, scoring val"
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.skeleton import SKELETONS, Skeleton
+from study.annotation_table import read_table
 from study.audit import audit, check, describe, faulty_ids
 from study.audit_notes import find_notes, notes
 from study.audit_table import write_audit
@@ -21,7 +22,6 @@ from study.crops import stored_size
 from study.dataset import People, overlap, read_people, split_people, write_ground_truth
 from study.detections import read_detections
 from study.drawn_people import draw_dataset
-from study.json_records import load_document
 from study.limits import SHARED_FOLDER
 from study.metrics import Kind
 from study.schema import SplitConfig, StudyConfig
@@ -102,6 +102,9 @@ class StudyPeople:
     """Those labelled."""
     found: People
     """Those a detector found; ``val`` itself where none was asked."""
+    val_pictures: NDArray[np.int64]
+    """Ids of those in ``val``; where a detector was asked, who may find people where nobody is,
+    of all in its file."""
     left_out: frozenset[int]
     """Faulty annotations, by id."""
     left_out_of_val: frozenset[int]
@@ -112,11 +115,10 @@ class StudyPeople:
         return self.train, self.search, self.found
 
     def search_truth(self, cache: Path) -> Truth:
-        return _truth_of(self.search, self.left_out, cache)
+        return _truth_of(self.search, np.unique(self.search.image_ids), self.left_out, cache)
 
     def val_truth(self, cache: Path) -> Truth:
-        whole = self.found is not self.val
-        return _truth_of(self.val, self.left_out_of_val, cache, whole=whole)
+        return _truth_of(self.val, self.val_pictures, self.left_out_of_val, cache)
 
 
 def skeleton_of(config: StudyConfig) -> Skeleton:
@@ -176,16 +178,18 @@ def prepare_data(
         )
     people = read_study_people(config, meter, say, audit_folder)
     planned = planned_data(config, people)
-    sizes = {"": input_size_of(config)}
+    stores = [("", input_size_of(config), planned.crops)]
     if planned.teacher_crops != planned.crops:
-        sizes[" for the teacher"] = teacher_input_size_of(config)
-    for seen_by, size in sizes.items():
+        teacher_size = teacher_input_size_of(config)
+        stores.append((" for the teacher", teacher_size, planned.teacher_crops))
+    for seen_by, size, folders in stores:
         how: dict[str, Any] = {"form": form_of(config, people, size)}
         how |= {"url": url, "cut": cut, "say": say}
-        for part, crops_of in zip(("train", "search", "val"), people.cropped, strict=True):
+        parts = zip(("train", "search", "val"), people.cropped, folders, strict=True)
+        for part, crops_of, folder in parts:
             name = f"{part}{seen_by}"
-            bar = meter(f"cropping {name}")
-            make_crop_store(crops_of, size, crops_folder, bar, **how, name=name)
+            how |= {"name": name, "folder": Path(folder)}
+            make_crop_store(crops_of, size, crops_folder, meter(f"cropping {name}"), **how)
     for truth in (people.search_truth(cache), people.val_truth(cache)):
         if not truth.file.exists():
             write_ground_truth(
@@ -241,20 +245,28 @@ def read_study_people(
         )
     people, left_out = _read(config, data.train, meter, say, audit_folder)
     val, left_out_of_val = _read(config, data.val, meter, say, audit_folder)
-    repeated = overlap(people, val)
+    in_both = overlap(people, val)
     if audit_folder is not None:
-        write_audit(audit_folder / "overlap.parquet", repeated)
-    if repeated:
-        say(f"warning: people of val are in train\n{describe(repeated)}")
+        write_audit(audit_folder / "overlap.parquet", in_both)
+    check(in_both, data.max_bad_fraction, len(people))
+    if in_both:
+        say(f"warning: left out of train\n{describe(in_both)}")
+        left_out |= faulty_ids(in_both)
+        is_kept = ~np.isin(people.annotation_ids, list(left_out))
+        people = people.take(np.flatnonzero(is_kept))
     if data.max_people:
         people = draw_people(people, data.max_people, data.seed)
     found = _detected(config, val, say)
+    val_pictures = np.unique(val.image_ids)
+    if found is not val:
+        val_pictures = read_table(val.annotations, skeleton_of(config)).picture_ids
     train_rows, search_rows = split_people(people, data.search_fraction, data.seed)
     return StudyPeople(
         train=people.take(train_rows),
         search=people.take(search_rows),
         val=val,
         found=found,
+        val_pictures=val_pictures,
         left_out=left_out,
         left_out_of_val=left_out_of_val,
     )
@@ -329,17 +341,9 @@ def _detected(config: StudyConfig, val: People, say: Callable[[str], None]) -> P
 
 
 def _truth_of(
-    people: People, left_out: frozenset[int], cache: Path, *, whole: bool = False
+    people: People, images: NDArray[np.int64], left_out: frozenset[int], cache: Path
 ) -> Truth:
-    """A COCO-format file of these people's pictures, which need not be there yet.
-
-    Args:
-        whole: of all pictures of their file, since a detector may find people where nobody is.
-    """
-    images = np.unique(people.image_ids)
-    if whole:
-        pictures = load_document(people.annotations)["images"]
-        images = np.array([picture["id"] for picture in pictures])
+    """A COCO-format file of these pictures, which need not be there yet."""
     content = hash_file(people.annotations)
     name = f"truth-{fingerprint(content, images.tolist(), sorted(left_out))}.json"
     return Truth(cache / name, people.annotations, images, left_out)

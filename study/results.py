@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from search_spaces.space import SearchSpace
 from study import faults
 from study.config import InputError
+from study.whole_files import sync
 
 SCHEMA_VERSION = 4
 """Raised whenever a column changes its meaning, its type or its name."""
@@ -339,16 +340,7 @@ def write_part(
         os.fsync(target.fileno())
     faults.point(f"renaming {file.parent.name}")
     os.replace(aside, file)
-    _sync_folder(file.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """The folder's names survive a power cut, not only its files' contents."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(file.parent)
 
 
 def _parts(study_folder: Path, table: str) -> list[Path]:

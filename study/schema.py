@@ -151,7 +151,8 @@ class StructureTermConfig:
     kind: str
     """none | pairwise | bone | angle | relation | mix."""
     weight: float
-    """Of a single kind; mix has weights of its own."""
+    """Of a single kind; mix has weights of its own. A student that starts from ``student.init`` is
+    set back by a weight that one from nothing gains by: try 0.01."""
     mix: MixConfig
 
 

@@ -22,6 +22,7 @@ from search_spaces.space import SearchSpace
 from study import faults
 from study.checkpoint import Checkpoints, best_row, trial_folder
 from study.config import InputError
+from study.epochs_ahead import Seen, ahead, trial_groups
 from study.hanging import hang_in
 from study.loop import Row, seed_of
 from study.objectives import COSTS
@@ -130,6 +131,11 @@ class StudyOwner:
         """Records what the trial's estimator costs, before its first epoch; the first stand."""
         self._stage(number).report_costs(number, costs)
 
+    def knows_costs(self, number: int) -> bool:
+        """Whether they were recorded, perhaps by a try of the trial that broke off."""
+        known = self._stage(number).frozen(number).user_attrs
+        return all(name in known for name in COSTS)
+
     def notes(self) -> list[str]:
         """What the user is to know of how this study searches, a line each."""
         return self.remarks
@@ -210,20 +216,15 @@ class StudyOwner:
                     found.append((self._trial_row(number, rows), rows))
         return found
 
-    def _progress(self) -> list[dict[str, int]]:
-        """Of each stage, one still to come too: what is planned and what is done."""
-        epochs, trials = self.config.distill.epochs, self.config.search.trials
-        planned = [(trials, epochs + self.config.refine.epochs)]
-        if is_staged(self.config):
-            students = num_distill_trials(self.config)
-            if len(self.stages) > 1:
-                students = self.stages[1].first_number
-            planned = [(students, epochs), (trials - students, self.config.refine.epochs)]
-        done = [stage.progress() for stage in self.stages]
-        done += [{"ended": 0, "epochs": 0, "running": 0}] * (len(planned) - len(done))
+    def _progress(self) -> list[dict[str, Any]]:
+        """Of each stage, one still to come too: what is done and what is left."""
+        handed_over = self.stages[1].first_number if len(self.stages) > 1 else None
+        planned = trial_groups(self.config, 0, handed_over)
+        begun = [[_seen(trial) for trial in stage.trials()] for stage in self.stages]
+        begun += [[]] * (len(planned) - len(begun))
         return [
-            {"trials": number, "most": most, **stage}
-            for (number, most), stage in zip(planned, done, strict=True)
+            ahead(groups, seen, self.config.search)
+            for groups, seen in zip(planned, begun, strict=True)
         ]
 
     def _trials(self) -> dict[int, FrozenTrial]:
@@ -371,6 +372,15 @@ class StudyOwner:
                 "checkpoint": str(path),
             }
         return row
+
+
+def _seen(trial: FrozenTrial) -> Seen:
+    return Seen(
+        epochs=max(trial.intermediate_values, default=0),
+        budget=trial.user_attrs.get("budget", 0),
+        has_ended=trial.state.is_finished(),
+        is_control="control" in trial.user_attrs,
+    )
 
 
 def may_be_best(trial: FrozenTrial) -> bool:

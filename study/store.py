@@ -120,6 +120,7 @@ def make_crop_store(
     cache: Path,
     progress: Progress | None = None,
     *,
+    folder: Path | None = None,
     form: str = RAW,
     url: str | None = None,
     cut: Cut = cut_here,
@@ -131,6 +132,8 @@ def make_crop_store(
     Parts that were finished before a kill are used again.
 
     Args:
+        folder: what ``store_folder`` says of them, where that is known already: a fingerprint
+            looks at every picture.
         form: raw or jpeg.
         url: the object store where all machines find it; ``cache`` is then this node's copy.
         say: is told how large it becomes, before it is made.
@@ -141,7 +144,7 @@ def make_crop_store(
             can't be used.
     """
     size = stored_size(input_size)
-    folder = store_folder(people, input_size, cache, form)
+    folder = folder or store_folder(people, input_size, cache, form)
     sizes = {} if url is None else crop_bucket.sizes_in(url, folder.name)
     if url is None and is_there(folder):
         return folder

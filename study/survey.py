@@ -48,8 +48,7 @@ and writes to FOLDER:
                    their names say?
 
 A fault stops a study, unless data.max_bad_fraction lets so many people be left out. A note stops
-nothing: official files have crowd regions, people without joints, joints a little outside. Here
-people of val who are in train are a fault, too; a study warns of them and goes on.
+nothing: official files have crowd regions, people without joints, joints a little outside.
 
 The exit status is 1 where there is a fault, else 0.
 
@@ -104,7 +103,7 @@ def survey(
 
 
 def leaks(surveys: Sequence[Survey]) -> list[Fault]:
-    """The people of each validation file who are in the training file beside it, as faults."""
+    """The people of each training file who are in the validation file beside it, as faults."""
     usable = {one.annotations: one for one in surveys if one.figures is not None}
     found: list[Fault] = []
     for val in usable.values():
@@ -115,7 +114,7 @@ def leaks(surveys: Sequence[Survey]) -> list[Fault]:
             found += overlap(*(_people(one) for one in (train, val)))
         except InputError:  # a fault of the file as a whole, which is listed already
             continue
-    return [dataclasses.replace(fault, is_warning=False) for fault in found]
+    return found
 
 
 def _people(one: Survey) -> People:

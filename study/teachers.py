@@ -22,17 +22,21 @@ from models.pose_features import PoseNetwork
 from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton, shared_joints
 from study.config import RANDOM
+from study.distill import structure_terms
 from study.limits import ONNX, SIZES, VITPOSE
 from study.loop import seed_of
 from study.losses import joint_relation
 from study.onnx_teacher import OnnxHeatmaps, OnnxSimcc, open_onnx
 from study.prepare import skeleton_of, teacher_input_size_of, teacher_skeleton_of
-from study.schema import StudyConfig
+from study.schema import DistillConfig, StudyConfig
 from study.teacher_store import Answer
 from study.training import build_distill_task, build_network, with_arithmetic
 from study.vitpose import VitPose, check_vitpose
 
 NUM_MODES = 3
+HEAVY, GENTLE = 0.1, 0.01
+"""Weights of the structure loss: the first, which suits a student that starts from nothing, costs
+one that starts from trained weights AP, the second less."""
 
 
 class Teacher(Protocol):
@@ -155,7 +159,8 @@ def check_teacher(config: StudyConfig) -> None:
 
 
 def check_weights(config: StudyConfig, say: Callable[[str], None]) -> None:
-    """Says which layers stay random though their network starts from weights.
+    """Says which layers stay random though their network starts from weights, and what may undo
+    the student's.
 
     Raises:
         InputError: ``teacher.init`` or ``student.init`` is no file of weights that fit.
@@ -173,6 +178,19 @@ def check_weights(config: StudyConfig, say: Callable[[str], None]) -> None:
         if new:
             joints = f"{config.data.skeleton} ({skeleton_of(config).num_joints} joints)"
             say(f"{role}.init has another joint count than {joints}; random: {', '.join(new)}")
+    if config.student.init != RANDOM:
+        _warn_of_structure(config.distill, say)
+
+
+def _warn_of_structure(settings: DistillConfig, say: Callable[[str], None]) -> None:
+    """Says if the structure loss is as heavy as suits a student that starts from nothing."""
+    weight = sum(weight for _, weight in structure_terms(settings.structure).values())
+    if settings.weights == "fixed" and weight >= HEAVY:
+        paths = "mix.* together" if settings.structure.kind == "mix" else "weight"
+        say(
+            f"warning: distill.structure.{paths}={weight:g} is for students that start from "
+            f"nothing and sets back one that starts from student.init; {GENTLE:g} is gentler"
+        )
 
 
 def open_network(config: StudyConfig) -> tuple[PoseNetwork, HeatmapCodec, frozenset[str]]:

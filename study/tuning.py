@@ -79,7 +79,7 @@ def run_study(config: StudyConfig) -> Path:
         InputError: something that the user can mend; whatever was finished before is kept.
     """
     require_packages(config)
-    display = Display(config.display)
+    display = Display(config.display, resources_in_use)
     space = load_checked_space(config)
     as_typed, config = config, with_absolute_paths(config)
     folder = Path(config.storage) / config.name
@@ -235,7 +235,7 @@ def _make_teacher(plan: StudyPlan, folder: Path, owner: Any, display: Display) -
 def _train_teacher(plan: StudyPlan, owner: Any, display: Display) -> None:
     epochs = plan.config.teacher.epochs
     with display.watching(
-        lambda: {**ray.get(owner.status.remote()), "resources": resources_in_use()},
+        lambda: ray.get(owner.status.remote()),
         lambda status, elapsed: teacher_panel(status, epochs, elapsed),
         lambda status, elapsed: teacher_line(status, epochs, elapsed),
     ):
@@ -270,7 +270,7 @@ def _run_trials(
         ),
     )
     with display.watching(
-        lambda: ray.get(owner.status.remote()) | before | {"resources": resources_in_use()},
+        lambda: ray.get(owner.status.remote()) | before,
         trials_panel,
         trials_line,
     ):

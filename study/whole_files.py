@@ -25,9 +25,17 @@ def clear_leftovers(file: Path) -> None:
 
 def put_in_place(aside: Path, file: Path) -> None:
     """Renames what was written aside, once it is safe on the disk."""
-    with aside.open("rb") as written:
-        os.fsync(written.fileno())
+    sync(aside)
     aside.replace(file)
+
+
+def sync(path: Path) -> None:
+    """The file, or the names in the folder, survive a power cut from now on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_whole(file: Path, text: str) -> None:

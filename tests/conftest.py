@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,6 +97,21 @@ def _person(dice: np.random.RandomState, number: int, image: int, left: int) -> 
     box = {"bbox": [left, 20, 40, 70], "area": 1500.0 + number, "iscrowd": 0}
     labelled = {"keypoints": keypoints, "num_keypoints": int((seen > 0).sum())}
     return {"id": number, "image_id": image, "category_id": 1, **box, **labelled}
+
+
+@pytest.fixture
+def five_data(five_people: People, tmp_path: Path) -> Path:
+    """Their files in a folder that the test may change, and ``val.json`` of the same pictures in
+    ``others``, whose people have ids that are higher by 1000.
+    """
+    root = tmp_path / "data"
+    shutil.copytree(five_people.annotations.parent, root)
+    shutil.copytree(root / "images", root / "others")
+    content = json.loads((root / "five.json").read_text())
+    for person in content["annotations"]:
+        person["id"] += 1000
+    (root / "val.json").write_text(json.dumps(content))
+    return root
 
 
 @pytest.fixture(scope="session")

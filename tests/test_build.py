@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -112,12 +113,37 @@ def test_layers_that_stay_random_beside_trained_ones_are_said_once(
     check_weights(mini_config, told.append)
     check_weights(with_values(mini_config, {"teacher.init": str(same)}), told.append)
     assert told == []
-    values = {"teacher.init": str(other), "student.init": str(same)}
+    values = {
+        **{"teacher.init": str(other), "student.init": str(same)},
+        "distill.structure.kind": "none",
+    }
     check_weights(with_values(mini_config, values), told.append)
     assert told == [
         "teacher.init has another joint count than coco (17 joints); "
         "random: final_layer.weight, final_layer.bias"
     ]
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"distill.structure.weight": 0.1}, "distill.structure.weight=0.1 "),
+        ({"distill.structure.kind": "mix"}, "distill.structure.mix.* together=0.1 "),
+        ({"distill.structure.weight": 0.01}, None),
+        ({"distill.structure.kind": "none"}, None),
+        ({"distill.weights": "learned"}, None),
+    ],
+)
+def test_a_structure_loss_that_sets_back_trained_students_is_warned_of(
+    values: dict[str, Any], named: str | None, mini_config: StudyConfig, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    check_weights(with_values(mini_config, values), told.append)
+    assert told == []
+    init = str(saved(tmp_path / "weights.safetensors", COCO))
+    check_weights(with_values(mini_config, {**values, "student.init": init}), told.append)
+    assert [named in line for line in told if named] == [True] * (named is not None)
+    assert len(told) == (named is not None)
 
 
 def test_a_seed_decides_the_random_weights(mini_config: StudyConfig) -> None:

@@ -16,7 +16,7 @@ from study.audit import audit
 from study.audit_notes import CROWD, NO_AREA, NO_LABELS, OUTSIDE, notes
 from study.config import InputError
 from study.dataset import (
-    VAL_IN_TRAIN,
+    IN_BOTH,
     People,
     find_neighbours,
     overlap,
@@ -288,22 +288,25 @@ def test_real_splits_do_not_overlap(shared: Path) -> None:
     assert len(overlap(train, train)) == len(train)
 
 
-def test_val_people_in_train_are_warned_of(read: Callable[..., People]) -> None:
-    train = read(person(1, 1), person(2, 2), name="train")
-    val = read(person(2, 2), person(1, 1, bbox=[0, 0, 9, 9]), person(3, 3), name="val")
+def test_people_of_train_who_are_in_val_are_faults(read: Callable[..., People]) -> None:
+    train = read(person(2, 2), person(1, 1, bbox=[0, 0, 9, 9]), person(3, 3), name="train")
+    val = read(person(1, 1), person(2, 2), name="val")
     elsewhere = tuple(Path("other") / path.name for path in val.image_paths)
     val = dataclasses.replace(val, image_paths=elsewhere)
     (fault,) = overlap(train, val)
-    assert (fault.kind, fault.annotation_id, fault.image_id) == (VAL_IN_TRAIN, 2, 2)
-    assert fault.is_warning and fault.file.name == "val.json" and "train.json" in fault.detail
+    assert (fault.kind, fault.annotation_id, fault.image_id) == (IN_BOTH, 2, 2)
+    assert not fault.is_warning
+    assert fault.file.name == "train.json" and "val.json" in fault.detail
 
 
-def test_val_pictures_and_sources_in_train_are_warned_of(read: Callable[..., People]) -> None:
-    train = read(person(1, 1), name="train")
-    val = read(person(5, 1), person(6, 2), name="val")
+def test_people_of_train_whose_picture_or_source_is_in_val_are_faults(
+    read: Callable[..., People],
+) -> None:
+    train = read(person(5, 1), person(6, 2), name="train")
+    val = read(person(1, 1), name="val")
     assert [fault.annotation_id for fault in overlap(train, val)] == [5]
-    train = read(person(1, 1, source_id=8), name="train")
-    val = read(person(5, 2, source_id=7), person(6, 3, source_id=8), name="val")
+    train = read(person(5, 2, source_id=7), person(6, 3, source_id=8), name="train")
+    val = read(person(1, 1, source_id=8), name="val")
     assert [fault.annotation_id for fault in overlap(train, val)] == [6]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -11,16 +12,20 @@ import torch
 from torch import nn
 
 from search_spaces.space import load
+from study import launch
 from study.analyze import main
 from study.config import InputError, compose, with_values
 from study.costs import measure_costs
 from study.display import Display
 from study.finals import finalists, front_of, show_finals
+from study.launch import OwnerLink, StudyPlan, trial_of
 from study.objectives import pareto_front, violations
+from study.prepare import StudyData
 from study.results import read_trials, write_final, write_trial
 from study.schema import StudyConfig
 from study.search import StudyOwner
 from study.training import build_distill_task, build_refiner
+from study.workers import Workers
 
 BASICS = ("name=study", "distill.epochs=1", "refine.epochs=1", "search.pruner=none")
 COSTS = ({"latency_ms": 1.0, "parameters": 900}, {"latency_ms": 2.0, "parameters": 1000})
@@ -92,6 +97,38 @@ def test_first_costs_of_a_trial_stand_over_a_restart(tmp_path: Path) -> None:
     again.report_costs(again.ask("t0")["number"], COSTS[1])
     assert again.stages[0].frozen(0).constraints == {"latency_ms": pytest.approx(1.0 / 1.5 - 1)}
     assert again.stages[0].frozen(0).user_attrs["latency_ms"] == 1.0
+
+
+class Here:
+    """An owner asked as an actor is, in this process."""
+
+    def __init__(self, owner: StudyOwner) -> None:
+        self.owner = owner
+
+    def __getattr__(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(remote=getattr(self.owner, name))
+
+
+def test_a_trial_that_goes_on_is_not_measured_again(
+    tmp_path: Path,
+    mini_config: StudyConfig,
+    mini_data: StudyData,
+    workers: Workers,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured = iter(COSTS)
+    monkeypatch.setattr(launch, "measure_costs", lambda config, device: next(measured))
+    monkeypatch.setattr(launch.ray, "get", lambda answer: answer)
+    plan = StudyPlan(mini_config, mini_data, str(tmp_path), "", "owner")
+    for session in ("a", "b"):
+        owner = start(tmp_path, session=session)
+        suggestion = owner.ask("t0")
+        assert suggestion is not None and suggestion["number"] == 0
+        monkeypatch.setattr(launch.ray, "get_actor", lambda name, owner=owner: Here(owner))
+        link = OwnerLink(plan, suggestion["number"])
+        link.report_costs(trial_of(plan, suggestion), workers)
+    assert owner.stages[0].frozen(0).user_attrs["latency_ms"] == 1.0
+    assert next(measured) == COSTS[1]
 
 
 def test_trial_beyond_a_constraint_is_never_the_best(tmp_path: Path) -> None:

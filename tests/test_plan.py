@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,52 +10,15 @@ import pytest
 import ray
 
 from study.config import compose, with_values
+from study.epochs_ahead import trial_groups
 from study.plan import show_plan
-from study.plan_cost import expected_epochs, trial_groups
+from study.plan_cost import trial_lines
 from study.prepare import StudyData, planned_data, prepare_data, read_study_people
 from study.schema import StudyConfig
 
 
 def silent(_: str) -> Any:
     return lambda *_: None
-
-
-@pytest.mark.parametrize(
-    ("settings", "shares"),
-    [
-        ({"min_epochs": 2, "reduction_factor": 2}, [1, 1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25]),
-        ({"min_epochs": 1, "reduction_factor": 4}, [1, *[0.25] * 3, *[0.0625] * 4]),
-        ({"min_epochs": 9, "reduction_factor": 2}, [1] * 8),
-        ({"pruner": "none"}, [1] * 8),
-    ],
-)
-def test_each_rung_lets_its_share_pass(
-    settings: dict[str, Any], shares: list[float], mini_config: StudyConfig
-) -> None:
-    assert expected_epochs(8, dataclasses.replace(mini_config.search, **settings)) == shares
-
-
-@pytest.mark.parametrize(
-    ("finished", "expected"),
-    [
-        (0, [(1, 7, 0), (0, 7, 0), (1, 5, 0), (3, 5, 0), (1, 0, 2), (4, 0, 2)]),
-        (4, [(0, 7, 0), (0, 7, 0), (0, 5, 0), (1, 5, 0), (1, 0, 2), (4, 0, 2)]),
-        (7, [(0, 7, 0), (0, 7, 0), (0, 5, 0), (0, 5, 0), (0, 0, 2), (3, 0, 2)]),
-    ],
-)
-def test_staged_plan_trains_students_then_refiners(
-    finished: int, expected: list[tuple[int, int, int]]
-) -> None:
-    config = compose(["plan=staged", "search.trials=10", "distill.epochs=5", "refine.epochs=2"])
-    groups = trial_groups(config, finished)
-    assert [group[:3] for group in groups] == expected
-    assert [group.can_be_pruned for group in groups] == [False, True] * 3
-
-
-def test_more_trials_after_the_hand_over_are_refiners() -> None:
-    config = compose(["plan=staged", "search.trials=20", "distill.epochs=5", "refine.epochs=2"])
-    groups = trial_groups(config, 8, handed_over=4)
-    assert [group[:3] for group in groups if group.trials] == [(12, 0, 2)]
 
 
 def test_planned_data_are_those_prepared(mini_config: StudyConfig, mini_data: StudyData) -> None:
@@ -71,6 +33,22 @@ def test_planned_data_of_a_teacher_that_sees_other_crops(
     prepared = prepare_data(config, silent, silent("say"))
     people = read_study_people(config, silent, silent("say"))
     assert planned_data(config, people) == prepared != mini_data
+
+
+@pytest.mark.parametrize(
+    ("pruner", "line"),
+    [
+        ("successive_halving", "epochs: at most 24, about 15 with pruner=successive_halving"),
+        ("none", "epochs: at most 24, about 24 with pruner=none"),
+        ("median", "epochs: at most 24; what pruner=median leaves of them can't be foreseen"),
+    ],
+)
+def test_plan_foresees_no_more_than_the_pruners_rule_says(pruner: str, line: str) -> None:
+    """2 controls of 3 epochs, 6 others of 1 + 1/4 + 1/4."""
+    overrides = ["search.trials=8", "distill.epochs=2", "refine.epochs=1", "search.min_epochs=1"]
+    config = compose([*overrides, "search.reduction_factor=4", f"search.pruner={pruner}"])
+    *_, epochs = trial_lines(config, trial_groups(config, 0), 0, 2)
+    assert epochs == line
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from models.skeleton import CROWDPOSE, SKELETONS, Skeleton
-from study import crop_sizes, limits, prepare
+from study import crop_sizes, limits, prepare, store
 from study.audit_table import read_audit
 from study.config import InputError, compose, with_values
 from study.dataset import People, read_people, split_people
@@ -19,23 +18,23 @@ from study.prepare import StudyData, draw_people, prepare_data
 from study.schema import StudyConfig
 from study.store import open_crop_store
 
+VAL_FROM = 1000
+"""By so much the ids of five_data's val are higher."""
+
 
 @pytest.fixture
 def config(
-    five: Skeleton, five_people: People, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    five: Skeleton, five_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> StudyConfig:
     """A study of the five-joint people, in a folder that the test may change."""
     monkeypatch.setitem(SKELETONS, "five", five)
     monkeypatch.setitem(limits.CHOICES, "data.skeleton", ("five",))
-    root = tmp_path / "data"
-    shutil.copytree(five_people.annotations.parent, root)
-    shutil.copy(root / "five.json", root / "val.json")
     return compose(
         [
-            *("data=coco", f"data.root={root}", f"storage={tmp_path / 'studies'}"),
+            *("data=coco", f"data.root={five_data}", f"storage={tmp_path / 'studies'}"),
             *("data.skeleton=five", "data.input_size=[96,64]", "data.search_fraction=0.3"),
             *("data.train.annotations=five.json", "data.train.images=images"),
-            *("data.val.annotations=val.json", "data.val.images=images"),
+            *("data.val.annotations=val.json", "data.val.images=others"),
         ]
     )
 
@@ -154,16 +153,34 @@ def test_faults_below_the_share_are_left_out_of_training_and_of_the_truth(
     data, said = prepared(with_values(config, {"data.max_bad_fraction": 0.1}))
     assert sum(data.num_people[:2]) == data.num_people[2] == 12
     assert str(number) in "\n".join(said)
+    faulty = {number, VAL_FROM + number}
     stores = [open_crop_store(Path(path)) for path in (data.train, data.search, data.val)]
-    assert all(number not in store.annotation_ids for store in stores)
+    assert all(not faulty & set(store.annotation_ids.tolist()) for store in stores)
     truth = json.loads(Path(data.val_truth).read_text())
-    numbers = {annotation["id"] for annotation in truth["annotations"]}
+    numbers = {annotation["id"] - VAL_FROM for annotation in truth["annotations"]}
     assert number not in numbers and number + 1 in numbers  # who is beside it stays
 
 
-def test_people_of_val_who_are_in_train_are_warned_of(config: StudyConfig) -> None:
-    _, said = prepared(config)
-    assert any("val" in line and "train" in line for line in said)
+def test_people_who_are_in_train_and_in_val_stop_the_study(config: StudyConfig) -> None:
+    with pytest.raises(InputError, match=r"got 13 of 13:\n  person of train who is in val: 13"):
+        prepared(with_values(config, {"data.val.images": "images"}))
+    folder = Path(config.storage) / config.name / "results/audit"
+    rows = read_audit(folder / "overlap.parquet").to_pylist()
+    assert len(rows) == 13 and all(row["is_fault"] for row in rows)
+    assert not list(Path(config.storage).rglob("*.arrow"))
+
+
+def test_few_people_of_train_who_are_in_val_are_left_out_of_train(config: StudyConfig) -> None:
+    first = spoil(config)
+    spoil(config, "val.json", id=first)
+    data, said = prepared(with_values(config, {"data.max_bad_fraction": 0.1}))
+    assert (sum(data.num_people[:2]), data.num_people[2]) == (12, 13)
+    stores = [open_crop_store(Path(path)) for path in (data.train, data.search, data.val)]
+    assert [first in store.annotation_ids for store in stores] == [False, False, True]
+    truth = json.loads(Path(data.search_truth).read_text())
+    assert first not in {annotation["id"] for annotation in truth["annotations"]}
+    (line,) = [line for line in said if "person of train who is in val: 1" in line]
+    assert f"five.json, annotation {first}: the same person is in " in line
 
 
 def test_a_detectors_boxes_are_those_of_val_alone(config: StudyConfig) -> None:
@@ -181,6 +198,40 @@ def test_a_detectors_boxes_are_those_of_val_alone(config: StudyConfig) -> None:
     assert store.box_scores is not None and store.box_scores.tolist() == [0.5, 0.6]
     assert len(pictures_of(found.val_truth)) == 8  # people who were not found are missed
     assert "2 boxes in 2 pictures of val from boxes.json" in said
+
+
+def test_each_file_of_annotations_is_read_once_and_once_more_to_write_its_truth(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes = [{"image_id": 1, "category_id": 1, "bbox": [20, 20, 50, 60], "score": 0.5}]
+    (Path(config.data.root) / "boxes.json").write_text(json.dumps(boxes))
+    config = with_values(config, {"data.val.detections": "boxes.json"})
+    read: list[str] = []
+    opened = Path.open
+
+    def counted(path: Path, mode: str = "r", **how: Any) -> Any:
+        if mode == "r" and path.name in ("five.json", "val.json"):
+            read.append(path.name)
+        return opened(path, mode, **how)
+
+    monkeypatch.setattr(Path, "open", counted)
+    prepared(config)
+    assert sorted(read) == ["five.json", "five.json", "val.json", "val.json"]
+
+
+def test_everyones_fingerprint_is_taken_once(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[People] = []
+    fingerprint = store._people_fingerprint
+
+    def counted(people: People, *how: Any) -> str:
+        taken.append(people)
+        return fingerprint(people, *how)
+
+    monkeypatch.setattr(store, "_people_fingerprint", counted)
+    prepared(config)
+    assert len(taken) == 3
 
 
 def test_a_broken_file_of_boxes_stops_the_study_before_a_crop_is_cut(config: StudyConfig) -> None:
@@ -252,6 +303,3 @@ def test_a_study_lists_its_audit_in_its_folder(config: StudyConfig) -> None:
     assert f"five.json: faults 1, notes 0, listed in {folder / 'train.parquet'}" in said
     assert f"val.json: faults 0, notes 0, listed in {folder / 'val.parquet'}" in said
     assert sorted(file.stem for file in folder.iterdir()) == ["overlap", "train", "val"]
-    overlaps = read_audit(folder / "overlap.parquet").to_pylist()
-    assert {row["kind"] for row in overlaps} == {"val people in train"}
-    assert not any(row["is_fault"] for row in overlaps)  # a study goes on, with a warning

@@ -246,8 +246,10 @@ def test_status_tells_what_the_display_shows(config: StudyConfig) -> None:
     assert status["running"] == [{"trial": 1, "epoch": 1, "budget": EPOCHS, "ap": 0.4}]
     assert status["best"] == {"trial": 0, "ap": 0.3}
     assert status["baseline"] == 0.3
-    work = {"ended": 1, "epochs": 4, "running": 1}
-    assert status["stages"] == [{"trials": config.search.trials, "most": EPOCHS, **work}]
+    (stage,) = status["stages"]
+    assert (stage["trials"], stage["epochs"]) == (config.search.trials, 4)
+    # The second control's other epochs; half of the others pass each of the rungs 1 and 2.
+    assert stage["left"] == 2 + (config.search.trials - 2) * (1 + 1 / 2 + 1 / 4)
 
 
 def test_news_are_of_the_trials_begun_but_those_that_are_known(config: StudyConfig) -> None:

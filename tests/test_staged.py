@@ -66,10 +66,6 @@ def run_trial(owner: StudyOwner, name: str, ap: float) -> dict[str, Any]:
     return suggestion
 
 
-def done(ended: int, epochs: int) -> dict[str, int]:
-    return {"ended": ended, "epochs": epochs, "running": 0}
-
-
 def run_students(owner: StudyOwner) -> None:
     for index, ap in enumerate((0.9, 0.2, 0.5, 0.4)):
         assert owner.trials_to_run() == 4 - index
@@ -109,9 +105,10 @@ def test_refiners_count_epochs_and_numbers_on(config: StudyConfig) -> None:
     assert owner.trials_to_run() == 0
     assert owner.status()["best"]["trial"] == 0
     baseline, students = DISTILL + REFINE, 3 * DISTILL
+    over = {"trials": 4, "left": 0, "is_bound": False}
     assert owner.status()["stages"] == [
-        {"trials": 4, "most": DISTILL, **done(4, baseline + students)},
-        {"trials": 4, "most": REFINE, **done(4, 4 * REFINE)},
+        {**over, "epochs": baseline + students},
+        {**over, "epochs": 4 * REFINE},
     ]
     assert owner.stages[1].frozen(5).intermediate_values == pytest.approx(
         {1: 0.61 * 4 / 5, 2: 0.61}
@@ -156,6 +153,7 @@ def test_the_students_are_counted_once_they_are_handed_over(config: StudyConfig)
     assert not folder.exists()
     owner = start(config)
     run_students(owner)
+    assert [stage["left"] for stage in owner.status()["stages"]] == [0, 4 * REFINE]
     assert trials_handed_over(folder, "study") is None
     owner.trials_to_run()
     owner.config.search.trials = 20

@@ -141,16 +141,16 @@ def test_picture_damaged_between_its_ends_is_left_off_the_sheet(
     assert sheet is not None and sheet.shape[1] == 3 * 260  # two, and a blank
 
 
-def test_val_people_in_train_are_faults_here(
+def test_people_of_train_who_are_in_val_are_faults(
     coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train = coco / "annotations/person_keypoints_train2017.json"
     shutil.copy(train, coco / "annotations/person_keypoints_val2017.json")
     shutil.copytree(coco / "train2017", coco / "val2017", dirs_exist_ok=True)
     assert run(coco, "--out", tmp_path / "out", "--pictures", 0) == 1
-    assert "val people in train: 6" in capsys.readouterr().out
+    assert "person of train who is in val: 6" in capsys.readouterr().out
     rows = read_audit(tmp_path / "out/audit.parquet").to_pylist()
-    assert {row["kind"] for row in rows if row["is_fault"]} == {"val people in train"}
+    assert {row["kind"] for row in rows if row["is_fault"]} == {"person of train who is in val"}
 
 
 @pytest.mark.parametrize(

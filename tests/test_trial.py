@@ -16,7 +16,6 @@ from models.skeleton import SKELETONS, Skeleton
 from study import compilation, limits
 from study.checkpoint import Checkpoints, best_rows
 from study.config import compose, with_values
-from study.dataset import People
 from study.loop import Row, TrainingDiverged
 from study.prepare import StudyData, prepare_data
 from study.schema import StudyConfig
@@ -305,7 +304,7 @@ def test_the_teacher_is_trained_once_and_goes_on_after_a_break(
 
 def test_everything_runs_on_five_joints_and_a_crop_that_is_higher_than_wide(
     five: Skeleton,
-    five_people: People,
+    five_data: Path,
     tmp_path: Path,
     workers: Workers,
     monkeypatch: pytest.MonkeyPatch,
@@ -314,10 +313,10 @@ def test_everything_runs_on_five_joints_and_a_crop_that_is_higher_than_wide(
     monkeypatch.setitem(limits.CHOICES, "data.skeleton", ("five",))
     config = compose(
         [
-            *("data=coco", f"data.root={five_people.annotations.parent}", f"storage={tmp_path}"),
+            *("data=coco", f"data.root={five_data}", f"storage={tmp_path}"),
             *("data.skeleton=five", "data.input_size=[96,64]", "data.search_fraction=0.3"),
             *("data.train.annotations=five.json", "data.train.images=images"),
-            *("data.val.annotations=five.json", "data.val.images=images", "teacher.size=tiny"),
+            *("data.val.annotations=val.json", "data.val.images=others", "teacher.size=tiny"),
             *("teacher.epochs=1", "distill.epochs=1", "refine.epochs=1", "refine.width=8"),
             *("distill.structure.kind=bone", "distill.heatmap.kind=kl"),
         ]

@@ -60,7 +60,9 @@ def cpu_by_trial(folder: Path, sampler: str, trials: int, settings: list[str]) -
     generator, clock = np.random.default_rng(0), Clock()
     found = []
     for index in range(trials):
-        number = clock(owner.ask, f"trial{index}")["number"]
+        suggestion = clock(owner.ask, f"trial{index}")
+        assert suggestion is not None
+        number = suggestion["number"]
         checkpoints = Checkpoints(trial_folder(owner.folder, number))
         rows: list[Row] = []
         is_over, best = False, generator.uniform()

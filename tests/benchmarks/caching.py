@@ -36,10 +36,10 @@ from rich.table import Table  # noqa: E402
 from search_spaces.space import load  # noqa: E402
 from study import teacher, training  # noqa: E402
 from study.checkpoint import Checkpoints, best_row  # noqa: E402
-from study.config import compose, with_values  # noqa: E402
+from study.config import compose, flatten, to_plain, with_values  # noqa: E402
 from study.crops import read_picture, stored_size, warp  # noqa: E402
 from study.json_records import load_document  # noqa: E402
-from study.loop import Row, run_stage  # noqa: E402
+from study.loop import Progress, Row, run_stage  # noqa: E402
 from study.prepare import input_size_of, prepare_data  # noqa: E402
 from study.schema import StudyConfig  # noqa: E402
 from study.store import CropStore, open_crop_store  # noqa: E402
@@ -50,8 +50,8 @@ from study.teacher import (  # noqa: E402
     make_teacher,
     teacher_folder,
 )
+from study.teachers import open_network  # noqa: E402
 from study.training import (  # noqa: E402
-    Progress,
     TrainingData,
     build_distill_task,
     build_refine_task,
@@ -101,7 +101,7 @@ def epochs(storage: str, rounds: int) -> list[tuple[str, float, float]]:
         config, frozen, build_refiner(config, frozen.student.pyramid_channels)
     )
     size = input_size_of(config)
-    network = teacher.open_network(config)[0]
+    network = open_network(config)[0]
     cost = forward_seconds(network, size) / forward_seconds(distilled.student, size)
     print(f"a forward pass of the teacher costs {cost:.1f} times the student's")
 
@@ -167,14 +167,14 @@ def study(storage: str, trials: int) -> list[tuple[str, float, float]]:
         return PicturesAnew.of(open_crop_store(path), paths)
 
     ways = {"none": ("online", anew), "all stores": ("cached", open_crop_store)}
-    space = load(config.search_space)
+    space, defaults = load(config.search_space), flatten(to_plain(config))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     scores: dict[str, list[float]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(trials):
-            chosen = space.suggest(drawn.ask(), config)
+            chosen = space.suggest(drawn.ask(), defaults)
             for way, (mode, opener) in ways.items():
                 training.open_crop_store = teacher.open_crop_store = opener  # type: ignore[attr-defined]
                 own = with_values(config, {**chosen, "teacher.mode": mode})

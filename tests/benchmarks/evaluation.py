@@ -45,7 +45,7 @@ Records = list[dict[str, Any]]
 def people_at_random(folder: Path, num_pictures: int) -> tuple[Path, Path]:
     """Ground truth of four people a picture, and as many detections, shaken."""
     dice = np.random.RandomState(0)
-    images, annotations, detections = [], [], []
+    images, annotations, detections = list[Any](), list[Any](), list[Any]()
     for number in range(1, num_pictures + 1):
         images.append({"id": number, "width": 640, "height": 480, "crowdIndex": dice.rand()})
         for _ in range(4):
@@ -131,7 +131,7 @@ def measure(truth: Path, detections: Records, turns: int) -> dict[str, list[floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="*", type=Path, metavar="TRUTH DETECTIONS")
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--turns", type=int, default=3)

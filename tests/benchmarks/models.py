@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import statistics
 import sys
@@ -226,7 +227,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     builds: dict[str, Callable[[], PoseNetwork]] = {
-        f"{name} {size}": lambda name=name, size=size: build_model(name, size, COCO)
+        f"{name} {size}": functools.partial(build_model, name, size, COCO)
         for name, (_, sizes) in MODELS.items()
         for size in sizes
     }
@@ -237,7 +238,7 @@ def main() -> None:
         builds = {name: build for name, build in builds.items() if name.startswith("mobile_net")}
         for budget, (name, shape) in itertools.product(BUDGETS, SHAPES.items()):
             size = widened(shape, budget)
-            builds[f"{budget}: {name}"] = lambda size=size: MobileNet(COCO.num_joints, size)
+            builds[f"{budget}: {name}"] = functools.partial(MobileNet, COCO.num_joints, size)
     builds = {first: builds[first], **builds}
     found = {
         batch: measure(

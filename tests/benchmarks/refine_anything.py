@@ -18,6 +18,7 @@ data are composed (each may be in many pictures), else over pictures. Every step
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import shutil
 import sys
@@ -42,7 +43,7 @@ from models.refined_pose import RefinedPose  # noqa: E402
 from models.skeleton import COCO, CROWDPOSE, shared_joints  # noqa: E402
 from study.batches import evaluation_batches  # noqa: E402
 from study.checkpoint import Checkpoints  # noqa: E402
-from study.config import StudyConfig, compose, with_values  # noqa: E402
+from study.config import compose, with_values  # noqa: E402
 from study.crops import apply_affine, crop_to_image_affine, invert_affine  # noqa: E402
 from study.evaluation import BATCH_SIZE, predict_crops  # noqa: E402
 from study.limits import MOVENET_SIZES  # noqa: E402
@@ -51,6 +52,7 @@ from study.metrics import average_precision, oks, to_detections  # noqa: E402
 from study.pose_errors import jittered  # noqa: E402
 from study.predictions import given_starts  # noqa: E402
 from study.prepare import StudyData, prepare_data  # noqa: E402
+from study.schema import StudyConfig  # noqa: E402
 from study.store import CropStore, open_crop_store  # noqa: E402
 from study.training import load_estimator  # noqa: E402
 from study.trial import Trial, run_trial  # noqa: E402
@@ -184,8 +186,8 @@ def made_up_starts(store: CropStore, spread: float) -> dict[str, list[Poses]]:
     missed = np.where(dice.rand(count, joints, 1) < MISSED, places, truth)
     swapped += [swap_some(truth, labelled, dice) for _ in range(SWAP_DRAWS - 1)]
     torch.manual_seed(0)
-    labels = (truth, store.visibility, store.areas)
-    noisy, _ = jittered(*map(torch.from_numpy, labels), spread)
+    points, seen, areas = map(torch.from_numpy, (truth, store.visibility, store.areas))
+    noisy, _ = jittered(points, seen, areas, spread)
     poses = {"swapped": swapped, "missed": [missed], "jitter": [noisy.numpy()]}
     return {
         name: [
@@ -277,12 +279,15 @@ def score(
     store, truth = open_crop_store(Path(data.val)), Path(data.val_truth)
     annotations = Path(config.data.root) / config.data.val.annotations
     groups = groups_of(annotations, store)
+
+    def given(path: Path) -> list[Poses]:
+        return [given_starts(path, store, CROWDPOSE)]
+
     cases: dict[str, Callable[[], list[Poses]]] = {
-        f"real: {path.stem}": lambda path=path: [given_starts(path, store, CROWDPOSE)]
-        for path in real
+        f"real: {path.stem}": functools.partial(given, path) for path in real
     }
     for name, draws in made_up_starts(store, config.refine.jitter).items():
-        cases[name] = lambda draws=draws: draws
+        cases[name] = functools.partial(list, draws)
     frozen: dict[int, PoseFeatures] = {}
     for start in starts:
         last = Checkpoints(out / name_of(start)).last()

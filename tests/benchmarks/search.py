@@ -300,11 +300,11 @@ def main() -> None:
             f"the target is reached by {reached}"
         )
         searchers: dict[str, Callable[[int], Searcher]] = {
-            "random": lambda seed, r=recorded: Ours(
-                r, ["search.sampler=random", "search.pruner=none"], seed, controls=False
+            "random": functools.partial(
+                Ours, recorded, ["search.sampler=random", "search.pruner=none"], controls=False
             ),
-            "stock": lambda seed, r=recorded: Stock(r, seed),
-            "ours": lambda seed, r=recorded: Ours(r, options.settings, seed, controls=True),
+            "stock": functools.partial(Stock, recorded),
+            "ours": functools.partial(Ours, recorded, options.settings, controls=True),
         }
         chosen = {key: searchers[key] for key in options.only or searchers}
         Console(width=100).print(compare(recorded, chosen, seeds, options.concurrent))
