@@ -1,7 +1,7 @@
 """How the names of left and right are learned, at the start of stage 2, before the refiner is.
 
 The student is frozen: it looks once at plain crops, and what it sees under poses with the errors
-of ``refine.start`` is kept. From this, a few numbers a person, ``MirrorPairs`` learns in seconds
+of ``refine.start`` is kept. From this, a few numbers a person, ``MirrorPairs`` learns quickly
 which way of naming the pairs is right: wrong ones there are enough of in every pose, none needs to
 be made. In the epochs that follow it stays as it is, so that a trial that goes on has it with
 its first checkpoint, and one that was broken off before learns it again, the same.
@@ -76,8 +76,9 @@ def collect_examples(
             starts.train if starts else None,
         ):
             maps = estimator.look(batch.crops).heatmaps
-            given = [task.given(batch) for _ in range(1 if starts else EPOCHS)]
-            poses, scores = (torch.stack(d, dim=1) for d in zip(*filter(None, given), strict=True))
+            draws = (task.given(batch) for _ in range(1 if starts else EPOCHS))
+            given = [draw for draw in draws if draw is not None]
+            poses, scores = (torch.stack(values, dim=1) for values in zip(*given, strict=True))
             evidence = [mirror_pairs.evidence(maps, pose, crop_size) for pose in poses.unbind(1)]
             labels = (batch.keypoints_crop, (batch.visibility > 0).to(poses), batch.areas_crop)
             seen = (poses, scores > 0, torch.stack(evidence, dim=1), *labels)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,11 +19,17 @@ from study.checkpoint import Checkpoints
 from study.config import with_values
 from study.crops import apply_affine, invert_affine
 from study.losses import ways_loss
-from study.mirror_training import Examples, fit_names
+from study.mirror_training import Examples, collect_examples, fit_names
 from study.prepare import StudyData
 from study.schema import StudyConfig
 from study.store import open_crop_store
-from study.training import load_estimator
+from study.training import (
+    TrainingData,
+    build_distill_task,
+    build_refine_task,
+    build_refiner,
+    load_estimator,
+)
 from study.trial import Trial, run_trial
 from study.workers import Workers
 
@@ -125,6 +132,45 @@ def start_file(mini_data: StudyData, tmp_path_factory: pytest.TempPathFactory) -
     file = tmp_path_factory.mktemp("start") / "poses.json"
     file.write_text(json.dumps(entries))
     return file
+
+
+class OneOfTwo(Workers):
+    """A worker of two, to whom the parts of the other one are known."""
+
+    def __init__(self, rank: int, others: list[Any]) -> None:
+        super().__init__(torch.device("cpu"))
+        self.rank, self.world, self.others = rank, 2, others
+
+    def gather(self, value: Any) -> list[Any]:
+        self.own_parts: list[Any] = [value]
+        return [value, *self.others]
+
+
+def test_two_workers_collect_what_one_does(
+    mini_config: StudyConfig, mini_data: StudyData, start_file: Path, workers: Workers
+) -> None:
+    config = with_values(mini_config, {"refine.start": str(start_file)})
+    distilled = build_distill_task(config, seed=0)
+    torch.nn.init.normal_(distilled.student.final_layer.weight, std=0.3)  # type: ignore[arg-type]
+    refiner = build_refiner(config, distilled.student.pyramid_channels)
+    task = build_refine_task(config, distilled, refiner).eval()
+    assert refiner.mirror_pairs is not None
+
+    def collected(by: Workers) -> Examples:
+        ground = TrainingData.open(config, mini_data, by, None)
+        assert refiner.mirror_pairs is not None
+        return collect_examples(task, refiner.mirror_pairs, ground, ground.starts())
+
+    alone, second = collected(workers), OneOfTwo(1, [])
+    collected(second)
+    for ours, theirs in zip(collected(OneOfTwo(0, second.own_parts)), alone, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    store = open_crop_store(Path(mini_data.train))
+    assert len(alone.truth) == len(store) and alone.poses.shape[1] == 1
+    assert torch.equal(alone.weights > 0, torch.from_numpy(store.visibility > 0))
+    seen = alone.is_given[:, 0] & (alone.weights > 0)
+    away = (alone.poses[:, 0] - alone.truth).norm(dim=-1)
+    assert seen.any() and away[seen].max() < 0.01  # the file is the truth
 
 
 def names_of(trial: Trial, epoch: int) -> dict[str, Tensor]:
