@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.candidates import MAX_CANDIDATES, CandidateChooser, Choice
+from models.mirror_pairs import MirrorPairs
 from models.pose_features import PoseFeatures, sample_features
 from models.skeleton import Skeleton
 
@@ -166,6 +167,7 @@ class IgpGcn(nn.Module):
         dropout: float = 0.0,
         gate: bool = True,
         candidates: int = 1,
+        mirror_pairs: bool = False,
     ) -> None:
         """Build the levels with heads at zero.
 
@@ -178,6 +180,7 @@ class IgpGcn(nn.Module):
             dropout: share of node channels that training zeroes, 0 to 1.
             gate: scale each joint's step by a learned confidence.
             candidates: places per joint to choose from; 1 takes the first.
+            mirror_pairs: give the joints of a given pose their names back, left or right.
         """
         super().__init__()
         if not 1 <= levels <= len(pyramid_channels):
@@ -209,6 +212,23 @@ class IgpGcn(nn.Module):
             self.chooser = CandidateChooser(
                 skeleton, pyramid_channels[-1], width=width, dropout=dropout
             )
+        self.mirror_pairs = MirrorPairs(skeleton) if mirror_pairs else None
+
+    def named(
+        self,
+        features: PoseFeatures,
+        given: tuple[Tensor, Tensor] | None,
+        crop_size: tuple[int, int],
+    ) -> tuple[Tensor, Tensor] | None:
+        """A given pose, keypoints_crop (B, K, 2) and scores (B, K), under its likeliest names.
+
+        Of an exchanged pair both places are exchanged, scores stay with their joints.
+        """
+        if given is None or self.mirror_pairs is None:
+            return given
+        places, scores = given
+        named = self.mirror_pairs.named(features.heatmaps, places, scores > 0, crop_size)
+        return named, scores
 
     def choose(
         self, features: PoseFeatures, candidates: Tensor, crop_size: tuple[int, int]

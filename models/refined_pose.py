@@ -51,8 +51,9 @@ class RefinedPose(nn.Module):
 
         Args:
             start: another method's keypoints_crop (B, K, 2) and scores (B, K), which the refiner
-                improves: each is the first of its joint's candidates, before the student's peaks.
-                A joint of score 0 is not given. None starts from the student's peaks alone.
+                improves: each is the first of its joint's candidates, before the student's peaks,
+                once left and right have their names. A joint of score 0 is not given. None starts
+                from the student's peaks alone.
 
         Returns:
             keypoints_crop (B, K, 2), after the last level, and scores (B, K): of given joints the
@@ -72,8 +73,9 @@ class RefinedPose(nn.Module):
                     "that was trained with refine.epochs above 0"
                 )
             return self.codec.read(features)
+        named = self.refiner.named(features, start, crop_size)
         candidates = read_candidates(
-            self.codec, features, self.refiner.num_candidates, start, self.refiner.flip_order
+            self.codec, features, self.refiner.num_candidates, named, self.refiner.flip_order
         )
         choice = self.refiner.choose(features, candidates, crop_size)
         poses = self.refiner(features.pyramid, choice.keypoints_crop, choice.scores, crop_size)

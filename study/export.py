@@ -150,13 +150,16 @@ def describe(
     """What ``config.json`` says: how to build and feed the model, and where it comes from."""
     config, trial, checkpoint = chosen.config, chosen.trial, chosen.checkpoint
     skeleton, pixels, frame = skeleton_of(config), estimator.student.pixels, estimator.codec.frame
+    built = None
+    if estimator.refiner is not None:
+        built = {key: getattr(config.refine, key) for key in REFINER}
+        built["mirror_pairs"] = estimator.refiner.mirror_pairs is not None
     names = [column.name for column in AVERAGE_PRECISION]
     on_val = [
         row
         for row in read_final(folder).to_pylist()
         if (row["trial"], row["epoch"]) == (trial["trial"], checkpoint.epoch)
     ]
-    has_refiner = checkpoint.stage == "refine"
     return {
         "format": FORMAT,
         "skeleton": skeleton.name,
@@ -172,7 +175,7 @@ def describe(
         "student": {"name": config.student.name, "size": config.student.size},
         "codec": {"name": config.student.codec, "sigma": config.student.sigma},
         "flip_test": estimator.flip_order is not None,
-        "refiner": {key: getattr(config.refine, key) for key in REFINER} if has_refiner else None,
+        "refiner": built,
         "source": {
             "study": config.name,
             "trial": trial["trial"],

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LOWEST_PEAK = 0.05
+AS_GOOD = 0.1
+"""Part of a joint's OKS by which one way of naming a pose may lack another and be as good."""
 _TINY = 1e-8
 
 
@@ -279,6 +281,38 @@ def choice_loss(
     tolerance = (2 * sigmas).square() * area.detach().clamp_min(_TINY)[:, None]
     wrong = -torch.expm1(-squared / (2 * tolerance[..., None]))
     return _weighted_mean((logits.softmax(dim=-1) * wrong).sum(dim=-1), weights)
+
+
+def ways_loss(
+    logits: Tensor,
+    poses: Tensor,
+    target: Tensor,
+    weights: Tensor,
+    area: Tensor,
+    sigmas: Tensor | Sequence[float],
+) -> Term:
+    """Cross-entropy, in nats, against those ways of naming a pose that are as good as the best.
+
+    A way is as good if its OKS, summed over the joints, lacks no more than ``AS_GOOD`` of the
+    best one's. People for whom every possible way is as good don't count.
+
+    Args:
+        logits: (B, W); -inf for ways that are not possible.
+        poses: the pose under each way's names, (B, W, K, 2), in any unit.
+        target: (B, K, 2), in the same.
+        weights: (B, K).
+        area: the people's areas, (B,), in that unit squared.
+        sigmas: the skeleton's OKS sigmas, K of them.
+    """
+    sigmas = torch.as_tensor(sigmas, dtype=logits.dtype, device=logits.device)
+    squared = (poses - target[:, None]).detach().square().sum(dim=-1)  # (B, W, K)
+    tolerance = (2 * sigmas).square() * area.detach().clamp_min(_TINY)[:, None]
+    similar = torch.exp(-squared / (2 * tolerance[:, None])) * weights.detach()[:, None]
+    can_be = logits > -torch.inf
+    total = similar.sum(dim=-1).masked_fill(~can_be, -torch.inf)
+    is_good = total >= total.amax(dim=1, keepdim=True) - AS_GOOD
+    likely = logits.logsumexp(dim=1) - logits.masked_fill(~is_good, -torch.inf).logsumexp(dim=1)
+    return _weighted_mean(likely, (can_be & ~is_good).any(dim=1))
 
 
 def smooth_l1_loss(points: Tensor, target: Tensor, weights: Tensor, beta: float) -> Term:

@@ -56,6 +56,8 @@ class RefineTask(nn.Module):
         student.requires_grad_(False)
         for parameter in learning:
             parameter.requires_grad_()
+        if refiner.mirror_pairs is not None:
+            refiner.mirror_pairs.requires_grad_(False)
         self.refiner = refiner
         self.codec = codec
         self.skeleton = skeleton
@@ -90,7 +92,7 @@ class RefineTask(nn.Module):
             terms[name] = term
         return terms
 
-    def _given(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+    def given(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
         """Another method's keypoints and scores, real or made up; None for the student's."""
         if self.settings.start == JITTER:
             labels = (batch.keypoints_crop, batch.visibility, batch.areas_crop)
@@ -101,7 +103,8 @@ class RefineTask(nn.Module):
 
     def _candidates(self, out: PoseFeatures, batch: Batch) -> Tensor:
         """Where joints may start, (B, K, M, 3), with errors on unseen people where it has any."""
-        count, given = self.refiner.num_candidates, self._given(batch)
+        given = self.refiner.named(out, self.given(batch), self.codec.input_size)
+        count = self.refiner.num_candidates
         candidates = read_candidates(self.codec, out, count, given, self.refiner.flip_order)
         if self.errors is None:
             return candidates
@@ -164,9 +167,8 @@ class RefineTask(nn.Module):
 
     def parameter_groups(self, optimizer: OptimizerConfig) -> list[dict[str, object]]:
         """The refiner, and a finetuned student at its share of the rate."""
-        groups: list[dict[str, object]] = [
-            {"params": list(self.refiner.parameters()), "lr": optimizer.lr}
-        ]
+        learning = [p for p in self.refiner.parameters() if p.requires_grad]
+        groups: list[dict[str, object]] = [{"params": learning, "lr": optimizer.lr}]
         if self.is_finetuned:
             learning = [p for p in self.student.parameters() if p.requires_grad]
             groups.append({"params": learning, "lr": optimizer.lr * self.settings.student_factor})

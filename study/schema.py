@@ -213,7 +213,8 @@ class RefineConfig:
     """student | jitter | the path of a JSON of another method's COCO keypoint results on the
     training pictures: the poses that the refiner learns to improve. jitter: the truth with noise,
     and what is not labelled from the student. A JSON: matched to people as for
-    teacher.name=predictions; people and joints that it lacks start from the student."""
+    teacher.name=predictions; people and joints that it lacks start from the student.
+    Left and right of poses from either are named anew before they are refined."""
     jitter: float
     """Largest spread of jitter's noise along x and y, over the root of the person's area; most
     joints have far less."""

@@ -112,6 +112,7 @@ def build_refiner(config: StudyConfig, pyramid_channels: tuple[int, int, int]) -
         dropout=settings.dropout,
         gate=settings.gate,
         candidates=settings.candidates,
+        mirror_pairs=settings.start != STUDENT,
     )
 
 

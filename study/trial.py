@@ -23,6 +23,7 @@ from study.distill import SCALE_BATCHES, DistillTask
 from study.evaluation import predict_crops
 from study.limits import ONLINE, STUDENT
 from study.loop import mean_terms, run_stage, seed_of
+from study.mirror_training import learn_names
 from study.pose_errors import PoseErrors, excess, measure_errors
 from study.prepare import StudyData
 from study.refine import RefineTask
@@ -141,6 +142,7 @@ def refine(trial: Trial, ground: TrainingData, recorder: Recorder) -> bool:
     task = build_refine_task(config, distilled, refiner).to(workers.device)
     if settings.perturb and settings.start == STUDENT:
         task.errors = unseen_errors(task, ground)
+    starts = ground.starts()
     stage = ground.stage(
         "refine",
         settings,
@@ -149,9 +151,12 @@ def refine(trial: Trial, ground: TrainingData, recorder: Recorder) -> bool:
         seed=trial.seed,
         first_epoch=config.distill.epochs,
         first_step=students[-1]["step"],
-        starts=ground.starts(),
+        starts=starts,
     )
-    return run_stage(task, stage, recorder.resume(stage, task), workers, recorder.finish)
+    progress = recorder.resume(stage, task)
+    if progress.epoch == 0 and refiner.mirror_pairs is not None:
+        learn_names(task, ground, starts, seed_of(trial.seed, "mirror_pairs"))
+    return run_stage(task, stage, progress, workers, recorder.finish)
 
 
 def unseen_errors(task: RefineTask, ground: TrainingData) -> PoseErrors:

@@ -212,6 +212,7 @@ def test_winner_is_exported_unless_a_trial_is_named(study: Path) -> None:
     assert (info["source"]["trial"], info["source"]["stage"]) == (WINNER, "refine")
     assert info["refiner"]["depth"] == DEPTH
     assert info["refiner"]["candidates"] == 2
+    assert info["refiner"]["mirror_pairs"] is False  # it learned from the student's own pose
     assert info["val"]["ap"] == 0.125
     info = run(study, BASELINE)
     assert (info["source"]["trial"], info["source"]["control"]) == (BASELINE, "baseline")

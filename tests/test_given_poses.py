@@ -25,12 +25,17 @@ BOX = [20.0, 10.0, 60.0, 70.0]
 
 
 def write_export(
-    folder: Path, *, moves: bool = False, trusts_student: bool = False, is_refined: bool = True
+    folder: Path,
+    *,
+    moves: bool = False,
+    trusts_student: bool = False,
+    names_pairs: bool = False,
+    is_refined: bool = True,
 ) -> Path:
     """A tiny CrowdPose export of random weights.
 
     Its refiner moves joints or does not; it takes the student's peaks before the given joints or
-    does not.
+    does not; it names left and right as the student's maps have them or does not.
     """
     info: dict[str, Any] = {
         "skeleton": "crowdpose",
@@ -39,7 +44,7 @@ def write_export(
         "codec": {"name": "dark", "sigma": 2.0},
         "flip_test": False,
         "refiner": {"levels": 2, "depth": 1, "width": 8, "dropout": 0.0, "gate": True}
-        | {"candidates": 2},
+        | {"candidates": 2, "mirror_pairs": names_pairs},
     }
     info["refiner"] = info["refiner"] if is_refined else None
     torch.manual_seed(0)
@@ -55,6 +60,11 @@ def write_export(
         with torch.no_grad():
             estimator.refiner.chooser.first[0] = 100
             estimator.refiner.chooser.head.weight[0, 0] = -100
+    if names_pairs:
+        assert estimator.refiner is not None and estimator.refiner.mirror_pairs is not None
+        nn.init.constant_(estimator.refiner.mirror_pairs.trust, 1e7)
+        assert estimator.student.final_layer.bias is not None
+        nn.init.constant_(estimator.student.final_layer.bias, 3.0)  # above what counts as nothing
     folder.mkdir()
     save_file(estimator.state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(info))
@@ -134,6 +144,21 @@ def test_joints_move_as_the_refiner_moves_them_in_the_crop(
     expected = apply_affine(pose.double().numpy(), invert_affine(affine))[0]
     np.testing.assert_allclose(rows(found)[:, :2], expected, atol=1e-3)
     assert np.abs(expected - rows(given)[:, :2]).max() > 1
+
+
+@pytest.mark.parametrize("names_pairs", [True, False])
+def test_an_export_that_names_left_and_right_undoes_swaps(
+    names_pairs: bool, tmp_path: Path, pictures: list[Path]
+) -> None:
+    export = write_export(tmp_path / "export", names_pairs=names_pairs)
+    given = entry()
+    pose, order = rows(given), list(CROWDPOSE.flip_order)
+    swapped = {**given, "keypoints": np.c_[pose[order, :2], pose[:, 2]].ravel().tolist()}
+    found = [rows(person) for person in run(export, tmp_path, [given, swapped], pictures[:1])]
+    is_same = np.abs(found[0][:, :2] - found[1][:, :2]).max(axis=1) < 1e-3
+    unpaired = np.array(order) == np.arange(CROWDPOSE.num_joints)
+    assert np.array_equal(is_same, unpaired | names_pairs)
+    assert all(np.array_equal(person[:, 2], pose[:, 2]) for person in found)
 
 
 def test_missing_joints_start_from_the_students_own(

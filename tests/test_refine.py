@@ -50,8 +50,8 @@ SETTINGS = RefineConfig(
 class Steps(nn.Module):
     """A refiner that moves every joint by (dx, 0) px times the level's number."""
 
-    num_candidates, chooser, flip_order = 1, None, (0, 2, 1, 4, 3)
-    choose = IgpGcn.choose
+    num_candidates, chooser, flip_order, mirror_pairs = 1, None, (0, 2, 1, 4, 3), None
+    choose, named = IgpGcn.choose, IgpGcn.named
 
     def __init__(self, levels: int, dx: float) -> None:
         super().__init__()

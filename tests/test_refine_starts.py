@@ -165,8 +165,8 @@ def test_jitter_has_its_spread_and_leaves_out_what_is_not_labelled() -> None:
 class Kept(nn.Module):
     """A refiner that keeps what it is given."""
 
-    num_candidates, chooser, flip_order = 1, None, None
-    choose = IgpGcn.choose
+    num_candidates, chooser, flip_order, mirror_pairs = 1, None, None, None
+    choose, named = IgpGcn.choose, IgpGcn.named
     start: Tensor
     scores: Tensor
 
