@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
@@ -22,6 +23,8 @@ GP_TRIALS = 6
 SAMPLERS = ("tpe", "gp", "cmaes", "nsga2", "qmc", "random")
 PRUNERS = ("successive_halving", "hyperband", "median", "percentile")
 CHOICE = "distill.structure.kind"
+WEIGHT = "distill.structure.weight"
+RATE, SCHEDULE = "distill.optimizer.lr", "distill.schedule"
 
 Suggestion = dict[str, Any]
 Answers = list[bool]
@@ -91,6 +94,39 @@ def test_every_sampler_suggests_the_same_after_restarts(sampler: str, tmp_path: 
     numbers = [suggestion["number"] for suggestion, _ in found]
     rates = {suggestion["values"]["distill.optimizer.lr"] for suggestion, _ in found[2:]}
     assert numbers == list(range(trials)) and len(rates) > 2
+
+
+def test_tpe_learns_a_weight_from_trials_of_its_own_kind() -> None:
+    """Weights of 0.05 are good for one kind, of 5 for the other."""
+    config, space = compose(["search.startup_trials=3"]), load("distill")
+    study = optuna.create_study(direction="maximize")
+    dice = np.random.RandomState(0)
+    best = {"pairwise": 0.05, "bone": 5.0}
+    for number in range(60):
+        values = {path: space_default(space, path) for path in (RATE, SCHEDULE)}
+        kind, weight = list(best)[number % 2], float(10 ** dice.uniform(-2, 1))
+        values |= {"distill.heatmap.kind": "none", CHOICE: kind, WEIGHT: weight}
+        distributions = {p.path: p.distribution for p in space.parameters if p.path in values}
+        loss = abs(math.log10(weight / best[kind]))
+        study.add_trial(
+            optuna.trial.create_trial(params=values, distributions=distributions, value=-loss)
+        )
+    found: dict[str, list[float]] = {kind: [] for kind in best}
+    for number in range(20):
+        kind = list(best)[number % 2]
+        study.sampler = build_sampler(config, space, number, number)
+        study.enqueue_trial({CHOICE: kind, "distill.heatmap.kind": "none"})
+        trial = study.ask()
+        found[kind].append(space.suggest(trial, {})[WEIGHT])
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    for kind, weights in found.items():
+        error = np.log10(np.array(weights) / best[kind])
+        assert abs(np.median(error)) < 0.3, (kind, weights)
+
+
+def space_default(space: SearchSpace, path: str) -> Any:
+    """A value that the parameter may have."""
+    return next(p.extremes()[0] for p in space.parameters if p.path == path)
 
 
 @pytest.mark.parametrize("pruner", PRUNERS)

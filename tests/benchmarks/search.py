@@ -3,9 +3,13 @@
 Every Parquet file in ``curves/`` (``record_curves.py``) is a table of real trainings. A searcher
 proposes values in the space that was recorded; in their place the most alike recorded
 configuration that it has not had yet is trained, by reading its curve, and the searcher is told
-that configuration's values for its proposal. Alike is: the mean over the parameters of 1 for
-another choice (or for a parameter that only one of both has), of the distance between the bounds
-for a number. An epoch is the unit of cost, those of pruned trials and of controls included.
+that configuration's values for its proposal. How much two differ is a sum over the parameters: 1
+for another choice (or for a parameter that only one of both has), the distance between the bounds
+for a number, each times the share in which the parameter decides what AP the recorded
+configurations have (a forest's impurity importance). Else a proposal would often be exchanged for
+one of another learning rate, since its many parameters that matter little are nearer: with
+--plain, all count alike. An epoch is the unit of cost, those of pruned trials and of controls
+included.
 
 A search has reached its target once (best - ap) / (best - median) <= 0.05, ap being the best that
 any report of it had; best and median are those of all recorded configurations. It is censored at
@@ -33,12 +37,14 @@ sys.path.insert(0, str(HERE.parent.parent))
 import numpy as np  # noqa: E402
 import optuna  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
 from optuna.distributions import CategoricalDistribution  # noqa: E402
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler  # noqa: E402
 from ray.tune.search.optuna import OptunaSearch  # noqa: E402
 from record_curves import SETTINGS  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
+from sklearn.ensemble import ExtraTreesRegressor  # noqa: E402
 
 from search_spaces.space import Parameter, SearchSpace, load, place_in  # noqa: E402
 from study.config import compose, flatten, to_plain, with_values  # noqa: E402
@@ -59,9 +65,10 @@ class Recorded:
         values: what each configuration had, by config path.
         curves: AP after each epoch, 0 to 1, (configurations, epochs); 0 once it had diverged.
         target: the AP that a search is to reach.
+        shares: in which each parameter decides how much two configurations differ; they sum to 1.
     """
 
-    def __init__(self, file: Path, space: SearchSpace) -> None:
+    def __init__(self, file: Path, space: SearchSpace, *, plain: bool = False) -> None:
         rows = pq.read_table(file).to_pylist()
         self.name, self.space = file.stem, space
         self.values = [
@@ -76,6 +83,24 @@ class Recorded:
         self.best, self.median = float(aps.max()), float(np.median(aps))
         self.target = self.best - SHORTFALL * (self.best - self.median)
         self.places = np.array([self._place(values) for values in self.values])
+        number = len(space.parameters)
+        self.shares = np.full(number, 1 / number) if plain else self._importances(aps)
+
+    def _importances(self, aps: NDArray[Any]) -> NDArray[Any]:
+        """Of each parameter, the impurity that it takes from the ranks of AP in a forest."""
+        columns, owners = [], []
+        for parameter, places in zip(self.space.parameters, self.places.T, strict=True):
+            kinds = [places]
+            if isinstance(parameter.distribution, CategoricalDistribution):
+                kinds = [
+                    places == 2 * index for index in range(len(parameter.distribution.choices))
+                ]
+            columns += [np.nan_to_num(column.astype(float), nan=-0.5) for column in kinds]
+            owners += [parameter.path] * len(kinds)
+        forest = ExtraTreesRegressor(500, max_features=0.6, bootstrap=True, random_state=0)
+        forest.fit(np.stack(columns, axis=1), aps.argsort().argsort())
+        found = forest.feature_importances_
+        return np.array([found[np.array(owners) == path].sum() for path in self.space.paths])
 
     def _place(self, values: Mapping[str, Any]) -> list[float]:
         """A number for every parameter: NaN where there is none, a choice's index times 2."""
@@ -88,7 +113,7 @@ class Recorded:
         apart = np.abs(self.places - np.array(self._place(values)))
         both_lack = np.isnan(self.places) & np.isnan(self._place(values))
         apart = np.where(both_lack, 0.0, np.nan_to_num(np.minimum(apart, 1.0), nan=1.0))
-        distance = apart.mean(axis=1)
+        distance = apart @ self.shares
         distance[list(had)] = np.inf
         return int(distance.argmin())
 
@@ -282,6 +307,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=100, help="how many (default 100)")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--concurrent", type=int, default=1, help="trials at once (default 1)")
+    parser.add_argument(
+        "--plain", action="store_true", help="all parameters count alike in what is most alike"
+    )
     parser.add_argument("--only", action="append", choices=["random", "stock", "ours"])
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="for ours, as of tune.py")
     options = parser.parse_intermixed_args()
@@ -290,7 +318,7 @@ def main() -> None:
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     for name in names:
         space = load(config_of(name).search_space)
-        recorded = Recorded(HERE / "curves" / f"{name}.parquet", space)
+        recorded = Recorded(HERE / "curves" / f"{name}.parquet", space, plain=options.plain)
         reached = ", ".join(
             f"{number} in epoch {epoch}" for number, epoch in recorded.reached_by()
         )
