@@ -23,7 +23,8 @@ KILLS = 10
 
 SETTINGS = (
     *("data.train_pictures=36", "data.val_pictures=8", "data.input_size=[64,64]"),
-    *("teacher.size=tiny", "teacher.epochs=1", "refine.width=16", "search.min_epochs=1"),
+    *("teacher.size=tiny", "teacher.epochs=1", "refine.width=16"),
+    *("search.min_epochs=1", "search.reduction_factor=2"),
     *("search.startup_trials=2", "search.concurrent=1", "confirm.seeds=2", "display=plain"),
 )
 INLINE = (
