@@ -65,10 +65,8 @@ class ConditionalTPE(TPESampler):
 
     A weight is learned from the trials of the same kind alone: the model of both is that of the
     kind times that of the weight given the kind. Parameters that are independent of each other
-    are modelled one by one. Optuna's joint models are no alternative: ``multivariate`` leaves out
-    what only some trials have, ``group`` models it apart from what it depends on, and either
-    dilutes the few parameters that matter among those that do not: see search.py among the
-    benchmarks.
+    are modelled one by one. Optuna's own joint models are another thing: ``multivariate`` leaves
+    out what only some trials have, and ``group`` models it apart from what it depends on.
     """
 
     def __init__(self, space: SearchSpace, startup_trials: int, seed: int) -> None:
