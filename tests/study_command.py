@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -20,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CPUS = os.cpu_count() or 1
 LIMIT_S = 900
 KILLS = 10
+STATE = "state.json"
+"""In the folder of every epoch that is kept: what was reported, seconds included."""
 
 SETTINGS = (
     *("data.train_pictures=36", "data.val_pictures=8", "data.input_size=[64,64]"),
@@ -108,7 +111,7 @@ def evidence(folder: Path, optuna_study: str = "") -> dict[str, Any]:
 
 def epochs_in(folder: Path) -> set[str]:
     """The epochs of trials and of runs that confirm them, as far as they are kept."""
-    return {str(file.parent) for file in folder.glob("*/*/epoch-*/state.json")}
+    return {str(file.parent) for file in folder.glob(f"*/*/epoch-*/{STATE}")}
 
 
 def wait_until(
@@ -139,9 +142,10 @@ def killed_at_ten_moments(storage: Path, name: str, seed: int, *settings: str) -
     """The folder of a study whose driver was killed again and again, then left alone.
 
     A kill comes seconds after the start, or as soon as another epoch is kept, since the study
-    would else end before the last.
+    would else end before the last. No epoch that was kept then is trained again.
     """
     dice, folder = random.Random(seed), storage / name
+    kept: dict[Path, str] = {}
     for kill in range(KILLS):
         seen = epochs_in(folder)
         driver = start(storage, name, *settings)
@@ -153,7 +157,11 @@ def killed_at_ten_moments(storage: Path, name: str, seed: int, *settings: str) -
         wait_until(has_come, driver)
         time.sleep(dice.uniform(0, 0.1))
         assert kill_driver(driver), f"the study ended after {kill} kills"
-    run(storage, name, *settings)
+        for epoch in epochs_in(folder):
+            with contextlib.suppress(FileNotFoundError):  # an older one than is needed
+                kept[Path(epoch) / STATE] = (Path(epoch) / STATE).read_text()
+    assert "going on" in run(storage, name, *settings)
+    assert kept and all(file.read_text() == text for file, text in kept.items() if file.exists())
     return folder
 
 

@@ -67,6 +67,7 @@ def test_a_driver_killed_at_ten_moments_changes_nothing(
     folder = killed_at_ten_moments(storage, f"{launcher}-killed", 7, *LAUNCHERS[launcher])
     assert evidence(folder) == whole
     assert not (folder / RAY_FOLDER).exists()
+    assert "is finished" in run(storage, folder.name, *LAUNCHERS[launcher])
 
 
 def test_actors_killed_outright_change_nothing(
