@@ -248,8 +248,8 @@ def test_status_tells_what_the_display_shows(config: StudyConfig) -> None:
     assert status["baseline"] == 0.3
     (stage,) = status["stages"]
     assert (stage["trials"], stage["epochs"]) == (config.search.trials, 4)
-    # The second control's other epochs; a third of the others passes epoch 1.
-    assert stage["left"] == pytest.approx(2 + (config.search.trials - 2) * (1 + 2 / 3))
+    # The second control's other epochs; half of the others pass each of the rungs 1 and 2.
+    assert stage["left"] == 2 + (config.search.trials - 2) * (1 + 1 / 2 + 1 / 4)
 
 
 def test_news_are_of_the_trials_begun_but_those_that_are_known(config: StudyConfig) -> None:
