@@ -21,7 +21,8 @@ from models.crop_frame import CropFrame
 from models.pose_features import PoseNetwork
 from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton, shared_joints
-from study.config import RANDOM
+from models.weights import HEAD, SIMCC_HEAD
+from study.config import RANDOM, InputError
 from study.distill import structure_terms
 from study.limits import ONNX, SIZES, VITPOSE
 from study.loop import seed_of
@@ -163,7 +164,8 @@ def check_weights(config: StudyConfig, say: Callable[[str], None]) -> None:
     the student's.
 
     Raises:
-        InputError: ``teacher.init`` or ``student.init`` is no file of weights that fit.
+        InputError: ``teacher.init`` or ``student.init`` is no file of weights that fit, or leaves
+            layers random in a teacher that is not trained.
     """
     own = {"teacher": config.teacher.name in SIZES, "student": True}
     for role, model in (("teacher", config.teacher), ("student", config.student)):
@@ -175,11 +177,29 @@ def check_weights(config: StudyConfig, say: Callable[[str], None]) -> None:
             task = build_distill_task(config, seed=0)
             network, trained = task.student, task.trained
         new = [name for name, _ in network.named_parameters() if name not in trained]
-        if new:
-            joints = f"{config.data.skeleton} ({skeleton_of(config).num_joints} joints)"
-            say(f"{role}.init has another joint count than {joints}; random: {', '.join(new)}")
+        if not new:
+            continue
+        skeleton = teacher_skeleton_of(config) if role == "teacher" else skeleton_of(config)
+        said = f"{role}.init has {_what_differs(skeleton, new)}; random: {', '.join(new)}"
+        if role == "teacher" and not config.teacher.epochs:
+            raise InputError(
+                "a teacher that is not trained must have all its weights, got teacher.epochs=0, "
+                f"and {said}; set teacher.skeleton to the joints of the file, or teacher.epochs"
+            )
+        say(said)
     if config.student.init != RANDOM:
         _warn_of_structure(config.distill, say)
+
+
+def _what_differs(skeleton: Skeleton, new: Sequence[str]) -> str:
+    """Why these parameters are not from ``init``."""
+    joints = f"another joint count than {skeleton.name} ({skeleton.num_joints} joints)"
+    bins = "no head for the bins of codec simcc at this crop size"
+    return " and ".join(
+        reason
+        for head, reason in ((HEAD, joints), (SIMCC_HEAD, bins))
+        if any(name.startswith(head) for name in new)
+    )
 
 
 def _warn_of_structure(settings: DistillConfig, say: Callable[[str], None]) -> None:
