@@ -134,7 +134,7 @@ def load_checked_space(config: StudyConfig) -> SearchSpace:
         if faults := list(staged_faults(config, space)):
             raise InputError("impossible settings:\n  " + "\n  ".join(faults))
         for parameter in space.parameters:
-            for value in parameter.extremes():
+            for value in parameter.probes():
                 try:
                     with_values(config, {parameter.path: value})
                 except InputError as error:

@@ -208,6 +208,13 @@ def test_a_bound_that_the_settings_do_not_take(
     assert "refine.depth must lie within 1 and 6" in message
 
 
+def test_a_step_that_the_settings_do_not_take(refusal: Callable[..., str], tmp_path: Path) -> None:
+    file = space_file(tmp_path, "refine.width: {low: 32, high: 64, role: scientific}")
+    message = refusal(f"search_space={file}")
+    assert "mine: refine.width may become 33, but impossible settings" in message
+    assert "must be a multiple of 4, got refine.width=33; change to 32 (in a search" in message
+
+
 def test_no_such_search_space(refusal: Callable[..., str]) -> None:
     assert "distill, joint, poses, refine, smoke" in refusal("search_space=jont")
 
