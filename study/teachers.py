@@ -24,10 +24,11 @@ from models.skeleton import Skeleton, shared_joints
 from models.weights import HEAD, SIMCC_HEAD
 from study.config import RANDOM, InputError
 from study.distill import structure_terms
-from study.limits import ONNX, SIZES, VITPOSE
+from study.limits import JITTER, ONNX, PREDICTIONS, SIZES, STUDENT, VITPOSE
 from study.loop import seed_of
 from study.losses import joint_relation
 from study.onnx_teacher import OnnxHeatmaps, OnnxSimcc, open_onnx
+from study.predictions import START, Predictions
 from study.prepare import skeleton_of, teacher_input_size_of, teacher_skeleton_of
 from study.schema import DistillConfig, StudyConfig
 from study.teacher_store import Answer
@@ -145,6 +146,21 @@ class TeacherOfOtherJoints(nn.Module):
         return put
 
 
+def check_files(config: StudyConfig, say: Callable[[str], None]) -> None:
+    """Returns if whatever the settings name beside the data can be used; looks at no picture.
+
+    Before anything takes its time, so that a wrong path is told at once. Says what
+    ``check_weights`` does.
+
+    Raises:
+        InputError: one of the files is missing, broken or something else; says what to change.
+    """
+    check_weights(config, say)
+    check_teacher(config)
+    if config.refine.epochs and config.refine.start not in (STUDENT, JITTER):
+        Predictions(Path(config.refine.start), skeleton_of(config), START)
+
+
 def check_teacher(config: StudyConfig) -> None:
     """Returns if ``teacher.init`` is what ``teacher.name`` says; looks at no picture.
 
@@ -157,6 +173,8 @@ def check_teacher(config: StudyConfig) -> None:
         check_vitpose(init, skeleton, size)
     elif config.teacher.name == ONNX:
         open_onnx(init, skeleton, size, config.teacher.pixels)
+    elif config.teacher.name == PREDICTIONS:
+        Predictions(init, skeleton)
 
 
 def check_weights(config: StudyConfig, say: Callable[[str], None]) -> None:
