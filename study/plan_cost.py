@@ -118,7 +118,7 @@ def time_lines(
     before = speeds.before.get("refine", 0.0) * min(counts.train, MAX_PEOPLE)
     if before:
         yield f"refine: {_span(before)} to learn left from right before a trial's first epoch"
-    pace = {s: epoch(s) for s in ("distill", "refine") if s in speeds.steps}
+    pace: dict[str, float] = {s: epoch(s) for s in ("distill", "refine") if s in speeds.steps}
     pace.setdefault("refine", 0.0)
     both = config.distill.epochs * pace["distill"] + config.refine.epochs * pace["refine"]
     both += before
