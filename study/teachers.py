@@ -202,7 +202,7 @@ def check_weights(config: StudyConfig, say: Callable[[str], None]) -> None:
         if role == "teacher" and not config.teacher.epochs:
             raise InputError(
                 "a teacher that is not trained must have all its weights, got teacher.epochs=0, "
-                f"and {said}; set teacher.skeleton to the joints of the file, or teacher.epochs"
+                f"and {said}; set teacher.skeleton and codec to the file's, or teacher.epochs"
             )
         say(said)
     if config.student.init != RANDOM:
