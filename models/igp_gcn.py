@@ -180,7 +180,8 @@ class IgpGcn(nn.Module):
             dropout: share of node channels that training zeroes, 0 to 1.
             gate: scale each joint's step by a learned confidence.
             candidates: places per joint to choose from; 1 takes the first.
-            mirror_pairs: give the joints of a given pose their names back, left or right.
+            mirror_pairs: give the joints of a given pose their names back, left or right; of a
+                skeleton without pairs there is nothing to give back.
         """
         super().__init__()
         if not 1 <= levels <= len(pyramid_channels):
@@ -212,7 +213,8 @@ class IgpGcn(nn.Module):
             self.chooser = CandidateChooser(
                 skeleton, pyramid_channels[-1], width=width, dropout=dropout
             )
-        self.mirror_pairs = MirrorPairs(skeleton) if mirror_pairs else None
+        has_names = mirror_pairs and bool(skeleton.flip_pairs)
+        self.mirror_pairs = MirrorPairs(skeleton) if has_names else None
 
     def named(
         self,

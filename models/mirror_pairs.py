@@ -40,7 +40,8 @@ class MirrorPairs(nn.Module):
         if not 1 <= len(pairs) <= MAX_PAIRS:
             raise ValueError(
                 f"a skeleton must have 1 to {MAX_PAIRS} flip_pairs for their names to be held "
-                f"against one another, got {len(pairs)} ({skeleton.name})"
+                f"against one another, got {len(pairs)} ({skeleton.name}); change the skeleton "
+                "or set refine.start=student"
             )
         ways = list(itertools.product((False, True), repeat=len(pairs)))
         orders = [list(range(skeleton.num_joints)) for _ in ways]

@@ -24,6 +24,7 @@ from models.gaussian_codec import Dark
 from models.mobile_net import InvertedResidual, MobileNet
 from models.pose_features import PoseFeatures
 from models.skeleton import COCO, Skeleton, rows_from
+from models.weights import HEAD, SIMCC_HEAD
 
 _GRAPH = "StatefulPartitionedCall"
 _NETWORK = f"{_GRAPH}/center_net_mobile_net_v2fpn_feature_extractor/model_1"
@@ -86,7 +87,8 @@ def load_movenet(network: nn.Module, path: Path, skeleton: Skeleton) -> list[str
     """Copies MoveNet's weights into a lightning or thunder; returns the names left at random.
 
     The heatmap head is of COCO's joints; its rows go to the skeleton's joints as ``rows_from``
-    says. Where that leaves a joint without, its row stays random, and the head counts as left.
+    says. Where that leaves a joint without, its row stays random, and the head counts as left. So
+    does simcc's head, of which the file has nothing.
 
     Args:
         path: the .json; the .bin lies beside it.
@@ -103,13 +105,18 @@ def load_movenet(network: nn.Module, path: Path, skeleton: Skeleton) -> list[str
     if network.person is not None and skeleton.joints != COCO.joints:
         raise ValueError(
             "MoveNet's own decoding knows COCO's joints alone, got codec movenet and the joints "
-            f"of {skeleton.name}; change the codec and train it on these joints"
+            f"of {skeleton.name}; set teacher.skeleton=coco to use it as it comes, or change the "
+            "codec and train it on these joints"
         )
     tensors, names = read_tensors(path), _names(network)
     rows = rows_from(COCO, skeleton)
     weights, differing = {}, []
-    for key, own in network.state_dict().items():
-        is_by_joint = key.startswith("final_layer.")
+    every = network.state_dict()
+    of_simcc = {key: own for key, own in every.items() if key.startswith(SIMCC_HEAD)}
+    for key, own in every.items():
+        if key in of_simcc:
+            continue
+        is_by_joint = key.startswith(HEAD)
         wanted = [COCO.num_joints, *own.shape[1:]] if is_by_joint else list(own.shape)
         weight = _as_torch(names[key], tensors)
         if weight is None or list(weight.shape) != wanted:
@@ -128,8 +135,8 @@ def load_movenet(network: nn.Module, path: Path, skeleton: Skeleton) -> list[str
             f"{path} must hold the MoveNet of the model's size; {len(differing)} tensors differ: "
             f"{'; '.join(differing[:3])}; change the model's size, or the file"
         )
-    network.load_state_dict(weights)
-    return ["final_layer.weight", "final_layer.bias"] if None in rows else []
+    network.load_state_dict(weights | of_simcc)
+    return [*((f"{HEAD}weight", f"{HEAD}bias") if None in rows else ()), *of_simcc]
 
 
 @dataclasses.dataclass(frozen=True)

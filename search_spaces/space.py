@@ -71,10 +71,17 @@ class Parameter:
         return _is_number(value) and low <= value <= high and _on_grid(value - low, step)
 
     def extremes(self) -> tuple[Any, ...]:
-        """The values to try a schema with: both bounds, or every choice."""
+        """Both bounds, or every choice."""
         if isinstance(self.distribution, CategoricalDistribution):
             return tuple(self.distribution.choices)
         return (self.distribution.low, self.distribution.high)
+
+    def probes(self) -> tuple[Any, ...]:
+        """The values to try a schema with: the extremes, and of steps the first one, too."""
+        if isinstance(self.distribution, CategoricalDistribution) or not self.distribution.step:
+            return self.extremes()
+        low, high = self.extremes()
+        return (low, min(low + self.distribution.step, high), high)
 
     def value_type(self) -> type:
         """The type of every value: float, int, str or bool."""

@@ -10,10 +10,11 @@ from typing import Any
 from safetensors import SafetensorError
 
 from models.refined_pose import RefinedPose
-from study.checkpoint import Checkpoint, Checkpoints, trial_folder
+from study.checkpoint import Checkpoint, Checkpoints, best_row, trial_folder
 from study.config import RANDOM, InputError, with_values
 from study.confirm_table import confirmed_winner
 from study.finals import finalists
+from study.refine import RefineTask
 from study.results import read_reports, read_trials
 from study.schema import StudyConfig
 from study.settings import trial_config, trial_values
@@ -22,12 +23,12 @@ from study.training import load_estimator
 
 @dataclass(frozen=True)
 class Chosen:
-    """The trial to export, and its best epoch."""
+    """The trial to export, and its best epoch, of both stages or of stage 2."""
 
     trial: dict[str, Any]
     """Its row of ``trials``."""
     report: dict[str, Any]
-    """The row of ``reports`` of its best epoch."""
+    """The row of ``reports`` of that epoch."""
     config: StudyConfig
     """The study's settings with the trial's values in place."""
     checkpoint: Checkpoint
@@ -70,20 +71,28 @@ def located(config: StudyConfig, folder: Path) -> StudyConfig:
     return with_values(config, values)
 
 
-def choose_trial(folder: Path, config: StudyConfig, number: int | None) -> Chosen:
+def choose_trial(
+    folder: Path, config: StudyConfig, number: int | None, *, is_refined: bool = False
+) -> Chosen:
     """The trial of that number, by default the winner among those that came to their end.
 
+    Args:
+        is_refined: its best epoch of stage 2, though stage 1 may have a better one; by default
+            that of the best refined student.
+
     Raises:
-        InputError: it is unknown, failed, or has no checkpoint.
+        InputError: it is unknown, failed, or has no checkpoint, or none of stage 2.
     """
     trials, reports = read_trials(folder), read_reports(folder)
     rows = {row["trial"]: row for row in trials.to_pylist()}
     if number is None:
-        winner = finalists(trials, reports, confirmed_winner(folder)).get("winner")
+        role = "best_refined" if is_refined else "winner"
+        winner = finalists(trials, reports, confirmed_winner(folder)).get(role)
         if winner is None:
             raise InputError(
                 f"a trial of {folder} must have come to its end to be exported, and keep to "
-                "search.constraints, got none yet; wait for one, or name a pruned one by --trial N"
+                f"search.constraints{', with stage 2' if is_refined else ''}, got none yet; wait "
+                "for one, or name a pruned one by --trial N"
             )
         number = int(winner["trial"])
     if number not in rows:
@@ -97,16 +106,18 @@ def choose_trial(folder: Path, config: StudyConfig, number: int | None) -> Chose
         raise InputError(f"trial {number} failed and can't be exported ({reason}); {others}")
     if row["best_epoch"] is None:
         raise InputError(f"trial {number} ended before its first epoch did; {others}")
-    report = next(
-        report
-        for report in reports.to_pylist()
-        if (report["trial"], report["epoch"]) == (number, row["best_epoch"])
-    )
+    own = [report for report in reports.to_pylist() if report["trial"] == number]
+    report = next(report for report in own if report["epoch"] == row["best_epoch"])
+    if is_refined:
+        refined = [report for report in own if report["stage"] == RefineTask.name]
+        if not refined:
+            raise InputError(f"trial {number} has no epoch of stage 2; {others}, or no --refined")
+        report = best_row(refined)
     checkpoints = Checkpoints(trial_folder(folder, number))
     try:
-        checkpoint = checkpoints.at(row["best_epoch"])
+        checkpoint = checkpoints.at(report["epoch"])
     except (OSError, ValueError):
-        path = checkpoints.path(row["best_epoch"])
+        path = checkpoints.path(report["epoch"])
         raise InputError(
             f"the checkpoint of trial {number} is gone from {path}; {others}"
         ) from None

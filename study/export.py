@@ -23,6 +23,7 @@ from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from models.build import load_export  # noqa: E402
@@ -34,13 +35,16 @@ from study.config import InputError, from_plain  # noqa: E402
 from study.crops import BOX_PADDING  # noqa: E402
 from study.display import Display, percent  # noqa: E402
 from study.evaluation import BATCH_SIZE, evaluate, predict_crops  # noqa: E402
+from study.limits import JITTER, STUDENT  # noqa: E402
 from study.loop import TrainingDiverged  # noqa: E402
 from study.model_card import model_card  # noqa: E402
 from study.onnx_export import prove_onnx, require_onnx, write_onnx  # noqa: E402
+from study.predictions import START, Predictions, stored_starts  # noqa: E402
 from study.prepare import StudyData, evaluation_of, prepare_data, skeleton_of  # noqa: E402
+from study.refine import RefineTask  # noqa: E402
 from study.results import AVERAGE_PRECISION, VAL, read_final  # noqa: E402
 from study.settings import read_settings  # noqa: E402
-from study.store import open_crop_store  # noqa: E402
+from study.store import CropStore, open_crop_store  # noqa: E402
 from study.whole_files import sync  # noqa: E402
 from study.workers import Workers  # noqa: E402
 
@@ -63,6 +67,7 @@ examples:
   python study/export.py studies/drawn-joint-joint
   python study/export.py studies/drawn-joint-joint --trial 3
   python study/export.py studies/drawn-joint-joint --onnx
+  python study/export.py studies/coco-joint-joint --refined
 """
 
 
@@ -72,11 +77,13 @@ def export_study(
     display: Display,
     tolerance: float = TOLERANCE,
     *,
+    is_refined: bool = False,
     has_onnx: bool = False,
 ) -> Path:
     """The trial, by default the study's winner, is in ``folder/export``, proved; returns that.
 
     Args:
+        is_refined: its best epoch of stage 2, by default the best refined student's.
         has_onnx: write it as ONNX, too.
 
     Raises:
@@ -87,7 +94,7 @@ def export_study(
         require_onnx()
     settings = read_settings(folder)
     config = located(from_plain(settings["config"]), folder)
-    chosen = choose_trial(folder, config, number)
+    chosen = choose_trial(folder, config, number, is_refined=is_refined)
     estimator = chosen.load()
     with display.meters() as meter:
         data = prepare_data(config, meter, display.say)
@@ -111,7 +118,7 @@ def export_study(
     display.say(f"exported trial {trial} ({stage}, epoch {chosen.checkpoint.epoch}) to {target}")
     display.say(
         f"loaded again, its AP on the search slice is {percent(ap)}, which is the trial's "
-        f"(difference {abs(ap - chosen.trial['objective']):.1g} of at most {tolerance:g})"
+        f"(difference {abs(ap - chosen.report['val_ap']):.1g} of at most {tolerance:g})"
     )
     if ap_in_fp32 is not None:
         display.say(
@@ -222,10 +229,11 @@ def prove(
     Raises:
         InputError: it is another one.
     """
-    config, recorded = chosen.config, chosen.trial["objective"]
+    config, recorded = chosen.config, chosen.report["val_ap"]
     has_gpu = bool(chosen.trial["gpu_s"]) and torch.cuda.is_available()
     workers = Workers(torch.device("cuda" if has_gpu else "cpu"))
     store, skeleton = open_crop_store(Path(data.search)), skeleton_of(config)
+    starts = _starts_of(chosen, store)
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(config.trial.cpus)))
     try:
@@ -233,15 +241,15 @@ def prove(
         written.student.precision = estimator.student.precision
         written.student.memory_format = estimator.student.memory_format
         poses = [
-            predict_crops(model, store, skeleton, workers, BATCH_SIZE)[0]
+            predict_crops(model, store, skeleton, workers, BATCH_SIZE, starts)[0]
             for model in (estimator.to(workers.device), written)
         ]
         truth, kind = Path(data.search_truth), evaluation_of(config)
-        ap = evaluate(written, store, truth, skeleton, kind, workers)["ap"]
+        ap = evaluate(written, store, truth, skeleton, kind, workers, starts)["ap"]
         ap_in_fp32 = None
         if computes_in_bf16(written.student.precision, workers.device):
             written.student.precision = "fp32"
-            ap_in_fp32 = evaluate(written, store, truth, skeleton, kind, workers)["ap"]
+            ap_in_fp32 = evaluate(written, store, truth, skeleton, kind, workers, starts)["ap"]
     except TrainingDiverged as error:
         raise InputError(f"trial {chosen.trial['trial']} can't be exported: {error}") from None
     finally:
@@ -257,6 +265,19 @@ def prove(
             "or allow a difference by --tolerance"
         )
     return ap, ap_in_fp32
+
+
+def _starts_of(chosen: Chosen, store: CropStore) -> NDArray[np.float32] | None:
+    """The poses that the trial was scored from: those of ``refine.start``'s file, if it has one.
+
+    Raises:
+        InputError: the file is gone, or is no such file any more.
+    """
+    start = chosen.config.refine.start
+    if chosen.checkpoint.stage != RefineTask.name or start in (STUDENT, JITTER):
+        return None
+    Predictions(Path(start), skeleton_of(chosen.config), START)
+    return stored_starts(Path(start), store, skeleton_of(chosen.config))
 
 
 def _put_in_place(aside: Path, target: Path) -> None:
@@ -291,11 +312,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="how far AP, 0 to 1, may be from the trial's (default %(default)g); for a trial that "
         "ran on another kind of machine",
     )
+    parser.add_argument(
+        "--refined",
+        action="store_true",
+        help="the best epoch of stage 2, whatever stage 1 got: for predict.py --poses",
+    )
     parser.add_argument("--onnx", action="store_true", help="write model.onnx, too")
     options = parser.parse_args(arguments)
     try:
         target = export_study(
             *(options.study, options.trial, Display("auto"), options.tolerance),
+            is_refined=options.refined,
             has_onnx=options.onnx,
         )
     except InputError as error:

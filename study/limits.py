@@ -157,6 +157,7 @@ def faults(values: Mapping[str, Any]) -> list[str]:
         *_impossible_structure(values),
         *_impossible_teacher_form(values),
         *_impossible_start(values),
+        *_impossible_refiner(values),
         *_impossible_movenet(values),
         *_impossible_place(values),
         *_impossible_plan(values),
@@ -257,6 +258,15 @@ def _impossible_start(values: Mapping[str, Any]) -> Iterable[str]:
         yield (
             f"refine.start must be {STUDENT}, {JITTER} or the path of a .json of COCO keypoint "
             f"results, got refine.start={start}"
+        )
+
+
+def _impossible_refiner(values: Mapping[str, Any]) -> Iterable[str]:
+    width = values["refine.width"]
+    if width >= AT_LEAST["refine.width"] and width % 4:
+        yield (
+            f"refine.width must be a multiple of 4, got refine.width={width}; change to "
+            f"{width - width % 4} (in a search space: low and step, too)"
         )
 
 

@@ -1,10 +1,10 @@
 """How the names of left and right are learned, at the start of stage 2, before the refiner is.
 
-The student is frozen: it looks once at plain crops, and what it sees under poses with the errors
-of ``refine.start`` is kept. From this, a few numbers a person, ``MirrorPairs`` learns quickly
-which way of naming the pairs is right: wrong ones there are enough of in every pose, none needs to
-be made. In the epochs that follow it stays as it is, so that a trial that goes on has it with
-its first checkpoint, and one that was broken off before learns it again, the same.
+The student, which may be finetuned later, looks once at plain crops, and what it sees under poses
+with the errors of ``refine.start`` is kept. From this, a few numbers a person, ``MirrorPairs``
+learns quickly which way of naming the pairs is right: wrong ones there are enough of in every
+pose, none needs to be made. In the epochs that follow it stays as it is, so that a trial that goes
+on has it with its first checkpoint, and one that was broken off before learns it again, the same.
 """
 
 from __future__ import annotations

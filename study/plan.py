@@ -47,7 +47,6 @@ from study.schema import StudyConfig
 from study.stage_search import trials_handed_over
 from study.store import is_there
 from study.teacher import EPOCHS, is_ready, teacher_folder
-from study.teachers import check_teacher
 from study.timing import time_study
 
 HANDFUL = (24, 8)
@@ -80,7 +79,6 @@ def show_plan(config: StudyConfig, folder: Path, say: Callable[[str], None]) -> 
         planned = planned_data(config, people) if is_here else None
         say("stores of crops")
         _tell(say, _store_lines(config, counts, people, planned))
-        check_teacher(config)
         say("timing a few steps on this machine ...")
         speeds = time_study(read, people.train)
     say("teacher")

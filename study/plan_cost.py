@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from study.confirm_table import RESULT, chosen_trials, place_of
 from study.crop_sizes import readable
 from study.epochs_ahead import TrialGroup, is_foreseen
 from study.evaluation import BATCH_SIZE
+from study.mirror_training import MAX_PEOPLE
 from study.prepare import StudyData
 from study.schema import StudyConfig
 from study.staged import is_staged
@@ -114,14 +115,14 @@ def time_lines(
         teacher = counts.train * speeds.people["teacher"]
         if config.teacher.epochs:
             teacher += config.teacher.epochs * epoch("teacher")
-    pace = {s: epoch(s) for s in ("distill", "refine") if s in speeds.steps}
+    before = speeds.before.get("refine", 0.0) * min(counts.train, MAX_PEOPLE)
+    if before:
+        yield f"refine: {_span(before)} to learn left from right before a trial's first epoch"
+    pace: dict[str, float] = {s: epoch(s) for s in ("distill", "refine") if s in speeds.steps}
     pace.setdefault("refine", 0.0)
     both = config.distill.epochs * pace["distill"] + config.refine.epochs * pace["refine"]
-    most = about = 0.0
-    for group in itertools.chain(*stages):
-        own = [pace["distill"]] * group.distill_epochs + [pace["refine"]] * group.refine_epochs
-        most += group.trials * sum(own)
-        about += group.trials * float(np.dot(own, group.shares(config.search)))
+    both += before
+    about, most = _trials_seconds(config, stages, pace, before)
     number, done = _confirm_runs(config, Path(config.storage) / config.name, finished)
     confirm = (number - done) * both
     parts = [("teacher", teacher, teacher)]
@@ -143,6 +144,28 @@ def time_lines(
         f"in all: {foreseen}at most {bound / 3600:.2g} hours; not counted: making crops, starting "
         "processes, AP's own arithmetic, scoring val"
     )
+
+
+def _trials_seconds(
+    config: StudyConfig,
+    stages: Sequence[Sequence[TrialGroup]],
+    pace: Mapping[str, float],
+    before: float,
+) -> tuple[float, float]:
+    """What the trials take, one after another, as expected and at most.
+
+    Args:
+        pace: seconds of an epoch of each stage.
+        before: seconds before the first epoch of ``refine``.
+    """
+    about = most = 0.0
+    for group in itertools.chain(*stages):
+        own = [pace["distill"]] * group.distill_epochs + [pace["refine"]] * group.refine_epochs
+        if group.refine_epochs:
+            own[group.distill_epochs] += before
+        most += group.trials * sum(own)
+        about += group.trials * float(np.dot(own, group.shares(config.search)))
+    return about, most
 
 
 def _span(seconds: float) -> str:

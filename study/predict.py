@@ -122,8 +122,8 @@ def improve(
     estimator, skeleton = load(export, device)
     if estimator.refiner is None:
         raise InputError(
-            f"--poses needs an export with a refiner, got {export} without one; export a study of "
-            "refine.epochs above 0"
+            f"--poses needs an export with a refiner, got {export} without one; make one by "
+            "python study/export.py STUDY --refined, of a study of refine.epochs above 0"
         )
     given = read_poses(poses, pictures, skeleton)
     _make_folder(out)

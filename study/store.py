@@ -41,6 +41,8 @@ VERSION = 3
 """Raise it when what a store holds changes."""
 SEEN_WITHIN_S = 60.0
 """File systems that machines share may be so late in showing what another one wrote."""
+JUST_NOW_NS = 2_000_000_000
+"""No file system's times are coarser."""
 
 Progress = Callable[[int, int], None]
 Cut = Callable[[Sequence[Part], Tell], None]
@@ -103,8 +105,14 @@ def fingerprint(*parts: Any) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of the file's content, computed once a process until the file changes."""
+    """SHA-256 of the file's content, computed once a process until the file changes.
+
+    Times of files are coarse: two changes soon after one another may have the same, so that what
+    has just been written is computed each time.
+    """
     seen = path.stat()
+    if time.time_ns() - seen.st_mtime_ns < JUST_NOW_NS:
+        return _hash.__wrapped__(path, seen.st_size, seen.st_mtime_ns)
     return _hash(path, seen.st_size, seen.st_mtime_ns)
 
 

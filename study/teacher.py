@@ -38,7 +38,6 @@ from study.teachers import (
     NUM_MODES,
     HeatmapTeacher,
     Teacher,
-    check_teacher,
     for_data,
     open_network,
     open_teacher,
@@ -118,14 +117,11 @@ def load_teacher(config: StudyConfig, folder: Path, device: torch.device) -> Tea
 
 
 def prepare_teacher(config: StudyConfig, data: StudyData, say: Callable[[str], None]) -> None:
-    """Checks what the teacher is made of, before anything is started for it.
-
-    Predictions are stored at once: there is nobody to train or to ask.
+    """Stores predictions at once, for there is nobody to train or to ask; other teachers wait.
 
     Raises:
-        InputError: ``teacher.init`` is not what ``teacher.name`` says, or is of other people.
+        InputError: ``teacher.init`` holds no predictions, or those of other people.
     """
-    check_teacher(config)
     folder = teacher_folder(config, data)
     if config.teacher.name != PREDICTIONS or is_ready(folder):
         return

@@ -21,12 +21,14 @@ from models.crop_frame import CropFrame
 from models.pose_features import PoseNetwork
 from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton, shared_joints
-from study.config import RANDOM
+from models.weights import HEAD, SIMCC_HEAD
+from study.config import RANDOM, InputError
 from study.distill import structure_terms
-from study.limits import ONNX, SIZES, VITPOSE
+from study.limits import JITTER, ONNX, PREDICTIONS, SIZES, STUDENT, VITPOSE
 from study.loop import seed_of
 from study.losses import joint_relation
 from study.onnx_teacher import OnnxHeatmaps, OnnxSimcc, open_onnx
+from study.predictions import START, Predictions
 from study.prepare import skeleton_of, teacher_input_size_of, teacher_skeleton_of
 from study.schema import DistillConfig, StudyConfig
 from study.teacher_store import Answer
@@ -144,6 +146,21 @@ class TeacherOfOtherJoints(nn.Module):
         return put
 
 
+def check_files(config: StudyConfig, say: Callable[[str], None]) -> None:
+    """Returns if whatever the settings name beside the data can be used; looks at no picture.
+
+    Before anything takes its time, so that a wrong path is told at once. Says what
+    ``check_weights`` does.
+
+    Raises:
+        InputError: one of the files is missing, broken or something else; says what to change.
+    """
+    check_weights(config, say)
+    check_teacher(config)
+    if config.refine.epochs and config.refine.start not in (STUDENT, JITTER):
+        Predictions(Path(config.refine.start), skeleton_of(config), START)
+
+
 def check_teacher(config: StudyConfig) -> None:
     """Returns if ``teacher.init`` is what ``teacher.name`` says; looks at no picture.
 
@@ -156,6 +173,8 @@ def check_teacher(config: StudyConfig) -> None:
         check_vitpose(init, skeleton, size)
     elif config.teacher.name == ONNX:
         open_onnx(init, skeleton, size, config.teacher.pixels)
+    elif config.teacher.name == PREDICTIONS:
+        Predictions(init, skeleton)
 
 
 def check_weights(config: StudyConfig, say: Callable[[str], None]) -> None:
@@ -163,7 +182,8 @@ def check_weights(config: StudyConfig, say: Callable[[str], None]) -> None:
     the student's.
 
     Raises:
-        InputError: ``teacher.init`` or ``student.init`` is no file of weights that fit.
+        InputError: ``teacher.init`` or ``student.init`` is no file of weights that fit, or leaves
+            layers random in a teacher that is not trained.
     """
     own = {"teacher": config.teacher.name in SIZES, "student": True}
     for role, model in (("teacher", config.teacher), ("student", config.student)):
@@ -175,11 +195,29 @@ def check_weights(config: StudyConfig, say: Callable[[str], None]) -> None:
             task = build_distill_task(config, seed=0)
             network, trained = task.student, task.trained
         new = [name for name, _ in network.named_parameters() if name not in trained]
-        if new:
-            joints = f"{config.data.skeleton} ({skeleton_of(config).num_joints} joints)"
-            say(f"{role}.init has another joint count than {joints}; random: {', '.join(new)}")
+        if not new:
+            continue
+        skeleton = teacher_skeleton_of(config) if role == "teacher" else skeleton_of(config)
+        said = f"{role}.init has {_what_differs(skeleton, new)}; random: {', '.join(new)}"
+        if role == "teacher" and not config.teacher.epochs:
+            raise InputError(
+                "a teacher that is not trained must have all its weights, got teacher.epochs=0, "
+                f"and {said}; set teacher.skeleton and codec to the file's, or teacher.epochs"
+            )
+        say(said)
     if config.student.init != RANDOM:
         _warn_of_structure(config.distill, say)
+
+
+def _what_differs(skeleton: Skeleton, new: Sequence[str]) -> str:
+    """Why these parameters are not from ``init``."""
+    joints = f"another joint count than {skeleton.name} ({skeleton.num_joints} joints)"
+    bins = "no head for the bins of codec simcc at this crop size"
+    return " and ".join(
+        reason
+        for head, reason in ((HEAD, joints), (SIMCC_HEAD, bins))
+        if any(name.startswith(head) for name in new)
+    )
 
 
 def _warn_of_structure(settings: DistillConfig, say: Callable[[str], None]) -> None:

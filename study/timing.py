@@ -17,12 +17,14 @@ import torch
 
 from models.refined_pose import RefinedPose
 from study.batches import Batch
+from study.config import with_values
 from study.crops import stored_size
 from study.dataset import People
 from study.evaluation import Estimator, predict_crops
-from study.limits import ONLINE, ONNX, PREDICTIONS
+from study.limits import JITTER, ONLINE, ONNX, PREDICTIONS
 from study.live_teacher import LiveTeacher
 from study.loop import Progress, Task, run_stage
+from study.mirror_training import learn_names
 from study.prepare import StudyData, input_size_of, teacher_input_size_of
 from study.refine import RefineTask
 from study.schema import DistillConfig, RefineConfig, StudyConfig, TeacherConfig
@@ -50,6 +52,9 @@ class Speeds:
     """Of the evaluation of a person, by the same stages; ``teacher`` also where it is asked."""
     parameters: dict[str, int]
     """Of what is trained and kept, by stage."""
+    before: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Of a person learned from before a stage's first epoch, as stage 2 learns left and right of
+    given poses."""
 
 
 def time_study(config: StudyConfig, people: People) -> Speeds:
@@ -83,7 +88,20 @@ def _time(config: StudyConfig, few: People, scratch: Path, workers: Workers) -> 
         refiner = build_refiner(config, distilled.student.pyramid_channels)
         refined = build_refine_task(config, distilled, refiner).to(workers.device)
         _time_stage("refine", config.refine, ground, refined, speeds)
+        if refiner.mirror_pairs is not None:
+            speeds.before["refine"] = _names_seconds(config, ground) / len(few)
     return speeds
+
+
+def _names_seconds(config: StudyConfig, ground: TrainingData) -> float:
+    """Of learning which side is which, from jitter whatever the study starts from."""
+    config = with_values(config, {"refine.start": JITTER})
+    distilled = build_distill_task(config, seed=0)
+    refiner = build_refiner(config, distilled.student.pyramid_channels)
+    task = build_refine_task(config, distilled, refiner).to(ground.workers.device)
+    started = _now(ground.workers.device)
+    learn_names(task, ground, starts=None, seed=0)
+    return _now(ground.workers.device) - started
 
 
 def _time_teacher(

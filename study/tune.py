@@ -16,7 +16,7 @@ settings are written key=value, for example:
   python study/tune.py data=coco data.root=/data/coco     COCO by its official file names
   python study/tune.py search_space=distill search.trials=40 trial.gpus=1
 data: drawn | coco | crowdpose, for labs coco_full | crowdpose_full (see their YAML in study/conf).
-search_space: distill | refine | joint | poses | smoke | your YAML.
+search_space: distill | refine | joint | poses | smoke | your YAML; of plan=staged, staged.
 The same command again goes on with a study that was broken off.
 --cfg lists every setting with its value; study/schema.py says what each one means.
 """

@@ -62,7 +62,7 @@ from study.settings_file import check_settings, write_settings
 from study.staged import staged_faults, with_parent
 from study.target_error import describe_targets
 from study.teacher import TARGETS, is_ready, prepare_teacher, teacher_folder
-from study.teachers import check_weights
+from study.teachers import check_files
 from study.training import prepare_start
 from study.trial_logs import require_packages, trials_logged
 from study.warm_start import check_warm_start
@@ -86,7 +86,7 @@ def run_study(config: StudyConfig) -> Path:
     as_shown = Path(as_typed.storage).expanduser() / config.name
     check_settings(as_typed, folder)
     if config.plan_only:
-        check_weights(config, display.say)
+        check_files(config, display.say)
         show_plan(config, folder, display.say)
         return folder
     with (
@@ -102,7 +102,7 @@ def run_study(config: StudyConfig) -> Path:
             display.say(f"the study in {folder} is finished; search.trials=N adds trials")
             show_finals(as_shown, display.console)
             return folder
-        check_weights(config, display.say)
+        check_files(config, display.say)
         with display.meters() as meter:
             start_ray = partial(early.enter_context, _ray_started(config, display))
             cut = partial(cut_by_size, start_ray=start_ray)
@@ -134,7 +134,7 @@ def load_checked_space(config: StudyConfig) -> SearchSpace:
         if faults := list(staged_faults(config, space)):
             raise InputError("impossible settings:\n  " + "\n  ".join(faults))
         for parameter in space.parameters:
-            for value in parameter.extremes():
+            for value in parameter.probes():
                 try:
                     with_values(config, {parameter.path: value})
                 except InputError as error:

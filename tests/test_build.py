@@ -124,6 +124,38 @@ def test_layers_that_stay_random_beside_trained_ones_are_said_once(
     ]
 
 
+def test_a_teacher_that_is_not_trained_must_have_all_its_weights(
+    mini_config: StudyConfig, tmp_path: Path
+) -> None:
+    other = saved(tmp_path / "other.safetensors", CROWDPOSE)
+    values = {"teacher.init": str(other), "teacher.epochs": 0}
+    with pytest.raises(
+        InputError,
+        match=r"teacher.epochs=0, and teacher.init has another joint count than coco "
+        r"\(17 joints\); random: final_layer.weight, final_layer.bias; set teacher.skeleton",
+    ):
+        check_weights(with_values(mini_config, values), print)
+    check_weights(with_values(mini_config, {**values, "teacher.skeleton": "crowdpose"}), print)
+
+
+def test_bins_that_a_file_lacks_are_said_to_be_what_is_random(
+    mini_config: StudyConfig, tmp_path: Path
+) -> None:
+    init = str(saved(tmp_path / "same.safetensors", COCO))
+    told: list[str] = []
+    values = {"student.init": init, "student.codec": "simcc", "distill.structure.kind": "none"}
+    check_weights(with_values(mini_config, values), told.append)
+    layers = (
+        f"simcc_head.{layer}.{kind}"
+        for layer in ("joints", "x", "y")
+        for kind in ("weight", "bias")
+    )
+    assert told == [
+        "student.init has no head for the bins of codec simcc at this crop size; "
+        f"random: {', '.join(layers)}"
+    ]
+
+
 @pytest.mark.parametrize(
     ("values", "named"),
     [

@@ -91,7 +91,7 @@ def test_every_space_fits_the_settings_of_every_data_group(name: str, group: str
     loaded = space.load(name)
     space.check(loaded, partial(value_at, config), config_paths(config))
     for parameter in loaded.parameters:
-        for value in parameter.extremes():
+        for value in parameter.probes():
             assert value_at(with_values(config, {parameter.path: value}), parameter.path) == value
 
 

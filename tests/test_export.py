@@ -198,7 +198,8 @@ def test_trial_in_bf16_is_proved_in_bf16_and_its_ap_in_fp32_is_said(
     rounded = chosen.load()
     with torch.inference_mode():
         assert not torch.equal(rounded(crops)[1], exact(crops)[1])
-    write_trial(study, {**chosen.trial, "objective": in_bf16}, [chosen.report], SPACE)
+    trial, report = {**chosen.trial, "objective": in_bf16}, {**chosen.report, "val_ap": in_bf16}
+    write_trial(study, trial, [report], SPACE)
     main([str(study)])
     out = " ".join(capsys.readouterr().out.split())
     assert f"its AP on the search slice is {100 * in_bf16:.1f}," in out
@@ -357,10 +358,10 @@ def test_recorded_ap_that_is_another_is_refused_unless_tolerated(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen = chosen_of(study, WINNER)
-    row = {**chosen.trial, "objective": chosen.trial["objective"] + 0.001}
-    write_trial(study, row, [chosen.report], SPACE)
+    report = {**chosen.report, "val_ap": chosen.report["val_ap"] + 0.001}
+    write_trial(study, chosen.trial, [report], SPACE)
     error = refusal(study, capsys)
-    assert f"{row['objective']:.6f}" in error and "nothing was exported" in error
+    assert f"{report['val_ap']:.6f}" in error and "nothing was exported" in error
     main([str(study), "--tolerance", "0.01"])
     assert "exported trial 1 (refine, epoch 1)" in capsys.readouterr().out
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.igp_gcn import IgpGcn, NodeAttention, ResGraphBlock, SemGraphConv
 from models.pose_features import sample_features
@@ -167,6 +168,26 @@ def test_reading_equals_grid_sample_with_its_gradient(layout: torch.memory_forma
         found.append((out.detach(), maps.grad))
     for ours, expected in zip(*found, strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-12, rtol=0)
+
+
+class Counter(TorchDispatchMode):
+    """How many operators of PyTorch were called."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_reading_loops_over_no_joint_and_no_person() -> None:
+    """A loop over 17 joints takes ten times as long: tests/benchmarks/igp_gcn.py."""
+    calls = []
+    for people, joints in ((2, 1), (9, 17)):
+        with Counter() as counter:
+            sample_features(torch.rand(people, 5, 12, 8), torch.rand(people, joints, 2), (48, 32))
+        calls.append(counter.calls)
+    assert calls[0] == calls[1] > 0
 
 
 def test_a_keypoint_that_is_no_number_reads_no_number_and_breaks_nothing() -> None:

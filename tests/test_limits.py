@@ -197,6 +197,7 @@ def test_every_number_has_a_bound(config: StudyConfig) -> None:
             "teacher.epochs=2; set teacher.epochs=0",
         ),
         ({"teacher.input_size": [256, 100]}, "teacher.input_size must be null or two .*100"),
+        ({"refine.width": 10}, "refine.width must be a multiple of 4, got refine.width=10; .* 8 "),
         ({"teacher.input_size": [256]}, "teacher.input_size must be null or two"),
         ({"name": "a/b"}, "name must be a folder's name: .*got name='a/b'"),
         ({"name": ""}, "name must be a folder's name"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -146,6 +147,17 @@ def test_the_students_own_pose_is_not_asked_about(five: Skeleton) -> None:
         assert torch.equal(answer, other)
     names = set(with_names.state_dict()) - set(without.state_dict())
     assert names and all(name.startswith("refiner.mirror_pairs.") for name in names)
+
+
+def test_a_refiner_of_a_skeleton_without_pairs_leaves_given_poses_their_names(
+    five: Skeleton,
+) -> None:
+    chain = dataclasses.replace(five, flip_pairs=())
+    refiner = IgpGcn(chain, Mixed.pyramid_channels, width=8, mirror_pairs=True)
+    assert refiner.mirror_pairs is None
+    crops, scores = torch.zeros(1, 3, *CROP), torch.ones(1, 5)
+    estimator = RefinedPose(Mixed(PLACES), Dark(CROP, (24, 16)), refiner).eval()
+    assert torch.equal(estimator(crops, (PLACES[:, BOTH], scores))[0], PLACES[:, BOTH])
 
 
 def test_no_gradient_reaches_the_student_or_the_names(five: Skeleton) -> None:

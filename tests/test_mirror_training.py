@@ -106,6 +106,31 @@ def test_from_unswapped_bodies_it_learns_to_name_swapped_ones(five: Skeleton) ->
     assert torch.equal(module.named(maps, truth, given, (96, 64)), truth)
 
 
+def test_people_whom_the_file_lacks_teach_nothing(
+    five: Skeleton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    module = MirrorPairs(five)
+    examples = bodies(64, torch.zeros(64, 3, 2))
+    lacking = torch.arange(64) % 2 == 0
+    examples.is_given[lacking] = False
+    examples.poses[lacking] = 0
+    logits = module(examples.poses[:, 0], examples.is_given[:, 0], examples.evidence[:, 0])
+    assert torch.equal(logits[lacking].isfinite(), module.ways.sum(dim=1).eq(0).expand(32, -1))
+    labels = (examples.truth, examples.weights, examples.areas)
+    poses = examples.poses[:, 0][:, module.orders]
+    both = ways_loss(logits, poses, *labels, five.oks_sigmas)
+    given = ways_loss(
+        logits[~lacking], poses[~lacking], *(v[~lacking] for v in labels), five.oks_sigmas
+    )
+    assert float(given.count) > 0
+    torch.testing.assert_close(tuple(both), tuple(given))
+    monkeypatch.setattr(mirror_training, "EPOCHS", 2)
+    fit_names(module, examples, five.oks_sigmas, seed=0)
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
+    assert module.head.weight.any()
+
+
 def test_it_learns_whom_to_trust(five: Skeleton, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror_training, "EPOCHS", 12)
     torch.manual_seed(0)

@@ -181,10 +181,20 @@ def test_network_of_a_study_starts_from_movenet_whole(
     assert task.trained == {name for name, _ in task.student.named_parameters()}
 
 
+def test_simccs_head_beside_it_stays_random(folder: Path, mini_config: StudyConfig) -> None:
+    init = str(folder / "movenet-lightning.json")
+    values = {"student.size": "lightning", "student.init": init, "student.codec": "simcc"}
+    task = build_distill_task(with_values(mini_config, values), seed=0)
+    new = {name for name, _ in task.student.named_parameters()} - task.trained
+    assert new and all(name.startswith("simcc_head.") for name in new)
+    trained = light(COCO, folder / "movenet-lightning.json")[0].stem[0].weight
+    assert torch.equal(task.student.get_parameter("stem.0.weight"), trained)
+
+
 def test_own_decoding_of_other_joints_is_refused(folder: Path) -> None:
     network = MobileNet(14, SIZES["lightning"], has_person_heads=True)
     with pytest.raises(
-        ValueError, match=r"knows COCO's joints alone.*crowdpose.*change the codec"
+        ValueError, match=r"knows COCO's joints alone.*crowdpose.*teacher.skeleton=coco.*the codec"
     ):
         load_movenet(network, folder / "movenet-lightning.json", CROWDPOSE)
 

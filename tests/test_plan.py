@@ -12,9 +12,10 @@ import ray
 from study.config import compose, with_values
 from study.epochs_ahead import trial_groups
 from study.plan import show_plan
-from study.plan_cost import trial_lines
+from study.plan_cost import Counts, time_lines, trial_lines
 from study.prepare import StudyData, planned_data, prepare_data, read_study_people
 from study.schema import StudyConfig
+from study.timing import Speeds
 
 
 def silent(_: str) -> Any:
@@ -49,6 +50,28 @@ def test_plan_foresees_no_more_than_the_pruners_rule_says(pruner: str, line: str
     config = compose([*overrides, "search.reduction_factor=4", f"search.pruner={pruner}"])
     *_, epochs = trial_lines(config, trial_groups(config, 0), 0, 2)
     assert epochs == line
+
+
+@pytest.mark.parametrize(
+    ("people", "before", "hours"),
+    [
+        (8, 0.0, ["trials: about 6 s"]),  # 2 controls of 3 epochs of a step
+        (8, 0.5, ["refine: 4 s to learn left from right", "trials: about 14 s"]),
+        (6_000, 0.01, ["refine: 50 s to learn left from right"]),  # of 5,000 people at most
+    ],
+)
+def test_a_trials_time_has_what_it_learns_before_its_refiner(
+    people: int, before: float, hours: list[str], tmp_path: Path
+) -> None:
+    overrides = ["search.trials=2", "distill.epochs=2", "refine.epochs=1", "confirm.trials=0"]
+    config = compose([*overrides, f"storage={tmp_path}", "refine.start=jitter"])
+    speeds = Speeds("cpu", {"distill": 1.0, "refine": 1.0}, {"distill": 0.0, "refine": 0.0}, {})
+    speeds.before["refine"] = before
+    counts = Counts(people, search=0, val=0, found=0, about=False)
+    lines = list(time_lines(config, None, counts, speeds, trial_groups(config, 0), 0, room=1))
+    for line in hours:
+        assert [line for shown in lines if shown.startswith(line)] == [line]
+    assert any("left from right" in line for line in lines) == bool(before)
 
 
 @pytest.fixture
@@ -90,6 +113,14 @@ def test_plan_says_what_is_there_and_leaves_nothing(
     assert [line for line in wanted if line not in lines] == []
     for stage in ("teacher", "distill", "refine"):
         assert any(line.startswith(f"{stage}: ") and "a step of 16" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_plan_of_given_poses_counts_learning_left_from_right(
+    mini_config: StudyConfig, mini_data: StudyData, no_ray: None
+) -> None:
+    lines = plan_of(with_values(mini_config, {"refine.start": "jitter"}))
+    assert any(line.startswith("refine: ") and "left from right" in line for line in lines)
 
 
 @pytest.mark.slow

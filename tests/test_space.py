@@ -124,6 +124,7 @@ def test_bounds_and_choices_become_distributions(tmp_path: Path) -> None:
         ("x", "y"),
         (True, False),
     ]
+    assert [p.probes() for p in (a, b, c)] == [(1, 4, 7), (0.0, 0.2, 0.6), ("x", "y")]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from study.dataset import People, read_people
 from study.store import (
     CropStore,
     fingerprint,
+    hash_file,
     make_crop_store,
     open_crop_store,
 )
@@ -141,6 +144,18 @@ def test_fingerprint_tells_every_part_and_no_order_of_keys() -> None:
     assert fingerprint(1, {"a": 2, "b": 3}) == fingerprint(1, {"b": 3, "a": 2})
     assert len({fingerprint(1, 2), fingerprint(2, 1), fingerprint(1, "2"), fingerprint(12)}) == 4
     assert len(fingerprint("x")) == 16
+
+
+def test_a_file_that_changes_in_the_same_tick_has_another_hash(tmp_path: Path) -> None:
+    file, now = tmp_path / "weights", time.time_ns()
+    for ns in (now, now - 10**10):
+        file.write_text("one")
+        os.utime(file, ns=(ns, ns))
+        before = hash_file(file)
+        assert hash_file(file) == before
+        file.write_text("two")
+        os.utime(file, ns=(ns, ns))
+        assert (hash_file(file) != before) == (ns == now)  # an old file is trusted by its time
 
 
 def test_a_store_travels_with_its_folder_alone(five_store: CropStore, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +208,13 @@ def test_a_bound_that_the_settings_do_not_take(
     assert "refine.depth must lie within 1 and 6" in message
 
 
+def test_a_step_that_the_settings_do_not_take(refusal: Callable[..., str], tmp_path: Path) -> None:
+    file = space_file(tmp_path, "refine.width: {low: 32, high: 64, role: scientific}")
+    message = refusal(f"search_space={file}")
+    assert "mine: refine.width may become 33, but impossible settings" in message
+    assert "must be a multiple of 4, got refine.width=33; change to 32 (in a search" in message
+
+
 def test_no_such_search_space(refusal: Callable[..., str]) -> None:
     assert "distill, joint, poses, refine, smoke" in refusal("search_space=jont")
 
@@ -215,6 +222,24 @@ def test_no_such_search_space(refusal: Callable[..., str]) -> None:
 def test_no_such_weights(refusal: Callable[..., str]) -> None:
     message = refusal("teacher.init=/no/such/weights.pth", "data.root=/no/such/folder")
     assert "/no/such/weights.pth must be a file of weights" in message  # before the data
+
+
+@pytest.mark.parametrize("plan_only", ["false", "true"])
+@pytest.mark.parametrize(
+    ("setting", "others"),
+    [
+        ("refine.start", ()),
+        ("teacher.init", ("teacher.name=predictions", "teacher.epochs=0", "search_space=poses")),
+    ],
+)
+def test_poses_that_are_no_list_are_refused_before_the_data_are_read(
+    setting: str, others: Sequence[str], plan_only: str, refusal: Callable[..., str], data: Path
+) -> None:
+    file = data / "poses.json"
+    told = [f"{setting}={file}", "data.root=/no/such/folder", f"plan_only={plan_only}", *others]
+    assert f"{setting} must be a" in refusal(*told)
+    file.write_text("{}")
+    assert f"{file} must hold a list of predictions" in refusal(*told)
 
 
 def test_an_unknown_override(refusal: Callable[..., str], tmp_path: Path) -> None:

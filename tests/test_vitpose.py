@@ -95,13 +95,18 @@ def told_by(model: Any, crops: Tensor, **more: Any) -> Tensor:
     return heatmaps
 
 
+def check_maps(found: Tensor, expected: Tensor) -> None:
+    """Equal but for rounding, which another memory format changes, as a share of the highest."""
+    torch.testing.assert_close(found, expected, atol=5e-6 * float(expected.abs().max()), rtol=0)
+
+
 def test_heatmaps_are_those_of_the_model_called_directly(
     saved: tuple[Path, Any], crops: Tensor
 ) -> None:
     network = VitPose(saved[0], COCO, SIZE).eval()
     heatmaps = network.look(crops).heatmaps
     assert heatmaps.shape == (2, 17, 24, 16) and heatmaps.std() > 1e-3
-    torch.testing.assert_close(heatmaps, told_by(saved[1], crops), atol=1e-5, rtol=0)
+    check_maps(heatmaps, told_by(saved[1], crops))
 
 
 def test_a_mirror_exchanges_the_joints_that_the_library_exchanges(
@@ -111,7 +116,7 @@ def test_a_mirror_exchanges_the_joints_that_the_library_exchanges(
     mirrored = network.look(crops.flip(-1)).heatmaps
     back = mirrored[:, list(COCO.flip_order)].flip(-1)
     theirs = told_by(saved[1], crops.flip(-1), flip_pairs=torch.tensor(COCO.flip_pairs))
-    torch.testing.assert_close(back, theirs, atol=1e-5, rtol=0)
+    check_maps(back, theirs)
 
 
 def test_modes_lie_where_the_maps_have_their_peaks_in_pixels_of_the_crop(
@@ -123,7 +128,7 @@ def test_modes_lie_where_the_maps_have_their_peaks_in_pixels_of_the_crop(
     found = answer.modes_crop[:, :, 0]
     has_peak = heights > 0
     assert has_peak.any()
-    torch.testing.assert_close(found[..., :2][has_peak], expected[has_peak])
+    torch.testing.assert_close(found[..., :2][has_peak], expected[has_peak], atol=0.02, rtol=0)
     cells = maps.flatten(2).argmax(-1)[has_peak]
     # from the first cell on the first pixel to the last cell on the last pixel
     pixels = torch.stack([cells % 16 * 63 / 15, cells // 16 * 95 / 23], dim=-1)
@@ -138,7 +143,7 @@ def test_relations_come_from_what_the_last_layer_sees(
     (features,) = out.pyramid
     assert features.shape[-2:] == (24, 16)
     again = saved[1].head.conv(features)
-    torch.testing.assert_close(again, out.heatmaps, atol=1e-5, rtol=0)
+    check_maps(again, out.heatmaps)
     assert answer.relation is not None
     torch.testing.assert_close(answer.relation, joint_relation(out.heatmaps, features))
 
