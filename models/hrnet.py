@@ -1,4 +1,4 @@
-"""HRNet: branches at strides 4 to 32 side by side, fused again and again; at any width.
+"""HRNet: branches at strides 4 to 32 side by side, fused again and again; at any width and depth.
 
 Names of attributes are the official ones, so that official weights load; "stage" here means the
 network's. Source: Sun et al., CVPR 2019; leoxiaobin/deep-high-resolution-net.pytorch (MIT).
@@ -7,6 +7,7 @@ network's. Source: Sun et al., CVPR 2019; leoxiaobin/deep-high-resolution-net.py
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,15 +15,34 @@ from torch import Tensor, nn
 from models.pose_features import PoseFeatures, PoseNetwork
 from models.residual import BasicBlock, Bottleneck, heatmap_layer, residual_blocks
 
-SIZES = {"w18": 18, "w32": 32, "w48": 48}
-"""Width by name; any other is possible too."""
+
+class Size(NamedTuple):
+    """How wide and deep an HRNet is; as published where only the width is given."""
+
+    width: int
+    """Channels at stride 4; twice as many at every stride below."""
+    stem_blocks: int = 4
+    modules: tuple[int, int, int] = (1, 4, 3)
+    """Of stages 2, 3 and 4."""
+    blocks: int = 4
+    """On each branch of a module."""
+
+
+SIZES = {
+    "w18_small": Size(18, stem_blocks=2, modules=(1, 3, 2), blocks=2),
+    "w18": Size(18),
+    "w32": Size(32),
+    "w48": Size(48),
+}
+"""By name; any other is possible too. w18_small is the published HRNet-W18-Small-v2."""
 
 
 class HRNet(PoseNetwork):
-    """Heatmaps of ``num_joints`` joints; ``width`` channels at stride 4, twice as many below."""
+    """Heatmaps of ``num_joints`` joints."""
 
-    def __init__(self, num_joints: int, width: int) -> None:
+    def __init__(self, num_joints: int, size: Size) -> None:
         super().__init__()
+        width, modules, blocks = size.width, size.modules, size.blocks
         channels = [width, 2 * width, 4 * width, 8 * width]
         self.pyramid_channels = (channels[2], channels[1], channels[0])
         self.conv1 = nn.Conv2d(3, 64, 3, 2, 1, bias=False)
@@ -30,13 +50,13 @@ class HRNet(PoseNetwork):
         self.conv2 = nn.Conv2d(64, 64, 3, 2, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = residual_blocks(Bottleneck, 64, 64, 4)
+        self.layer1 = residual_blocks(Bottleneck, 64, 64, size.stem_blocks)
         self.transition1 = _transition([64 * Bottleneck.expansion], channels[:2])
-        self.stage2 = _stage(channels[:2], num_modules=1)
+        self.stage2 = _stage(channels[:2], modules[0], blocks)
         self.transition2 = _transition(channels[:2], channels[:3])
-        self.stage3 = _stage(channels[:3], num_modules=4)
+        self.stage3 = _stage(channels[:3], modules[1], blocks)
         self.transition3 = _transition(channels[:3], channels)
-        self.stage4 = _stage(channels, num_modules=3, is_last=True)
+        self.stage4 = _stage(channels, modules[2], blocks, is_last=True)
         self.final_layer = heatmap_layer(width, num_joints)
 
     def forward(self, crops: Tensor) -> PoseFeatures:
@@ -61,11 +81,11 @@ class HRNet(PoseNetwork):
 
 
 class HighResolutionModule(nn.Module):
-    """Four blocks on each branch; then each branch again, from all of them."""
+    """Some blocks on each branch; then each branch again, from all of them."""
 
-    def __init__(self, channels: Sequence[int], num_fused: int) -> None:
+    def __init__(self, channels: Sequence[int], num_fused: int, blocks: int) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(residual_blocks(BasicBlock, c, c, 4) for c in channels)
+        self.branches = nn.ModuleList(residual_blocks(BasicBlock, c, c, blocks) for c in channels)
         self.fuse_layers = nn.ModuleList(Fusion(channels, target) for target in range(num_fused))
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -111,12 +131,14 @@ def _transition(before: Sequence[int], after: Sequence[int]) -> nn.ModuleList:
     return nn.ModuleList([*steps, nn.Sequential(_conv3x3(before[-1], after[-1], stride=2))])
 
 
-def _stage(channels: Sequence[int], num_modules: int, is_last: bool = False) -> nn.ModuleList:
+def _stage(
+    channels: Sequence[int], num_modules: int, blocks: int, is_last: bool = False
+) -> nn.ModuleList:
     """Modules in a row; the network's very last one fuses the finest branch alone."""
     fused = [len(channels)] * num_modules
     if is_last:
         fused[-1] = 1
-    return nn.ModuleList(HighResolutionModule(channels, num_fused) for num_fused in fused)
+    return nn.ModuleList(HighResolutionModule(channels, num_fused, blocks) for num_fused in fused)
 
 
 def _conv3x3(inputs: int, outputs: int, stride: int = 1, relu: bool = True) -> nn.Sequential:

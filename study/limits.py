@@ -23,7 +23,7 @@ MOBILE_NET, MOVENET = "mobile_net", "movenet"
 MOVENET_SIZES = ("lightning", "thunder")
 SIZES = {
     MOBILE_NET: ("tiny", "small", "medium", "large", "teacher", *MOVENET_SIZES),
-    "hrnet": ("w18", "w32", "w48"),
+    "hrnet": ("w18_small", "w18", "w32", "w48"),
     "simple_baseline": ("r18", "r50", "r101", "r152"),
 }
 """The sizes of each network: ``teacher.name`` and ``teacher.size``, likewise ``student``."""

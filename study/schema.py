@@ -73,7 +73,8 @@ class ModelConfig:
     predictions."""
     size: str
     """mobile_net: tiny | small | medium | large | teacher; lightning | thunder: MoveNet. hrnet, by
-    width: w18 | w32 | w48. simple_baseline, by the ResNet's depth: r18 | r50 | r101 | r152."""
+    width: w18_small | w18 | w32 | w48. simple_baseline, by the ResNet's depth: r18 | r50 | r101 |
+    r152."""
     codec: str
     """msra | dark | udp | simcc; of the teacher also movenet: a MoveNet as it comes, by its own
     rule."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.build import build_codec
-from models.hrnet import HRNet
+from models.hrnet import SIZES, HRNet, Size
 from models.igp_gcn import IgpGcn
 from models.refined_pose import RefinedPose
 from models.skeleton import COCO, CROWDPOSE, Skeleton
@@ -22,18 +22,22 @@ from study.workers import Workers
 
 def network(joints: int = 5, width: int = 4) -> HRNet:
     torch.manual_seed(0)
-    return HRNet(joints, width).eval()
+    return HRNet(joints, Size(width)).eval()
 
 
 def crops(batch: int, height: int, width: int) -> Tensor:
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
-def test_w18_has_the_parameters_of_the_official_code() -> None:
-    """Counted once: its PoseHighResolutionNet at NUM_CHANNELS 18, 36, 72, 144, commit 6f69e46."""
+@pytest.mark.parametrize(("size", "number"), [("w18", 9_318_215), ("w18_small", 3_616_675)])
+def test_w18_has_the_parameters_of_the_official_code(size: str, number: int) -> None:
+    """Counted once: its PoseHighResolutionNet at NUM_CHANNELS 18, 36, 72, 144, commit 6f69e46.
+
+    For the small one at NUM_MODULES 1, 3, 2, NUM_BLOCKS 2, and the first two blocks of layer1.
+    """
     with torch.device("meta"):
-        model = HRNet(17, 18)
-    assert sum(parameter.numel() for parameter in model.parameters()) == 9_318_215
+        model = HRNet(17, SIZES[size])
+    assert sum(parameter.numel() for parameter in model.parameters()) == number
 
 
 @pytest.mark.parametrize("width", [4, 6])

@@ -112,7 +112,8 @@ def test_a_size_must_be_one_of_its_networks(config: StudyConfig, role: str) -> N
             assert limits.faults({**flat, f"{role}.name": name, f"{role}.size": size}) == []
     fault = fault_of(config, {f"{role}.name": "hrnet", f"{role}.size": "r50"})
     assert fault == (
-        f"{role}.size must be one of w18, w32, w48 for {role}.name=hrnet, got {role}.size=r50"
+        f"{role}.size must be one of w18_small, w18, w32, w48 for {role}.name=hrnet, "
+        f"got {role}.size=r50"
     )
 
 
