@@ -340,7 +340,7 @@ def _impossible_plan(values: Mapping[str, Any]) -> Iterable[str]:
     if trials < LEAST_STAGED:
         yield (
             f"plan=staged needs {LEAST_STAGED} trials at least, the baseline and the defaults of "
-            f"either stage among them, got search.trials={trials}"
+            f"either stage among them, got search.trials={trials}; raise it, or set plan=joint"
         )
     if values["refine.start"] != STUDENT:
         yield (

@@ -22,6 +22,8 @@ TYPES: dict[Any, str] = {
     bool: "true or false",
     str: "text",
     list[str]: "a list of words, [a,b]",
+    float | None: "a number, or null",
+    str | None: "text, or null",
     tuple[int, int]: "two whole numbers, [height,width]",
     tuple[int, int] | None: "two whole numbers, [height,width], or null",
 }

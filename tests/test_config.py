@@ -205,6 +205,8 @@ def test_unknown_data_group_lists_the_known(value: str) -> None:
         ("distill.optimizer.lr=fast", "a number: Value 'fast'"),
         ("distill.optimizer.lr=[1]", r"a number: Value '\[1\]'"),
         ("distill.optimizer.lr=null", "a number: got null"),
+        ("search.constraints.latency_ms=fast", "a number, or null: Value 'fast'"),
+        ("data.store=[a]", "text, or null: "),
         ("refine.gate=maybe", "true or false: Value 'maybe'"),
         ("student.init=null", "text: got null"),
         ("data.input_size=128", r"two whole numbers, \[height,width\]: "),
