@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
+from search_spaces.space import SearchSpace
 from study.checkpoint import Checkpoints
-from study.config import InputError, with_values
+from study.config import InputError, with_absolute_paths, with_values
 from study.crop_files import plan_parts
 from study.crop_sizes import choose_form, readable, sampled_bytes
 from study.crops import STORED_MARGIN, image_to_crop_affine, stored_frame, stored_size
@@ -30,6 +31,7 @@ from study.plan_cost import (
     confirm_lines,
     disk_lines,
     existing,
+    search_warnings,
     time_lines,
     trial_lines,
 )
@@ -43,22 +45,29 @@ from study.prepare import (
     teacher_input_size_of,
 )
 from study.room import require_trial_fits, waits_for_room
+from study.samplers import sampler_notes
 from study.schema import StudyConfig
+from study.settings import SETTINGS
 from study.stage_search import trials_handed_over
+from study.staged import distill_space, is_staged
 from study.store import is_there
 from study.teacher import EPOCHS, is_ready, teacher_folder
 from study.timing import time_study
+from study.warm_start import check_warm_start, known_trial_lines
 
 HANDFUL = (24, 8)
 """Pictures of train and val that stand for drawn people who are not there yet."""
 
 
-def show_plan(config: StudyConfig, folder: Path, say: Callable[[str], None]) -> None:
+def show_plan(
+    as_typed: StudyConfig, space: SearchSpace, folder: Path, say: Callable[[str], None]
+) -> None:
     """Says what the study in this folder would compute.
 
     Raises:
         InputError: what would stop the study, too.
     """
+    config = with_absolute_paths(as_typed)
     data, is_here = config.data, True
     with tempfile.TemporaryDirectory(prefix="plan-") as scratch:
         read = config
@@ -85,9 +94,14 @@ def show_plan(config: StudyConfig, folder: Path, say: Callable[[str], None]) -> 
     _tell(say, _teacher_lines(config, planned))
     finished = num_finished(folder)
     room = _room_here(config, say)
-    stages = trial_groups(config, finished, trials_handed_over(folder, config.name))
+    handed_over = trials_handed_over(folder, config.name)
+    stages = trial_groups(config, finished, handed_over)
     say("trials")
     _tell(say, trial_lines(config, stages, finished, room))
+    _tell(say, search_warnings(config, trial_groups(config, 0, handed_over), room))
+    own = distill_space(space) if is_staged(config) else space
+    _tell(say, sampler_notes(config, own))
+    _tell(say, _warm_start_lines(as_typed, own, folder, planned))
     say("confirming")
     _tell(say, confirm_lines(config, folder, finished))
     say(f"time, by the steps of one worker on this machine ({speeds.device}); a cluster differs")
@@ -202,6 +216,21 @@ def _teacher_lines(config: StudyConfig, planned: StudyData | None) -> Iterator[s
         yield f"epochs to train: {epochs - done} of {epochs}; then to be asked about everyone"
     else:
         yield f"as it comes ({config.teacher.init}); to be asked about everyone"
+
+
+def _warm_start_lines(
+    as_typed: StudyConfig, space: SearchSpace, folder: Path, planned: StudyData | None
+) -> Iterator[str]:
+    """Which trials of older studies would be known, and which not; nothing once they are."""
+    config = with_absolute_paths(as_typed)
+    if not config.search.warm_start or (folder / SETTINGS).exists():
+        return
+    if planned is None:
+        yield "warm start: whether the older studies are of these data is seen once they are drawn"
+    else:
+        teacher = teacher_folder(config, planned).name
+        check_warm_start(config, folder, planned.fingerprint, teacher)
+    yield from known_trial_lines(as_typed, config, space)
 
 
 def _room_here(config: StudyConfig, say: Callable[[str], None]) -> int:

@@ -25,6 +25,12 @@ from study.timing import Speeds
 KEPT_EPOCHS = 3
 """Checkpoints of a trial at most: the last, and the best of each stage."""
 
+FIRST_AT_RANDOM = {
+    **dict.fromkeys(("tpe", "gp", "cmaes"), "startup_trials"),
+    "nsga2": "population",
+}
+"""By sampler, the setting of ``search`` that says how many trials come before it learns."""
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -61,6 +67,46 @@ def trial_lines(
     yield f"{most}, about {expected:.0f} with pruner={config.search.pruner}"
 
 
+def search_warnings(
+    config: StudyConfig, stages: Sequence[Sequence[TrialGroup]], room: int
+) -> Iterator[str]:
+    """What is asked for and can't come about, though nothing is impossible.
+
+    Args:
+        stages: those of the study as if nothing of it were finished.
+    """
+    search, confirm = config.search, config.confirm
+    if search.concurrent > room:
+        yield f"warning: search.concurrent={search.concurrent}, but there is room for {room}"
+    if config.search.trials > 1 and confirm.trials >= search.trials:
+        yield (
+            f"warning: confirm.trials={confirm.trials}, but there are {search.trials - 1} trials "
+            "beside the baseline; raise search.trials or lower it"
+        )
+    if is_staged(config):
+        able = sum(group.trials for group in stages[0]) - 1
+        if config.plan.parents > able:
+            yield (
+                f"warning: plan.parents={config.plan.parents}, but there are {able} students "
+                "beside the baseline; raise search.trials or plan.distill_share"
+            )
+    budget = max((g.budget for g in itertools.chain(*stages) if g.can_be_pruned), default=0)
+    if search.pruner != "none" and search.min_epochs >= budget:
+        yield (
+            f"warning: no trial will be pruned, since none has more than {budget} epochs, got "
+            f"search.min_epochs={search.min_epochs}; lower it, or set search.pruner=none"
+        )
+    largest = max(sum(group.trials for group in groups) for groups in stages)
+    is_searched = any(group.trials for group in itertools.chain(*stages) if group.can_be_pruned)
+    setting = FIRST_AT_RANDOM.get(search.sampler)
+    if setting and is_searched and not search.warm_start and getattr(search, setting) >= largest:
+        yield (
+            f"warning: search.sampler={search.sampler} will learn nothing, since the first "
+            f"{getattr(search, setting)} trials of a search are drawn at random and the largest "
+            f"has {largest}; raise search.trials or lower search.{setting}"
+        )
+
+
 def _confirm_runs(config: StudyConfig, folder: Path, finished: int) -> tuple[int, int]:
     """Runs in all, and those that are there already."""
     settings = config.confirm
@@ -83,8 +129,9 @@ def confirm_lines(config: StudyConfig, folder: Path, finished: int) -> Iterator[
     if not number:
         yield "off (confirm.trials=0)"
         return
+    chosen = number // config.confirm.seeds - 1
     yield (
-        f"{number} runs, {done} of them there already: the best {config.confirm.trials} trials "
+        f"{number} runs, {done} of them there already: the best {chosen} trials "
         f"and the baseline, {config.confirm.seeds} seeds each, {(number - done) * budget} epochs"
     )
 

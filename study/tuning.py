@@ -65,7 +65,7 @@ from study.teacher import TARGETS, is_ready, prepare_teacher, teacher_folder
 from study.teachers import check_files
 from study.training import prepare_start
 from study.trial_logs import require_packages, trials_logged
-from study.warm_start import check_warm_start
+from study.warm_start import check_older_studies, check_warm_start
 
 LOCK = ".lock"
 WORKERS_WAIT = {"cpu": 0, "node:__internal_head__": 0.001}
@@ -85,9 +85,10 @@ def run_study(config: StudyConfig) -> Path:
     folder = Path(config.storage) / config.name
     as_shown = Path(as_typed.storage).expanduser() / config.name
     check_settings(as_typed, folder)
+    check_older_studies(config, folder)
     if config.plan_only:
         check_files(config, display.say)
-        show_plan(config, folder, display.say)
+        show_plan(as_typed, space, folder, display.say)
         return folder
     with (
         stopped_when_full(folder),

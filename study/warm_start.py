@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.space import SearchSpace
-from study.config import InputError, flatten
+from study.config import InputError, flatten, to_plain
 from study.objectives import violations
 from study.results import PARAMS, Row, read_reports, read_trials
 from study.schema import StudyConfig
@@ -32,6 +32,27 @@ STUDENTS = SECTIONS[:2]
 """What a student of plan staged depends on."""
 
 
+def check_older_studies(config: StudyConfig, folder: Path) -> None:
+    """Returns if every folder of ``search.warm_start`` is a study, of whatever data.
+
+    A study that was begun already is not checked: its known trials have entered.
+
+    Raises:
+        InputError: one is not.
+    """
+    if (folder / SETTINGS).exists():
+        return
+    for older in map(Path, config.search.warm_start):
+        try:
+            read_settings(older)
+            read_trials(older)
+        except InputError as error:
+            raise InputError(
+                f"search.warm_start must name folders of older studies, got {older}: {error}; "
+                "correct it or leave it out"
+            ) from None
+
+
 def check_warm_start(config: StudyConfig, folder: Path, fingerprint: str, teacher: str) -> None:
     """Returns if every folder of ``search.warm_start`` is a study of these data and this teacher.
 
@@ -43,6 +64,7 @@ def check_warm_start(config: StudyConfig, folder: Path, fingerprint: str, teache
     Raises:
         InputError: one is not.
     """
+    check_older_studies(config, folder)
     if (folder / SETTINGS).exists():
         return
     for older in config.search.warm_start:
@@ -57,7 +79,6 @@ def check_warm_start(config: StudyConfig, folder: Path, fingerprint: str, teache
                     f"{older}, whose {what} is another ({settings.get(key)}, here {here}): AP of "
                     "the two can't be compared; leave it out"
                 )
-        read_trials(Path(older))
 
 
 def enter_known_trials(
@@ -69,32 +90,59 @@ def enter_known_trials(
     """
     if not config.search.warm_start or DONE in study.user_attrs:
         return []
-    own = flatten(read_settings(folder)["config"])
+    own = read_settings(folder)["config"]
     known = {trial.user_attrs.get(WARM_FROM) for trial in study.get_trials(deepcopy=False)}
-    lines = []
+    lines: list[str] = []
     for older in map(Path, config.search.warm_start):
-        settings = flatten(read_settings(older)["config"])
-        reports = read_reports(older).to_pylist()
-        left_out: dict[str, list[int]] = {}
-        count = 0
-        for row in read_trials(older).to_pylist():
-            curve = {r["epoch"]: r["val_ap"] for r in reports if r["trial"] == row["trial"]}
-            values = {**settings, **_params(row)}
-            reason = next(_misfits(row, curve, values, own, space, config), None)
-            if reason:
-                left_out.setdefault(reason, []).append(row["trial"])
-                continue
-            count += 1
-            trial = _known_trial(row, curve, space.values_in(values), space, config)
+        fitting, left_out = _sorted(older, own, config, space)
+        for trial in fitting:
             if trial.user_attrs[WARM_FROM] not in known:
                 study.add_trial(trial)
-        lines.append(f"warm start: {count} trials of {older} are known")
-        lines += [
-            f"warm start: trial {', '.join(map(str, numbers))} of {older} left out: {reason}"
-            for reason, numbers in left_out.items()
-        ]
+        lines += _told(older, len(fitting), left_out)
     study.set_user_attr(DONE, True)
     return lines
+
+
+def known_trial_lines(
+    as_typed: StudyConfig, config: StudyConfig, space: SearchSpace
+) -> Iterator[str]:
+    """What ``enter_known_trials`` would say of a study that is still to begin.
+
+    Args:
+        as_typed: its settings with paths as they were typed, which is how studies keep them.
+    """
+    for older in map(Path, config.search.warm_start):
+        fitting, left_out = _sorted(older, to_plain(as_typed), config, space)
+        yield from _told(older, len(fitting), left_out)
+
+
+def _sorted(
+    older: Path, own: Mapping[str, Any], config: StudyConfig, space: SearchSpace
+) -> tuple[list[FrozenTrial], dict[str, list[int]]]:
+    """The trials that fit, and the numbers of the others by the reason.
+
+    Args:
+        own: the new study's settings, nested.
+    """
+    settings, here = flatten(read_settings(older)["config"]), flatten(own)
+    reports = read_reports(older).to_pylist()
+    fitting: list[FrozenTrial] = []
+    left_out: dict[str, list[int]] = {}
+    for row in read_trials(older).to_pylist():
+        curve = {r["epoch"]: r["val_ap"] for r in reports if r["trial"] == row["trial"]}
+        values = {**settings, **_params(row)}
+        reason = next(_misfits(row, curve, values, here, space, config), None)
+        if reason:
+            left_out.setdefault(reason, []).append(row["trial"])
+        else:
+            fitting.append(_known_trial(row, curve, space.values_in(values), space, config))
+    return fitting, left_out
+
+
+def _told(older: Path, known: int, left_out: Mapping[str, list[int]]) -> Iterator[str]:
+    yield f"warm start: {known} trials of {older} are known"
+    for reason, numbers in left_out.items():
+        yield f"warm start: trial {', '.join(map(str, numbers))} of {older} left out: {reason}"
 
 
 def _params(row: Row) -> dict[str, Any]:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from omegaconf import OmegaConf
 
-from study.config import compose, with_values
+from study.config import InputError, compose, to_plain, with_values
 from study.epochs_ahead import trial_groups
 from study.plan import show_plan
-from study.plan_cost import Counts, time_lines, trial_lines
+from study.plan_cost import Counts, search_warnings, time_lines, trial_lines
 from study.prepare import StudyData, planned_data, prepare_data, read_study_people
+from study.results import write_trial
 from study.schema import StudyConfig
+from study.settings import SETTINGS
+from study.teacher import teacher_folder
 from study.timing import Speeds
+from study.tuning import load_checked_space
 
 
 def silent(_: str) -> Any:
@@ -74,6 +80,36 @@ def test_a_trials_time_has_what_it_learns_before_its_refiner(
     assert any("left from right" in line for line in lines) == bool(before)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["search.concurrent=500"], "search.concurrent=500, but there is room for 2"),
+        (["confirm.trials=9"], "confirm.trials=9, but there are 7 trials beside the baseline"),
+        (["plan=staged", "plan.parents=4", "search.startup_trials=2"], "there are 3 students"),
+        (["search.min_epochs=6"], "none has more than 6 epochs, got search.min_epochs=6; lower"),
+        (["search.startup_trials=8"], "sampler=tpe will learn nothing, .* first 8 .* has 8; "),
+        (["search.sampler=nsga2", "search.population=8"], "nsga2 .* lower search.population"),
+        (["plan=staged"], "first 6 trials .* largest has 4; .* lower search.startup_trials"),
+    ],
+)
+def test_plan_warns_of_what_was_asked_for_and_cannot_come_about(
+    overrides: list[str], said: str
+) -> None:
+    """Of 8 trials, 4 students among them, of at most 6 epochs."""
+
+    def warnings(config: StudyConfig) -> list[str]:
+        return list(search_warnings(config, trial_groups(config, 0), room=2))
+
+    assert warnings(compose()) == []
+    (line,) = warnings(compose(overrides))
+    assert line.startswith("warning: ") and re.search(said, line)
+
+
+def test_two_controls_alone_are_no_search_to_warn_of() -> None:
+    config = compose(["search.trials=2"])
+    assert list(search_warnings(config, trial_groups(config, 0), room=2)) == []
+
+
 @pytest.fixture
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(*_: object, **__: object) -> None:
@@ -84,7 +120,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plan_of(config: StudyConfig) -> list[str]:
     lines: list[str] = []
-    show_plan(config, Path(config.storage) / config.name, lines.append)
+    show_plan(config, load_checked_space(config), Path(config.storage) / config.name, lines.append)
     return [line.strip() for line in lines]
 
 
@@ -121,6 +157,28 @@ def test_plan_of_given_poses_counts_learning_left_from_right(
 ) -> None:
     lines = plan_of(with_values(mini_config, {"refine.start": "jitter"}))
     assert any(line.startswith("refine: ") and "left from right" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_plan_says_what_the_search_will_say_of_itself(
+    mini_config: StudyConfig, mini_data: StudyData, tmp_path: Path, no_ray: None
+) -> None:
+    older = tmp_path / "older"
+    values = {"search.sampler": "gp", "search.warm_start": [str(older)], "name": "newer"}
+    config = with_values(mini_config, values)
+    row = {"study": "older", "trial": 0, "control": "baseline", "state": "COMPLETE"}
+    write_trial(older, {**row, "objective": 0.5}, [], load_checked_space(config))
+    teacher = teacher_folder(config, mini_data).name
+    kept = {"config": to_plain(mini_config), "data_fingerprint": mini_data.fingerprint}
+    OmegaConf.save(OmegaConf.create({**kept, "teacher": teacher}), older / SETTINGS)
+    lines = plan_of(config)
+    assert any("search.sampler=gp can't model what only some trials have" in x for x in lines)
+    assert f"warm start: 0 trials of {older} are known" in lines
+    reason = "the baseline is no point of a search space"
+    assert f"warm start: trial 0 of {older} left out: {reason}" in lines
+    OmegaConf.save(OmegaConf.create({**kept, "teacher": "another"}), older / SETTINGS)
+    with pytest.raises(InputError, match="whose teacher is another"):
+        plan_of(config)
 
 
 @pytest.mark.slow

@@ -225,6 +225,17 @@ def test_no_such_weights(refusal: Callable[..., str]) -> None:
 
 
 @pytest.mark.parametrize("plan_only", ["false", "true"])
+def test_older_studies_that_are_none_are_refused_before_the_data_are_read(
+    plan_only: str, refusal: Callable[..., str], data: Path
+) -> None:
+    message = refusal(
+        f"search.warm_start=[{data}]", "data.root=/no/such/folder", f"plan_only={plan_only}"
+    )
+    assert f"search.warm_start must name folders of older studies, got {data}: " in message
+    assert message.endswith("correct it or leave it out")
+
+
+@pytest.mark.parametrize("plan_only", ["false", "true"])
 @pytest.mark.parametrize(
     ("setting", "others"),
     [
