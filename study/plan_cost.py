@@ -81,14 +81,14 @@ def search_warnings(
     if config.search.trials > 1 and confirm.trials >= search.trials:
         yield (
             f"warning: confirm.trials={confirm.trials}, but there are {search.trials - 1} trials "
-            "beside the baseline; raise search.trials or lower it"
+            "beside the baseline; lower it, or raise search.trials"
         )
     if is_staged(config):
         able = sum(group.trials for group in stages[0]) - 1
         if config.plan.parents > able:
             yield (
                 f"warning: plan.parents={config.plan.parents}, but there are {able} students "
-                "beside the baseline; raise search.trials or plan.distill_share"
+                "beside the baseline; lower it, or raise search.trials or plan.distill_share"
             )
     budget = max((g.budget for g in itertools.chain(*stages) if g.can_be_pruned), default=0)
     if search.pruner != "none" and search.min_epochs >= budget:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from study.config import InputError, with_values
 from study.results import PARAMS
@@ -23,7 +25,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """What ``study.yaml`` says.
 
     Raises:
-        InputError: the folder is no study.
+        InputError: the folder is no study, or the file is not as a study wrote it.
     """
     try:
         content = OmegaConf.to_container(OmegaConf.load(folder / SETTINGS))
@@ -31,7 +33,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{folder} must be a study's folder, <storage>/<name>, with {SETTINGS} in it"
         ) from None
-    assert isinstance(content, dict)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError):
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+        raise InputError(
+            f"{folder / SETTINGS} must hold the settings that a study wrote there, got something "
+            "else; put the file back as it was, or name another folder"
+        )
     return {str(key): value for key, value in content.items()}
 
 

@@ -84,6 +84,7 @@ def run_study(config: StudyConfig) -> Path:
     as_typed, config = config, with_absolute_paths(config)
     folder = Path(config.storage) / config.name
     as_shown = Path(as_typed.storage).expanduser() / config.name
+    _require_writable(folder)
     check_settings(as_typed, folder)
     check_older_studies(config, folder)
     if config.plan_only:
@@ -119,6 +120,21 @@ def run_study(config: StudyConfig) -> Path:
         _search(config, space, folder, data, display)
         show_finals(as_shown, display.console)
     return folder
+
+
+def _require_writable(folder: Path) -> None:
+    """Returns if the folder is there, or can be made, and files in it.
+
+    Raises:
+        InputError: it can't.
+    """
+    first = next(path for path in (folder, *folder.parents) if path.exists())
+    if not first.is_dir() or not os.access(first, os.W_OK | os.X_OK):
+        fault = "can't be written to" if first.is_dir() else "is no folder"
+        raise InputError(
+            f"storage must be a folder that can be written to, got storage={folder.parent}, where "
+            f"{first} {fault}; change storage=..."
+        )
 
 
 def load_checked_space(config: StudyConfig) -> SearchSpace:

@@ -253,6 +253,32 @@ def test_poses_that_are_no_list_are_refused_before_the_data_are_read(
     assert f"{file} must hold a list of predictions" in refusal(*told)
 
 
+@pytest.mark.parametrize("plan_only", ["false", "true"])
+def test_a_storage_that_is_a_file(plan_only: str, refusal: Callable[..., str], data: Path) -> None:
+    message = refusal(f"storage={data / TRAIN}", f"plan_only={plan_only}")
+    assert message == (
+        f"error: storage must be a folder that can be written to, got storage={data / TRAIN}, "
+        f"where {data / TRAIN} is no folder; change storage=..."
+    )
+
+
+@pytest.mark.parametrize("content", ["{a: [1", "a: 1", "config: 1", "[config]"])
+def test_settings_that_no_study_wrote(
+    content: str,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "studies" / "torn"
+    folder.mkdir(parents=True)
+    (folder / "study.yaml").write_text(content)
+    basic = ("data=coco", f"data.root={data}", f"storage={tmp_path / 'studies'}")
+    for settings in (["name=torn"], [f"search.warm_start=[{folder}]"]):
+        message = refused(capsys, monkeypatch, *basic, *settings)
+        assert f"{folder / 'study.yaml'} must hold the settings that a study wrote" in message
+
+
 def test_an_unknown_override(refusal: Callable[..., str], tmp_path: Path) -> None:
     message = refusal("refine.dept=3")
     assert message == "error: unknown setting refine.dept; did you mean refine.depth?"
