@@ -96,10 +96,11 @@ def test_every_sampler_suggests_the_same_after_restarts(sampler: str, tmp_path: 
     assert numbers == list(range(trials)) and len(rates) > 2
 
 
-def test_tpe_learns_a_weight_from_trials_of_its_own_kind() -> None:
+@pytest.mark.parametrize("directions", [["maximize"], ["maximize", "minimize"]])
+def test_tpe_learns_a_weight_from_trials_of_its_own_kind(directions: list[str]) -> None:
     """Weights of 0.05 are good for one kind, of 5 for the other."""
     config, space = compose(["search.startup_trials=3"]), load("distill")
-    study = optuna.create_study(direction="maximize")
+    study = optuna.create_study(directions=directions)
     dice = np.random.RandomState(0)
     best = {"pairwise": 0.05, "bone": 5.0}
     for number in range(60):
@@ -108,8 +109,9 @@ def test_tpe_learns_a_weight_from_trials_of_its_own_kind() -> None:
         values |= {"distill.heatmap.kind": "none", CHOICE: kind, WEIGHT: weight}
         distributions = {p.path: p.distribution for p in space.parameters if p.path in values}
         loss = abs(math.log10(weight / best[kind]))
+        reached = [-loss, 1.0][: len(directions)]
         study.add_trial(
-            optuna.trial.create_trial(params=values, distributions=distributions, value=-loss)
+            optuna.trial.create_trial(params=values, distributions=distributions, values=reached)
         )
     found: dict[str, list[float]] = {kind: [] for kind in best}
     for number in range(20):
