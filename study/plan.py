@@ -7,13 +7,10 @@ handful drawn there.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import torch
 
 from search_spaces.space import SearchSpace
 from study.checkpoint import Checkpoints
@@ -44,7 +41,7 @@ from study.prepare import (
     read_study_people,
     teacher_input_size_of,
 )
-from study.room import require_trial_fits, waits_for_room
+from study.room import require_trial_fits, this_machine, waits_for_room
 from study.samplers import sampler_notes
 from study.schema import StudyConfig
 from study.settings import SETTINGS
@@ -237,9 +234,8 @@ def _room_here(config: StudyConfig, say: Callable[[str], None]) -> int:
     """Trials at once on this machine; on a cluster those asked for."""
     if waits_for_room(config):
         return config.search.concurrent
-    has = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
     try:
-        room = require_trial_fits([has], config.trial)
+        room = require_trial_fits([this_machine()], config.trial)
     except InputError as error:
         say(f"warning: here the study would stop: {error}")
         return config.search.concurrent or 1

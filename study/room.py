@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from study.config import InputError
 from study.schema import StudyConfig, TrialConfig
 
@@ -45,6 +47,11 @@ def require_trial_fits(nodes: Sequence[Mapping[str, float]], trial: TrialConfig)
             f"GPUs on {len(nodes)} nodes; lower trial.cpus, trial.gpus or trial.num_workers"
         )
     return room
+
+
+def this_machine() -> dict[str, float]:
+    """Its CPUs and GPUs."""
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
 
 
 def waits_for_room(config: StudyConfig) -> bool:

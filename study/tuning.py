@@ -54,7 +54,7 @@ from study.launch import (
 from study.plan import show_plan
 from study.prepare import StudyData, prepare_data
 from study.results import write_final
-from study.room import require_trial_fits, waits_for_room
+from study.room import require_trial_fits, this_machine, waits_for_room
 from study.schema import StudyConfig
 from study.search import StudyOwner
 from study.searcher import OwnerSearcher, SilentProgress
@@ -105,6 +105,8 @@ def run_study(config: StudyConfig) -> Path:
             show_finals(as_shown, display.console)
             return folder
         check_files(config, display.say)
+        if not ray.is_initialized() and _ray_address() == "local":
+            require_trial_fits([this_machine()], config.trial)  # as Ray would say after the crops
         with display.meters() as meter:
             start_ray = partial(early.enter_context, _ray_started(config, display))
             cut = partial(cut_by_size, start_ray=start_ray)
@@ -307,13 +309,17 @@ def _room(config: StudyConfig) -> int:
     return min(config.search.concurrent or room, room)
 
 
+def _ray_address() -> str:
+    return os.environ.get("RAY_ADDRESS", "local")
+
+
 @contextlib.contextmanager
 def _ray_started(config: StudyConfig, display: Display) -> Iterator[None]:
     """A Ray of this study's own, or the cluster that RAY_ADDRESS names; what runs goes on."""
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = _ray_address()
     display.say("starting Ray" if address == "local" else f"joining the cluster at {address}")
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

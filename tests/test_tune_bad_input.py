@@ -262,6 +262,15 @@ def test_a_storage_that_is_a_file(plan_only: str, refusal: Callable[..., str], d
     )
 
 
+def test_a_trial_that_this_machine_has_no_room_for(
+    refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    message = refusal("trial.gpus=99", "data.root=/no/such/folder")  # before the data
+    assert "a trial needs 1 workers of 1 CPUs and 99 GPUs" in message
+    assert message.endswith("lower trial.cpus, trial.gpus or trial.num_workers")
+
+
 @pytest.mark.parametrize("content", ["{a: [1", "a: 1", "config: 1", "[config]"])
 def test_settings_that_no_study_wrote(
     content: str,
