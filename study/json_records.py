@@ -54,6 +54,11 @@ def read_records(annotations: Path) -> Iterator[tuple[str, Any]]:
             raise InputError(
                 f"the annotation file must be JSON text, got other bytes in {annotations}; {WHERE}"
             ) from error
+        except RecursionError as error:
+            raise InputError(
+                "the annotation file must be in COCO's format, got lists or objects within one "
+                f"another too deep to be read in {annotations}; {WHERE}"
+            ) from error
 
 
 def load_document(annotations: Path) -> dict[str, Any]:
