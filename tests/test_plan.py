@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray
 
-from study.config import compose, with_values
+from study.config import InputError, compose, with_values
 from study.epochs_ahead import trial_groups
 from study.plan import show_plan
 from study.plan_cost import Counts, time_lines, trial_lines
@@ -113,6 +113,11 @@ def test_plan_says_what_is_there_and_leaves_nothing(
     assert [line for line in wanted if line not in lines] == []
     for stage in ("teacher", "distill", "refine"):
         assert any(line.startswith(f"{stage}: ") and "a step of 16" in line for line in lines)
+
+
+def test_plan_refuses_a_bucket_that_is_none(mini_config: StudyConfig) -> None:
+    with pytest.raises(InputError, match=r"data\.store=s3://: "):
+        plan_of(with_values(mini_config, {"data.store": "s3://"}))
 
 
 @pytest.mark.slow
