@@ -54,10 +54,12 @@ def read_records(annotations: Path) -> Iterator[tuple[str, Any]]:
             raise InputError(
                 f"the annotation file must be JSON text, got other bytes in {annotations}; {WHERE}"
             ) from error
-        except RecursionError as error:
+        except InputError:
+            raise
+        except (RecursionError, ValueError) as error:  # lists too deep, a number too long
             raise InputError(
-                "the annotation file must be in COCO's format, got lists or objects within one "
-                f"another too deep to be read in {annotations}; {WHERE}"
+                f"the annotation file must be one that can be read, got {str(error)!r} in "
+                f"{annotations}; {WHERE}"
             ) from error
 
 

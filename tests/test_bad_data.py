@@ -148,9 +148,14 @@ def test_record_that_is_no_object_and_picture_without_name_are_refused(
         refused(data, r"must have a 'file_name', got .* number 2 .*people\.json")
 
 
-def test_lists_within_lists_without_end_are_refused(data: tuple[Path, Path]) -> None:
-    data[0].write_text('{"images": ' + "[" * 100_000)
-    refused(data, r"too deep to be read in .*people\.json")
+@pytest.mark.parametrize(
+    ("text", "reason"), [("[" * 100_000, "recursion"), ("[" + "1" * 5000 + "]", "4300 digits")]
+)
+def test_json_that_python_cannot_hold_is_refused(
+    data: tuple[Path, Path], text: str, reason: str
+) -> None:
+    data[0].write_text('{"images": ' + text)
+    refused(data, rf"one that can be read, got .*{reason}.* in .*people\.json")
 
 
 def test_keypoints_of_the_wrong_length_name_the_setting(data: tuple[Path, Path]) -> None:
