@@ -27,6 +27,10 @@ AREA_OF_BOX = 0.53
 PERSON = "person"
 BLOCK = 4096
 """Records that are in memory at once."""
+LARGEST = 2**63
+"""Whole numbers are below it."""
+NUMBERS = "biuf"
+"""Kinds of arrays that hold numbers alone."""
 
 Columns = dict[str, np.ndarray]
 
@@ -111,7 +115,8 @@ def _read_table(path: Path, num_joints: int, _stamp: tuple[int, ...]) -> Annotat
     boxes, areas = people.pop("boxes"), people.pop("areas")
     is_crowd = people.pop("iscrowd") > 0
     # Keypoints that cannot be read are a fault of a person, not a person without joints.
-    is_illegible = (num_numbers > 0) & ~np.isfinite(keypoints).all(axis=(1, 2))
+    has_some = (num_numbers > 0) | (people["num_keypoints"] > 0)
+    is_illegible = has_some & ~np.isfinite(keypoints).all(axis=(1, 2))
     is_labelled = is_illegible | (keypoints[:, :, 2] > 0).any(axis=1)
     is_labelled &= people["num_keypoints"] != 0
     # A box of zero size is a fault even where the area is 0 too, so the person stays in sight.
@@ -171,10 +176,10 @@ def _picture_columns(path: Path, records: Sequence[Any], start: int) -> Columns:
     column = functools.partial(_column, f"images of {path}", records, start)
     ids = column("id", np.int64)
     names = [image.get("file_name") for image in records]
-    wrong = next((i for i, name in enumerate(names) if not isinstance(name, str)), None)
+    wrong = next((i for i, name in enumerate(names) if not _is_file_name(name)), None)
     if wrong is not None:
         raise InputError(
-            f"every picture must have a 'file_name', got {records[wrong]} as number "
+            f"every picture must have a 'file_name', got {records[wrong]!a} as number "
             f"{start + wrong} (from 0) of the images of {path}; mend the file"
         )
     sizes = np.stack([column("height", np.float64), column("width", np.float64)], axis=1)
@@ -243,7 +248,7 @@ def _column(
     Args:
         start: how many records of the list came before these.
     """
-    values = [record.get(key) if isinstance(record, dict) else record for record in records]
+    values = [record.get(key) if isinstance(record, dict) else str(record) for record in records]
     values = [default if value is None else value for value in values]
     wrong = next((i for i, value in enumerate(values) if not _is_number(value, dtype)), None)
     if wrong is not None:
@@ -256,9 +261,21 @@ def _column(
 
 
 def _is_number(value: object, dtype: type[np.int64] | type[np.float64]) -> bool:
+    """Whether it is one that the column can hold."""
     if isinstance(value, float):
-        return dtype is np.float64 or value.is_integer()
-    return isinstance(value, int)
+        return dtype is np.float64 or (value.is_integer() and abs(value) < LARGEST)
+    return isinstance(value, int) and abs(value) < LARGEST
+
+
+def _is_file_name(name: object) -> bool:
+    """Whether it is text that a file system can have."""
+    if not isinstance(name, str) or "\0" in name:
+        return False
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _number_lists(
@@ -271,9 +288,12 @@ def _number_lists(
     fitting = np.flatnonzero(lengths == length)
     for chunk in np.array_split(fitting, max(1, len(fitting) // 4096)):
         try:
-            rows[chunk] = np.array([lists[i] for i in chunk], np.float64).reshape(-1, length)
+            values = np.array([lists[i] for i in chunk])
+            if values.dtype.kind not in NUMBERS:
+                raise TypeError
+            rows[chunk] = values.reshape(-1, length)
         except (TypeError, ValueError):  # something in a list of this chunk is no number
             for i in chunk:
-                if all(isinstance(value, int | float) for value in lists[i] or ()):
+                if all(_is_number(value, np.float64) for value in lists[i] or ()):
                     rows[i] = lists[i]
     return rows, lengths

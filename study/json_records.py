@@ -54,6 +54,13 @@ def read_records(annotations: Path) -> Iterator[tuple[str, Any]]:
             raise InputError(
                 f"the annotation file must be JSON text, got other bytes in {annotations}; {WHERE}"
             ) from error
+        except InputError:
+            raise
+        except (RecursionError, ValueError) as error:  # lists too deep, a number too long
+            raise InputError(
+                f"the annotation file must be one that can be read, got {str(error)!r} in "
+                f"{annotations}; {WHERE}"
+            ) from error
 
 
 def load_document(annotations: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from search_spaces.space import SearchSpace
 from study.checkpoint import Checkpoints
 from study.config import InputError, with_absolute_paths, with_values
+from study.crop_bucket import check_bucket
 from study.crop_files import plan_parts
 from study.crop_sizes import choose_form, readable, sampled_bytes
 from study.crops import STORED_MARGIN, image_to_crop_affine, stored_frame, stored_size
@@ -66,6 +67,9 @@ def show_plan(
     """
     config = with_absolute_paths(as_typed)
     data, is_here = config.data, True
+    url, _ = place_of_crops(config)
+    if url is not None:
+        check_bucket(url)
     with tempfile.TemporaryDirectory(prefix="plan-") as scratch:
         read = config
         if data.kind == "drawn":

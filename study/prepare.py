@@ -22,6 +22,7 @@ from study.crops import stored_size
 from study.dataset import People, overlap, read_people, split_people, write_ground_truth
 from study.detections import read_detections
 from study.drawn_people import draw_dataset
+from study.full_disk import is_full_disk
 from study.limits import SHARED_FOLDER
 from study.metrics import Kind
 from study.schema import SplitConfig, StudyConfig
@@ -168,6 +169,7 @@ def prepare_data(
     url, crops_folder = place_of_crops(config)
     if url is not None:
         check_bucket(url)
+    _require_folder(crops_folder)
     if data.kind == "drawn":
         draw_dataset(
             Path(data.root),
@@ -196,6 +198,19 @@ def prepare_data(
                 truth.annotations, truth.images, truth.file, leave_out=truth.left_out
             )
     return planned
+
+
+def _require_folder(crops: Path) -> None:
+    """The folder of the crops, made before anything that takes long."""
+    try:
+        crops.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_full_disk(error):
+            raise
+        raise InputError(
+            "crops must have a folder that can be made (data.store, by default storage's cache), "
+            f"got {crops} ({error.strerror}); change data.store or storage"
+        ) from error
 
 
 def planned_data(config: StudyConfig, people: StudyPeople) -> StudyData:

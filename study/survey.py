@@ -220,6 +220,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         files = annotation_files(options.path)
     except InputError as error:
         sys.exit(f"error: {error}")
+    out = options.out or Path(f"audit-{options.path.resolve().stem}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"error: --out must be a folder that can be made, got {out} ({error.strerror})")
     with display.meters() as meter:
         surveys = [
             survey(file, options.images, skeleton, meter(f"checking {file.name}"))
@@ -231,7 +236,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if shared:
         display.console.print("[bold red]faults of both")
         display.console.print(describe(shared), markup=False, soft_wrap=True)
-    out = options.out or Path(f"audit-{options.path.resolve().stem}")
     faults = [fault for one in surveys for fault in one.faults] + shared
     written = [write_audit(out / FAULTS, faults)]
     if any(one.figures is not None for one in surveys):

@@ -41,7 +41,7 @@ from study.display import (
     trials_panel,
 )
 from study.finals import num_finished, score_finalists, show_finals
-from study.full_disk import stopped_when_full
+from study.full_disk import is_full_disk, stopped_when_full
 from study.launch import (
     RAY_FOLDER,
     StudyPlan,
@@ -348,8 +348,17 @@ def _locked(file: Path, display: Display, wait_for: str = "") -> Iterator[None]:
         wait_for: what another driver is said to be doing while this one waits for it; if empty,
             this one is refused.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as lock:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = file.open("w")
+    except OSError as error:
+        if is_full_disk(error):
+            raise
+        raise InputError(
+            f"a study must have a folder that can be made and written to, got {file.parent} "
+            f"({error.strerror}); change storage or name"
+        ) from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -115,6 +115,8 @@ def test_json_without_the_two_lists_is_refused(data: tuple[Path, Path], document
     [
         ("annotations", "id", "x"),
         ("annotations", "image_id", None),
+        ("annotations", "image_id", 10**30),
+        ("annotations", "area", 10**400),
         ("annotations", "area", [3]),
         ("annotations", "iscrowd", 0.5),
         ("images", "id", None),
@@ -138,9 +140,22 @@ def test_record_that_is_no_object_and_picture_without_name_are_refused(
     document = json.loads(data[0].read_text())
     data[0].write_text(json.dumps({**document, "annotations": ["text"]}))
     refused(data, r"got text as number 0 \(from 0\) of the annotations of .*people\.json")
-    del document["images"][2]["file_name"]
-    data[0].write_text(json.dumps(document))
-    refused(data, r"must have a 'file_name', got .* number 2 .*people\.json")
+    data[0].write_text(json.dumps({**document, "annotations": [5]}))
+    refused(data, r"got 5 as number 0 \(from 0\) of the annotations of .*people\.json")
+    for name in (None, "2\0.jpg", "2\udcff.jpg"):
+        document["images"][2]["file_name"] = name
+        data[0].write_text(json.dumps(document))
+        refused(data, r"must have a 'file_name', got .* number 2 .*people\.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("[" * 100_000, "recursion"), ("[" + "1" * 5000 + "]", "4300 digits")]
+)
+def test_json_that_python_cannot_hold_is_refused(
+    data: tuple[Path, Path], text: str, reason: str
+) -> None:
+    data[0].write_text('{"images": ' + text)
+    refused(data, rf"one that can be read, got .*{reason}.* in .*people\.json")
 
 
 def test_keypoints_of_the_wrong_length_name_the_setting(data: tuple[Path, Path]) -> None:
@@ -168,11 +183,15 @@ def test_keypoints_of_the_wrong_length_name_the_setting(data: tuple[Path, Path])
         ({"keypoints": [5, 5, 0.5] * 5}, module.WRONG_VISIBILITY, r"\[0.5\]"),
         ({"keypoints": [68.5, 5, 2] * 5}, module.JOINT_OUTSIDE, "8.5 px beyond .* 80 px high"),
         ({"keypoints": [5, -9, 1] * 5}, module.JOINT_OUTSIDE, "9 px beyond"),
+        ({"keypoints": ["5", "5", "2"] * 5}, module.NOT_FINITE, "text"),
+        ({"keypoints": [10**400, 1, 2] * 5}, module.NOT_FINITE, "NaN"),
+        ({"keypoints": None}, module.WRONG_LENGTH, "got 0 numbers"),
         ({"bbox": [5, 5, 0, 20]}, module.ZERO_BOX, r"\[5.0, 5.0, 0.0, 20.0\] covers nothing"),
         ({"bbox": [5, 5, 20, 0], "area": 0}, module.ZERO_BOX, "covers nothing"),
         ({"bbox": [70, 5, 20, 20]}, module.ZERO_BOX, "covers nothing of its picture"),
         ({"bbox": [1, 2, 3]}, module.WRONG_BOX, "x, y, width, height"),
         ({"bbox": None}, module.WRONG_BOX, "bbox"),
+        ({"bbox": ["5", "5", "20", "20"]}, module.WRONG_BOX, "bbox"),
         ({"bbox": [1, 2, 3, float("inf")]}, module.WRONG_BOX, "bbox"),
         ({"image_id": 77}, module.UNKNOWN_IMAGE, "must have id 77 once"),
     ],

@@ -151,6 +151,11 @@ def test_plan_says_what_is_there_and_leaves_nothing(
         assert any(line.startswith(f"{stage}: ") and "a step of 16" in line for line in lines)
 
 
+def test_plan_refuses_a_bucket_that_is_none(mini_config: StudyConfig) -> None:
+    with pytest.raises(InputError, match=r"data\.store=s3://: "):
+        plan_of(with_values(mini_config, {"data.store": "s3://"}))
+
+
 @pytest.mark.slow
 def test_plan_of_given_poses_counts_learning_left_from_right(
     mini_config: StudyConfig, mini_data: StudyData, no_ray: None

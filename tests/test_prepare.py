@@ -250,6 +250,15 @@ def test_a_drawn_study_draws_its_own_pictures(
     assert len(pictures_of(mini_data.search_truth)) == 6  # a quarter of 24
 
 
+def test_a_folder_of_crops_that_cannot_be_made_is_refused_first(
+    config: StudyConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    elsewhere = with_values(config, {"data.store": str(tmp_path / "file" / "crops")})
+    with pytest.raises(InputError, match=r"that can be made.*file/crops .*change data\.store"):
+        prepared(elsewhere)
+
+
 def test_a_folder_for_crops_is_used_in_place_and_the_data_are_the_same(
     config: StudyConfig, tmp_path: Path
 ) -> None:

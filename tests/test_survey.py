@@ -183,6 +183,9 @@ def test_wrong_arguments_are_told(coco: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match=r"must hold annotation files .*got none in"):
         main([str(tmp_path / "empty")])
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SystemExit, match=r"--out must be a folder that can be made, got .*file"):
+        main([str(coco), "--out", str(tmp_path / "file")])
     assert run(coco, "--images", tmp_path / "nowhere") == 2
     assert run(coco, "--pictures", -1) == 2
 

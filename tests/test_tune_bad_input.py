@@ -288,6 +288,13 @@ def test_settings_that_no_study_wrote(
         assert f"{folder / 'study.yaml'} must hold the settings that a study wrote" in message
 
 
+def test_a_storage_that_cannot_be_made(refusal: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    message = refusal(f"storage={tmp_path / 'file' / 'studies'}")
+    assert "must have a folder that can be made and written to" in message
+    assert message.endswith("(Not a directory); change storage or name")
+
+
 def test_an_unknown_override(refusal: Callable[..., str], tmp_path: Path) -> None:
     message = refusal("refine.dept=3")
     assert message == "error: unknown setting refine.dept; did you mean refine.depth?"
