@@ -288,11 +288,12 @@ def test_settings_that_no_study_wrote(
         assert f"{folder / 'study.yaml'} must hold the settings that a study wrote" in message
 
 
-def test_a_storage_that_cannot_be_made(refusal: Callable[..., str], tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    message = refusal(f"storage={tmp_path / 'file' / 'studies'}")
-    assert "must have a folder that can be made and written to" in message
-    assert message.endswith("(Not a directory); change storage or name")
+@pytest.mark.parametrize("storage", [f"{__file__}/studies", "/proc/studies"])
+def test_a_storage_that_cannot_be_made(storage: str, refusal: Callable[..., str]) -> None:
+    """Root may write into any folder, and yet not make one in /proc."""
+    message = refusal(f"storage={storage}")
+    assert "a folder that can be" in message and storage in message
+    assert "; change storage" in message
 
 
 def test_an_unknown_override(refusal: Callable[..., str], tmp_path: Path) -> None:
