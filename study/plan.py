@@ -102,7 +102,7 @@ def show_plan(
     _tell(say, search_warnings(config, trial_groups(config, 0, handed_over), room))
     own = distill_space(space) if is_staged(config) else space
     _tell(say, sampler_notes(config, own))
-    _tell(say, _warm_start_lines(as_typed, own, folder, planned))
+    _tell(say, _warm_start_lines(as_typed, config, own, folder, planned))
     say("confirming")
     _tell(say, confirm_lines(config, folder, finished))
     say(f"time, by the steps of one worker on this machine ({speeds.device}); a cluster differs")
@@ -220,10 +220,13 @@ def _teacher_lines(config: StudyConfig, planned: StudyData | None) -> Iterator[s
 
 
 def _warm_start_lines(
-    as_typed: StudyConfig, space: SearchSpace, folder: Path, planned: StudyData | None
+    as_typed: StudyConfig,
+    config: StudyConfig,
+    space: SearchSpace,
+    folder: Path,
+    planned: StudyData | None,
 ) -> Iterator[str]:
     """Which trials of older studies would be known, and which not; nothing once they are."""
-    config = with_absolute_paths(as_typed)
     if not config.search.warm_start or (folder / SETTINGS).exists():
         return
     if planned is None:

@@ -78,7 +78,7 @@ def search_warnings(
     search, confirm = config.search, config.confirm
     if search.concurrent > room:
         yield f"warning: search.concurrent={search.concurrent}, but there is room for {room}"
-    if config.search.trials > 1 and confirm.trials >= search.trials:
+    if search.trials > 1 and confirm.trials >= search.trials:
         yield (
             f"warning: confirm.trials={confirm.trials}, but there are {search.trials - 1} trials "
             "beside the baseline; lower it, or raise search.trials"

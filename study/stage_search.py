@@ -170,14 +170,6 @@ class StageSearch:
     def num_finished(self) -> int:
         return sum(trial.state.is_finished() for trial in self.trials())
 
-    def progress(self) -> dict[str, int]:
-        """How many trials have ended, and the epochs: of all trials, and of the running ones."""
-        epochs = {state: 0 for state in TrialState}
-        for trial in self.trials():
-            epochs[trial.state] += max(trial.intermediate_values, default=0)
-        running = epochs[TrialState.RUNNING]
-        return {"ended": self.num_finished(), "epochs": sum(epochs.values()), "running": running}
-
     def parent_of(self, trial: FrozenTrial) -> Parent | None:
         """Where the trial starts from; None if from nothing."""
         return self.parents[trial.params[PARENT]] if PARENT in trial.params else None

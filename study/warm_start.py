@@ -64,7 +64,6 @@ def check_warm_start(config: StudyConfig, folder: Path, fingerprint: str, teache
     Raises:
         InputError: one is not.
     """
-    check_older_studies(config, folder)
     if (folder / SETTINGS).exists():
         return
     for older in config.search.warm_start:
