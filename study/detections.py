@@ -111,6 +111,8 @@ def _fault_in(entry: Any) -> str | None:
             return f"{key} must be a whole number, got {entry.get(key)!r}"
     if not are_finite(entry.get("bbox"), 4):
         return f"bbox must be four finite numbers, x, y, width, height, got {entry.get('bbox')!r}"
+    if min(entry["bbox"][2:]) < 0:
+        return f"a bbox's width and height must not be negative, got {entry['bbox']}"
     if not are_finite([entry.get("score")], 1):
         return f"score must be a finite number, got {entry.get('score')!r}"
     return None

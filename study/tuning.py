@@ -206,9 +206,10 @@ def _run_missing_trials(plan: StudyPlan, owner: Any, concurrent: int, display: D
         InputError: Ctrl-C, or a full disk.
     """
     finished = ray.get(owner.num_finished.remote())
-    if finished:
+    begun = len(ray.get(owner.status.remote())["running"])
+    if finished or begun:
         asked_for = plan.config.search.trials
-        display.say(f"going on: {finished} of {asked_for} trials are finished")
+        display.say(f"going on: of {asked_for} trials {finished} are finished, {begun} begun")
 
     def news(ended: set[int]) -> Any:
         return ray.get(owner.news.remote(ended))

@@ -104,6 +104,7 @@ def test_a_higher_threshold_makes_another_store(
         ([box(bbox=[1, 2, 3, float("nan")])], "bbox must be four finite numbers"),
         ([box(bbox=[1, 2, 3, float("inf")])], "bbox must be four finite numbers"),
         ([box(bbox=[1, 2, 3, 10**400])], "bbox must be four finite numbers"),
+        ([box(bbox=[9, 9, -3, 4])], r"width and height must not be negative, got \[9, 9, -3, 4\]"),
         ("[" * 100_000, r"must be null or a JSON of COCO detections.*recursion"),
         ([box(), box(score=None)], r"detection 1 .*score must be a finite number, got None"),
         ([box(), {k: v for k, v in box().items() if k != "score"}], "score must be a finite"),
