@@ -43,6 +43,7 @@ from study.hanging import ended_if_it_hangs, hang_in
 from study.launch import (
     StudyPlan,
     brief,
+    free_what_was_held,
     join_workers,
     last_line,
     run_under_train,
@@ -142,6 +143,7 @@ def _run_all(
         except ray.exceptions.RayError as error:
             if is_full_disk(error):
                 raise
+            free_what_was_held(Path(plan.folder), _job_of(run))
             folder = Path(plan.folder) / run.place
             write_result(folder, {"error": hang_in(folder) or last_line(error)})
         yield run
@@ -158,12 +160,16 @@ def run_inline(run: ConfirmRun, plan: StudyPlan) -> None:
 def run_with_workers(run: ConfirmRun, plan: StudyPlan) -> None:
     """The run under Ray Train, its result on disk; this process only waits."""
     try:
-        run_under_train(_worker, {"plan": plan, "run": run}, plan, run.place.replace("/", "-"))
+        run_under_train(_worker, {"plan": plan, "run": run}, plan, _job_of(run))
     except TrainingFailedError as error:
         if is_full_disk(error):
             raise
         folder = Path(plan.folder) / run.place
         write_result(folder, {"error": hang_in(folder) or last_line(error)})
+
+
+def _job_of(run: ConfirmRun) -> str:
+    return run.place.replace("/", "-")
 
 
 def _worker(config: dict[str, Any]) -> None:

@@ -148,7 +148,7 @@ def inline_trial(suggestion: dict[str, Any], plan: StudyPlan) -> None:
 def train_trial(suggestion: dict[str, Any], plan: StudyPlan) -> None:
     """A trial whose workers run under Ray Train; its Tune process only waits for them."""
     loop_config = {"plan": plan, "suggestion": suggestion}
-    job = f"trial-{suggestion['number']}"
+    job = job_of_trial(suggestion["number"])
     try:
         run_under_train(_trial_worker, loop_config, plan, job, callbacks=[TuneReportCallback()])
     except TrainingFailedError as error:
@@ -217,7 +217,7 @@ def run_under_train(
     """
     retries = plan.config.trial.max_failures
     while True:
-        _free_what_was_held(plan, job)
+        free_what_was_held(Path(plan.folder), job)
         try:
             _trainer(worker, {**config, "job": job}, plan, callbacks).fit()
             return
@@ -232,12 +232,12 @@ def _trainer(
     config: dict[str, Any],
     plan: StudyPlan,
     callbacks: list[Any] | None,
-) -> TorchTrainer:
+) -> LeanTrainer:
     settings = plan.config.trial
     resources = {"CPU": settings.cpus}
     if settings.gpus:
         resources["GPU"] = settings.gpus
-    return TorchTrainer(
+    return LeanTrainer(
         worker,
         train_loop_config=config,
         scaling_config=ScalingConfig(
@@ -254,27 +254,42 @@ def _trainer(
     )
 
 
+class LeanTrainer(TorchTrainer):
+    """Without Ray Train's own cleaner, a process for each trial.
+
+    It is to free what a killed controller held, but is at a loss without Ray's dashboard, or
+    beside another Ray; ``free_what_was_held`` does it everywhere.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [one for one in callbacks if type(one).__name__ != "PlacementGroupCleanerCallback"]
+
+
+def job_of_trial(number: int) -> str:
+    return f"trial-{number}"
+
+
 def _note_what_is_held(plan: StudyPlan, job: str) -> None:
     group = get_current_placement_group()
     assert group is not None
-    write_whole(_note_of(plan, job), group.id.hex())
+    write_whole(_note_of(Path(plan.folder), job), group.id.hex())
 
 
-def _free_what_was_held(plan: StudyPlan, job: str) -> None:
+def free_what_was_held(study_folder: Path, job: str) -> None:
     """The CPUs and GPUs of an earlier try whose controller was killed are free.
 
-    Ray itself frees them when the driver ends, or by a process that is at a loss without Ray's
-    dashboard, or beside another Ray.
+    Ray itself frees them only when the driver ends.
     """
-    note = _note_of(plan, job)
+    note = _note_of(study_folder, job)
     if note.is_file():
         group = ray.PlacementGroupID(bytes.fromhex(note.read_text()))
         remove_placement_group(PlacementGroup(group))
         note.unlink()
 
 
-def _note_of(plan: StudyPlan, job: str) -> Path:
-    return Path(plan.folder) / RAY_FOLDER / f"{job}.held"
+def _note_of(study_folder: Path, job: str) -> Path:
+    return study_folder / RAY_FOLDER / f"{job}.held"
 
 
 def _trial_worker(config: dict[str, Any]) -> None:

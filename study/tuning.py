@@ -277,7 +277,7 @@ def _run_trials(
         trainable,
         tune_config=tune.TuneConfig(
             num_samples=missing,
-            search_alg=OwnerSearcher(owner),
+            search_alg=OwnerSearcher(owner, Path(plan.folder)),
             max_concurrent_trials=concurrent,
             reuse_actors=launcher_of(config) == "inline",
         ),

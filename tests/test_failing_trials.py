@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from study_command import LAUNCHERS, run
+from study_command import LAUNCHERS, LIMIT_S, TRAIN, kill_actor, run, start, wait_until
 
 from study.results import read_final, read_trials
 
@@ -42,3 +42,15 @@ def test_a_trial_that_raises_and_one_that_gets_nan_fail_alone(
     assert "the loss must be finite, got " in trials[2]["error"]
     assert trials[3]["error"].startswith("InputError: ") and str(broken) in trials[3]["error"]
     assert read_final(tmp_path / launcher).num_rows
+
+
+def test_a_trial_that_tune_gives_up_on_holds_nothing(tmp_path: Path) -> None:
+    """It had the whole machine; the next would wait for ever if any of it were still held."""
+    driver = start(tmp_path, "train", *TRAIN, "trial.max_failures=0", "search.trials=2")
+    assert wait_until((tmp_path / "train/trials/0/epoch-001").exists, driver)
+    kill_actor(driver, "ImplicitFunc")
+    said, _ = driver.communicate(timeout=LIMIT_S)
+    assert driver.returncode == 0, said
+    killed, after = read_trials(tmp_path / "train").to_pylist()
+    assert killed["state"] == "FAIL" and "died again and again" in killed["error"]
+    assert after["state"] == "COMPLETE"
