@@ -267,6 +267,7 @@ class LeanTrainer(TorchTrainer):
 
 
 def job_of_trial(number: int) -> str:
+    """What ``run_under_train`` knows the trial by."""
     return f"trial-{number}"
 
 
