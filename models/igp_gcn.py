@@ -42,19 +42,19 @@ class SemGraphConv(nn.Module):
         nn.init.xavier_uniform_(self.W[1], gain=2**0.5)
         self.rows: Tensor
         self.columns: Tensor
-        self.itself: Tensor
+        self.others: Tensor
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("columns", columns, persistent=False)
-        self.register_buffer("itself", torch.eye(self.num_joints), persistent=False)
+        self.register_buffer("others", 1 - torch.eye(self.num_joints), persistent=False)
 
     def forward(self, nodes: Tensor) -> Tensor:
         """Mix each node (B, K, in) with its neighbours into (B, K, out)."""
         unjoined = self.e.new_full((self.num_joints, self.num_joints), -9e15)
         logits = unjoined.index_put((self.rows, self.columns), self.e)
         weights = logits.softmax(dim=1)
-        own = (weights * self.itself) @ (nodes @ self.W[0])
-        neighbours = (weights * (1 - self.itself)) @ (nodes @ self.W[1])
-        return own + neighbours + self.bias
+        own, told = (nodes @ matrix for matrix in self.W.unbind())
+        heard = torch.bmm((weights * self.others).expand(len(nodes), -1, -1), told)
+        return torch.addcmul(heard + self.bias, weights.diagonal()[:, None], own)
 
 
 class GraphConv(nn.Module):
@@ -280,5 +280,5 @@ class IgpGcn(nn.Module):
 
 
 def _per_channel(norm: nn.BatchNorm1d, nodes: Tensor) -> Tensor:
-    out: Tensor = norm(nodes.transpose(1, 2))
-    return out.transpose(1, 2)
+    out: Tensor = norm(nodes.flatten(0, 1))
+    return out.view_as(nodes)

@@ -262,11 +262,11 @@ def _cut_on_cpu(
         cv2.warpAffine(wide, forth, (width, height), dst=warped, flags=cv2.INTER_LINEAR)
         cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB, dst=crop)
     if colours is not None:
-        grey = np.arange(256)
-        for crop, (contrast, brightness) in zip(crops, colours.double().numpy(), strict=True):
-            mean = np.mean(cv2.mean(crop)[:3])
-            table = ((grey - mean) * contrast + mean) * brightness
-            cv2.LUT(crop, table.round().clip(0, 255).astype(np.uint8), dst=crop)
+        means = np.array([cv2.mean(crop)[:3] for crop in crops]).mean(axis=1)[:, None]
+        contrast, brightness = colours.double().numpy().T[..., None]
+        tables = ((np.arange(256) - means) * contrast + means) * brightness
+        for crop, table in zip(crops, tables.round().clip(0, 255).astype(np.uint8), strict=True):
+            cv2.LUT(crop, table, dst=crop)
     return torch.from_numpy(crops).permute(0, 3, 1, 2).float()
 
 
