@@ -23,7 +23,6 @@ import torch
 from ray import tune
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util import get_current_placement_group, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
@@ -150,7 +149,7 @@ def train_trial(suggestion: dict[str, Any], plan: StudyPlan) -> None:
     loop_config = {"plan": plan, "suggestion": suggestion}
     job = job_of_trial(suggestion["number"])
     try:
-        run_under_train(_trial_worker, loop_config, plan, job, callbacks=[TuneReportCallback()])
+        run_under_train(_trial_worker, loop_config, plan, job)
     except TrainingFailedError as error:
         OwnerLink(plan, suggestion["number"]).fail(error)
 
@@ -204,7 +203,6 @@ def run_under_train(
     config: dict[str, Any],
     plan: StudyPlan,
     job: str,
-    callbacks: list[Any] | None = None,
 ) -> None:
     """Runs ``worker(config)`` on all workers of a trial under Ray Train, and waits for the end.
 
@@ -219,7 +217,7 @@ def run_under_train(
     while True:
         free_what_was_held(Path(plan.folder), job)
         try:
-            _trainer(worker, {**config, "job": job}, plan, callbacks).fit()
+            _trainer(worker, {**config, "job": job}, plan).fit()
             return
         except ray.exceptions.RayActorError:  # its controller died
             if not retries:
@@ -231,7 +229,6 @@ def _trainer(
     worker: Callable[[dict[str, Any]], None],
     config: dict[str, Any],
     plan: StudyPlan,
-    callbacks: list[Any] | None,
 ) -> LeanTrainer:
     settings = plan.config.trial
     resources = {"CPU": settings.cpus}
@@ -249,21 +246,22 @@ def _trainer(
             name=f"train-{uuid.uuid4().hex[:12]}",
             storage_path=str(Path(plan.folder) / RAY_FOLDER),
             failure_config=FailureConfig(max_failures=settings.max_failures),
-            callbacks=callbacks,
         ),
     )
 
 
 class LeanTrainer(TorchTrainer):
-    """Without Ray Train's own cleaner, a process for each trial.
+    """Without two of Ray Train's own callbacks, each a further process for each trial.
 
-    It is to free what a killed controller held, but is at a loss without Ray's dashboard, or
-    beside another Ray; ``free_what_was_held`` does it everywhere.
+    One is to free what a killed controller held, but is at a loss without Ray's dashboard, or
+    beside another Ray; ``free_what_was_held`` does it everywhere. The other hands out the shards
+    of Ray's data sets, of which there are none.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
-        return [one for one in callbacks if type(one).__name__ != "PlacementGroupCleanerCallback"]
+        idle = ("PlacementGroupCleanerCallback", "DatasetsCallback")
+        return [callback for callback in callbacks if type(callback).__name__ not in idle]
 
 
 def job_of_trial(number: int) -> str:

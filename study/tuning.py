@@ -279,7 +279,7 @@ def _run_trials(
             num_samples=missing,
             search_alg=OwnerSearcher(owner, Path(plan.folder)),
             max_concurrent_trials=concurrent,
-            reuse_actors=launcher_of(config) == "inline",
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name=f"tune-{uuid.uuid4().hex[:12]}",
