@@ -17,7 +17,7 @@ from study.epochs_ahead import TrialGroup, is_foreseen
 from study.evaluation import BATCH_SIZE
 from study.mirror_training import MAX_PEOPLE
 from study.prepare import StudyData
-from study.schema import StudyConfig
+from study.schema import SearchConfig, StudyConfig
 from study.staged import is_staged
 from study.teacher import is_ready, teacher_folder
 from study.timing import Speeds
@@ -90,12 +90,7 @@ def search_warnings(
                 f"warning: plan.parents={config.plan.parents}, but there are {able} students "
                 "beside the baseline; lower it, or raise search.trials or plan.distill_share"
             )
-    budget = max((g.budget for g in itertools.chain(*stages) if g.can_be_pruned), default=0)
-    if search.pruner != "none" and search.min_epochs >= budget:
-        yield (
-            f"warning: no trial will be pruned, since none has more than {budget} epochs, got "
-            f"search.min_epochs={search.min_epochs}; lower it, or set search.pruner=none"
-        )
+    yield from _pruner_warnings(search, stages)
     largest = max(sum(group.trials for group in groups) for groups in stages)
     is_searched = any(group.trials for group in itertools.chain(*stages) if group.can_be_pruned)
     setting = FIRST_AT_RANDOM.get(search.sampler)
@@ -104,6 +99,28 @@ def search_warnings(
             f"warning: search.sampler={search.sampler} will learn nothing, since the first "
             f"{getattr(search, setting)} trials of a search are drawn at random and the largest "
             f"has {largest}; raise search.trials or lower search.{setting}"
+        )
+
+
+def _pruner_warnings(
+    search: SearchConfig, stages: Sequence[Sequence[TrialGroup]]
+) -> Iterator[str]:
+    """Where a pruner is named that will prune nothing."""
+    if search.pruner == "none":
+        return
+    budget = max((g.budget for g in itertools.chain(*stages) if g.can_be_pruned), default=0)
+    if search.min_epochs >= budget:
+        yield (
+            f"warning: no trial will be pruned, since none has more than {budget} epochs, got "
+            f"search.min_epochs={search.min_epochs}; lower it, or set search.pruner=none"
+        )
+        return
+    largest = max(sum(group.trials for group in groups) for groups in stages)
+    if search.pruner in ("median", "percentile") and search.startup_trials >= largest:
+        yield (
+            f"warning: no trial will be pruned, since search.pruner={search.pruner} waits for "
+            f"{search.startup_trials} finished trials and the largest search has {largest}; raise "
+            "search.trials or lower search.startup_trials"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import random
 import signal
@@ -111,7 +112,8 @@ def evidence(folder: Path, optuna_study: str = "") -> dict[str, Any]:
 
 def epochs_in(folder: Path) -> set[str]:
     """The epochs of trials and of runs that confirm them, as far as they are kept."""
-    return {str(file.parent) for file in folder.glob(f"*/*/epoch-*/{STATE}")}
+    # Unlike Path.glob it minds no folder that goes while it looks.
+    return {str(Path(file).parent) for file in glob.glob(f"{folder}/*/*/epoch-*/{STATE}")}
 
 
 def wait_until(

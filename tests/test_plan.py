@@ -89,6 +89,10 @@ def test_a_trials_time_has_what_it_learns_before_its_refiner(
         (["search.min_epochs=6"], "none has more than 6 epochs, got search.min_epochs=6; lower"),
         (["search.startup_trials=8"], "sampler=tpe will learn nothing, .* first 8 .* has 8; "),
         (["search.sampler=nsga2", "search.population=8"], "nsga2 .* lower search.population"),
+        (
+            ["search.pruner=median", "search.sampler=random", "search.startup_trials=8"],
+            "pruner=median waits for 8 finished trials and the largest search has 8; raise",
+        ),
         (["plan=staged"], "first 6 trials .* largest has 4; .* lower search.startup_trials"),
     ],
 )
