@@ -143,7 +143,7 @@ def _run_all(
         except ray.exceptions.RayError as error:
             if is_full_disk(error):
                 raise
-            free_what_was_held(Path(plan.folder), _job_of(run))
+            free_what_was_held(plan.folder, _job_of(run))
             folder = Path(plan.folder) / run.place
             write_result(folder, {"error": hang_in(folder) or last_line(error)})
         yield run

@@ -215,7 +215,7 @@ def run_under_train(
     """
     retries = plan.config.trial.max_failures
     while True:
-        free_what_was_held(Path(plan.folder), job)
+        free_what_was_held(plan.folder, job)
         try:
             _trainer(worker, {**config, "job": job}, plan).fit()
             return
@@ -272,10 +272,10 @@ def job_of_trial(number: int) -> str:
 def _note_what_is_held(plan: StudyPlan, job: str) -> None:
     group = get_current_placement_group()
     assert group is not None
-    write_whole(_note_of(Path(plan.folder), job), group.id.hex())
+    write_whole(_note_of(plan.folder, job), group.id.hex())
 
 
-def free_what_was_held(study_folder: Path, job: str) -> None:
+def free_what_was_held(study_folder: str | Path, job: str) -> None:
     """The CPUs and GPUs of an earlier try whose controller was killed are free.
 
     Ray itself frees them only when the driver ends.
@@ -287,8 +287,8 @@ def free_what_was_held(study_folder: Path, job: str) -> None:
         note.unlink()
 
 
-def _note_of(study_folder: Path, job: str) -> Path:
-    return study_folder / RAY_FOLDER / f"{job}.held"
+def _note_of(study_folder: str | Path, job: str) -> Path:
+    return Path(study_folder) / RAY_FOLDER / f"{job}.held"
 
 
 def _trial_worker(config: dict[str, Any]) -> None:

@@ -75,10 +75,8 @@ def test_the_dashboard_shows_trials_as_they_come(port: int, running: optuna.Stud
 
     assert trials() == [("Complete", [0.25]), ("Running", None)]
     running.tell(running.ask(), 0.5)
-    now, deadline = (
-        [("Complete", [0.25]), ("Running", None), ("Complete", [0.5])],
-        time.monotonic() + 60,
-    )
+    now = [("Complete", [0.25]), ("Running", None), ("Complete", [0.5])]
+    deadline = time.monotonic() + 60
     while trials() != now:  # it looks at the journal every ten seconds
         assert time.monotonic() < deadline
         time.sleep(1)
