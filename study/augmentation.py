@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -29,6 +30,7 @@ MIN_HALF_BODY_JOINTS = 8
 """As the official HRNet: people with no more labelled joints are not cut in half."""
 UPPER_BELOW = 0.5
 """As the official HRNet: the upper half where a *normal* draw is lower, so for 69 in 100."""
+GREY = np.arange(256, dtype=np.uint8)[None]
 PATCH_AREA = (0.02, 0.15)
 """Of a patch, as shares of the crop."""
 PATCH_ASPECT = 3.0
@@ -228,7 +230,7 @@ def _half_bodies(
 
 
 def cut_crops(
-    stored: NDArray[np.uint8],
+    stored: Sequence[NDArray[np.uint8]],
     affine: Tensor,
     frame: CropFrame,
     device: torch.device,
@@ -237,37 +239,44 @@ def cut_crops(
     """Bilinear crops (B, 3, h, w) in 0..255, on the device, cut from stored ones.
 
     Args:
-        stored: (B, hs, ws, 3) RGB; beyond it there is black.
+        stored: B of (hs, ws, 3) RGB; beyond them there is black.
         affine: stored to crop pixels, (B, 2, 3).
         colours: factors of contrast and brightness, (B, 2); None leaves colours as they are.
     """
     if device.type == "cpu":
         return _cut_on_cpu(stored, affine, frame, colours)
-    crops = _cut_on_device(torch.from_numpy(stored).to(device), affine.to(device), frame)
+    pictures = torch.from_numpy(np.stack(stored))
+    crops = _cut_on_device(pictures.to(device), affine.to(device), frame)
     return crops if colours is None else jitter_colour(crops, colours.to(device))
 
 
 def _cut_on_cpu(
-    stored: NDArray[np.uint8], affine: Tensor, frame: CropFrame, colours: Tensor | None
+    stored: Sequence[NDArray[np.uint8]], affine: Tensor, frame: CropFrame, colours: Tensor | None
 ) -> Tensor:
     """The same in bytes: grey values are rounded after the warp, and again after the colours."""
     height, width = frame.size
-    crops = np.empty((len(stored), height, width, 3), np.uint8)
-    affines = affine.double().numpy()
+    crops = np.empty((len(stored), height, width, 3), np.float32)
     # Four channels are warped faster than three, the way there and back included.
-    wide = np.empty((*stored.shape[1:3], 4), np.uint8)
+    wide = np.empty((*stored[0].shape[:2], 4), np.uint8)
     warped = np.empty((height, width, 4), np.uint8)
-    for crop, picture, forth in zip(crops, stored, affines, strict=True):
+    crop = np.empty((height, width, 3), np.uint8)
+    for place, (picture, forth) in enumerate(zip(stored, affine.double().numpy(), strict=True)):
         cv2.cvtColor(picture, cv2.COLOR_RGB2RGBA, dst=wide)
         cv2.warpAffine(wide, forth, (width, height), dst=warped, flags=cv2.INTER_LINEAR)
         cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB, dst=crop)
-    if colours is not None:
-        means = np.array([cv2.mean(crop)[:3] for crop in crops]).mean(axis=1)[:, None]
-        contrast, brightness = colours.double().numpy().T[..., None]
-        tables = ((np.arange(256) - means) * contrast + means) * brightness
-        for crop, table in zip(crops, tables.round().clip(0, 255).astype(np.uint8), strict=True):
-            cv2.LUT(crop, table, dst=crop)
-    return torch.from_numpy(crops).permute(0, 3, 1, 2).float()
+        if colours is not None:
+            cv2.LUT(crop, _colour_table(crop, *colours[place].tolist()), dst=crop)
+        crops[place] = crop  # while it is in the cache
+    return torch.from_numpy(crops).permute(0, 3, 1, 2)
+
+
+def _colour_table(
+    crop: NDArray[np.uint8], contrast: float, brightness: float
+) -> NDArray[np.uint8]:
+    """What becomes of each grey value of the crop (h, w, 3), (1, 256)."""
+    mean = sum(cv2.mean(crop)[:3]) / 3
+    shift = mean * (1 - contrast) * brightness
+    return np.asarray(cv2.addWeighted(GREY, contrast * brightness, GREY, 0, shift), np.uint8)
 
 
 def _cut_on_device(stored: Tensor, affine: Tensor, frame: CropFrame) -> Tensor:

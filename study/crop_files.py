@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -191,26 +192,23 @@ class StoredPixels:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def crops(self, places: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """A copy of the crops at these places, (B, h, w, 3) RGB; decoded by torch's threads."""
-        out = np.empty((len(places), *self.size, 3), np.uint8)
+    def crops(self, places: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """The crops at these places, (h, w, 3) RGB each.
+
+        Raw ones are views of the files, not to be written to; JPEG is decoded by torch's threads.
+        """
         found = np.searchsorted(self.starts, places, side="right") - 1
-
-        def fill(i: int) -> None:
-            stored = self.batches[found[i]][places[i] - self.starts[found[i]]]
-            if self.is_coded:
-                _decode(stored, out[i])
-            else:
-                out[i] = stored
-
+        stored = [
+            self.batches[batch][place - self.starts[batch]]
+            for batch, place in zip(found, places, strict=True)
+        ]
+        if not self.is_coded:
+            return stored
         threads = min(torch.get_num_threads(), len(places))
-        if self.is_coded and threads > 1:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(fill, range(len(places))))
-        else:
-            for i in range(len(places)):
-                fill(i)
-        return out
+        if threads < 2:
+            return [_decoded(coded, self.size) for coded in stored]
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(partial(_decoded, size=self.size), stored))
 
 
 @dataclass(frozen=True)
@@ -243,11 +241,11 @@ def _mapped(file: Path, size: tuple[int, int], form: str) -> Iterator[_Coded | N
                 yield np.frombuffer(buffers[1], np.uint8).reshape(len(column), *size, 3)
 
 
-def _decode(coded: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-    decoded = cv2.imdecode(coded, cv2.IMREAD_COLOR)
-    if decoded is None or decoded.shape != out.shape:
+def _decoded(coded: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    crop = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+    if crop is None or crop.shape[:2] != tuple(size):
         raise InputError(
             "a stored crop must be a JPEG of the store's size, but one is broken; delete the "
             "folder of the crops (crops-* in data.store, or in storage's cache) and run again"
         )
-    cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB, dst=out)
+    return cv2.cvtColor(crop, cv2.COLOR_BGR2RGB, dst=crop)

@@ -78,8 +78,8 @@ class CropStore:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def crops(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """A copy of these rows' crops, (B, hs, ws, 3) RGB."""
+    def crops(self, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """These rows' crops, (hs, ws, 3) RGB each, not to be written to."""
         return self.pixels.crops(self.places[rows])
 
     def neighbour_keypoints(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -92,7 +92,7 @@ def test_without_augmentation_people_come_as_they_are_stored(
     five_store: CropStore, five: Skeleton, workers: Workers
 ) -> None:
     (batch,) = batches(five_store, five, STILL, workers)
-    stored = torch.from_numpy(five_store.crops(np.arange(13)))[:, 24:120, 16:80]
+    stored = torch.from_numpy(np.stack(five_store.crops(np.arange(13))))[:, 24:120, 16:80]
     torch.testing.assert_close(batch.crops, stored.permute(0, 3, 1, 2).float(), atol=1e-3, rtol=0)
     torch.testing.assert_close(batch.keypoints_crop, plain_keypoints(five_store))
     assert np.array_equal(batch.visibility, five_store.visibility)

@@ -132,12 +132,10 @@ class PicturesAnew(CropStore):
         object.__setattr__(anew, "paths", [paths[int(image)] for image in store.image_ids])
         return anew
 
-    def crops(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def crops(self, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         size = stored_size(self.input_size)
         paths: list[Path] = self.paths  # type: ignore[attr-defined]
-        return np.stack(
-            [warp(read_picture(paths[row]), self.image_to_stored[row], size) for row in rows]
-        )
+        return [warp(read_picture(paths[row]), self.image_to_stored[row], size) for row in rows]
 
 
 def pictures_of(config: StudyConfig) -> dict[int, Path]:

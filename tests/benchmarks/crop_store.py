@@ -57,7 +57,7 @@ def seconds_per_person(store: CropStore, dice: np.random.RandomState) -> float:
     rows = dice.randint(0, len(store), (BATCHES, BATCH))
     began = time.perf_counter()
     for batch in rows:
-        store.crops(batch)
+        np.stack(store.crops(batch))
     return (time.perf_counter() - began) / rows.size
 
 
@@ -76,7 +76,7 @@ def main() -> None:
             )
             stores[name] = open_crop_store(make_crop_store(people, size, Path(scratch), form=JPEG))
         everyone = np.arange(len(people))
-        raw = stores[RAW].crops(everyone).astype(np.int16)
+        raw = np.stack(stores[RAW].crops(everyone)).astype(np.int16)
         dice = np.random.RandomState(0)
         took: dict[str, list[float]] = {name: [] for name in stores}
         for _ in range(ROUNDS):
@@ -86,7 +86,7 @@ def main() -> None:
         print(f"{len(people)} people, crops of {raw.shape[1]} x {raw.shape[2]}, one thread")
         print(f"{'':14} {'kB/person':>9} {'of raw':>7} {'read, of raw':>12} {'pixel error':>11}")
         for name, store in stores.items():
-            error = np.abs(store.crops(everyone).astype(np.int16) - raw).mean()
+            error = np.abs(np.stack(store.crops(everyone)).astype(np.int16) - raw).mean()
             size_kb, speed = bytes_per_person(store) / 1e3, base / statistics.median(took[name])
             share = bytes_per_person(store) / bytes_per_person(stores[RAW])
             print(f"{name:14} {size_kb:9.1f} {share:7.3f} {speed:12.3f} {error:11.2f}")
