@@ -95,6 +95,7 @@ def test_study_goes_on_without_the_trials_that_hang(launcher: str, storage: Path
             "distill.epochs=1",
             "refine.epochs=1",
             "search.trials=3",
+            "confirm.trials=0",
             f"trial.cpus={os.cpu_count()}",
         ),
         *("trial.timeout_s=30", "trial.max_failures=1", f"trial.launcher={launcher}"),

@@ -110,7 +110,7 @@ def test_plan_warns_of_what_was_asked_for_and_cannot_come_about(
 
 
 def test_two_controls_alone_are_no_search_to_warn_of() -> None:
-    config = compose(["search.trials=2"])
+    config = compose(["search.trials=2", "confirm.trials=0"])
     assert list(search_warnings(config, trial_groups(config, 0), room=2)) == []
 
 
