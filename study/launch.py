@@ -13,6 +13,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +218,7 @@ def run_under_train(
     while True:
         free_what_was_held(plan.folder, job)
         try:
-            _trainer(worker, {**config, "job": job}, plan).fit()
+            _trainer(partial(worker, {**config, "job": job}), plan).fit()
             return
         except ray.exceptions.RayActorError:  # its controller died
             if not retries:
@@ -225,18 +226,13 @@ def run_under_train(
             retries -= 1
 
 
-def _trainer(
-    worker: Callable[[dict[str, Any]], None],
-    config: dict[str, Any],
-    plan: StudyPlan,
-) -> LeanTrainer:
+def _trainer(worker: Callable[[], None], plan: StudyPlan) -> LeanTrainer:
     settings = plan.config.trial
     resources = {"CPU": settings.cpus}
     if settings.gpus:
         resources["GPU"] = settings.gpus
     return LeanTrainer(
         worker,
-        train_loop_config=config,
         scaling_config=ScalingConfig(
             num_workers=settings.num_workers,
             use_gpu=settings.gpus > 0,
