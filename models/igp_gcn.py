@@ -53,7 +53,7 @@ class SemGraphConv(nn.Module):
         logits = unjoined.index_put((self.rows, self.columns), self.e)
         weights = logits.softmax(dim=1)
         own, told = (nodes @ matrix for matrix in self.W.unbind())
-        heard = torch.bmm((weights * self.others).expand(len(nodes), -1, -1), told)
+        heard = torch.bmm((weights * self.others).expand(nodes.shape[0], -1, -1), told)
         return torch.addcmul(heard + self.bias, weights.diagonal()[:, None], own)
 
 

@@ -63,12 +63,11 @@ def checkout_that_hangs(folder: Path) -> Path:
         shutil.copytree(ROOT / package, folder / package, ignore=ignored)
     file = folder / "study" / "batches.py"
     text = file.read_text()
-    loop = "    for rows in batches:\n        keypoints = "
+    loop = "        for number, share in enumerate(shares):\n"
     assert text.count(loop) == 1
-    stall = "    for number, rows in enumerate(batches):\n"
-    stall += "        if number == 2 and augment.colour >= 0.3:\n"
-    stall += "            __import__('time').sleep(3600)\n        keypoints = "
-    file.write_text(text.replace(loop, stall))
+    stall = "            if number == 2 and augment.colour >= 0.3:\n"
+    stall += "                __import__('time').sleep(3600)\n"
+    file.write_text(text.replace(loop, loop + stall))
     return folder
 
 
