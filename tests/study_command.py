@@ -116,6 +116,11 @@ def epochs_in(folder: Path) -> set[str]:
     return {str(Path(file).parent) for file in glob.glob(f"{folder}/*/*/epoch-*/{STATE}")}
 
 
+def has_epoch(trial: Path) -> bool:
+    """Whether any epoch of this trial is kept; the first may be gone before one looks."""
+    return bool(glob.glob(f"{trial}/epoch-*"))
+
+
 def wait_until(
     happens: Callable[[], bool], driver: subprocess.Popen[str], limit_s: float = LIMIT_S
 ) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from ray.cluster_utils import Cluster
-from study_command import INLINE, LIMIT_S, evidence, run, start, wait_until
+from study_command import INLINE, LIMIT_S, evidence, has_epoch, run, start, wait_until
 
 from study.results import read_reports, read_trials
 
@@ -37,10 +37,10 @@ def test_trials_run_on_nodes_that_come_and_outlive_those_that_go(
         driver = start(tmp_path, "changing", *SETTINGS)
     first = cluster.add_node(num_cpus=1)
     trials = tmp_path / "changing" / "trials"
-    assert wait_until((trials / "0" / "epoch-001").exists, driver)
+    assert wait_until(lambda: has_epoch(trials / "0"), driver)
     assert not (trials / "1").exists()  # there was room for one alone
     cluster.add_node(num_cpus=1)
-    assert wait_until((trials / "1" / "epoch-001").exists, driver)
+    assert wait_until(lambda: has_epoch(trials / "1"), driver)
     cluster.remove_node(first, allow_graceful=False)
     said, _ = driver.communicate(timeout=LIMIT_S)
     assert driver.returncode == 0, said

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from study_command import LAUNCHERS, LIMIT_S, TRAIN, kill_actor, run, start, wait_until
+from study_command import LAUNCHERS, LIMIT_S, TRAIN, has_epoch, kill_actor, run, start, wait_until
 
 from study.results import read_final, read_trials
 
@@ -47,7 +47,7 @@ def test_a_trial_that_raises_and_one_that_gets_nan_fail_alone(
 def test_a_trial_that_tune_gives_up_on_holds_nothing(tmp_path: Path) -> None:
     """It had the whole machine; the next would wait for ever if any of it were still held."""
     driver = start(tmp_path, "train", *TRAIN, "trial.max_failures=0", "search.trials=2")
-    assert wait_until((tmp_path / "train/trials/0/epoch-001").exists, driver)
+    assert wait_until(lambda: has_epoch(tmp_path / "train/trials/0"), driver)
     kill_actor(driver, "ImplicitFunc")
     said, _ = driver.communicate(timeout=LIMIT_S)
     assert driver.returncode == 0, said

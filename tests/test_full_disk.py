@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from study_command import LAUNCHERS, LIMIT_S, evidence, run, start, wait_until
+from study_command import LAUNCHERS, LIMIT_S, evidence, has_epoch, run, start, wait_until
 
 from study.full_disk import is_full_disk
 from study.results import read_trials
@@ -98,7 +98,7 @@ def test_a_study_whose_disk_fills_up_stops_and_goes_on_once_there_is_room(
     run(tmp_path, "whole", *settings)
 
     driver = start(tmp_path, small_disk.name, *settings)
-    assert wait_until((small_disk / "trials/1/epoch-001").exists, driver)
+    assert wait_until(lambda: has_epoch(small_disk / "trials/1"), driver)
     fill(small_disk)
     said, _ = driver.communicate(timeout=LIMIT_S)
     assert driver.returncode == 1, said

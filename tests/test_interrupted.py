@@ -13,6 +13,7 @@ from study_command import (
     LIMIT_S,
     descendants,
     ended,
+    has_epoch,
     run,
     start,
     title_of,
@@ -58,7 +59,7 @@ def test_ctrl_c_keeps_every_epoch_and_a_second_driver_is_refused(
     assert refused.returncode == 1
     assert "run by one driver at a time" in refused.stderr
 
-    assert wait_until((folder / "trials/0/epoch-001").exists, driver)
+    assert wait_until(lambda: has_epoch(folder / "trials/0"), driver)
     assert interrupt(driver).splitlines()[-1].endswith(HINT)
     kept = Checkpoints(folder / "trials/0").last()
     assert kept is not None

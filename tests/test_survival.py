@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from study_command import (
     LIMIT_S,
     arm,
     evidence,
+    has_epoch,
     has_killed,
     kill_actor,
     killed_at_ten_moments,
@@ -81,7 +83,7 @@ def test_actors_killed_outright_change_nothing(
         "train": ["RayTrainWorker", "TrainController", "ImplicitFunc"],
     }[launcher]
     for trial, kind in enumerate(killed):
-        assert wait_until((folder / f"trials/{trial}/epoch-001").exists, driver)
+        assert wait_until(partial(has_epoch, folder / f"trials/{trial}"), driver)
         kill_actor(driver, kind)
     if launcher == "train":
         kill_actor(driver, "StudyOwner")
