@@ -122,7 +122,8 @@ def training_batches(
         shares = [shard(part, workers) for part in places]
         mine = torch.cat(shares)
         labels = _labels(store, frame, rows[mine], drawn.take(mine), starts)
-        parts = {name: all_of.split(list(map(len, shares))) for name, all_of in labels.items()}
+        sizes = [len(share) for share in shares]
+        parts = {name: all_of.split(sizes) for name, all_of in labels.items()}
         for number, share in enumerate(shares):
             crops = crops_of(store, rows, drawn, share, frame, workers.device)
             batch = Batch(crops=crops, **{name: part[number] for name, part in parts.items()})

@@ -90,8 +90,8 @@ def search_warnings(
                 f"warning: plan.parents={config.plan.parents}, but there are {able} students "
                 "beside the baseline; lower it, or raise search.trials or plan.distill_share"
             )
-    yield from _pruner_warnings(search, stages)
     largest = max(sum(group.trials for group in groups) for groups in stages)
+    yield from _pruner_warnings(search, stages, largest)
     is_searched = any(group.trials for group in itertools.chain(*stages) if group.can_be_pruned)
     setting = FIRST_AT_RANDOM.get(search.sampler)
     if setting and is_searched and not search.warm_start and getattr(search, setting) >= largest:
@@ -103,9 +103,9 @@ def search_warnings(
 
 
 def _pruner_warnings(
-    search: SearchConfig, stages: Sequence[Sequence[TrialGroup]]
+    search: SearchConfig, stages: Sequence[Sequence[TrialGroup]], largest: int
 ) -> Iterator[str]:
-    """Where a pruner is named that will prune nothing."""
+    """Where a pruner is named that will prune nothing; ``largest`` search has so many trials."""
     if search.pruner == "none":
         return
     budget = max((g.budget for g in itertools.chain(*stages) if g.can_be_pruned), default=0)
@@ -115,7 +115,6 @@ def _pruner_warnings(
             f"search.min_epochs={search.min_epochs}; lower it, or set search.pruner=none"
         )
         return
-    largest = max(sum(group.trials for group in groups) for groups in stages)
     if search.pruner in ("median", "percentile") and search.startup_trials >= largest:
         yield (
             f"warning: no trial will be pruned, since search.pruner={search.pruner} waits for "

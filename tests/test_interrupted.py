@@ -65,7 +65,10 @@ def test_ctrl_c_keeps_every_epoch_and_a_second_driver_is_refused(
     assert kept is not None
 
     assert "the teacher is there already" in run(tmp_path, launcher, *settings)
-    told = {(row["trial"], row["epoch"]): row for row in read_reports(folder).to_pylist()}
+    reports = read_reports(folder).to_pylist()
+    assert (reports[0]["trial"], reports[0]["epoch"]) == (0, 1)
+    told = {(row["trial"], row["epoch"]): row for row in reports}
+    assert kept.rows[0]["epoch"] == 1
     for row in kept.rows:  # none was trained again
         assert told[0, row["epoch"]]["seconds"] == row["seconds"]
     assert [row["trial"] for row in read_trials(folder).to_pylist()] == [0, 1]

@@ -52,7 +52,7 @@ def test_each_person_has_the_crop_of_its_own_picture(
     five_people: People, five_store: CropStore
 ) -> None:
     affines = image_to_crop_affine(five_people.boxes, stored_frame(SIZE), margin=STORED_MARGIN)
-    crops = np.stack(five_store.crops(np.arange(len(five_people))))
+    crops = five_store.crops(np.arange(len(five_people)))
     for crop, path, affine in zip(crops, five_people.image_paths, affines, strict=True):
         assert np.array_equal(crop, warp(read_picture(path), affine, stored_size(SIZE)))
 
