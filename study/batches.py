@@ -22,7 +22,7 @@ from study.augmentation import (
 from study.crops import carry
 from study.schema import AugmentConfig
 from study.store import CropStore
-from study.teacher_store import Answer, Targets
+from study.teacher_store import Answer, Targets, TeacherStore
 from study.workers import Workers
 
 BLOCK = 16
@@ -53,15 +53,6 @@ class Batch:
     """(B, K, K); None also where the teacher has no features."""
     start_crop: Tensor | None = None
     """x, y and score of another method's pose, (B, K, 3); score 0 where it has no such joint."""
-
-    def taught_by(self, said: Answer) -> Batch:
-        """The batch with what a teacher says of its people."""
-        return dataclasses.replace(
-            self,
-            teacher_modes=said.modes_crop,
-            teacher_taught=said.taught,
-            teacher_relation=said.relation,
-        )
 
     def to(self, device: torch.device) -> Batch:
         """The batch on the device."""
@@ -122,15 +113,17 @@ def training_batches(
         shares = [shard(part, workers) for part in places]
         mine = torch.cat(shares)
         labels = _labels(store, frame, rows[mine], drawn.take(mine), starts)
+        if isinstance(teacher, TeacherStore):
+            labels |= _taught(teacher.carried(rows[mine].numpy(), drawn.take(mine)))
         sizes = [len(share) for share in shares]
         parts = {name: all_of.split(sizes) for name, all_of in labels.items()}
         for number, share in enumerate(shares):
             crops = crops_of(store, rows, drawn, share, frame, workers.device)
-            batch = Batch(crops=crops, **{name: part[number] for name, part in parts.items()})
-            if teacher is not None:
+            known = {name: part[number] for name, part in parts.items()}
+            if teacher is not None and not isinstance(teacher, TeacherStore):
                 said = teacher.answers(rows[share].numpy(), drawn.take(share), frame, crops)
-                batch = batch.taught_by(said)
-            yield batch.to(workers.device)
+                known |= _taught(said)
+            yield Batch(crops=crops, **known).to(workers.device)
 
 
 def crops_of(
@@ -201,7 +194,7 @@ def _labels(
     drawn: Augmentation,
     starts: NDArray[np.float32] | None,
 ) -> dict[str, Tensor]:
-    """What is known of these people but what a teacher says, by the names of a batch's fields."""
+    """What is known of these people without a teacher, by the names of a batch's fields."""
     index, affine = rows.numpy(), drawn.affine
     labels = {
         "keypoints_crop": carry(drawn.reordered(store.keypoints_stored[index]), affine),
@@ -216,3 +209,9 @@ def _labels(
         start = torch.cat((carry(poses[..., :2], affine), poses[..., 2:]), dim=-1)
         labels["start_crop"] = start
     return labels
+
+
+def _taught(said: Answer) -> dict[str, Tensor]:
+    """What a teacher says, by the names of a batch's fields."""
+    taught = {"teacher_modes": said.modes_crop, "teacher_taught": said.taught}
+    return taught if said.relation is None else {**taught, "teacher_relation": said.relation}

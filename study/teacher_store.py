@@ -100,6 +100,10 @@ class TeacherStore:
     def answers(
         self, rows: NDArray[np.int64], drawn: Augmentation, frame: CropFrame, crops: Tensor
     ) -> Answer:
+        return self.carried(rows, drawn)
+
+    def carried(self, rows: NDArray[np.int64], drawn: Augmentation) -> Answer:
+        """As ``answers``, for which it needs no crops."""
         modes = carry_modes(drawn.reordered(self.modes_stored(rows)), drawn.affine)
         taught = drawn.reordered(self.taught[rows]).float()
         if self.relation is None:
