@@ -51,6 +51,8 @@ def write_export(
     estimator = build_refined_pose(info)
     assert isinstance(estimator.student.final_layer, nn.Conv2d)
     nn.init.normal_(estimator.student.final_layer.weight, std=0.3)
+    assert estimator.student.final_layer.bias is not None
+    nn.init.constant_(estimator.student.final_layer.bias, 3.0)  # above what counts as nothing
     if moves:
         assert estimator.refiner is not None
         for parameter in estimator.refiner.parameters():
@@ -63,8 +65,6 @@ def write_export(
     if names_pairs:
         assert estimator.refiner is not None and estimator.refiner.mirror_pairs is not None
         nn.init.constant_(estimator.refiner.mirror_pairs.trust, 1e7)
-        assert estimator.student.final_layer.bias is not None
-        nn.init.constant_(estimator.student.final_layer.bias, 3.0)  # above what counts as nothing
     folder.mkdir()
     save_file(estimator.state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(info))

@@ -114,7 +114,7 @@ def test_another_joint_count_leaves_the_head_alone_at_random_and_says_so(
         ({"final_layer.weight": None}, "final_layer.weight: not in the file"),
         (
             {"final_layer.weight": torch.zeros(17, 9, 1, 1)},
-            "final_layer.weight: (17, 9, 1, 1) in the file, (17, 24, 1, 1) in the model",
+            "final_layer.weight: (17, 9, 1, 1) in the file, (17, 32, 1, 1) in the model",
         ),
     ],
 )

@@ -1,0 +1,99 @@
+"""What shapes of the smallest student learn in how long: ``student_shapes.py --storage DIR``.
+
+Each shape is trained by the built-in study's default stage 1, from several seeds, in turn, taught
+by the study's one teacher. Time is this process's own, over that of MobileNetV2's seven groups,
+which ``tiny`` once was; AP is the best epoch's on the search slice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from models.mobile_net import SIZES, MobileNet, MobileNetSize  # noqa: E402
+from study.checkpoint import Checkpoints, best_row  # noqa: E402
+from study.config import compose  # noqa: E402
+from study.prepare import prepare_data  # noqa: E402
+from study.teacher import TARGETS, is_ready, make_teacher, teacher_folder  # noqa: E402
+from study.trial import Trial, run_trial  # noqa: E402
+from study.workers import Workers, settle_in  # noqa: E402
+
+TINY = SIZES["tiny"]
+NARROW = (8, 12, 16, 24, 24, 32, 32)
+ONE_A_STRIDE = dataclasses.replace(TINY, channels=NARROW, last=48, pyramid=(24, 16, 16), head=24)
+
+
+def with_fine(shape: MobileNetSize, channels: int) -> MobileNetSize:
+    """The shape with so many channels at strides 8 and 4, and 32 in its head."""
+    pyramid = (max(24, channels), channels, channels)
+    return dataclasses.replace(shape, pyramid=pyramid, head=32)
+
+
+SHAPES = {
+    "seven groups, 16 at stride 4": dataclasses.replace(
+        ONE_A_STRIDE, repeats=(1, 1, 1, 1, 1, 1, 1)
+    ),
+    "one block a stride, 16": ONE_A_STRIDE,
+    "one block a stride, 24": with_fine(ONE_A_STRIDE, 24),
+    "tiny: 24, wider below": TINY,
+    "32, wider below": with_fine(TINY, 32),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What shapes of the smallest student learn.")
+    parser.add_argument("--storage", help="of data and teacher (default: a temporary folder)")
+    parser.add_argument("--seeds", type=int, default=5, help="at least 2 (default 5)")
+    options = parser.parse_args()
+    settle_in(1)
+    workers = Workers(torch.device("cpu"))
+    seconds: dict[str, list[float]] = {name: [] for name in SHAPES}
+    scores: dict[str, list[float]] = {name: [] for name in SHAPES}
+    with tempfile.TemporaryDirectory() as scratch:
+        config = compose([f"storage={options.storage or scratch}", "refine.epochs=0"])
+        data = prepare_data(config, lambda _: lambda *_: None, print)
+        teacher = teacher_folder(config, data)
+        if not is_ready(teacher):
+            make_teacher(config, data, workers, lambda row: False)
+        for seed in range(max(2, options.seeds)):
+            for name, shape in SHAPES.items():
+                SIZES["tiny"] = shape
+                folder = Path(scratch) / name / str(seed)
+                trial = Trial(seed, config, data, folder, teacher / TARGETS)
+                started = time.process_time()
+                run_trial(trial, workers, lambda row: False)
+                seconds[name].append(time.process_time() - started)
+                last = Checkpoints(folder).last()
+                assert last is not None
+                scores[name].append(100 * best_row(last.rows)["val_ap"])
+                print(f"seed {seed}, {name}: AP {scores[name][-1]:.1f}", flush=True)
+    first = next(iter(SHAPES))
+    table = Table(title="stage 1 of the drawn people")
+    for heading in ("shape", "parameters", "CPU time", "AP x 100", "standard error"):
+        table.add_column(heading, justify="left" if heading == "shape" else "right")
+    for name, shape in SHAPES.items():
+        network = MobileNet(17, shape)
+        table.add_row(
+            name,
+            f"{sum(parameter.numel() for parameter in network.parameters()):,}",
+            f"{sum(seconds[name]) / sum(seconds[first]):.2f}",
+            f"{statistics.mean(scores[name]):.1f}",
+            f"{statistics.stdev(scores[name]) / len(scores[name]) ** 0.5:.1f}",
+        )
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
