@@ -101,9 +101,7 @@ def draw_augmentation(
     if augment.colour:
         draws = torch.rand(count, 2, generator=generator)
         drawn = dataclasses.replace(drawn, colours=1 + (2 * draws - 1) * augment.colour)
-    if augment.erase or augment.occlude:
-        drawn = _with_patches(drawn, augment, generator)
-    return drawn
+    return with_patches(drawn, augment, generator)
 
 
 def joints_of(mirrored: Tensor, skeleton: Skeleton) -> Tensor:
@@ -112,10 +110,15 @@ def joints_of(mirrored: Tensor, skeleton: Skeleton) -> Tensor:
     return torch.where(mirrored[:, None], order, torch.arange(skeleton.num_joints))
 
 
-def _with_patches(
+def with_patches(
     drawn: Augmentation, augment: AugmentConfig, generator: torch.Generator
 ) -> Augmentation:
-    """Rectangles (Zhong et al., Random Erasing, AAAI 2020) of one colour or of another person."""
+    """With rectangles of one colour or of another person, if there are to be any.
+
+    Zhong et al., Random Erasing, AAAI 2020.
+    """
+    if not (augment.erase or augment.occlude):
+        return drawn
     count = len(drawn.affine)
 
     def uniform(*shape: int) -> Tensor:

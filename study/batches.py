@@ -18,11 +18,13 @@ from study.augmentation import (
     draw_augmentation,
     hide,
     no_augmentation,
+    with_patches,
 )
 from study.crops import carry
 from study.schema import AugmentConfig
 from study.store import CropStore
 from study.teacher_store import Answer, Targets, TeacherStore
+from study.views import Views
 from study.workers import Workers
 
 BLOCK = 16
@@ -94,6 +96,7 @@ def training_batches(
     generator: torch.Generator,
     workers: Workers,
     starts: NDArray[np.float32] | None = None,
+    views: Views | None = None,
 ) -> Iterator[Batch]:
     """This worker's share of each global batch, augmented.
 
@@ -102,26 +105,34 @@ def training_batches(
 
     Args:
         starts: other poses of all the store's people, (N, K, 3), as ``given_starts`` makes them.
+        views: those that are chosen among, whose answers take the place of ``teacher``'s; None
+            draws augmentations anew.
     """
+    stored = teacher if views is None else views.said
     for first in range(0, len(batches), BLOCK):
         block = batches[first : first + BLOCK]
         rows = torch.cat(block)
-        keypoints = torch.from_numpy(store.keypoints_stored[rows.numpy()])
-        visibility = torch.from_numpy(store.visibility[rows.numpy()])
-        drawn = draw_augmentation(keypoints, visibility, skeleton, frame, augment, generator)
+        if views is None:
+            seen = rows
+            keypoints = torch.from_numpy(store.keypoints_stored[rows.numpy()])
+            visibility = torch.from_numpy(store.visibility[rows.numpy()])
+            drawn = draw_augmentation(keypoints, visibility, skeleton, frame, augment, generator)
+        else:
+            seen = views.choose(rows, len(store), generator)
+            drawn = with_patches(views.drawn(seen, skeleton), augment, generator)
         places = torch.arange(len(rows)).split([len(batch) for batch in block])
         shares = [shard(part, workers) for part in places]
         mine = torch.cat(shares)
         labels = _labels(store, frame, rows[mine], drawn.take(mine), starts)
-        if isinstance(teacher, TeacherStore):
-            labels |= _taught(teacher.carried(rows[mine].numpy(), drawn.take(mine)))
+        if isinstance(stored, TeacherStore):
+            labels |= _taught(stored.carried(seen[mine].numpy(), drawn.take(mine)))
         sizes = [len(share) for share in shares]
         parts = {name: all_of.split(sizes) for name, all_of in labels.items()}
         for number, share in enumerate(shares):
             crops = crops_of(store, rows, drawn, share, frame, workers.device)
             known = {name: part[number] for name, part in parts.items()}
-            if teacher is not None and not isinstance(teacher, TeacherStore):
-                said = teacher.answers(rows[share].numpy(), drawn.take(share), frame, crops)
+            if stored is not None and not isinstance(stored, TeacherStore):
+                said = stored.answers(rows[share].numpy(), drawn.take(share), frame, crops)
                 known |= _taught(said)
             yield Batch(crops=crops, **known).to(workers.device)
 

@@ -118,6 +118,11 @@ class TeacherConfig(ModelConfig):
     mode: str
     """cached | online: asked once about each person, its answer carried through every
     augmentation; or, as a control, asked at each step about the augmented crop itself."""
+    views: int
+    """cached: of so many augmentations of each person, drawn once for all trials, the teacher
+    sees each too, and its answer is taught; patches and stages that are augmented otherwise come
+    on top. 0: its answer about the plain crop is carried through any augmentation. No file of
+    predictions can be asked: it is carried."""
     epochs: int
     """0 uses ``teacher.init`` as it is."""
     batch_size: int

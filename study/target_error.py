@@ -18,6 +18,7 @@ from study.metrics import SCORED_JOINT
 from study.prepare import input_size_of, skeleton_of
 from study.schema import StudyConfig
 from study.teacher_store import BATCH_SIZE, TeacherStore
+from study.views import VIEWS, open_views
 
 FILE = "target_error.json"
 COCO_PEOPLE = 150_000
@@ -93,10 +94,17 @@ def note_target_error(
     config: StudyConfig,
     device: torch.device,
 ) -> None:
-    """Writes the targets' error, and the bytes that a person takes, beside them."""
+    """Writes the targets' error, and the bytes that a person takes, beside them.
+
+    Args:
+        cached: the answers about plain crops; views of which there may be more lie beside them.
+    """
     codec = build_codec(config.student.codec, input_size_of(config), config.student.sigma)
     error = target_error(cached, live, skeleton_of(config), codec, device, config.seed)
     note = {**error, "bytes_per_person": cached.num_bytes / len(cached)}
+    if (folder / VIEWS).is_file():
+        note |= {"views": config.teacher.views}
+        note |= {"views_bytes_per_person": open_views(folder / VIEWS).num_bytes / len(cached)}
     (folder / FILE).write_text(json.dumps(note))
 
 
@@ -105,6 +113,9 @@ def describe_targets(folder: Path) -> str:
     found = json.loads((folder / FILE).read_text())
     size = found["bytes_per_person"]
     words = f"{size:.0f} bytes a person, {size * COCO_PEOPLE / 1e6:.0f} MB for COCO's 150,000"
+    if "views" in found:
+        more = found["views_bytes_per_person"]
+        words += f"; {found['views']} views of each, which it saw too, {more:.0f} bytes more"
     if not found["joints"]:
         return f"stored targets: {words}; the teacher is sure of no joint"
     return (

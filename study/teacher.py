@@ -12,9 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.build import build_codec
 from models.crop_frame import CropFrame
 from models.movenet import weight_files
-from study.batches import plain_batch
+from models.skeleton import Skeleton
+from study.augmentation import draw_augmentation
+from study.batches import crops_of, plain_batch
 from study.checkpoint import Checkpoint, Checkpoints, best_row
 from study.compilation import compile_network
 from study.config import RANDOM, InputError, to_plain
@@ -22,18 +25,25 @@ from study.crops import carry_modes, chain_affines, crop_to_image_affine, stored
 from study.distill import DistillTask
 from study.limits import MOBILE_NET, PREDICTIONS
 from study.live_teacher import LiveTeacher
-from study.loop import Row, run_stage
+from study.loop import Row, run_stage, seed_of
 from study.predictions import NOBODY, Predictions
 from study.prepare import (
     StudyData,
     cache_of,
+    input_size_of,
     skeleton_of,
     teacher_skeleton_of,
 )
-from study.schema import StudyConfig, TeacherConfig
+from study.schema import AugmentConfig, StudyConfig, TeacherConfig
 from study.store import CropStore, fingerprint, hash_file, open_crop_store
 from study.target_error import note_target_error
-from study.teacher_store import Answer, Targets, open_teacher_store, write_teacher_store
+from study.teacher_store import (
+    Answer,
+    Targets,
+    carried_back,
+    open_teacher_store,
+    write_teacher_store,
+)
 from study.teachers import (
     NUM_MODES,
     HeatmapTeacher,
@@ -43,6 +53,7 @@ from study.teachers import (
     open_teacher,
 )
 from study.training import Recorder, Report, TrainingData
+from study.views import VIEWS, told_of_views, without_patches
 from study.whole_files import write_whole
 from study.workers import Workers
 
@@ -160,6 +171,15 @@ def make_teacher(config: StudyConfig, data: StudyData, workers: Workers, report:
         student = open_crop_store(Path(data.train))
         ask(teacher, ground, student, folder / TARGETS)
         live = LiveTeacher(teacher, ground.train, student)
+        if config.teacher.views:
+            codec = build_codec(config.student.codec, input_size_of(config), config.student.sigma)
+            ask_views(
+                *(live, skeleton_of(config), codec.frame, config.distill.augment),
+                number=config.teacher.views,
+                seed=seed_of(config.seed, "views"),
+                device=workers.device,
+                target=folder / VIEWS,
+            )
         cached = open_teacher_store(folder / TARGETS)
         note_target_error(folder, cached, live, config, workers.device)
         _finish(folder, int(best_row(rows)["epoch"]), rows)
@@ -199,6 +219,40 @@ def ask(teacher: Teacher, ground: TrainingData, student: CropStore, target: Path
         return answer._replace(modes_crop=modes)
 
     write_teacher_store(target, stored_size(student.input_size), len(own), asked)
+
+
+def ask_views(
+    live: LiveTeacher,
+    skeleton: Skeleton,
+    frame: CropFrame,
+    augment: AugmentConfig,
+    *,
+    number: int,
+    seed: int,
+    device: torch.device,
+    target: Path,
+) -> None:
+    """Draws so many views of every training person, and stores the teacher's answer for each.
+
+    Args:
+        frame: of the student's crops.
+        augment: what they are drawn by, but for its patches.
+    """
+    store, augment = live.student, without_patches(augment)
+    people = torch.arange(len(store)).repeat(number)
+    keypoints = torch.from_numpy(store.keypoints_stored[people.numpy()])
+    visibility = torch.from_numpy(store.visibility[people.numpy()])
+    generator = torch.Generator().manual_seed(seed)
+    drawn = draw_augmentation(keypoints, visibility, skeleton, frame, augment, generator)
+
+    def asked(start: int, stop: int) -> Answer:
+        rows, own = people[start:stop], drawn.take(torch.arange(start, stop))
+        with torch.inference_mode():
+            crops = crops_of(store, rows, own, torch.arange(len(rows)), frame, device)
+            return carried_back(live.answers(rows.numpy(), own, frame, crops), own)
+
+    size = stored_size(store.input_size)
+    write_teacher_store(target, size, len(people), asked, *told_of_views(drawn, augment))
 
 
 def live_teacher(config: StudyConfig, data: StudyData, folder: Path, workers: Workers) -> Targets:

@@ -7,19 +7,20 @@ file is memory-mapped, so that the trials of a node share one copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from models.crop_frame import CropFrame
 from study.augmentation import Augmentation
 from study.columns import read_columns, write_columns
-from study.crops import carry_modes
+from study.crops import carry_modes, invert_affine
 
 BATCH_SIZE = 64
 _STEPS = 2**16 - 1
@@ -108,22 +109,44 @@ class TeacherStore:
         taught = drawn.reordered(self.taught[rows]).float()
         if self.relation is None:
             return Answer(modes, taught, None)
-        relation = drawn.reordered(self.relations(rows))
-        columns = drawn.joints[:, None, :].expand_as(relation)
-        return Answer(modes, taught, relation.gather(2, columns))
+        return Answer(modes, taught, _reordered(self.relations(rows), drawn))
 
 
 Asked = Callable[[int, int], Answer]
 
 
+def carried_back(said: Answer, drawn: Augmentation) -> Answer:
+    """What was said of augmented crops, in stored-crop pixels and by the stored joints."""
+    back = torch.from_numpy(invert_affine(drawn.affine.double().numpy()))
+    # a mirror changes joints in pairs, so that the same change leads back
+    modes = carry_modes(drawn.reordered(said.modes_crop.double().cpu().numpy()), back)
+    taught = drawn.reordered(said.taught.cpu().numpy())
+    if said.relation is None:
+        return Answer(modes, taught, None)
+    return Answer(modes, taught, _reordered(said.relation.cpu().numpy(), drawn))
+
+
+def _reordered(relation: NDArray[np.float32], drawn: Augmentation) -> Tensor:
+    """Values of every two joints, (B, K, K), in the drawn order of both."""
+    rows = drawn.reordered(relation)
+    return rows.gather(2, drawn.joints[:, None, :].expand_as(rows))
+
+
 def write_teacher_store(
-    path: Path, stored_size: tuple[int, int], count: int, asked: Asked
+    path: Path,
+    stored_size: tuple[int, int],
+    count: int,
+    asked: Asked,
+    further: Mapping[str, NDArray[np.generic]] | None = None,
+    noted: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the answers for ``count`` people, asked about BATCH_SIZE at a time.
 
     Args:
         stored_size: (height, width) of the stored crops, of which the places are pixels.
         asked: gives the answer for the people from a row up to another, in stored-crop pixels.
+        further: columns that whoever reads the file knows, a row a person.
+        noted: what is to be known of all of it.
     """
     if count == 0:
         raise ValueError(f"a store needs at least one person, got none for {path}")
@@ -132,7 +155,8 @@ def write_teacher_store(
         for start in range(0, count, BATCH_SIZE)
     ]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    write_columns(path, columns, {"stored_size": list(stored_size)})
+    meta = {"stored_size": list(stored_size), **(noted or {})}
+    write_columns(path, {**columns, **(further or {})}, meta)
 
 
 def open_teacher_store(path: Path) -> TeacherStore:

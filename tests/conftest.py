@@ -153,7 +153,7 @@ def mini_config(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
             f"storage={tmp_path_factory.mktemp('mini')}",
             *("data=drawn", "data.train_pictures=24", "data.val_pictures=2", "data.seed=3"),
             *("data.input_size=[64,64]", "data.search_fraction=0.25", "teacher.size=tiny"),
-            *("teacher.epochs=1", "teacher.flip_test=false"),
+            *("teacher.epochs=1", "teacher.flip_test=false", "teacher.views=2"),
             *("distill.epochs=2", "refine.epochs=2", "refine.width=16"),
             *(f"{stage}.batch_size=16" for stage in ("teacher", "distill", "refine")),
         ]

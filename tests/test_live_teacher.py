@@ -180,7 +180,9 @@ def test_a_trial_learns_from_a_live_teacher(
     mini_config = with_values(mini_config, {"seed": 9})  # others rely on there being no teacher
     make_teacher(mini_config, mini_data, workers, lambda row: False)
     folder = teacher_folder(mini_config, mini_data)
-    assert "561 bytes a person, 84 MB for COCO's 150,000" in describe_targets(folder)
+    told = describe_targets(folder)
+    assert "561 bytes a person, 84 MB for COCO's 150,000" in told
+    assert "2 views of each, which it saw too, 1188 bytes more" in told
     losses = {}
     for mode in ("cached", "online"):
         config = with_values(mini_config, {"teacher.mode": mode})

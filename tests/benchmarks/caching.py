@@ -94,7 +94,8 @@ def epochs(storage: str, rounds: int) -> list[tuple[str, float, float]]:
     make_teacher(config, data, workers, quiet)
     folder = teacher_folder(config, data)
     stored = TrainingData.open(config, data, workers, folder / TARGETS)
-    asked = dataclasses.replace(stored, teacher=live_teacher(config, data, folder, workers))
+    asking = live_teacher(config, data, folder, workers)
+    asked = dataclasses.replace(stored, teacher=asking, views=None)
     distilled = build_distill_task(config, seed=0)
     frozen = build_distill_task(config, seed=0)  # stage 2 freezes it in place
     refined = build_refine_task(
