@@ -119,10 +119,10 @@ class TeacherConfig(ModelConfig):
     """cached | online: asked once about each person, its answer carried through every
     augmentation; or, as a control, asked at each step about the augmented crop itself."""
     views: int
-    """cached: of so many augmentations of each person, drawn once for all trials, the teacher
-    sees each too, and its answer is taught; patches and stages that are augmented otherwise come
-    on top. 0: its answer about the plain crop is carried through any augmentation. No file of
-    predictions can be asked: it is carried."""
+    """cached: so many augmentations of each person are drawn once, for all trials, and the
+    teacher is asked about each of them too. A stage that is augmented as distill.augment says
+    chooses among them, and draws patches on top. 0: the answer about the plain crop is carried
+    through any augmentation; so is that of predictions in a file, which nobody can ask."""
     epochs: int
     """0 uses ``teacher.init`` as it is."""
     batch_size: int

@@ -130,6 +130,21 @@ def test_each_person_comes_in_all_its_views_and_no_other(
     assert [len(crops) for crops in seen] == [NUMBER] * 13
 
 
+def test_workers_shares_of_views_together_are_the_global_batch(
+    five_store: CropStore, five: Skeleton, workers: Workers, tmp_path: Path
+) -> None:
+    views = asked(five_store, five, WILD, tmp_path)
+    whole = batch_of(five_store, five, WILD, workers, views)
+    assert whole.teacher_modes is not None
+    for rank in range(2):
+        worker = Workers(CPU)
+        worker.rank, worker.world = rank, 2
+        part = batch_of(five_store, five, WILD, worker, views)
+        assert part.teacher_modes is not None
+        assert torch.equal(part.crops, whole.crops[rank::2])
+        assert torch.equal(part.teacher_modes, whole.teacher_modes[rank::2])
+
+
 def test_another_seed_draws_other_views(
     five_store: CropStore, five: Skeleton, tmp_path: Path
 ) -> None:
