@@ -201,9 +201,10 @@ def _bytes_of_a_crop(people: People, size: tuple[int, int], form: str) -> float:
 
 
 def _teacher_lines(config: StudyConfig, planned: StudyData | None) -> Iterator[str]:
-    epochs = config.teacher.epochs
+    epochs, views = config.teacher.epochs, config.teacher.views
+    asked = "to be asked about everyone" + (f", and {views} views of each" if views else "")
     if planned is None:
-        yield f"to be trained for {epochs} epochs, then to be asked about everyone"
+        yield f"to be trained for {epochs} epochs, then {asked}"
         return
     folder = teacher_folder(config, planned)
     if is_ready(folder):
@@ -214,9 +215,9 @@ def _teacher_lines(config: StudyConfig, planned: StudyData | None) -> Iterator[s
     if config.teacher.name == PREDICTIONS:
         yield f"the predictions of {config.teacher.init} are to be stored"
     elif epochs:
-        yield f"epochs to train: {epochs - done} of {epochs}; then to be asked about everyone"
+        yield f"epochs to train: {epochs - done} of {epochs}; then {asked}"
     else:
-        yield f"as it comes ({config.teacher.init}); to be asked about everyone"
+        yield f"as it comes ({config.teacher.init}); {asked}"
 
 
 def _warm_start_lines(
