@@ -124,7 +124,7 @@ def _pruner_warnings(
 
 
 def _confirm_runs(config: StudyConfig, folder: Path, finished: int) -> tuple[int, int]:
-    """Runs in all, and those that are there already."""
+    """Runs in all, and those that are there already; at most, until the trials are finished."""
     settings = config.confirm
     searched = max(config.search.trials - 1, 0)  # the baseline goes by itself
     number = (min(settings.trials, searched) + 1) * settings.seeds if settings.trials else 0
@@ -135,7 +135,7 @@ def _confirm_runs(config: StudyConfig, folder: Path, finished: int) -> tuple[int
         for trial in chosen_trials(folder, settings)
         for run in range(settings.seeds)
     ]
-    return number, sum(file.is_file() for file in known)
+    return len(known), sum(file.is_file() for file in known)
 
 
 def confirm_lines(config: StudyConfig, folder: Path, finished: int) -> Iterator[str]:

@@ -11,6 +11,7 @@ import pytest
 import ray
 from omegaconf import OmegaConf
 
+from study import plan_cost
 from study.config import InputError, compose, to_plain, with_values
 from study.epochs_ahead import trial_groups
 from study.plan import show_plan
@@ -107,6 +108,18 @@ def test_plan_warns_of_what_was_asked_for_and_cannot_come_about(
     assert warnings(compose()) == []
     (line,) = warnings(compose(overrides))
     assert line.startswith("warning: ") and re.search(said, line)
+
+
+def test_only_trials_that_can_be_confirmed_are_counted_once_all_are_finished(
+    mini_config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ten trials nine may have been pruned."""
+    config = with_values(mini_config, {"confirm.trials": 2, "search.trials": 10})
+    monkeypatch.setattr(plan_cost, "chosen_trials", lambda *_: [{"trial": 1}, {"trial": 0}])
+    (before,) = plan_cost.confirm_lines(config, tmp_path, 9)
+    (after,) = plan_cost.confirm_lines(config, tmp_path, 10)
+    assert before.startswith("9 runs, 0 of them there already: the best 2 trials")
+    assert after.startswith("6 runs, 0 of them there already: the best 1 trials")
 
 
 def test_two_controls_alone_are_no_search_to_warn_of() -> None:
