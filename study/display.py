@@ -218,9 +218,9 @@ def teacher_panel(status: dict[str, Any], epochs: int, elapsed: float) -> Panel:
     facts.add_row("AP", percent(row["val_ap"]) if row else "-")
     facts.add_row("in use", in_use(status["resources"]))
     facts.add_row("elapsed", clock(elapsed))
-    left = elapsed * (epochs - done) / done if done else None
+    left = elapsed * (epochs - done) / done if 0 < done < epochs else None
     facts.add_row("remaining", "-" if left is None else f"about {clock(left)}")
-    title = "training the teacher" if epochs else "asking the teacher"
+    title = "training the teacher" if done < epochs else "asking the teacher"
     return Panel(Group(bar, facts), title=title, expand=False)
 
 
@@ -232,7 +232,8 @@ def teacher_line(status: dict[str, Any], epochs: int, elapsed: float) -> str:
         return f"teacher: asked about everyone{known}"
     if row is None:
         return f"teacher: starting ({epochs} epochs)"
-    return f"teacher: epoch {row['epoch']}/{epochs}, AP {percent(row['val_ap'])}"
+    then = ", asked about everyone" if row["epoch"] == epochs else ""
+    return f"teacher: epoch {row['epoch']}/{epochs}, AP {percent(row['val_ap'])}{then}"
 
 
 def confirm_line(status: dict[str, Any], elapsed: float) -> str:

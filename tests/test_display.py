@@ -129,6 +129,7 @@ def test_what_is_in_use_is_asked_at_each_look(
     [
         (None, 20, "teacher: starting (20 epochs)"),
         (ROW, 20, "teacher: epoch 3/20, AP 12.3"),
+        (ROW, 3, "teacher: epoch 3/3, AP 12.3, asked about everyone"),
         (None, 0, "teacher: asked about everyone"),
         (ROW, 0, "teacher: asked about everyone, AP 12.3 as it comes"),
     ],
