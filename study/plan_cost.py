@@ -142,10 +142,10 @@ def confirm_lines(config: StudyConfig, folder: Path, finished: int) -> Iterator[
     """How many confirming runs, and how many are there already."""
     number, done = _confirm_runs(config, folder, finished)
     budget = config.distill.epochs + config.refine.epochs
-    if not number:
+    if not config.confirm.trials:
         yield "off (confirm.trials=0)"
         return
-    chosen = number // config.confirm.seeds - 1
+    chosen = max(number // config.confirm.seeds - 1, 0)
     yield (
         f"{number} runs, {done} of them there already: the best {chosen} trials "
         f"and the baseline, {config.confirm.seeds} seeds each, {(number - done) * budget} epochs"
