@@ -108,7 +108,8 @@ def training_batches(
         views: those that are chosen among, whose answers take the place of ``teacher``'s; None
             draws augmentations anew.
     """
-    stored = teacher if views is None else views.said
+    if views is not None:
+        teacher = views.said
     for first in range(0, len(batches), BLOCK):
         block = batches[first : first + BLOCK]
         rows = torch.cat(block)
@@ -123,16 +124,17 @@ def training_batches(
         places = torch.arange(len(rows)).split([len(batch) for batch in block])
         shares = [shard(part, workers) for part in places]
         mine = torch.cat(shares)
-        labels = _labels(store, frame, rows[mine], drawn.take(mine), starts)
-        if isinstance(stored, TeacherStore):
-            labels |= _taught(stored.carried(seen[mine].numpy(), drawn.take(mine)))
+        own = drawn.take(mine)
+        labels = _labels(store, frame, rows[mine], own, starts)
+        if isinstance(teacher, TeacherStore):
+            labels |= _taught(teacher.carried(seen[mine].numpy(), own))
         sizes = [len(share) for share in shares]
         parts = {name: all_of.split(sizes) for name, all_of in labels.items()}
         for number, share in enumerate(shares):
             crops = crops_of(store, rows, drawn, share, frame, workers.device)
             known = {name: part[number] for name, part in parts.items()}
-            if stored is not None and not isinstance(stored, TeacherStore):
-                said = stored.answers(rows[share].numpy(), drawn.take(share), frame, crops)
+            if teacher is not None and not isinstance(teacher, TeacherStore):
+                said = teacher.answers(rows[share].numpy(), drawn.take(share), frame, crops)
                 known |= _taught(said)
             yield Batch(crops=crops, **known).to(workers.device)
 

@@ -103,8 +103,8 @@ def note_target_error(
     error = target_error(cached, live, skeleton_of(config), codec, device, config.seed)
     note = {**error, "bytes_per_person": cached.num_bytes / len(cached)}
     if (folder / VIEWS).is_file():
-        note |= {"views": config.teacher.views}
-        note |= {"views_bytes_per_person": open_views(folder / VIEWS).num_bytes / len(cached)}
+        size = open_views(folder / VIEWS).num_bytes / len(cached)
+        note |= {"views": config.teacher.views, "views_bytes_per_person": size}
     (folder / FILE).write_text(json.dumps(note))
 
 

@@ -18,7 +18,7 @@ from study.live_teacher import LiveTeacher
 from study.schema import AugmentConfig
 from study.store import CropStore
 from study.teacher import ask_views
-from study.teacher_store import Answer, TeacherStore
+from study.teacher_store import Answer
 from study.training import TrainingData
 from study.views import VIEWS, Views, open_views
 from study.workers import Workers
@@ -76,13 +76,12 @@ def batch_of(
     augment: AugmentConfig,
     workers: Workers,
     views: Views | None,
-    teacher: TeacherStore | None = None,
     seed: int = 8,
 ) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     order = [torch.arange(13)]
     (batch,) = training_batches(
-        *(store, teacher, five, FRAME, augment, order, generator, workers), views=views
+        *(store, None, five, FRAME, augment, order, generator, workers), views=views
     )
     return batch
 
