@@ -93,15 +93,25 @@ def draw_augmentation(
         visibility: COCO visibility, (B, K).
         frame: the augmented crop's.
     """
-    count = len(keypoints_stored)
-    affine, mirrored = draw_affines(
-        keypoints_stored, visibility, skeleton, frame, augment, generator
-    )
-    drawn = Augmentation(affine, joints_of(mirrored, skeleton))
+    affine = draw_affines(keypoints_stored, visibility, skeleton, frame, augment, generator)
+    return vary(affine, skeleton, frame, augment, generator)
+
+
+def vary(
+    affine: Tensor,
+    skeleton: Skeleton,
+    frame: CropFrame,
+    augment: AugmentConfig,
+    generator: torch.Generator,
+) -> Augmentation:
+    """These affines (B, 2, 3) from stored to augmented crop, some mirrored, with all the rest."""
+    count = len(affine)
+    mirrored = torch.rand(count, generator=generator) < augment.flip
+    drawn = Augmentation(mirror(affine, mirrored, frame), joints_of(mirrored, skeleton))
     if augment.colour:
         draws = torch.rand(count, 2, generator=generator)
         drawn = dataclasses.replace(drawn, colours=1 + (2 * draws - 1) * augment.colour)
-    return with_patches(drawn, augment, generator)
+    return _with_patches(drawn, augment, generator)
 
 
 def joints_of(mirrored: Tensor, skeleton: Skeleton) -> Tensor:
@@ -110,7 +120,7 @@ def joints_of(mirrored: Tensor, skeleton: Skeleton) -> Tensor:
     return torch.where(mirrored[:, None], order, torch.arange(skeleton.num_joints))
 
 
-def with_patches(
+def _with_patches(
     drawn: Augmentation, augment: AugmentConfig, generator: torch.Generator
 ) -> Augmentation:
     """With rectangles of one colour or of another person, if there are to be any.
@@ -149,11 +159,10 @@ def draw_affines(
     frame: CropFrame,
     augment: AugmentConfig,
     generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Random affines from stored to augmented crop, (B, 2, 3), and which of them mirror, (B,).
+) -> Tensor:
+    """Random affines from stored to augmented crop, (B, 2, 3), of which none is mirrored.
 
-    A mirrored person's joints still have to be put in ``skeleton.flip_order``. The draws are those
-    of the official HRNet: scale, rotation, half body, flip.
+    The draws are those of the official HRNet: scale, rotation, half body.
 
     Args:
         keypoints_stored: in stored-crop pixels, (B, K, 2).
@@ -182,21 +191,16 @@ def draw_affines(
     turned = uniform() < ROTATED_SHARE
     angles = (normal() * augment.rotation).clamp(-2 * augment.rotation, 2 * augment.rotation)
     angles = torch.deg2rad(torch.where(turned, angles, 0.0))
-    mirrored = uniform() < augment.flip
-
-    return affines_of(centres, shown, angles, mirrored, frame), mirrored
+    return affines_of(centres, shown, angles, frame)
 
 
-def affines_of(
-    centres: Tensor, shown: Tensor, angles: Tensor, mirrored: Tensor, frame: CropFrame
-) -> Tensor:
+def affines_of(centres: Tensor, shown: Tensor, angles: Tensor, frame: CropFrame) -> Tensor:
     """Affines from stored to augmented crop, (B, 2, 3).
 
     Args:
         centres: the place in the stored crop that comes to the middle, (B, 2).
         shown: how many of its pixels the crop's width shows, (B,).
         angles: of the crop's frame about that place, radians, (B,).
-        mirrored: (B,).
     """
     width = frame.size[1]
     sine, cosine = torch.sin(angles), torch.cos(angles)
@@ -204,10 +208,13 @@ def affines_of(
     zoom = (width / shown)[:, None] * torch.tensor(frame.zoom)  # (B, 2)
     linear = zoom[:, :, None] * turn
     offset = torch.tensor(frame.centre) - torch.einsum("bij,bj->bi", linear, centres)
-    affine = torch.cat([linear, offset[:, :, None]], dim=2)
-    mirror = torch.tensor([[-1.0], [1.0]])  # x becomes w - 1 - x
-    flipped = affine * mirror
-    flipped[:, 0, 2] += width - 1
+    return torch.cat([linear, offset[:, :, None]], dim=2)
+
+
+def mirror(affine: Tensor, mirrored: Tensor, frame: CropFrame) -> Tensor:
+    """The affines (B, 2, 3) to crop pixels, but x becomes w - 1 - x where ``mirrored`` (B,)."""
+    flipped = affine * torch.tensor([[-1.0], [1.0]])
+    flipped[:, 0, 2] += frame.size[1] - 1
     return torch.where(mirrored[:, None, None], flipped, affine)
 
 

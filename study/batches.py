@@ -18,13 +18,12 @@ from study.augmentation import (
     draw_augmentation,
     hide,
     no_augmentation,
-    with_patches,
+    vary,
 )
 from study.crops import carry
 from study.schema import AugmentConfig
 from study.store import CropStore
 from study.teacher_store import Answer, Targets, TeacherStore
-from study.views import Views
 from study.workers import Workers
 
 BLOCK = 16
@@ -96,20 +95,19 @@ def training_batches(
     generator: torch.Generator,
     workers: Workers,
     starts: NDArray[np.float32] | None = None,
-    views: Views | None = None,
 ) -> Iterator[Batch]:
     """This worker's share of each global batch, augmented.
+
+    The crops are drawn anew, or chosen among the views that the teacher was asked about.
 
     All draws are made for global batches, so that they are the same for any number of workers;
     and for BLOCK of them at once, since for one they cost more in calls than in numbers.
 
     Args:
         starts: other poses of all the store's people, (N, K, 3), as ``given_starts`` makes them.
-        views: those that are chosen among, whose answers take the place of ``teacher``'s; None
-            draws augmentations anew.
     """
-    if views is not None:
-        teacher = views.said
+    stored = teacher if isinstance(teacher, TeacherStore) else None
+    views = stored if stored and stored.has_views(augment, frame) else None
     for first in range(0, len(batches), BLOCK):
         block = batches[first : first + BLOCK]
         rows = torch.cat(block)
@@ -119,21 +117,21 @@ def training_batches(
             visibility = torch.from_numpy(store.visibility[rows.numpy()])
             drawn = draw_augmentation(keypoints, visibility, skeleton, frame, augment, generator)
         else:
-            seen = views.choose(rows, len(store), generator)
-            drawn = with_patches(views.drawn(seen, skeleton), augment, generator)
+            seen, affine = views.choose(rows, generator)
+            drawn = vary(affine, skeleton, frame, augment, generator)
         places = torch.arange(len(rows)).split([len(batch) for batch in block])
         shares = [shard(part, workers) for part in places]
         mine = torch.cat(shares)
         own = drawn.take(mine)
         labels = _labels(store, frame, rows[mine], own, starts)
-        if isinstance(teacher, TeacherStore):
-            labels |= _taught(teacher.carried(seen[mine].numpy(), own))
+        if stored is not None:
+            labels |= _taught(stored.carried(seen[mine].numpy(), own))
         sizes = [len(share) for share in shares]
         parts = {name: all_of.split(sizes) for name, all_of in labels.items()}
         for number, share in enumerate(shares):
             crops = crops_of(store, rows, drawn, share, frame, workers.device)
             known = {name: part[number] for name, part in parts.items()}
-            if teacher is not None and not isinstance(teacher, TeacherStore):
+            if teacher is not None and stored is None:
                 said = teacher.answers(rows[share].numpy(), drawn.take(share), frame, crops)
                 known |= _taught(said)
             yield Batch(crops=crops, **known).to(workers.device)

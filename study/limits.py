@@ -75,7 +75,7 @@ AT_LEAST: dict[str, float] = {
     "data.val.detection_threshold": 0,
     "data.train_pictures": 2,
     "data.val_pictures": 1,
-    "teacher.views": 0,
+    "teacher.views": 1,
     "teacher.epochs": 0,
     "distill.epochs": 1,
     **{f"distill.structure.mix.{part}": 0 for part in MIX},

@@ -202,7 +202,7 @@ def _bytes_of_a_crop(people: People, size: tuple[int, int], form: str) -> float:
 
 def _teacher_lines(config: StudyConfig, planned: StudyData | None) -> Iterator[str]:
     epochs, views = config.teacher.epochs, config.teacher.views
-    asked = "to be asked about everyone" + (f", and {views} views of each" if views else "")
+    asked = "to be asked about everyone" + (f", in {views} views" if views > 1 else "")
     if planned is None:
         yield f"to be trained for {epochs} epochs, then {asked}"
         return

@@ -175,7 +175,7 @@ def time_lines(
     teacher = 0.0
     is_made = planned is not None and is_ready(teacher_folder(config, planned))
     if not is_made and "teacher" in speeds.people:
-        teacher = (1 + config.teacher.views) * counts.train * speeds.people["teacher"]
+        teacher = config.teacher.views * counts.train * speeds.people["teacher"]
         if config.teacher.epochs:
             teacher += config.teacher.epochs * epoch("teacher")
     before = speeds.before.get("refine", 0.0) * min(counts.train, MAX_PEOPLE)

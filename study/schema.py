@@ -119,10 +119,11 @@ class TeacherConfig(ModelConfig):
     """cached | online: asked once about each person, its answer carried through every
     augmentation; or, as a control, asked at each step about the augmented crop itself."""
     views: int
-    """cached: so many augmentations of each person are drawn once, for all trials, and the
-    teacher is asked about each of them too. A stage that is augmented as distill.augment says
-    chooses among them, and draws patches on top. 0: the answer about the plain crop is carried
-    through any augmentation; so is that of predictions in a file, which nobody can ask."""
+    """cached: about so many crops of each person the teacher is asked: the plain one, and others
+    drawn once, for all trials, by scale, rotation and half_body of distill.augment. A stage that
+    has the same chooses among them, and draws mirror, colours and patches on top. 1: the answer
+    about the plain crop is carried through any augmentation; so is that of predictions in a file,
+    which nobody can ask."""
     epochs: int
     """0 uses ``teacher.init`` as it is."""
     batch_size: int

@@ -11,14 +11,13 @@ import torch
 from models.build import build_codec
 from models.codec import HeatmapCodec
 from models.skeleton import Skeleton
-from study.augmentation import Augmentation, affines_of, cut_crops, joints_of
+from study.augmentation import Augmentation, affines_of, cut_crops, joints_of, mirror
 from study.crops import stored_frame
 from study.live_teacher import LiveTeacher
 from study.metrics import SCORED_JOINT
 from study.prepare import input_size_of, skeleton_of
 from study.schema import StudyConfig
 from study.teacher_store import BATCH_SIZE, TeacherStore
-from study.views import VIEWS, open_views
 
 FILE = "target_error.json"
 COCO_PEOPLE = 150_000
@@ -54,13 +53,13 @@ def target_error(
         count = len(people)
         draws = torch.rand(3, count, generator=generator)
         mirrored = draws[2] < 0.5
-        affine = affines_of(
+        turned = affines_of(
             torch.tensor(stored_frame(frame.size).centre).expand(count, 2),
             width * (SCALES[0] + (SCALES[1] - SCALES[0]) * draws[0]),
             math.radians(ROTATION) * (2 * draws[1] - 1),
-            mirrored,
             frame,
         )
+        affine = mirror(turned, mirrored, frame)
         drawn, rows = Augmentation(affine, joints_of(mirrored, skeleton)), people.numpy()
         crops = cut_crops(store.crops(rows), affine, frame, device)
         said = live.answers(rows, drawn, frame, crops).modes_crop.cpu()
@@ -97,14 +96,11 @@ def note_target_error(
     """Writes the targets' error, and the bytes that a person takes, beside them.
 
     Args:
-        cached: the answers about plain crops; views of which there may be more lie beside them.
     """
     codec = build_codec(config.student.codec, input_size_of(config), config.student.sigma)
     error = target_error(cached, live, skeleton_of(config), codec, device, config.seed)
-    note = {**error, "bytes_per_person": cached.num_bytes / len(cached)}
-    if (folder / VIEWS).is_file():
-        size = open_views(folder / VIEWS).num_bytes / len(cached)
-        note |= {"views": config.teacher.views, "views_bytes_per_person": size}
+    size = cached.num_bytes / cached.num_views / len(cached)
+    note = {**error, "bytes_per_person": size, "views": cached.num_views}
     (folder / FILE).write_text(json.dumps(note))
 
 
@@ -113,9 +109,8 @@ def describe_targets(folder: Path) -> str:
     found = json.loads((folder / FILE).read_text())
     size = found["bytes_per_person"]
     words = f"{size:.0f} bytes a person, {size * COCO_PEOPLE / 1e6:.0f} MB for COCO's 150,000"
-    if "views" in found:
-        more = found["views_bytes_per_person"]
-        words += f"; {found['views']} views of each, which it saw too, {more:.0f} bytes more"
+    if found["views"] > 1:
+        words += f" (here {found['views']} times that, for as many views of each)"
     if not found["joints"]:
         return f"stored targets: {words}; the teacher is sure of no joint"
     return (

@@ -11,17 +11,25 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from models.build import build_codec
 from models.crop_frame import CropFrame
 from models.movenet import weight_files
 from models.skeleton import Skeleton
-from study.augmentation import draw_augmentation
+from study.augmentation import Augmentation, draw_affines, no_augmentation
 from study.batches import crops_of, plain_batch
 from study.checkpoint import Checkpoint, Checkpoints, best_row
 from study.compilation import compile_network
 from study.config import RANDOM, InputError, to_plain
-from study.crops import carry_modes, chain_affines, crop_to_image_affine, stored_size
+from study.crops import (
+    carry_modes,
+    chain_affines,
+    crop_to_image_affine,
+    invert_affine,
+    plain_affines,
+    stored_size,
+)
 from study.distill import DistillTask
 from study.limits import MOBILE_NET, PREDICTIONS
 from study.live_teacher import LiveTeacher
@@ -39,9 +47,11 @@ from study.store import CropStore, fingerprint, hash_file, open_crop_store
 from study.target_error import note_target_error
 from study.teacher_store import (
     Answer,
+    Asked,
     Targets,
-    carried_back,
+    Views,
     open_teacher_store,
+    place_of,
     write_teacher_store,
 )
 from study.teachers import (
@@ -53,11 +63,10 @@ from study.teachers import (
     open_teacher,
 )
 from study.training import Recorder, Report, TrainingData
-from study.views import VIEWS, told_of_views, without_patches
 from study.whole_files import write_whole
 from study.workers import Workers
 
-VERSION = 3
+VERSION = 4
 """Raise it when training a teacher, or what is kept of it, changes."""
 TARGETS = "targets.arrow"
 EPOCHS = "epochs"
@@ -169,17 +178,14 @@ def make_teacher(config: StudyConfig, data: StudyData, workers: Workers, report:
         report(rows[0])
     if workers.rank == 0:
         student = open_crop_store(Path(data.train))
-        ask(teacher, ground, student, folder / TARGETS)
         live = LiveTeacher(teacher, ground.train, student)
-        if config.teacher.views:
-            codec = build_codec(config.student.codec, input_size_of(config), config.student.sigma)
-            ask_views(
-                *(live, skeleton_of(config), codec.frame, config.distill.augment),
-                number=config.teacher.views,
-                seed=seed_of(config.seed, "views"),
-                device=workers.device,
-                target=folder / VIEWS,
-            )
+        codec = build_codec(config.student.codec, input_size_of(config), config.student.sigma)
+        views = draw_views(
+            *(student, skeleton_of(config), codec.frame, config.distill.augment),
+            number=config.teacher.views,
+            seed=seed_of(config.seed, "views"),
+        )
+        ask(live, ground, folder / TARGETS, views if config.teacher.views > 1 else None)
         cached = open_teacher_store(folder / TARGETS)
         note_target_error(folder, cached, live, config, workers.device)
         _finish(folder, int(best_row(rows)["epoch"]), rows)
@@ -200,59 +206,68 @@ def _train(config: StudyConfig, ground: TrainingData, folder: Path, report: Repo
     return recorder.rows
 
 
-def ask(teacher: Teacher, ground: TrainingData, student: CropStore, target: Path) -> None:
-    """Stores the teacher's answer for every training person.
-
-    Args:
-        ground: holds the people in the crops that the teacher sees.
-        student: holds them in the crops that the targets are for.
-    """
-    own, device = ground.train, ground.workers.device
-    affines = torch.from_numpy(crop_to_stored(teacher.frame, own, student))
-
-    def asked(start: int, stop: int) -> Answer:
-        people = torch.arange(start, stop)
-        with torch.inference_mode():
-            crops = plain_batch(own, ground.skeleton, teacher.frame, people, device).crops
-            answer = teacher.ask(crops)
-        modes = carry_modes(answer.modes_crop.double().cpu(), affines[people])
-        return answer._replace(modes_crop=modes)
-
-    write_teacher_store(target, stored_size(student.input_size), len(own), asked)
-
-
-def ask_views(
-    live: LiveTeacher,
+def draw_views(
+    store: CropStore,
     skeleton: Skeleton,
     frame: CropFrame,
     augment: AugmentConfig,
     *,
     number: int,
     seed: int,
-    device: torch.device,
-    target: Path,
-) -> None:
-    """Draws so many views of every training person, and stores the teacher's answer for each.
+) -> Views:
+    """So many crops of each person: the plain one, and others by this augmentation's place."""
+    people = torch.arange(len(store)).repeat(number)
+    affine = draw_affines(
+        torch.from_numpy(store.keypoints_stored[people.numpy()]),
+        torch.from_numpy(store.visibility[people.numpy()]),
+        *(skeleton, frame, augment),
+        torch.Generator().manual_seed(seed),
+    )
+    affine[: len(store)] = plain_affines(len(store), frame)
+    return Views(affine.numpy(), frame, place_of(augment))
+
+
+def ask(live: LiveTeacher, ground: TrainingData, target: Path, views: Views | None = None) -> None:
+    """Stores the teacher's answer for every training person, of each view of it.
 
     Args:
-        frame: of the student's crops.
-        augment: what they are drawn by, but for its patches.
+        ground: holds the people in the crops that the teacher sees.
+        views: those asked about beside the plain crops, if any.
     """
-    store, augment = live.student, without_patches(augment)
-    people = torch.arange(len(store)).repeat(number)
-    keypoints = torch.from_numpy(store.keypoints_stored[people.numpy()])
-    visibility = torch.from_numpy(store.visibility[people.numpy()])
-    generator = torch.Generator().manual_seed(seed)
-    drawn = draw_augmentation(keypoints, visibility, skeleton, frame, augment, generator)
+    teacher, own, student = live.teacher, ground.train, live.student
+    count, device = len(own), ground.workers.device
+    affines = torch.from_numpy(crop_to_stored(teacher.frame, own, student))
 
-    def asked(start: int, stop: int) -> Answer:
-        rows, own = people[start:stop], drawn.take(torch.arange(start, stop))
+    def plain(start: int, stop: int) -> Answer:
+        people = torch.arange(start, stop)
         with torch.inference_mode():
-            crops = crops_of(store, rows, own, torch.arange(len(rows)), frame, device)
-            return carried_back(live.answers(rows.numpy(), own, frame, crops), own)
+            crops = plain_batch(own, ground.skeleton, teacher.frame, people, device).crops
+            return _carried(teacher.ask(crops), affines[people])
 
-    size = stored_size(store.input_size)
-    write_teacher_store(target, size, len(people), asked, *told_of_views(drawn, augment))
+    def further(number: int, drawn: Augmentation, frame: CropFrame) -> Asked:
+        def asked(start: int, stop: int) -> Answer:
+            people = torch.arange(start, stop)
+            view = drawn.take(number * count + people)
+            back = torch.from_numpy(invert_affine(view.affine.double().numpy()))
+            with torch.inference_mode():
+                places = torch.arange(len(people))
+                crops = crops_of(student, people, view, places, frame, device)
+                return _carried(live.answers(people.numpy(), view, frame, crops), back)
+
+        return asked
+
+    asked: list[Asked] = [plain]
+    if views is not None:
+        rows = len(views.affine)
+        drawn = no_augmentation(rows, ground.skeleton, views.frame)
+        drawn = dataclasses.replace(drawn, affine=torch.from_numpy(views.affine))
+        asked += [further(number, drawn, views.frame) for number in range(1, rows // count)]
+    write_teacher_store(target, stored_size(student.input_size), count, *asked, views=views)
+
+
+def _carried(said: Answer, affine: Tensor) -> Answer:
+    """What was said of crops, in the pixels that the affines (B, 2, 3) lead to."""
+    return said._replace(modes_crop=carry_modes(said.modes_crop.double().cpu(), affine))
 
 
 def live_teacher(config: StudyConfig, data: StudyData, folder: Path, workers: Workers) -> Targets:

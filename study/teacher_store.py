@@ -1,5 +1,10 @@
 """What the teacher says of the people of a crop store: asked once, read by all trials.
 
+Of each person it is asked about the plain crop, and perhaps about further views. For a teacher
+does not say quite the same of a plain crop and of an augmented one, and a student learns more from
+a teacher that sees what it sees (Beyer et al., Knowledge distillation: A good teacher is patient
+and consistent, CVPR 2022). Where people are few, all trials can afford that together.
+
 Places are kept in steps of 1/32767 of the stored crop's length, heights and widths in half
 precision, the relation above its diagonal in steps of 1/127: 561 bytes a person of 17 joints. The
 file is memory-mapped, so that the trials of a node share one copy.
@@ -7,7 +12,8 @@ file is memory-mapped, so that the trials of a node share one copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -20,7 +26,8 @@ from torch import Tensor
 from models.crop_frame import CropFrame
 from study.augmentation import Augmentation
 from study.columns import read_columns, write_columns
-from study.crops import carry_modes, invert_affine
+from study.crops import carry_modes
+from study.schema import AugmentConfig
 
 BATCH_SIZE = 64
 _STEPS = 2**16 - 1
@@ -59,26 +66,68 @@ class Targets(Protocol):
 
 
 @dataclass(frozen=True)
+class Views:
+    """V crops of each of N people; the first is plain, training chooses among them all.
+
+    Each is a place in the picture: a scale, an angle, perhaps half a body. Mirror, colours and
+    patches are drawn anew each time: a teacher with a flip test says of a mirror what it says of
+    the view, and it was itself trained to look past colours.
+    """
+
+    affine: NDArray[np.float32]
+    """From stored-crop pixels to the crop's, (V * N, 2, 3)."""
+    frame: CropFrame
+    """Of those crops."""
+    drawn_by: dict[str, float]
+    """The settings that ``place_of`` an augmentation gives."""
+
+
+def place_of(augment: AugmentConfig) -> dict[str, float]:
+    """What of an augmentation says where crops lie."""
+    return {name: getattr(augment, name) for name in ("scale", "rotation", "half_body")}
+
+
+@dataclass(frozen=True)
 class TeacherStore:
-    """The answers for the N people of one crop store, row by row, in its pixels."""
+    """The answers for the N people of one crop store, in its pixels.
+
+    Row v * N + p is view v of person p: of plain crops, the person's own number.
+    """
 
     stored_size: tuple[int, int]
     """(height, width) of the stored crops."""
     places: NDArray[np.uint16]
-    """(N, K, M, 2): x and y from half a crop before the stored crop to half a one beyond it."""
+    """(V * N, K, M, 2): x and y, from half a crop before the stored crop to half a one beyond."""
     peaks: NDArray[np.float16]
-    """(N, K, M, 2): height, and width in sigmas."""
+    """(V * N, K, M, 2): height, and width in sigmas."""
     taught: NDArray[np.uint8]
-    """(N, K): 1 for joints of which the teacher has something to say, else 0."""
+    """(V * N, K): 1 for joints of which the teacher has something to say, else 0."""
     relation: NDArray[np.int8] | None = None
-    """(N, K (K - 1) / 2): the upper triangle of the cosines, times 127."""
+    """(V * N, K (K - 1) / 2): the upper triangle of the cosines, times 127."""
+    num_views: int = 1
+    """V."""
+    views: Views | None = None
+    """None where it was asked about plain crops alone."""
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.places) // self.num_views
+
+    def has_views(self, augment: AugmentConfig, frame: CropFrame) -> bool:
+        """Whether a training that is augmented so, in such crops, can choose among views."""
+        if self.views is None:
+            return False
+        return (self.views.frame, self.views.drawn_by) == (frame, place_of(augment))
+
+    def choose(self, people: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The row of one view of each of these people (B,), at random, and its affine."""
+        assert self.views is not None
+        number = torch.randint(self.num_views, people.shape, generator=generator)
+        rows = number * len(self) + people
+        return rows, torch.from_numpy(self.views.affine[rows.numpy()])
 
     @property
     def num_bytes(self) -> int:
-        """Of all its arrays."""
+        """Of all answers."""
         parts = (self.places, self.peaks, self.taught, self.relation)
         return sum(part.nbytes for part in parts if part is not None)
 
@@ -115,17 +164,6 @@ class TeacherStore:
 Asked = Callable[[int, int], Answer]
 
 
-def carried_back(said: Answer, drawn: Augmentation) -> Answer:
-    """What was said of augmented crops, in stored-crop pixels and by the stored joints."""
-    back = torch.from_numpy(invert_affine(drawn.affine.double().numpy()))
-    # a mirror changes joints in pairs, so that the same change leads back
-    modes = carry_modes(drawn.reordered(said.modes_crop.double().cpu().numpy()), back)
-    taught = drawn.reordered(said.taught.cpu().numpy())
-    if said.relation is None:
-        return Answer(modes, taught, None)
-    return Answer(modes, taught, _reordered(said.relation.cpu().numpy(), drawn))
-
-
 def _reordered(relation: NDArray[np.float32], drawn: Augmentation) -> Tensor:
     """Values of every two joints, (B, K, K), in the drawn order of both."""
     rows = drawn.reordered(relation)
@@ -136,34 +174,43 @@ def write_teacher_store(
     path: Path,
     stored_size: tuple[int, int],
     count: int,
-    asked: Asked,
-    further: Mapping[str, NDArray[np.generic]] | None = None,
-    noted: Mapping[str, Any] | None = None,
+    *asked: Asked,
+    views: Views | None = None,
 ) -> None:
     """Writes the answers for ``count`` people, asked about BATCH_SIZE at a time.
 
     Args:
         stored_size: (height, width) of the stored crops, of which the places are pixels.
-        asked: gives the answer for the people from a row up to another, in stored-crop pixels.
-        further: columns that whoever reads the file knows, a row a person.
-        noted: what is to be known of all of it.
+        asked: of each view, gives the answer for the people from one up to another, in
+            stored-crop pixels.
+        views: None where plain crops are the only view.
     """
     if count == 0:
         raise ValueError(f"a store needs at least one person, got none for {path}")
     parts = [
-        _packed(asked(start, min(start + BATCH_SIZE, count)), stored_size)
+        _packed(view(start, min(start + BATCH_SIZE, count)), stored_size)
+        for view in asked
         for start in range(0, count, BATCH_SIZE)
     ]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    meta = {"stored_size": list(stored_size), **(noted or {})}
-    write_columns(path, {**columns, **(further or {})}, meta)
+    meta: dict[str, Any] = {"stored_size": stored_size, "num_views": len(asked)}
+    if views is not None:
+        columns["affine"] = views.affine
+        meta |= {"frame": dataclasses.asdict(views.frame), "drawn_by": views.drawn_by}
+    write_columns(path, columns, meta)
 
 
 def open_teacher_store(path: Path) -> TeacherStore:
     """The store, memory-mapped."""
     columns, meta = read_columns(path)
     height, width = meta["stored_size"]
-    return TeacherStore(stored_size=(height, width), **columns)
+    affine, views = columns.pop("affine", None), None
+    if affine is not None:
+        size, align_corners = meta["frame"]["size"], meta["frame"]["align_corners"]
+        views = Views(affine, CropFrame(tuple(size), align_corners), meta["drawn_by"])
+    return TeacherStore(
+        stored_size=(height, width), num_views=meta["num_views"], views=views, **columns
+    )
 
 
 def _packed(answer: Answer, stored_size: tuple[int, int]) -> dict[str, NDArray[np.generic]]:

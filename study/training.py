@@ -43,7 +43,6 @@ from study.schema import (
 )
 from study.store import CropStore, open_crop_store
 from study.teacher_store import Targets, open_teacher_store
-from study.views import VIEWS, Views, open_views, without_patches
 from study.workers import Workers
 
 Report = Callable[[Row], bool]
@@ -159,14 +158,11 @@ class TrainingData:
     search: CropStore
     search_truth: Path
     teacher: Targets | None
-    views: Views | None = None
-    """Of the people to train on; None where augmentations are drawn anew."""
 
     @classmethod
     def open(
         cls, config: StudyConfig, data: StudyData, workers: Workers, teacher: Path | None
     ) -> TrainingData:
-        views = teacher and teacher.with_name(VIEWS)
         return cls(
             config=config,
             workers=workers,
@@ -175,7 +171,6 @@ class TrainingData:
             search=open_crop_store(Path(data.search)),
             search_truth=Path(data.search_truth),
             teacher=open_teacher_store(teacher) if teacher else None,
-            views=open_views(views) if views and views.is_file() else None,
         )
 
     def stage(
@@ -219,11 +214,7 @@ class TrainingData:
         generator: torch.Generator,
         starts: Starts | None = None,
     ) -> Iterator[Batch]:
-        """This worker's share of these global batches, cut in the frame of a network's codec.
-
-        Of views where there are any of this augmentation.
-        """
-        has_views = self.views and self.views.augment == without_patches(augment)
+        """This worker's share of these global batches, cut in the frame of a network's codec."""
         return training_batches(
             self.train,
             self.teacher,
@@ -234,7 +225,6 @@ class TrainingData:
             generator,
             self.workers,
             starts.train if starts else None,
-            self.views if has_views else None,
         )
 
     def score(self, estimator: Estimator, starts: Starts | None = None) -> dict[str, float]:

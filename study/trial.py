@@ -73,7 +73,7 @@ def run_trial(trial: Trial, workers: Workers, report: Report) -> None:
     ground = TrainingData.open(trial.config, trial.data, workers, trial.targets)
     if trial.targets and trial.config.teacher.mode == ONLINE:
         live = live_teacher(trial.config, trial.data, trial.targets.parent, workers)
-        ground = dataclasses.replace(ground, teacher=live, views=None)
+        ground = dataclasses.replace(ground, teacher=live)
     recorder = Recorder(Checkpoints(trial.folder), workers, report)
     if recorder.replay():
         return

@@ -14,7 +14,6 @@ from models.skeleton import COCO, Skeleton
 from study import augmentation
 from study.augmentation import (
     cut_crops,
-    draw_affines,
     draw_augmentation,
     hide,
     jitter_colour,
@@ -35,10 +34,12 @@ PATCHED = AugmentConfig(scale=0, rotation=0, flip=0, half_body=0, colour=0, eras
 def draw(
     augment: AugmentConfig, count: int, seed: int = 0, labelled: int = 17
 ) -> tuple[Tensor, Tensor]:
-    """Affines of ``count`` people with the first ``labelled`` COCO joints labelled."""
+    """Affines of ``count`` people with the first ``labelled`` COCO joints labelled, and who of
+    them is mirrored."""
     generator = torch.Generator().manual_seed(seed)
     visibility = (torch.arange(17) < labelled).expand(count, 17) * 2
-    return draw_affines(standing(count), visibility, COCO, FRAME, augment, generator)
+    drawn = draw_augmentation(standing(count), visibility, COCO, FRAME, augment, generator)
+    return drawn.affine, (drawn.joints != torch.arange(17)).any(dim=1)
 
 
 def standing(count: int) -> Tensor:
@@ -259,5 +260,6 @@ def test_the_same_generator_draws_the_same() -> None:
 def test_a_person_without_labels_is_drawn_without_nan(five: Skeleton) -> None:
     generator = torch.Generator().manual_seed(0)
     nobody = torch.zeros(20, 5)
-    affine, _ = draw_affines(torch.zeros(20, 5, 2), nobody, five, FRAME, OFFICIAL, generator)
-    assert affine.isfinite().all()
+    place = torch.zeros(20, 5, 2)
+    drawn = draw_augmentation(place, nobody, five, FRAME, OFFICIAL, generator)
+    assert drawn.affine.isfinite().all()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.crop_frame import CropFrame
 from models.skeleton import Skeleton
-from study.augmentation import draw_affines
+from study.augmentation import draw_augmentation
 from study.batches import Batch, epoch_rows, evaluation_batches, shard, training_batches
 from study.crops import apply_affine
 from study.dataset import People
@@ -169,8 +169,10 @@ def test_areas_follow_the_affine(five_store: CropStore, five: Skeleton, workers:
     keypoints = torch.from_numpy(five_store.keypoints_stored.copy())
     visibility = torch.from_numpy(five_store.visibility.copy())
     generator = torch.Generator().manual_seed(8)
-    affine, _ = draw_affines(keypoints, visibility, five, FRAME, WILD, generator)
-    expected = torch.from_numpy(five_store.areas.copy()) * torch.linalg.det(affine[..., :2]).abs()
+    drawn = draw_augmentation(keypoints, visibility, five, FRAME, WILD, generator)
+    expected = (
+        torch.from_numpy(five_store.areas.copy()) * torch.linalg.det(drawn.affine[..., :2]).abs()
+    )
     torch.testing.assert_close(batch.areas_crop, expected)
 
 

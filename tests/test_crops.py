@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.crop_frame import CropFrame
 from models.skeleton import Skeleton
-from study.augmentation import cut_crops, draw_affines
+from study.augmentation import cut_crops, draw_augmentation
 from study.config import InputError
 from study.crops import (
     STORED_MARGIN,
@@ -61,7 +61,8 @@ def of_five(
     points = torch.rand(count, 5, 2, generator=generator) * torch.tensor([40.0, 60.0])
     points += torch.tensor([28.0, 42.0])
     visibility = torch.full((count, 5), 2)
-    return points, *draw_affines(points, visibility, five, frame, augment, generator)
+    drawn = draw_augmentation(points, visibility, five, frame, augment, generator)
+    return points, drawn.affine, (drawn.joints != torch.arange(5)).any(dim=1)
 
 
 def dots_at(points: Tensor, size: tuple[int, int]) -> Tensor:

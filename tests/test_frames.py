@@ -18,7 +18,7 @@ from models.codec import CODECS, Dark, HeatmapCodec, Udp
 from models.crop_frame import CropFrame
 from models.pose_features import PoseFeatures, PoseNetwork
 from models.skeleton import Skeleton
-from study.augmentation import cut_crops, draw_affines
+from study.augmentation import cut_crops, draw_augmentation
 from study.batches import training_batches
 from study.crops import (
     STORED_MARGIN,
@@ -35,6 +35,7 @@ from study.crops import (
     warp,
 )
 from study.dataset import People
+from study.live_teacher import LiveTeacher
 from study.schema import AugmentConfig
 from study.store import CropStore, make_crop_store, open_crop_store
 from study.teacher import TARGETS, ask
@@ -132,8 +133,8 @@ def test_a_mirrored_udp_crop_is_the_mirror_of_the_plain_one(five: Skeleton) -> N
     frame = CropFrame((96, 64), align_corners=True)
     points = torch.rand(4, 5, 2, generator=torch.Generator().manual_seed(1)) * 60
     seen = torch.full((4, 5), 2)
-    affine, mirrored = draw_affines(points, seen, five, frame, FLIP, torch.Generator())
-    assert mirrored.all()
+    affine = draw_augmentation(points, seen, five, frame, FLIP, torch.Generator()).affine
+    assert (torch.linalg.det(affine[..., :2]) < 0).all()
     plain, flipped = carry(points, plain_affines(4, frame)), carry(points, affine)
     torch.testing.assert_close(flipped[..., 0], 63 - plain[..., 0])
     torch.testing.assert_close(flipped[..., 1], plain[..., 1])
@@ -179,8 +180,8 @@ def test_a_teachers_pose_lands_on_the_truth_in_the_students_crop(
     truth = torch.from_numpy(apply_affine(joints, image_to_stored)).float()
     seen = torch.full((len(BOXES), 5), 2)
     generator = torch.Generator().manual_seed(3)
-    affine, mirrored = draw_affines(truth, seen, five, student.frame, augment, generator)
-    assert mirrored.any()
+    affine = draw_augmentation(truth, seen, five, student.frame, augment, generator).affine
+    assert (torch.linalg.det(affine[..., :2]) < 0).any()
     away = carry_modes(modes, affine)[:, :, 0, :2] - carry(truth, affine)
     zoom = torch.linalg.det(affine[:, :2, :2]).abs().sqrt()[:, None]
     # the frames a pixel apart would be 0.5 px off or more, codecs themselves are 0.03 to 0.05
@@ -232,7 +233,7 @@ def test_a_stored_teacher_agrees_with_the_truth_in_every_batch(
     in_crop = carry(truth, plain_affines(13, codec.frame))
     teacher = HeatmapTeacher(Oracle(codec, in_crop), codec)
     ground: Any = SimpleNamespace(train=large_store, skeleton=five, workers=workers)
-    ask(teacher, ground, large_store, tmp_path / TARGETS)
+    ask(LiveTeacher(teacher, large_store, large_store), ground, tmp_path / TARGETS)
     frame = CropFrame(SMALL, align_corners=student_corners)
     (batch,) = training_batches(
         large_store,

@@ -160,7 +160,7 @@ def test_plan_says_what_is_there_and_leaves_nothing(
     wanted = [
         f"{train:,} people to train on, {search:,} to score trials on, {val:,} in val",
         *(f"{name}: there already, is used again" for name in ("train", "search", "val")),
-        "epochs to train: 1 of 1; then to be asked about everyone, and 2 views of each",
+        "epochs to train: 1 of 1; then to be asked about everyone, in 2 views",
         # 2 controls of 4 epochs; 8 others of 1 + 1/2 + 1/4 + 1/4
         "epochs: at most 40, about 24 with pruner=successive_halving",
         "9 runs, 0 of them there already: the best 2 trials and the baseline, 3 seeds each, "

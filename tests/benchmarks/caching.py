@@ -96,7 +96,7 @@ def epochs(storage: str, rounds: int) -> list[tuple[str, float, float]]:
     folder = teacher_folder(config, data)
     stored = TrainingData.open(config, data, workers, folder / TARGETS)
     asking = live_teacher(config, data, folder, workers)
-    asked = dataclasses.replace(stored, teacher=asking, views=None)
+    asked = dataclasses.replace(stored, teacher=asking)
     distilled = build_distill_task(config, seed=0)
     frozen = build_distill_task(config, seed=0)  # stage 2 freezes it in place
     refined = build_refine_task(
