@@ -102,18 +102,21 @@ class GaussianCodec(abc.ABC):
         centres = self._centres(keypoints_crop / self._stride(keypoints_crop))
         sizes = centres.new_tensor(self.heatmap_size[::-1])
         weights = labelled & touches(self._window(centres), WINDOW * self.sigma, sizes)
-        rest = torch.stack((weights, torch.ones_like(weights)), dim=-1).to(keypoints_crop.dtype)
-        modes = torch.cat((keypoints_crop, rest), dim=-1)
-        return self.render(modes[:, :, None]), weights.float()
+        heights = weights[:, :, None].to(centres.dtype)
+        maps = self._drawn(centres[:, :, None], heights, centres.new_tensor(self.sigma))
+        return maps, weights.float()
 
     def render(self, modes: Tensor) -> Tensor:
         """Draw modes (B, K, M, 4) as heatmaps (B, K, H, W), the highest where they overlap."""
         centres = self._centres(modes[..., :2] / self._stride(modes))
-        spread = self.sigma * modes[..., 3].clamp_min(_TINY)
+        return self._drawn(centres, modes[..., 2], self.sigma * modes[..., 3].clamp_min(_TINY))
+
+    def _drawn(self, centres: Tensor, heights: Tensor, spread: Tensor) -> Tensor:
+        """Gaussians at centres (B, K, M, 2) in cells, heights and spread (B, K, M), as maps."""
         height, width = self.heatmap_size
         along_x = self._profile(centres[..., 0], spread, width)
         along_y = self._profile(centres[..., 1], spread, height)
-        peaks = modes[..., 2, None]
+        peaks = heights[..., None]
         along_y = torch.where(peaks > 0, along_y * peaks, 0.0)  # before the maps: those are large
         maps = along_y[..., :, None] * along_x[..., None, :]  # (B, K, M, H, W)
         return (maps[:, :, 0] if maps.shape[2] == 1 else maps.amax(dim=2)).float()

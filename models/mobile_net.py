@@ -145,7 +145,7 @@ class ConvNorm(nn.Sequential):
         super().__init__(
             nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=folded),
             *([] if folded else [nn.BatchNorm2d(outputs)]),
-            *([nn.ReLU6(inplace=True)] if relu else []),
+            *([nn.ReLU6()] if relu else []),
         )
         self.pads_after = pads_after
 

@@ -43,8 +43,9 @@ def truth_loss(student_heatmaps: Tensor, target_heatmaps: Tensor, weights: Tenso
         target_heatmaps: (B, K, H, W).
         weights: (B, K), 0 for unlabelled joints.
     """
-    difference = (student_heatmaps - target_heatmaps.detach()) * weights.detach()[..., None, None]
-    return _mean_of(0.5 * difference.square())
+    squared = (student_heatmaps - target_heatmaps.detach()).square()
+    halves = 0.5 * weights.detach().square() * squared.sum(dim=(2, 3))
+    return Term(halves.sum(), halves.new_tensor(float(squared.numel())))
 
 
 def bins_kl(
@@ -75,7 +76,7 @@ def heatmap_mse(student_heatmaps: Tensor, teacher_heatmaps: Tensor, weights: Ten
         weights: (B, K), 0 for joints of which the teacher has nothing to say.
     """
     loss = (student_heatmaps - teacher_heatmaps.detach()).square()
-    return _weighted_mean(loss, weights[..., None, None].expand_as(loss))
+    return _weighted_mean(loss.mean(dim=(2, 3)), weights)
 
 
 def heatmap_kl(
@@ -123,16 +124,14 @@ def pairwise_loss(
         confidence: the teacher's scores, (B, K).
         beta: where the loss turns from square to straight.
     """
-    first, second = _pairs(student_points)
-    teacher_points = teacher_points.detach()
-    student = torch.linalg.vector_norm(
-        student_points[:, first] - student_points[:, second], dim=-1
+    student, teacher = (
+        torch.linalg.vector_norm(points[:, :, None] - points[:, None], dim=-1)  # (B, K, K)
+        for points in (student_points, teacher_points.detach())
     )
-    teacher = torch.linalg.vector_norm(
-        teacher_points[:, first] - teacher_points[:, second], dim=-1
-    )
-    loss = F.smooth_l1_loss(student, teacher, reduction="none", beta=beta)  # (B, K (K - 1) / 2)
-    return _weighted_mean(loss, _both(confidence, first, second))
+    loss = F.smooth_l1_loss(student, teacher, reduction="none", beta=beta)
+    roots = confidence.detach().clamp_min(0).sqrt()
+    # every pair once: whole matrices are cheaper than gathering halves of them
+    return _weighted_mean(loss, (roots[:, :, None] * roots[:, None]).triu(diagonal=1))
 
 
 def bone_loss(
@@ -355,10 +354,6 @@ def _corners(edges: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
         ends = [end if start == joint else start for start, end in edges if joint in (start, end)]
         corners += [(first, joint, last) for first, last in itertools.combinations(ends, 2)]
     return corners
-
-
-def _mean_of(values: Tensor) -> Term:
-    return Term(values.sum(), values.new_tensor(float(values.numel())))
 
 
 def _weighted_mean(values: Tensor, weights: Tensor) -> Term:
