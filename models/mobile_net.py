@@ -45,15 +45,15 @@ LATERAL_GROUPS = (1, 2, 3)
 
 SIZES = {
     # tiny: for small crops, in whose training a layer costs as much by being called as by its
-    # arithmetic. So it has one block a stride, and its channels at stride 4, where accuracy on
-    # the drawn people turned out to come from (tests/benchmarks/student_shapes.py).
+    # arithmetic. So it has one block a stride, and its channels in the stem and at stride 4, where
+    # accuracy on the drawn people turned out to come from (tests/benchmarks/student_shapes.py).
     "tiny": MobileNetSize(
-        stem=8,
-        channels=(8, 12, 16, 32, 32, 48, 48),
+        stem=16,
+        channels=(16, 12, 16, 32, 32, 48, 48),
         repeats=(0, 1, 1, 1, 0, 1, 0),
         expansion=2,
         last=64,
-        pyramid=(24, 24, 24),
+        pyramid=(32, 32, 32),
         head=32,
     ),
     # small, medium, large: students to ship, chosen by tests/benchmarks/models.py --shapes among
@@ -260,13 +260,10 @@ class MobileNet(PoseNetwork):
 
 
 def _groups(size: MobileNetSize) -> nn.ModuleList:
-    """The seven groups of inverted residuals, of which the first does not widen."""
+    """The seven groups of inverted residuals; the first block of all does not widen."""
     groups = nn.ModuleList()
-    inputs = size.stem
-    for index, (outputs, repeats, stride) in enumerate(
-        zip(size.channels, size.repeats, STRIDES, strict=True)
-    ):
-        expansion = 1 if index == 0 else size.expansion
+    inputs, expansion = size.stem, 1
+    for outputs, repeats, stride in zip(size.channels, size.repeats, STRIDES, strict=True):
         blocks = []
         for repeat in range(repeats):
             blocks.append(
@@ -278,7 +275,7 @@ def _groups(size: MobileNetSize) -> nn.ModuleList:
                     folded=size.folded,
                 )
             )
-            inputs = outputs
+            inputs, expansion = outputs, size.expansion
         groups.append(nn.Sequential(*blocks))
     return groups
 

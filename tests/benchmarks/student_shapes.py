@@ -31,24 +31,29 @@ from study.trial import Trial, run_trial  # noqa: E402
 from study.workers import Workers, settle_in  # noqa: E402
 
 TINY = SIZES["tiny"]
-NARROW = (8, 12, 16, 24, 24, 32, 32)
-ONE_A_STRIDE = dataclasses.replace(TINY, channels=NARROW, last=48, pyramid=(24, 16, 16), head=24)
 
 
 def with_fine(shape: MobileNetSize, channels: int) -> MobileNetSize:
-    """The shape with so many channels at strides 8 and 4, and 32 in its head."""
-    pyramid = (max(24, channels), channels, channels)
-    return dataclasses.replace(shape, pyramid=pyramid, head=32)
+    """The shape with so many channels at the pyramid's strides."""
+    return dataclasses.replace(shape, pyramid=(channels,) * 3)
 
 
+NARROW_STEM = dataclasses.replace(TINY, stem=8, channels=(8, *TINY.channels[1:]))
+SEVEN_GROUPS = MobileNetSize(
+    stem=8,
+    channels=(8, 12, 16, 24, 24, 32, 32),
+    repeats=(1, 1, 1, 1, 1, 1, 1),
+    expansion=2,
+    last=48,
+    pyramid=(24, 16, 16),
+    head=24,
+)
 SHAPES = {
-    "seven groups, 16 at stride 4": dataclasses.replace(
-        ONE_A_STRIDE, repeats=(1, 1, 1, 1, 1, 1, 1)
-    ),
-    "one block a stride, 16": ONE_A_STRIDE,
-    "one block a stride, 24": with_fine(ONE_A_STRIDE, 24),
-    "tiny: 24, wider below": TINY,
-    "32, wider below": with_fine(TINY, 32),
+    "seven groups, 8 in the stem, 16 at stride 4": SEVEN_GROUPS,
+    "one block a stride, 8, 24": with_fine(NARROW_STEM, 24),
+    "one block a stride, 16, 24": with_fine(TINY, 24),
+    "tiny: one block a stride, 16, 32": TINY,
+    "one block a stride, 16, 40": with_fine(TINY, 40),
 }
 
 
