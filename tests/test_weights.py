@@ -108,7 +108,7 @@ def test_another_joint_count_leaves_the_head_alone_at_random_and_says_so(
         ({"stem.0.weight": None}, "stem.0.weight: not in the file"),
         (
             {"stem.0.weight": torch.zeros(1)},
-            "stem.0.weight: (1,) in the file, (8, 3, 3, 3) in the model",
+            "stem.0.weight: (1,) in the file, (16, 3, 3, 3) in the model",
         ),
         ({"backbone.weight": torch.zeros(1)}, "backbone.weight: not in the model"),
         ({"final_layer.weight": None}, "final_layer.weight: not in the file"),
