@@ -10,22 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from models.build import build_codec
 from models.crop_frame import CropFrame
 from models.movenet import weight_files
 from models.skeleton import Skeleton
-from study.augmentation import Augmentation, draw_affines, no_augmentation
-from study.batches import crops_of, plain_batch
+from study.augmentation import draw_affines, no_augmentation
+from study.batches import crops_of
 from study.checkpoint import Checkpoint, Checkpoints, best_row
 from study.compilation import compile_network
 from study.config import RANDOM, InputError, to_plain
 from study.crops import (
     carry_modes,
-    chain_affines,
-    crop_to_image_affine,
     invert_affine,
     plain_affines,
     stored_size,
@@ -181,11 +177,11 @@ def make_teacher(config: StudyConfig, data: StudyData, workers: Workers, report:
         live = LiveTeacher(teacher, ground.train, student)
         codec = build_codec(config.student.codec, input_size_of(config), config.student.sigma)
         views = draw_views(
-            *(student, skeleton_of(config), codec.frame, config.distill.augment),
+            *(student, ground.skeleton, codec.frame, config.distill.augment),
             number=config.teacher.views,
             seed=seed_of(config.seed, "views"),
         )
-        ask(live, ground, folder / TARGETS, views if config.teacher.views > 1 else None)
+        ask(live, views, ground.skeleton, workers.device, folder / TARGETS)
         cached = open_teacher_store(folder / TARGETS)
         note_target_error(folder, cached, live, config, workers.device)
         _finish(folder, int(best_row(rows)["epoch"]), rows)
@@ -227,47 +223,30 @@ def draw_views(
     return Views(affine.numpy(), frame, place_of(augment))
 
 
-def ask(live: LiveTeacher, ground: TrainingData, target: Path, views: Views | None = None) -> None:
-    """Stores the teacher's answer for every training person, of each view of it.
+def ask(
+    live: LiveTeacher, views: Views, skeleton: Skeleton, device: torch.device, target: Path
+) -> None:
+    """Stores the teacher's answer for every training person, of each of these views."""
+    store = live.student
+    plain = no_augmentation(len(views.affine), skeleton, views.frame)
+    drawn = dataclasses.replace(plain, affine=torch.from_numpy(views.affine))
+    back = torch.from_numpy(invert_affine(views.affine.astype(float)))
 
-    Args:
-        ground: holds the people in the crops that the teacher sees.
-        views: those asked about beside the plain crops, if any.
-    """
-    teacher, own, student = live.teacher, ground.train, live.student
-    count, device = len(own), ground.workers.device
-    affines = torch.from_numpy(crop_to_stored(teacher.frame, own, student))
-
-    def plain(start: int, stop: int) -> Answer:
-        people = torch.arange(start, stop)
-        with torch.inference_mode():
-            crops = plain_batch(own, ground.skeleton, teacher.frame, people, device).crops
-            return _carried(teacher.ask(crops), affines[people])
-
-    def further(number: int, drawn: Augmentation, frame: CropFrame) -> Asked:
+    def of_view(number: int) -> Asked:
         def asked(start: int, stop: int) -> Answer:
             people = torch.arange(start, stop)
-            view = drawn.take(number * count + people)
-            back = torch.from_numpy(invert_affine(view.affine.double().numpy()))
+            rows = number * len(store) + people
+            own, places = drawn.take(rows), torch.arange(len(people))
             with torch.inference_mode():
-                places = torch.arange(len(people))
-                crops = crops_of(student, people, view, places, frame, device)
-                return _carried(live.answers(people.numpy(), view, frame, crops), back)
+                crops = crops_of(store, people, own, places, views.frame, device)
+                said = live.answers(people.numpy(), own, views.frame, crops)
+                modes = carry_modes(said.modes_crop.double().cpu(), back[rows])
+            return said._replace(modes_crop=modes)
 
         return asked
 
-    asked: list[Asked] = [plain]
-    if views is not None:
-        rows = len(views.affine)
-        drawn = no_augmentation(rows, ground.skeleton, views.frame)
-        drawn = dataclasses.replace(drawn, affine=torch.from_numpy(views.affine))
-        asked += [further(number, drawn, views.frame) for number in range(1, rows // count)]
-    write_teacher_store(target, stored_size(student.input_size), count, *asked, views=views)
-
-
-def _carried(said: Answer, affine: Tensor) -> Answer:
-    """What was said of crops, in the pixels that the affines (B, 2, 3) lead to."""
-    return said._replace(modes_crop=carry_modes(said.modes_crop.double().cpu(), affine))
+    asked = map(of_view, range(len(views.affine) // len(store)))
+    write_teacher_store(target, stored_size(store.input_size), len(store), *asked, views=views)
 
 
 def live_teacher(config: StudyConfig, data: StudyData, folder: Path, workers: Workers) -> Targets:
@@ -275,19 +254,6 @@ def live_teacher(config: StudyConfig, data: StudyData, folder: Path, workers: Wo
     teacher = load_teacher(config, folder, workers.device)
     stores = (open_crop_store(Path(part.train)) for part in (data.for_teacher(), data))
     return LiveTeacher(teacher, *stores)
-
-
-def crop_to_stored(
-    frame: CropFrame, teacher: CropStore, student: CropStore
-) -> NDArray[np.float64]:
-    """From the teacher's plain crops, by the pictures, to the student's stored ones, (N, 2, 3).
-
-    Args:
-        frame: of the teacher's crops.
-        teacher: their store; both hold the same people in the same order.
-    """
-    crop_to_image = crop_to_image_affine(frame, teacher.image_to_stored)
-    return chain_affines(crop_to_image, student.image_to_stored)
 
 
 def _finish(folder: Path, epoch: int, rows: list[Row]) -> None:

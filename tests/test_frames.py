@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import cv2
 import numpy as np
@@ -38,7 +36,7 @@ from study.dataset import People
 from study.live_teacher import LiveTeacher
 from study.schema import AugmentConfig
 from study.store import CropStore, make_crop_store, open_crop_store
-from study.teacher import TARGETS, ask
+from study.teacher import TARGETS, ask, draw_views
 from study.teacher_store import open_teacher_store
 from study.teachers import HeatmapTeacher
 from study.workers import Workers
@@ -232,9 +230,10 @@ def test_a_stored_teacher_agrees_with_the_truth_in_every_batch(
     truth = torch.from_numpy(large_store.keypoints_stored.copy())
     in_crop = carry(truth, plain_affines(13, codec.frame))
     teacher = HeatmapTeacher(Oracle(codec, in_crop), codec)
-    ground: Any = SimpleNamespace(train=large_store, skeleton=five, workers=workers)
-    ask(LiveTeacher(teacher, large_store, large_store), ground, tmp_path / TARGETS)
     frame = CropFrame(SMALL, align_corners=student_corners)
+    views = draw_views(large_store, five, frame, WILD, number=1, seed=0)
+    live = LiveTeacher(teacher, large_store, large_store)
+    ask(live, views, five, workers.device, tmp_path / TARGETS)
     (batch,) = training_batches(
         large_store,
         open_teacher_store(tmp_path / TARGETS),

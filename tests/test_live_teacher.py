@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from study.prepare import StudyData
 from study.schema import AugmentConfig, StudyConfig
 from study.store import CropStore, make_crop_store, open_crop_store
 from study.target_error import describe_targets, target_error
-from study.teacher import TARGETS, ask, make_teacher, teacher_folder
+from study.teacher import TARGETS, ask, draw_views, make_teacher, teacher_folder
 from study.teacher_store import Answer, open_teacher_store
 from study.trial import Trial, run_trial
 from study.workers import Workers
@@ -159,9 +158,9 @@ def test_the_error_of_targets_is_what_they_are_off(
     off: float, five_store: CropStore, five: Skeleton, tmp_path: Path, workers: Workers
 ) -> None:
     truth = torch.from_numpy(five_store.keypoints_stored.copy()) - torch.tensor([16.0, 24.0])
-    ground: Any = SimpleNamespace(train=five_store, skeleton=five, workers=workers)
     truthful = LiveTeacher(Truthful(FRAME, truth), five_store, five_store)
-    ask(truthful, ground, tmp_path / TARGETS)
+    views = draw_views(five_store, five, FRAME, AugmentConfig(*[0.0] * 7), number=1, seed=0)
+    ask(truthful, views, five, CPU, tmp_path / TARGETS)
     live: Any = SeesJoints(five_store, five, off)
     live.student = five_store
     codec = Dark((96, 64), (24, 16))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -60,9 +58,8 @@ class Finder:
 def asked(
     store: CropStore, five: Skeleton, augment: AugmentConfig, folder: Path, seed: int = 1
 ) -> TeacherStore:
-    ground: Any = SimpleNamespace(train=store, skeleton=five, workers=Workers(CPU))
     views = draw_views(store, five, FRAME, augment, number=NUMBER, seed=seed)
-    ask(LiveTeacher(Finder(), store, store), ground, folder / TARGETS, views)
+    ask(LiveTeacher(Finder(), store, store), views, five, CPU, folder / TARGETS)
     return open_teacher_store(folder / TARGETS)
 
 
