@@ -178,7 +178,7 @@ def test_it_is_asked_about_everyone_as_it_comes_and_after_training(
         rows = json.loads((folder / "teacher.json").read_text())["rows"]
         targets = open_teacher_store(folder / TARGETS)
         assert [row["epoch"] for row in rows] == [epochs] and "val_ap" in rows[0]
-        assert len(targets.taught) == data.num_people[0] and targets.taught.all()
+        assert len(targets) == data.num_people[0] and targets.taught.all()
         assert targets.relation is not None
         assert (folder / "epochs").exists() == bool(epochs)  # what came is not copied
 
