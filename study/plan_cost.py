@@ -146,8 +146,9 @@ def confirm_lines(config: StudyConfig, folder: Path, finished: int) -> Iterator[
         yield "off (confirm.trials=0)"
         return
     chosen = max(number // config.confirm.seeds - 1, 0)
+    best = "trial" if chosen == 1 else f"{chosen} trials"
     yield (
-        f"{number} runs, {done} of them there already: the best {chosen} trials "
+        f"{number} runs, {done} of them there already: the best {best} "
         f"and the baseline, {config.confirm.seeds} seeds each, {(number - done) * budget} epochs"
     )
 

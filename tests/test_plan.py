@@ -119,7 +119,7 @@ def test_only_trials_that_can_be_confirmed_are_counted_once_all_are_finished(
     (before,) = plan_cost.confirm_lines(config, tmp_path, 9)
     (after,) = plan_cost.confirm_lines(config, tmp_path, 10)
     assert before.startswith("9 runs, 0 of them there already: the best 2 trials")
-    assert after.startswith("6 runs, 0 of them there already: the best 1 trials")
+    assert after.startswith("6 runs, 0 of them there already: the best trial and")
     monkeypatch.setattr(plan_cost, "chosen_trials", lambda *_: [])
     (nobody,) = plan_cost.confirm_lines(config, tmp_path, 10)
     assert nobody.startswith("0 runs, 0 of them there already: the best 0 trials")
