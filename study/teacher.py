@@ -245,8 +245,9 @@ def ask(
 
         return asked
 
-    asked = map(of_view, range(len(views.affine) // len(store)))
-    write_teacher_store(target, stored_size(store.input_size), len(store), *asked, views=views)
+    asked = [of_view(number) for number in range(len(views.affine) // len(store))]
+    size, kept = stored_size(store.input_size), views if len(asked) > 1 else None
+    write_teacher_store(target, size, len(store), *asked, views=kept)
 
 
 def live_teacher(config: StudyConfig, data: StudyData, folder: Path, workers: Workers) -> Targets:

@@ -107,14 +107,14 @@ class TeacherStore:
     num_views: int = 1
     """V."""
     views: Views | None = None
-    """None of poses out of a file, about whose crops nobody was asked."""
+    """None where all crops were plain."""
 
     def __len__(self) -> int:
         return len(self.places) // self.num_views
 
     def has_views(self, augment: AugmentConfig, frame: CropFrame) -> bool:
         """Whether a training that is augmented so, in such crops, can choose among views."""
-        if self.views is None or self.num_views == 1:
+        if self.views is None:
             return False
         return (self.views.frame, self.views.drawn_by) == (frame, place_of(augment))
 
@@ -183,7 +183,7 @@ def write_teacher_store(
         stored_size: (height, width) of the stored crops, of which the places are pixels.
         asked: of each view, gives the answer for the people from one up to another, in
             stored-crop pixels.
-        views: where the crops lay that were asked about; None of poses out of a file.
+        views: where the crops lay that were asked about; None where all were plain.
     """
     if count == 0:
         raise ValueError(f"a store needs at least one person, got none for {path}")
