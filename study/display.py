@@ -212,8 +212,11 @@ def teacher_panel(status: dict[str, Any], epochs: int, elapsed: float) -> Panel:
     """How far the teacher's training is."""
     row = status["teacher"]
     done = row["epoch"] if row else 0
-    bar = Progress(TextColumn("epochs"), BarColumn(bar_width=40), MofNCompleteColumn())
+    asked, crops = row.get("asked", (0, None)) if row else (0, None)
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=40), MofNCompleteColumn())
+    bar = Progress(*columns)
     bar.add_task("epochs", total=epochs, completed=done)
+    bar.add_task("crops asked about", total=crops, completed=asked, visible=bool(asked))
     facts = Table.grid(padding=(0, 2))
     facts.add_row("AP", percent(row["val_ap"]) if row else "-")
     facts.add_row("in use", in_use(status["resources"]))
@@ -227,13 +230,13 @@ def teacher_panel(status: dict[str, Any], epochs: int, elapsed: float) -> Panel:
 def teacher_line(status: dict[str, Any], epochs: int, elapsed: float) -> str:
     """The same in one line."""
     row = status["teacher"]
-    if not epochs:
-        known = "" if row is None else f", AP {percent(row['val_ap'])} as it comes"
-        return f"teacher: asked about everyone{known}"
     if row is None:
-        return f"teacher: starting ({epochs} epochs)"
-    then = ", asked about everyone" if row["epoch"] == epochs else ""
-    return f"teacher: epoch {row['epoch']}/{epochs}, AP {percent(row['val_ap'])}{then}"
+        return f"teacher: starting ({epochs} epochs)" if epochs else "teacher: starting"
+    asked = "asked about {:,} of {:,} crops".format(*row["asked"]) if "asked" in row else ""
+    if not epochs:
+        return f"teacher: AP {percent(row['val_ap'])} as it comes{asked and ', ' + asked}"
+    known = f"teacher: epoch {row['epoch']}/{epochs}, AP {percent(row['val_ap'])}"
+    return known + (asked and f", {asked}")
 
 
 def confirm_line(status: dict[str, Any], elapsed: float) -> str:

@@ -338,7 +338,11 @@ def _teacher_worker(config: dict[str, Any]) -> None:
         ray.train.report(brief(row))
         return False
 
-    make_teacher(plan.config, plan.data.here(), workers, report)
+    def tell(row: Row) -> None:
+        if workers.rank == 0:
+            owner.report_teacher.remote(row)  # nobody waits for it
+
+    make_teacher(plan.config, plan.data.here(), workers, report, tell)
 
 
 def resources_in_use() -> dict[str, tuple[float, float]]:

@@ -76,6 +76,7 @@ class StudyOwner:
         if is_staged(config):
             self._open_second_stage()
         self.teacher_rows: list[Row] = []
+        self.teacher: Row | None = None
         self.flushed: dict[int, float] = {}
         self.why_halted: str | None = None
         tidy(self.folder)
@@ -161,7 +162,8 @@ class StudyOwner:
         self._stage(number).note(number, "error", error)
 
     def report_teacher(self, row: Row) -> None:
-        """Records an epoch of the teacher's training."""
+        """Records an epoch of the teacher's training, or how far the asking is since."""
+        self.teacher = row
         if row["epoch"] not in {known["epoch"] for known in self.teacher_rows}:
             self.teacher_rows.append(row)
             rows = [{"study": self.config.name, **known} for known in self.teacher_rows]
@@ -188,21 +190,20 @@ class StudyOwner:
             for number, trial in trials.items()
             if trial.state == TrialState.RUNNING
         ]
-        ended = [trial for trial in trials.values() if trial.values]
+        ended = [t for t in trials.values() if t.values]
+        baseline = [t.values[0] for t in ended if t.user_attrs.get("control") == BASELINE]
         return {
             "states": {s.name: sum(t.state == s for t in trials.values()) for s in STATES},
             "running": running,
             "best": None if best is None else {"trial": best, "ap": trials[best].values[0]},
-            "baseline": next(
-                (t.values[0] for t in ended if t.user_attrs.get("control") == BASELINE), None
-            ),
+            "baseline": baseline[0] if baseline else None,
             "stages": self._progress(),
             "errors": {
                 number: trial.user_attrs.get("error")
                 for number, trial in trials.items()
                 if trial.state == TrialState.FAIL
             },
-            "teacher": self.teacher_rows[-1] if self.teacher_rows else None,
+            "teacher": self.teacher,
         }
 
     def news(self, ended: Container[int]) -> list[tuple[Row, list[Row]]]:

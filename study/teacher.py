@@ -158,11 +158,19 @@ def prepare_teacher(config: StudyConfig, data: StudyData, say: Callable[[str], N
     _finish(folder, 0, [])
 
 
-def make_teacher(config: StudyConfig, data: StudyData, workers: Workers, report: Report) -> None:
+def make_teacher(
+    config: StudyConfig,
+    data: StudyData,
+    workers: Workers,
+    report: Report,
+    tell: Callable[[Row], None] = lambda row: None,
+) -> None:
     """Trains the teacher, or goes on where it was; then stores what it says of each person.
 
     Args:
-        report: called on the first worker with each epoch's row.
+        report: called with each epoch's row.
+        tell: called while it is asked with the last row and, as ``asked``, the number of crops
+            that it was asked about and of all of them.
     """
     folder = teacher_folder(config, data)
     ground = TrainingData.open(config, data.for_teacher(), workers, teacher=None)
@@ -172,16 +180,20 @@ def make_teacher(config: StudyConfig, data: StudyData, workers: Workers, report:
         scores = {f"val_{name}": value for name, value in ground.score(teacher).items()}
         rows = [{"stage": "teacher", "epoch": 0, "step": 0, "seconds": 0.0, "loss": 0.0, **scores}]
         report(rows[0])
+    student = open_crop_store(Path(data.train))
+    live = LiveTeacher(teacher, ground.train, student)
+    codec = build_codec(config.student.codec, input_size_of(config), config.student.sigma)
+    views = draw_views(
+        *(student, ground.skeleton, codec.frame, config.distill.augment),
+        number=config.teacher.views,
+        seed=seed_of(config.seed, "views"),
+    )
+
+    def asked(done: int, total: int) -> None:
+        tell({**rows[-1], "asked": (done, total)})
+
+    ask(live, views, ground.skeleton, workers, folder / TARGETS, asked)
     if workers.rank == 0:
-        student = open_crop_store(Path(data.train))
-        live = LiveTeacher(teacher, ground.train, student)
-        codec = build_codec(config.student.codec, input_size_of(config), config.student.sigma)
-        views = draw_views(
-            *(student, ground.skeleton, codec.frame, config.distill.augment),
-            number=config.teacher.views,
-            seed=seed_of(config.seed, "views"),
-        )
-        ask(live, views, ground.skeleton, workers.device, folder / TARGETS)
         cached = open_teacher_store(folder / TARGETS)
         note_target_error(folder, cached, live, config, workers.device)
         _finish(folder, int(best_row(rows)["epoch"]), rows)
@@ -224,9 +236,18 @@ def draw_views(
 
 
 def ask(
-    live: LiveTeacher, views: Views, skeleton: Skeleton, device: torch.device, target: Path
+    live: LiveTeacher,
+    views: Views,
+    skeleton: Skeleton,
+    workers: Workers,
+    target: Path,
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Stores the teacher's answer for every training person, of each of these views."""
+    """Stores the teacher's answer for every training person, of each of these views.
+
+    Args:
+        tell: called with about how many crops of all it was asked about.
+    """
     store = live.student
     plain = no_augmentation(len(views.affine), skeleton, views.frame)
     drawn = dataclasses.replace(plain, affine=torch.from_numpy(views.affine))
@@ -238,7 +259,7 @@ def ask(
             rows = number * len(store) + people
             own, places = drawn.take(rows), torch.arange(len(people))
             with torch.inference_mode():
-                crops = crops_of(store, people, own, places, views.frame, device)
+                crops = crops_of(store, people, own, places, views.frame, workers.device)
                 said = live.answers(people.numpy(), own, views.frame, crops)
                 modes = carry_modes(said.modes_crop.double().cpu(), back[rows])
             return said._replace(modes_crop=modes)
@@ -247,7 +268,7 @@ def ask(
 
     asked = [of_view(number) for number in range(len(views.affine) // len(store))]
     size, kept = stored_size(store.input_size), views if len(asked) > 1 else None
-    write_teacher_store(target, size, len(store), *asked, views=kept)
+    write_teacher_store(target, size, len(store), *asked, views=kept, workers=workers, tell=tell)
 
 
 def live_teacher(config: StudyConfig, data: StudyData, folder: Path, workers: Workers) -> Targets:

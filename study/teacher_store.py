@@ -28,6 +28,7 @@ from study.augmentation import Augmentation
 from study.columns import read_columns, write_columns
 from study.crops import carry_modes
 from study.schema import AugmentConfig
+from study.workers import Workers
 
 BATCH_SIZE = 64
 _STEPS = 2**16 - 1
@@ -176,22 +177,35 @@ def write_teacher_store(
     count: int,
     *asked: Asked,
     views: Views | None = None,
+    workers: Workers | None = None,
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Writes the answers for ``count`` people, asked about BATCH_SIZE at a time.
+
+    Every worker asks about its share of them; the first one writes.
 
     Args:
         stored_size: (height, width) of the stored crops, of which the places are pixels.
         asked: of each view, gives the answer for the people from one up to another, in
             stored-crop pixels.
         views: where the crops lay that were asked about; None where all were plain.
+        workers: None where there is no other.
+        tell: called after each time with about how many crops of all were asked about.
     """
     if count == 0:
         raise ValueError(f"a store needs at least one person, got none for {path}")
-    parts = [
-        _packed(view(start, min(start + BATCH_SIZE, count)), stored_size)
-        for view in asked
-        for start in range(0, count, BATCH_SIZE)
-    ]
+    rank, world = (workers.rank, workers.world) if workers else (0, 1)
+    blocks = [(view, start) for view in asked for start in range(0, count, BATCH_SIZE)]
+    own: dict[int, dict[str, NDArray[np.generic]]] = {}
+    for number in range(rank, len(blocks), world):
+        view, start = blocks[number]
+        own[number] = _packed(view(start, min(start + BATCH_SIZE, count)), stored_size)
+        total = len(asked) * count
+        tell(min(len(own) * world * BATCH_SIZE, total), total)
+    shares = workers.gather(own) if workers else [own]
+    if rank:
+        return
+    parts = [shares[number % world][number] for number in range(len(blocks))]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     meta: dict[str, Any] = {"stored_size": stored_size, "num_views": len(asked)}
     if views is not None:

@@ -24,6 +24,7 @@ from study.display import (
 )
 
 ROW = {"epoch": 3, "val_ap": 0.1234}
+ASKED = {**ROW, "asked": (1280, 6815)}
 
 
 def stage(trials: int, epochs: int = 0, left: float = 0, is_bound: bool = False) -> Any:
@@ -129,9 +130,11 @@ def test_what_is_in_use_is_asked_at_each_look(
     [
         (None, 20, "teacher: starting (20 epochs)"),
         (ROW, 20, "teacher: epoch 3/20, AP 12.3"),
-        (ROW, 3, "teacher: epoch 3/3, AP 12.3, asked about everyone"),
-        (None, 0, "teacher: asked about everyone"),
-        (ROW, 0, "teacher: asked about everyone, AP 12.3 as it comes"),
+        (ROW, 3, "teacher: epoch 3/3, AP 12.3"),
+        (ASKED, 3, "teacher: epoch 3/3, AP 12.3, asked about 1,280 of 6,815 crops"),
+        (None, 0, "teacher: starting"),
+        (ROW, 0, "teacher: AP 12.3 as it comes"),
+        (ASKED, 0, "teacher: AP 12.3 as it comes, asked about 1,280 of 6,815 crops"),
     ],
 )
 def test_the_teachers_line_tells_whether_it_is_trained_or_asked(

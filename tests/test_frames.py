@@ -233,7 +233,7 @@ def test_a_stored_teacher_agrees_with_the_truth_in_every_batch(
     frame = CropFrame(SMALL, align_corners=student_corners)
     views = draw_views(large_store, five, frame, WILD, number=1, seed=0)
     live = LiveTeacher(teacher, large_store, large_store)
-    ask(live, views, five, workers.device, tmp_path / TARGETS)
+    ask(live, views, five, workers, tmp_path / TARGETS)
     (batch,) = training_batches(
         large_store,
         open_teacher_store(tmp_path / TARGETS),

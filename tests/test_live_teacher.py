@@ -160,7 +160,7 @@ def test_the_error_of_targets_is_what_they_are_off(
     truth = torch.from_numpy(five_store.keypoints_stored.copy()) - torch.tensor([16.0, 24.0])
     truthful = LiveTeacher(Truthful(FRAME, truth), five_store, five_store)
     views = draw_views(five_store, five, FRAME, AugmentConfig(*[0.0] * 7), number=1, seed=0)
-    ask(truthful, views, five, CPU, tmp_path / TARGETS)
+    ask(truthful, views, five, workers, tmp_path / TARGETS)
     live: Any = SeesJoints(five_store, five, off)
     live.student = five_store
     codec = Dark((96, 64), (24, 16))

@@ -100,7 +100,7 @@ def test_a_place_in_the_teachers_crop_is_kept_as_the_same_place_of_the_picture(
     still = AugmentConfig(*[0.0] * 7)
     views = draw_views(five_store, five, CropFrame((96, 64)), still, number=1, seed=0)
     live = LiveTeacher(teacher, own, five_store)
-    ask(live, views, five, torch.device("cpu"), tmp_path / TARGETS)
+    ask(live, views, five, Workers(torch.device("cpu")), tmp_path / TARGETS)
     found = open_teacher_store(tmp_path / TARGETS).modes_stored()[:, :, 0, :2]
     expected = apply_affine(in_picture, five_store.image_to_stored)
     inside = ((expected > -40) & (expected < np.array([130, 200]))).all(axis=-1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from study.teacher_store import Answer, TeacherStore, open_teacher_store, write_teacher_store
+from study.workers import Workers
 
 STORED = (384, 288)
 
@@ -72,6 +74,44 @@ def test_the_file_is_mapped_and_not_copied(tmp_path: Path) -> None:
 
 def test_a_teacher_without_features_has_no_relation(tmp_path: Path) -> None:
     assert written(said(3)._replace(relation=None), tmp_path / "t.arrow").relation is None
+
+
+class OneOfTwo(Workers):
+    """A worker that finds what the other one has gathered, once that is known."""
+
+    def __init__(self, rank: int, known: dict[int, Any]) -> None:
+        super().__init__(torch.device("cpu"))
+        self.rank, self.world, self.known = rank, 2, known
+
+    def gather(self, value: Any) -> list[Any]:
+        self.known[self.rank] = value
+        return [self.known.get(0), self.known.get(1)]
+
+
+def test_workers_ask_about_half_each_and_the_first_writes_what_one_would(tmp_path: Path) -> None:
+    answer = said(150)
+    alone = written(answer, tmp_path / "alone.arrow")
+    known: dict[int, Any] = {}
+    asked: dict[int, list[int]] = {0: [], 1: []}
+    told: list[tuple[int, int]] = []
+    for rank in (1, 0):
+
+        def ask(start: int, stop: int, rank: int = rank) -> Answer:
+            asked[rank].append(start)
+            return answer.part(start, stop)
+
+        target = tmp_path / f"{rank}.arrow"
+        write_teacher_store(
+            *(target, STORED, 150, ask),
+            workers=OneOfTwo(rank, known),
+            tell=lambda done, total: told.append((done, total)),
+        )
+    assert asked == {0: [0, 128], 1: [64]}
+    assert told == [(128, 150), (128, 150), (150, 150)]
+    assert not (tmp_path / "1.arrow").exists()
+    both = open_teacher_store(tmp_path / "0.arrow")
+    for name in ("places", "peaks", "taught", "relation"):
+        assert np.array_equal(getattr(both, name), getattr(alone, name))
 
 
 def test_a_store_that_breaks_off_keeps_the_one_before(tmp_path: Path) -> None:

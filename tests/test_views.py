@@ -59,7 +59,7 @@ def asked(
     store: CropStore, five: Skeleton, augment: AugmentConfig, folder: Path, seed: int = 1
 ) -> TeacherStore:
     views = draw_views(store, five, FRAME, augment, number=NUMBER, seed=seed)
-    ask(LiveTeacher(Finder(), store, store), views, five, CPU, folder / TARGETS)
+    ask(LiveTeacher(Finder(), store, store), views, five, Workers(CPU), folder / TARGETS)
     return open_teacher_store(folder / TARGETS)
 
 
