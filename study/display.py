@@ -213,8 +213,8 @@ def teacher_panel(status: dict[str, Any], epochs: int, elapsed: float) -> Panel:
     row = status["teacher"]
     done = row["epoch"] if row else 0
     asked, crops = row.get("asked", (0, None)) if row else (0, None)
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=40), MofNCompleteColumn())
-    bar = Progress(*columns)
+    name = TextColumn("{task.description}")
+    bar = Progress(name, BarColumn(bar_width=40), MofNCompleteColumn())
     bar.add_task("epochs", total=epochs, completed=done)
     bar.add_task("crops asked about", total=crops, completed=asked, visible=bool(asked))
     facts = Table.grid(padding=(0, 2))
@@ -232,11 +232,10 @@ def teacher_line(status: dict[str, Any], epochs: int, elapsed: float) -> str:
     row = status["teacher"]
     if row is None:
         return f"teacher: starting ({epochs} epochs)" if epochs else "teacher: starting"
-    asked = "asked about {:,} of {:,} crops".format(*row["asked"]) if "asked" in row else ""
-    if not epochs:
-        return f"teacher: AP {percent(row['val_ap'])} as it comes{asked and ', ' + asked}"
-    known = f"teacher: epoch {row['epoch']}/{epochs}, AP {percent(row['val_ap'])}"
-    return known + (asked and f", {asked}")
+    known = f"AP {percent(row['val_ap'])}"
+    known = f"epoch {row['epoch']}/{epochs}, {known}" if epochs else f"{known} as it comes"
+    asked = ", asked about {:,} of {:,} crops".format(*row["asked"]) if "asked" in row else ""
+    return f"teacher: {known}{asked}"
 
 
 def confirm_line(status: dict[str, Any], elapsed: float) -> str:

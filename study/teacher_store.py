@@ -196,11 +196,11 @@ def write_teacher_store(
         raise ValueError(f"a store needs at least one person, got none for {path}")
     rank, world = (workers.rank, workers.world) if workers else (0, 1)
     blocks = [(view, start) for view in asked for start in range(0, count, BATCH_SIZE)]
+    total = len(asked) * count
     own: dict[int, dict[str, NDArray[np.generic]]] = {}
     for number in range(rank, len(blocks), world):
         view, start = blocks[number]
         own[number] = _packed(view(start, min(start + BATCH_SIZE, count)), stored_size)
-        total = len(asked) * count
         tell(min(len(own) * world * BATCH_SIZE, total), total)
     shares = workers.gather(own) if workers else [own]
     if rank:
