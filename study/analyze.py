@@ -35,7 +35,7 @@ from study.results import (  # noqa: E402
     CURVES,
     JOINTS,
     PARAMS,
-    Row,
+    TableRow,
     read_final,
     read_reports,
     read_trials,
@@ -70,17 +70,17 @@ example:
 class Evidence:
     """What a study left in Parquet, as rows."""
 
-    trials: list[Row]
-    reports: list[Row]
-    final: list[Row]
-    joints: list[Row]
+    trials: list[TableRow]
+    reports: list[TableRow]
+    final: list[TableRow]
+    joints: list[TableRow]
     """AP of each finalist and joint; empty until there are finalists, as ``curves``."""
-    curves: list[Row]
+    curves: list[TableRow]
     space: SearchSpace
-    verdicts: Sequence[Row] = ()
+    verdicts: Sequence[TableRow] = ()
     """The configurations that were trained again, the winner first; empty if none was."""
 
-    def ranked(self) -> list[Row]:
+    def ranked(self) -> list[TableRow]:
         """The trials that ran to their end and keep to the constraints, the best first."""
         done = [row for row in self.trials if may_win(row)]
         return sorted(done, key=lambda row: (-row["objective"], row["trial"]))
@@ -89,7 +89,7 @@ class Evidence:
         """Whether some trial does not keep to the constraints."""
         return any(row.get("feasible") is False for row in self.trials)
 
-    def control(self, name: str) -> Row | None:
+    def control(self, name: str) -> TableRow | None:
         """The known config of that name that got furthest, if it was tried."""
         tried = [row for row in self.trials if row["control"] == name]
         return max(tried, key=lambda row: row["objective"] or 0.0, default=None)
@@ -109,7 +109,7 @@ def read_evidence(study_folder: Path) -> Evidence:
     )
 
 
-def near_bounds(best: Row, space: SearchSpace) -> list[str]:
+def near_bounds(best: TableRow, space: SearchSpace) -> list[str]:
     """A sentence for each parameter whose value in this trial lies near a bound of its range."""
     found = []
     for parameter in space.parameters:
@@ -174,7 +174,7 @@ def _overview(evidence: Evidence) -> Iterator[str]:
             yield f"Trial {row['trial']} failed: {reason}"
 
 
-def _best_table(best: Sequence[Row], space: SearchSpace, box: rich.box.Box) -> Table:
+def _best_table(best: Sequence[TableRow], space: SearchSpace, box: rich.box.Box) -> Table:
     title = "Best trials, by AP on the slice held out of train"
     table = Table(title=title, box=box, collapse_padding=True, pad_edge=False)
     table.add_column("trial", no_wrap=True)
@@ -192,7 +192,7 @@ def _best_table(best: Sequence[Row], space: SearchSpace, box: rich.box.Box) -> T
     return table
 
 
-def _gain_table(evidence: Evidence, best: Row, box: rich.box.Box) -> Table:
+def _gain_table(evidence: Evidence, best: TableRow, box: rich.box.Box) -> Table:
     table = Table(title="Gain over the known configs, in points of AP", box=box)
     for name in ("", "trial", "AP", "over baseline", "over defaults"):
         table.add_column(name, justify="right" if name else "left")
@@ -206,7 +206,7 @@ def _gain_table(evidence: Evidence, best: Row, box: rich.box.Box) -> Table:
     return table
 
 
-def _gain(row: Row, control: Row | None) -> str:
+def _gain(row: TableRow, control: TableRow | None) -> str:
     if control is row:
         return ""
     if control is None or row["objective"] is None or control["objective"] is None:

@@ -21,7 +21,7 @@ from study.results import (
     TEXT,
     WHOLE,
     Column,
-    Row,
+    TableRow,
     read_table,
     read_trials,
     write_part,
@@ -78,7 +78,7 @@ def place_of(trial: int, run: int) -> str:
     return f"{CONFIRM}/{trial}-{run}"
 
 
-def write_run(study_folder: Path, row: Row, space: SearchSpace) -> None:
+def write_run(study_folder: Path, row: TableRow, space: SearchSpace) -> None:
     """The run's row is on disk."""
     part = study_folder / "results" / CONFIRM / f"{row['trial']:05d}-{row['run']}.parquet"
     write_part(part, RUNS, [row], space)
@@ -89,7 +89,7 @@ def read_runs(study_folder: Path) -> list[dict[str, Any]]:
     return list(read_table(study_folder, CONFIRM, RUNS).to_pylist())
 
 
-def write_verdicts(study_folder: Path, rows: Sequence[Row], space: SearchSpace) -> None:
+def write_verdicts(study_folder: Path, rows: Sequence[TableRow], space: SearchSpace) -> None:
     """The verdicts are on disk in place of any earlier ones."""
     part = study_folder / "results" / CONFIRMED / "confirmed.parquet"
     write_part(part, VERDICTS, rows, space)
@@ -118,7 +118,7 @@ def is_confirmed(study_folder: Path, settings: ConfirmConfig) -> bool:
     return told == dict.fromkeys(sound, settings.seeds)
 
 
-def confirm_table(verdicts: Sequence[Row], box: rich.box.Box | None = None) -> Table:
+def confirm_table(verdicts: Sequence[TableRow], box: rich.box.Box | None = None) -> Table:
     """A row per configuration: mean AP and its interval, and whether the winner is better."""
     runs = verdicts[0]["num_seeds"]
     table = Table(
@@ -141,7 +141,7 @@ def confirm_table(verdicts: Sequence[Row], box: rich.box.Box | None = None) -> T
     return table
 
 
-def verdict_sentence(verdicts: Sequence[Row]) -> str:
+def verdict_sentence(verdicts: Sequence[TableRow]) -> str:
     """With what probability the winner beats the baseline, and the runner-up."""
     winner = next(row for row in verdicts if row["role"] == WINNER)
     others = {row["role"]: row["winner_beats"] for row in verdicts}

@@ -18,7 +18,7 @@ from models.skeleton import Skeleton
 from study.annotation_table import AREA_OF_BOX, clip_boxes, read_table
 from study.config import InputError
 from study.dataset import People, find_neighbours
-from study.metrics import PERSON
+from study.metrics import PERSON_ID
 from study.predictions import are_finite, read_entries
 from study.whole_files import write_whole
 
@@ -54,11 +54,11 @@ def read_detections(
     wanted = [
         place
         for place, entry in enumerate(found)
-        if entry["category_id"] == PERSON and entry["image_id"] in rows
+        if entry["category_id"] == PERSON_ID and entry["image_id"] in rows
     ]
     if not wanted:
         raise InputError(
-            f"{SETTING} must hold boxes of people (category_id {PERSON}) in the pictures of "
+            f"{SETTING} must hold boxes of people (category_id {PERSON_ID}) in the pictures of "
             f"{annotations}, got none among the {len(found)} of {file}; change {SETTING} or "
             "data.val.annotations"
         )

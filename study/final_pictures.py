@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from study.final_report import ap_by_role
 from study.pictures import BASELINE, BEST, DEFAULTS, OTHER, TEACHER, save
-from study.results import Row
+from study.results import TableRow
 
 COLORS = {
     "teacher": TEACHER,
@@ -21,7 +21,7 @@ COLORS = {
 }
 
 
-def draw_oks_curves(curves: Sequence[Row], file: Path) -> Path:
+def draw_oks_curves(curves: Sequence[TableRow], file: Path) -> Path:
     """Saves AP by the OKS from which on a pose is right, a line per finalist."""
     figure = Figure(figsize=(8.0, 5.0), layout="constrained")
     axes = figure.add_subplot()
@@ -32,12 +32,12 @@ def draw_oks_curves(curves: Sequence[Row], file: Path) -> Path:
         label = role.replace("_", " ")
         axes.plot(thresholds, points, style, color=COLORS[role], marker=".", label=label)
     axes.set_xlabel("a pose is right from this OKS on")
-    _dress(axes, "AP by OKS threshold, on val")
+    _dress_bars(axes, "AP by OKS threshold, on val")
     figure.legend(loc="outside lower center", ncols=len(COLORS), frameon=False)
     return save(figure, file)
 
 
-def draw_joint_bars(joints: Sequence[Row], file: Path) -> Path:
+def draw_joint_bars(joints: Sequence[TableRow], file: Path) -> Path:
     """Saves the AP of each joint alone, a bar per finalist but the winner, who is one of them."""
     by_role = ap_by_role([row for row in joints if row["role"] != "winner"], "joint")
     names = list(dict.fromkeys(row["joint"] for row in joints))
@@ -50,12 +50,12 @@ def draw_joint_bars(joints: Sequence[Row], file: Path) -> Path:
         axes.bar(left, heights, width, color=COLORS[role], label=role.replace("_", " "))
     labels = [name.replace("_", " ") for name in names]
     axes.set_xticks(range(len(names)), labels, rotation=40, ha="right")
-    _dress(axes, "AP of each joint alone, on val")
+    _dress_bars(axes, "AP of each joint alone, on val")
     figure.legend(loc="outside lower center", ncols=len(COLORS), frameon=False)
     return save(figure, file)
 
 
-def _dress(axes: Axes, title: str) -> None:
+def _dress_bars(axes: Axes, title: str) -> None:
     axes.set_title(title, loc="left")
     axes.set_ylabel("AP")
     axes.set_ylim(bottom=0)

@@ -9,12 +9,12 @@ from rich.table import Table
 
 from study.display import percent
 from study.objectives import AP, COSTS, LATENCY, PARAMETERS, UNITS, costs_in, pareto_front
-from study.results import AVERAGE_PRECISION, Row
+from study.results import AVERAGE_PRECISION, TableRow
 
 ROLES = ("teacher", "baseline", "best_distilled", "best_refined", "winner")
 
 
-def final_table(final: Sequence[Row], box: rich.box.Box) -> Table:
+def final_table(final: Sequence[TableRow], box: rich.box.Box) -> Table:
     """A row per finalist, with the figures that any of them has."""
     figures = [column.name for column in AVERAGE_PRECISION]
     shown = [name for name in figures if any(row[name] is not None for row in final)]
@@ -31,7 +31,7 @@ def final_table(final: Sequence[Row], box: rich.box.Box) -> Table:
     return table
 
 
-def joint_table(joints: Sequence[Row], box: rich.box.Box) -> Table:
+def joint_table(joints: Sequence[TableRow], box: rich.box.Box) -> Table:
     """A row per joint, a column per finalist."""
     by_role = ap_by_role(joints, "joint")
     table = Table(title="AP of each joint alone, on the official validation set", box=box)
@@ -43,7 +43,7 @@ def joint_table(joints: Sequence[Row], box: rich.box.Box) -> Table:
     return table
 
 
-def front_table(trials: Sequence[Row], box: rich.box.Box) -> Table | None:
+def front_table(trials: Sequence[TableRow], box: rich.box.Box) -> Table | None:
     """The trials that no other one beats in AP and cost; None where costs were not measured.
 
     The costs are those among the study's objectives, of a study of AP alone all that there are.
@@ -63,7 +63,7 @@ def front_table(trials: Sequence[Row], box: rich.box.Box) -> Table | None:
     return table
 
 
-def ap_by_role(rows: Sequence[Row], key: str) -> dict[str, dict[str | float, float | None]]:
+def ap_by_role(rows: Sequence[TableRow], key: str) -> dict[str, dict[str | float, float | None]]:
     """AP by that column's value, of each finalist in the order of the story."""
     return {
         role: {row[key]: row["ap"] for row in rows if row["role"] == role}

@@ -21,7 +21,7 @@ from study.limits import PREDICTIONS
 from study.metrics import ap_by_joint, ap_by_threshold, average_precision
 from study.objectives import LATENCY, PARAMETERS, costs_in, may_win, pareto_front
 from study.prepare import StudyData, evaluation_of, skeleton_of
-from study.results import PARAMS, Row, read_final, read_reports, read_trials, written_trials
+from study.results import PARAMS, TableRow, read_final, read_reports, read_trials, written_trials
 from study.schema import StudyConfig
 from study.settings import BASELINE, trial_config
 from study.store import open_crop_store
@@ -83,9 +83,9 @@ def front_of(trials: pa.Table) -> list[dict[str, Any]]:
 class Finals:
     """What the finalists got on val, as rows of the final tables."""
 
-    final: list[Row]
-    joints: list[Row]
-    curves: list[Row]
+    final: list[TableRow]
+    joints: list[TableRow]
+    curves: list[TableRow]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ def score_finalists(config: StudyConfig, data: StudyData, study_folder: str) -> 
 
 def _judge_teacher(
     config: StudyConfig, data: StudyData, device: torch.device
-) -> tuple[Row, _Judged]:
+) -> tuple[TableRow, _Judged]:
     folder = teacher_folder(config, data)
     best = best_of(folder) if config.teacher.epochs else None
     teacher = load_teacher(config, folder, device)
@@ -156,7 +156,7 @@ def _judge(
     )
 
 
-def _add(finals: Finals, config: StudyConfig, folder: Path, row: Row, judged: _Judged) -> None:
+def _add(finals: Finals, config: StudyConfig, folder: Path, row: TableRow, judged: _Judged) -> None:
     """The finalist's rows are in the tables, and its poses on disk."""
     poses = f"results/keypoints_{row['role']}.json"
     write_poses(judged.poses, folder / poses)
@@ -223,7 +223,7 @@ def show_finals(study_folder: Path, console: Console) -> None:
         console.print(f"take it away: python study/export.py {study_folder}")
 
 
-def _show_winner(winner: Row, trials: pa.Table, study_folder: Path, console: Console) -> None:
+def _show_winner(winner: TableRow, trials: pa.Table, study_folder: Path, console: Console) -> None:
     trial = next(t for t in trials.to_pylist() if t["trial"] == winner["trial"])
     console.print(f"winner: trial {trial['trial']}, {study_folder / winner['checkpoint']}")
     for key, value in trial.items():

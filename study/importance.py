@@ -14,7 +14,7 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial
 
 from search_spaces.space import SearchSpace
-from study.results import PARAMS, Row
+from study.results import PARAMS, TableRow
 from study.staged import is_of_refiner
 
 MIN_TRIALS = 8
@@ -23,7 +23,7 @@ NUM_GOOD = 5
 NUM_SHUFFLES = 99
 
 
-def importance(trials: Sequence[Row], space: SearchSpace) -> dict[str, float]:
+def importance(trials: Sequence[TableRow], space: SearchSpace) -> dict[str, float]:
     """How much each parameter decided whether a trial is among the good ones; they sum to 1.
 
     PED-ANOVA (Watanabe et al., IJCAI 2023) compares where the good trials lie with where all do.
@@ -46,7 +46,7 @@ def importance(trials: Sequence[Row], space: SearchSpace) -> dict[str, float]:
     return {path: value / total for path, value in ranked}
 
 
-def beyond_chance(trials: Sequence[Row], space: SearchSpace, seed: int = 0) -> set[str]:
+def beyond_chance(trials: Sequence[TableRow], space: SearchSpace, seed: int = 0) -> set[str]:
     """The parameters that matter more than ever when the APs are dealt out to trials at random.
 
     In a study of few trials nearly every share is chance; one in a hundred passes this by luck.
@@ -66,7 +66,7 @@ def beyond_chance(trials: Sequence[Row], space: SearchSpace, seed: int = 0) -> s
 
 
 def _stages(
-    trials: Sequence[Row], space: SearchSpace
+    trials: Sequence[TableRow], space: SearchSpace
 ) -> Iterator[tuple[list[FrozenTrial], list[float], list[str]]]:
     """What trials say of their own parameters, in plan staged each stage's for itself.
 
@@ -82,7 +82,7 @@ def _stages(
 
 
 def _prepare(
-    trials: Sequence[Row], space: SearchSpace
+    trials: Sequence[TableRow], space: SearchSpace
 ) -> tuple[list[FrozenTrial], list[float], list[str]]:
     """Trials for Optuna, a loss for each, and the paths to judge: none where that is in vain."""
     scored = [

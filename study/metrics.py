@@ -27,7 +27,7 @@ SCORED_JOINT = 0.2
 CROWD_BOUNDS = (0.2, 0.8)
 """Where crowdIndex divides easy, medium and hard, in all released code (the paper has 0.1)."""
 OKS_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-PERSON = 1
+PERSON_ID = 1
 """The only category in an evaluation, whatever number the file gives it."""
 TORSO = (("left_shoulder", "right_hip"), ("right_shoulder", "left_hip"))
 
@@ -62,7 +62,7 @@ def to_detections(
         strict=True,
     )
     return [
-        {"image_id": image_id, "category_id": PERSON, "keypoints": row, "score": score}
+        {"image_id": image_id, "category_id": PERSON_ID, "keypoints": row, "score": score}
         for image_id, row, score in columns
     ]
 
@@ -243,7 +243,7 @@ def _ground_truth(path: Path, num_joints: int, _stamp: tuple[int, ...]) -> dict[
             _as_evaluated(annotation, number, num_joints)
             for number, annotation in enumerate(document["annotations"], start=1)
         ],
-        "categories": [{"id": PERSON}],
+        "categories": [{"id": PERSON_ID}],
     }
 
 
@@ -259,7 +259,7 @@ def _as_evaluated(annotation: dict[str, Any], number: int, num_joints: int) -> d
     made["num_keypoints"] = sum(visibility > 0 for visibility in keypoints[2::3])
     given = {key: annotation[key] for key in made if annotation.get(key) is not None}
     return {
-        **{"id": number, "category_id": PERSON, "image_id": annotation["image_id"]},
+        **{"id": number, "category_id": PERSON_ID, "image_id": annotation["image_id"]},
         **{"keypoints": keypoints, "bbox": box},
         **(made | given),
     }
@@ -288,7 +288,7 @@ def _evaluation(
     corners = rows.reshape(len(detections), len(sigmas), 3)[:, :, :2]
     areas = np.ptp(corners, axis=1).prod(axis=1).tolist()
     records = [
-        {**found, "id": number, "category_id": PERSON, "area": area}
+        {**found, "id": number, "category_id": PERSON_ID, "area": area}
         for number, (found, area) in enumerate(zip(detections, areas, strict=True), start=1)
     ]
     truth = [dict(annotation) for annotation in document["annotations"]]
@@ -300,7 +300,7 @@ def _evaluation(
         kpt_oks_sigmas=list(sigmas),
         use_area=kind == "coco",
     )
-    evaluation.params.catIds = [PERSON]
+    evaluation.params.catIds = [PERSON_ID]
     # The slow part, which is the same whatever group of pictures is asked for.
     evaluation.computeOks = functools.cache(evaluation.computeOks)
     return evaluation

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 
 from study.objectives import COSTS, UNITS, may_win, pareto_front
 from study.pictures import BASELINE, BEST, DEFAULTS, ENDED_EARLY, OTHER, save
-from study.results import Row
+from study.results import TableRow
 
 
-def draw_pareto_front(trials: Sequence[Row], file: Path) -> Path:
+def draw_pareto_front(trials: Sequence[TableRow], file: Path) -> Path:
     """Saves AP over latency and over parameters, a point per trial, with the front of each."""
     figure = Figure(figsize=(10.5, 4.8), layout="constrained")
     for axes, cost in zip(figure.subplots(1, 2, sharey=True), COSTS, strict=True):
@@ -33,13 +33,13 @@ def draw_pareto_front(trials: Sequence[Row], file: Path) -> Path:
     return save(figure, file)
 
 
-def _color(row: Row) -> str:
+def _color(row: TableRow) -> str:
     if not may_win(row):
         return ENDED_EARLY
     return {"baseline": BASELINE, "defaults": DEFAULTS}.get(row["control"], OTHER)
 
 
-def _draw_front(axes: Axes, front: Sequence[Row], cost: str) -> None:
+def _draw_front(axes: Axes, front: Sequence[TableRow], cost: str) -> None:
     """Steps from the cheapest member to the best one, each with its number."""
     costs = [row[cost] for row in front]
     points = [100 * row["objective"] for row in front]

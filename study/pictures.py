@@ -20,7 +20,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from search_spaces.space import Parameter, SearchSpace
 from study.objectives import may_win
-from study.results import PARAMS, Row
+from study.results import PARAMS, TableRow
 
 BASELINE, DEFAULTS, BEST, TEACHER = "#1a1a1a", "#2a7f62", "#d1495b", "#7d55a8"
 OTHER, ENDED_EARLY, END_MARK = "#8fb1d3", "#cfcfcf", "#9a9a9a"
@@ -28,7 +28,7 @@ UNUSED = -0.14
 """Where a value stands that was not asked for: below the scales, which go from 0 to 1."""
 
 
-def draw_learning_curves(trials: Sequence[Row], reports: Sequence[Row], file: Path) -> Path:
+def draw_learning_curves(trials: Sequence[TableRow], reports: Sequence[TableRow], file: Path) -> Path:
     """Saves the AP of every trial by epoch; controls and the best stand out, pruned ones fade."""
     figure = Figure(figsize=(9.5, 5.4), layout="constrained")
     axes = figure.add_subplot()
@@ -61,16 +61,16 @@ def draw_learning_curves(trials: Sequence[Row], reports: Sequence[Row], file: Pa
     return save(figure, file)
 
 
-def _curves(reports: Sequence[Row]) -> dict[int, list[Row]]:
+def _curves(reports: Sequence[TableRow]) -> dict[int, list[TableRow]]:
     """The reports with an AP by trial, in the order of their epochs."""
-    curves: dict[int, list[Row]] = {}
+    curves: dict[int, list[TableRow]] = {}
     for row in sorted(reports, key=lambda row: row["epoch"]):
         if row["trial"] is not None and row["val_ap"] is not None:
             curves.setdefault(row["trial"], []).append(row)
     return curves
 
 
-def _emphasis(trials: Sequence[Row]) -> dict[int, tuple[str, str]]:
+def _emphasis(trials: Sequence[TableRow]) -> dict[int, tuple[str, str]]:
     """Name and colour of the trials that stand out."""
     done = [row for row in trials if row["state"] == "COMPLETE" and row["objective"] is not None]
     found = {
@@ -86,13 +86,13 @@ def _emphasis(trials: Sequence[Row]) -> dict[int, tuple[str, str]]:
     return found
 
 
-def _control(row: Row) -> str:
+def _control(row: TableRow) -> str:
     """The known config's name; plan staged has defaults of either stage."""
     has_parent = row.get("parent_trial") is not None
     return f"{row['control']}, refined" if has_parent else str(row["control"])
 
 
-def _mark_change_of_stage(axes: Axes, curves: dict[int, list[Row]]) -> None:
+def _mark_change_of_stage(axes: Axes, curves: dict[int, list[TableRow]]) -> None:
     """A line where trials pass from stage 1 to stage 2; the words only where all do it at once."""
     changes = {
         later["epoch"] - 0.5
@@ -159,7 +159,7 @@ class Scale:
     """Width of the band that lines with the same choice are spread over, so that all are seen."""
 
 
-def draw_parallel_coordinates(trials: Sequence[Row], space: SearchSpace, file: Path) -> Path:
+def draw_parallel_coordinates(trials: Sequence[TableRow], space: SearchSpace, file: Path) -> Path:
     """Saves a line per trial through its parameters to its AP, coloured by it; grey is pruned."""
     scored = [row for row in trials if row["objective"] is not None]
     scored.sort(key=lambda row: (row["state"] == "COMPLETE", row["objective"], -row["trial"]))
@@ -230,7 +230,7 @@ def _ap_scale(low: float, high: float) -> Scale:
     return Scale("AP", "objective", lambda value: (value - low) / span, ticks)
 
 
-def _height(scale: Scale, row: Row, index: int) -> float:
+def _height(scale: Scale, row: TableRow, index: int) -> float:
     value = row.get(scale.column)
     # Golden ratio: neighbours in the order land far apart in the band.
     offset = (index * 0.618 % 1.0 - 0.5) * (0.05 if value is None else scale.spread)

@@ -41,7 +41,7 @@ VAL = "val_"
 """Prefix of what was measured on the slice held out of train."""
 
 
-Row = Mapping[str, Any]
+TableRow = Mapping[str, Any]
 """One row of a table, by column name."""
 
 
@@ -176,8 +176,8 @@ VALUE_TYPES = {float: REAL, int: WHOLE, str: TEXT, bool: pa.bool_()}
 
 def write_trial(
     study_folder: Path,
-    trial_row: Row,
-    report_rows: Sequence[Row],
+    trial_row: TableRow,
+    report_rows: Sequence[TableRow],
     space: SearchSpace,
 ) -> None:
     """The finished trial and all its reports are on disk, in place of its running part.
@@ -197,7 +197,7 @@ def write_trial(
 def write_running(
     study_folder: Path,
     trial: int,
-    report_rows: Sequence[Row],
+    report_rows: Sequence[TableRow],
     space: SearchSpace,
 ) -> None:
     """All reports so far of a running trial are on disk, in place of its last such part."""
@@ -205,7 +205,7 @@ def write_running(
     write_part(file, REPORTS, report_rows, space)
 
 
-def write_teacher(study_folder: Path, report_rows: Sequence[Row], space: SearchSpace) -> None:
+def write_teacher(study_folder: Path, report_rows: Sequence[TableRow], space: SearchSpace) -> None:
     """The reports of the teacher's training are on disk, in place of any earlier ones."""
     file = study_folder / "results" / "reports" / "teacher.parquet"
     write_part(file, REPORTS, report_rows, space)
@@ -213,10 +213,10 @@ def write_teacher(study_folder: Path, report_rows: Sequence[Row], space: SearchS
 
 def write_final(
     study_folder: Path,
-    rows: Sequence[Row],
+    rows: Sequence[TableRow],
     space: SearchSpace,
-    joints: Sequence[Row] = (),
-    curves: Sequence[Row] = (),
+    joints: Sequence[TableRow] = (),
+    curves: Sequence[TableRow] = (),
 ) -> None:
     """The tables of ``FINALS`` are on disk, in place of any earlier ones; ``final`` comes last."""
     for table, content in ((JOINTS, joints), (CURVES, curves), ("final", rows)):
@@ -319,7 +319,7 @@ def _schema(columns: Iterable[Column], metadata: Mapping[bytes, bytes]) -> pa.Sc
 def write_part(
     file: Path,
     columns: Iterable[Column],
-    rows: Sequence[Row],
+    rows: Sequence[TableRow],
     space: SearchSpace,
 ) -> None:
     """A part of a table is on disk, whole, in place of any earlier one."""

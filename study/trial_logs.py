@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from study.config import InputError
 from study.limits import MLFLOW, TENSORBOARD
-from study.results import PARAMS, VAL, Row
+from study.results import PARAMS, VAL, TableRow
 from study.schema import StudyConfig
 
 EVERY_S = 5.0
@@ -33,7 +33,7 @@ NO_METRICS = ("study", "trial", "parent_trial", "stage", "epoch")
 RUNNING = "RUNNING"
 AP = f"{VAL}ap"
 
-News = Callable[[set[int]], Sequence[tuple[Row, Sequence[Row]]]]
+News = Callable[[set[int]], Sequence[tuple[TableRow, Sequence[TableRow]]]]
 """Gives the row and the reports of each trial that was begun, but for those of given numbers."""
 
 
@@ -49,9 +49,9 @@ class TrialLog(Protocol):
     """Where trials are written, each by its row of ``trials`` and its reports."""
 
     def read(self, number: int) -> Told: ...
-    def begin(self, trial: Row) -> None: ...
-    def tell(self, number: int, report: Row) -> None: ...
-    def end(self, trial: Row) -> None: ...
+    def begin(self, trial: TableRow) -> None: ...
+    def tell(self, number: int, report: TableRow) -> None: ...
+    def end(self, trial: TableRow) -> None: ...
 
 
 def require_packages(config: StudyConfig) -> None:
@@ -133,13 +133,13 @@ def catch_up(log: TrialLog, told: dict[int, Told], news: News) -> None:
             known.has_ended = True
 
 
-def metrics_of(report: Row) -> dict[str, float]:
+def metrics_of(report: TableRow) -> dict[str, float]:
     """The figures of a report, by column."""
     named = {name: value for name, value in report.items() if name not in NO_METRICS}
     return {name: float(value) for name, value in named.items() if value is not None}
 
 
-def parameters_of(trial: Row) -> dict[str, Any]:
+def parameters_of(trial: TableRow) -> dict[str, Any]:
     """What the trial has of its own by config path, and which control it is or parent it has."""
     asked = {name.removeprefix(PARAMS): v for name, v in trial.items() if name.startswith(PARAMS)}
     known = {"control": trial["control"], "parent_trial": trial["parent_trial"], **asked}
@@ -164,7 +164,7 @@ class TensorBoardLog:
                 told.has_ended |= any(tag.startswith("state") for tag in tags)
         return told
 
-    def begin(self, trial: Row) -> None:
+    def begin(self, trial: TableRow) -> None:
         from torch.utils.tensorboard.summary import hparams
 
         known = {
@@ -175,7 +175,7 @@ class TensorBoardLog:
         self._write(trial["trial"], experiment)
         self._write(trial["trial"], start)
 
-    def tell(self, number: int, report: Row) -> None:
+    def tell(self, number: int, report: TableRow) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         # One event for all figures, so that an epoch is there as a whole or not at all.
@@ -185,7 +185,7 @@ class TensorBoardLog:
         ]
         self._write(number, Summary(value=values), report["epoch"])
 
-    def end(self, trial: Row) -> None:
+    def end(self, trial: TableRow) -> None:
         from tensorboard.plugins.hparams.api_pb2 import Status
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
         from torch.utils.tensorboard.summary import hparams, text
@@ -245,7 +245,7 @@ class MLflowLog:
         epochs = {metric.step for metric in self.client.get_metric_history(info.run_id, AP)}
         return Told(epochs, has_ended=info.status != RUNNING)
 
-    def begin(self, trial: Row) -> None:
+    def begin(self, trial: TableRow) -> None:
         from mlflow.entities import Param
 
         number = trial["trial"]
@@ -256,7 +256,7 @@ class MLflowLog:
         known = [Param(name, str(value)) for name, value in parameters_of(trial).items()]
         self.client.log_batch(self.runs[number], params=known)
 
-    def tell(self, number: int, report: Row) -> None:
+    def tell(self, number: int, report: TableRow) -> None:
         from mlflow.entities import Metric
 
         now = round(1000 * time.time())
@@ -264,7 +264,7 @@ class MLflowLog:
         metrics = [Metric(name, value, now, report["epoch"]) for name, value in figures]
         self.client.log_batch(self.runs[number], metrics=metrics)
 
-    def end(self, trial: Row) -> None:
+    def end(self, trial: TableRow) -> None:
         run, state = self.runs[trial["trial"]], str(trial["state"])
         self.client.set_tag(run, "state", state)
         if state == "FAIL":

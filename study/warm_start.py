@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search_spaces.space import SearchSpace
 from study.config import InputError, flatten, to_plain
 from study.objectives import violations
-from study.results import PARAMS, Row, read_reports, read_trials
+from study.results import PARAMS, TableRow, read_reports, read_trials
 from study.schema import StudyConfig
 from study.settings import BASELINE, SETTINGS, read_settings
 from study.staged import is_staged
@@ -144,7 +144,7 @@ def _told(older: Path, known: int, left_out: Mapping[str, list[int]]) -> Iterato
         yield f"warm start: trial {', '.join(map(str, numbers))} of {older} left out: {reason}"
 
 
-def _params(row: Row) -> dict[str, Any]:
+def _params(row: TableRow) -> dict[str, Any]:
     return {
         column.removeprefix(PARAMS): value
         for column, value in row.items()
@@ -153,7 +153,7 @@ def _params(row: Row) -> dict[str, Any]:
 
 
 def _misfits(
-    row: Row,
+    row: TableRow,
     curve: Mapping[int, float],
     values: Mapping[str, Any],
     own: Mapping[str, Any],
@@ -206,7 +206,7 @@ def _costs_asked(config: StudyConfig) -> list[str]:
 
 
 def _known_trial(
-    row: Row,
+    row: TableRow,
     curve: dict[int, float],
     params: dict[str, Any],
     space: SearchSpace,
