@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.codec import HeatmapCodec
+from models.codecs.codec import HeatmapCodec
 from models.pose_features import PoseFeatures, sample_features
 from models.skeleton import Skeleton
 

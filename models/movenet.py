@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.gaussian_codec import Dark
+from models.codecs.gaussian import Dark
 from models.mobile_net import InvertedResidual, MobileNet
 from models.pose_features import PoseFeatures
 from models.skeleton import COCO, Skeleton, rows_from

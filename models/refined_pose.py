@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from models.candidates import read_candidates
-from models.codec import HeatmapCodec
-from models.crop_frame import CropFrame
+from models.codecs.codec import HeatmapCodec
+from models.codecs.crop_frame import CropFrame
 from models.igp_gcn import IgpGcn
 from models.pose_features import PoseFeatures, PoseNetwork
 

@@ -9,13 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from models.pose_features import IMAGENET, Pixels, PoseFeatures, PoseNetwork
-from models.residual import (
-    BasicBlock,
-    Block,
-    Bottleneck,
-    heatmap_layer,
-    residual_blocks,
-)
+from models.residual import BasicBlock, Block, Bottleneck, heatmap_layer, residual_blocks
 
 RESNETS: dict[int, tuple[Block, tuple[int, int, int, int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),

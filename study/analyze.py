@@ -14,24 +14,24 @@ if os.path.isfile(os.path.join(HERE, "__init__.py")):
     # others.
     sys.path[0] = os.path.dirname(HERE)
 
-import argparse  # noqa: E402
-import collections  # noqa: E402
-import dataclasses  # noqa: E402
-from collections.abc import Iterator, Sequence  # noqa: E402
-from pathlib import Path  # noqa: E402
+import argparse
+import collections
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-import rich.box  # noqa: E402
-from optuna.distributions import CategoricalDistribution  # noqa: E402
-from rich.console import Console, RenderableType  # noqa: E402
-from rich.table import Table  # noqa: E402
+import rich.box
+from optuna.distributions import CategoricalDistribution
+from rich.console import Console, RenderableType
+from rich.table import Table
 
-from search_spaces.space import SearchSpace, place_in  # noqa: E402
-from study.config import InputError  # noqa: E402
-from study.confirm_table import confirm_table, read_verdicts, verdict_sentence  # noqa: E402
-from study.final_report import final_table, front_table, joint_table  # noqa: E402
-from study.importance import MIN_TRIALS, beyond_chance, importance  # noqa: E402
-from study.objectives import may_win  # noqa: E402
-from study.results import (  # noqa: E402
+from search_spaces.space import SearchSpace, place_in
+from study.analysis.importance import MIN_TRIALS, beyond_chance, importance
+from study.analysis.tables import final_table, front_table, joint_table
+from study.errors import InputError
+from study.search.objectives import may_win
+from study.search.staged import PARENT
+from study.storage.tables import (
     CURVES,
     JOINTS,
     PARAMS,
@@ -41,7 +41,7 @@ from study.results import (  # noqa: E402
     read_trials,
     space_of,
 )
-from study.staged import PARENT  # noqa: E402
+from study.validation.confirm_table import confirm_table, read_verdicts, verdict_sentence
 
 NEAR_A_BOUND = 0.05
 """Nearer than this share of the range; on a log scale, of the range of logarithms."""
@@ -274,9 +274,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _draw(evidence: Evidence, folder: Path) -> Iterator[Path]:
-    from study.final_pictures import draw_joint_bars, draw_oks_curves  # slow to load
-    from study.pareto_picture import draw_pareto_front
-    from study.pictures import draw_learning_curves, draw_parallel_coordinates
+    from study.analysis.parallel_coordinates import draw_parallel_coordinates
+    from study.analysis.plots import (
+        draw_joint_bars,
+        draw_learning_curves,
+        draw_oks_curves,
+        draw_pareto_front,
+    )
 
     trials = evidence.trials
     yield draw_learning_curves(trials, evidence.reports, folder / "learning_curves.png")

@@ -1,236 +1,272 @@
-"""The people of an annotation file, and how they are divided for a study.
+"""Look at data before training on them: ``python study/dataset.py PATH``.
 
-The first step of every study: ``audit.py`` has looked at the files, ``crops.py`` and ``store.py``
-cut the people out. To look at data before a study: ``python study/dataset.py PATH``.
+The audit of a study, alone and before it, and beside it what is in the data.
 """
 
-from __future__ import annotations
-
-if __name__ == "__main__":
-    import os
-    import sys
-
-    HERE = os.path.dirname(os.path.realpath(__file__))
-    if os.path.isfile(os.path.join(HERE, "__init__.py")):
-        # In a checkout: its root in place of study/, whose file names would shadow others.
-        sys.path[0] = os.path.dirname(HERE)
-    import runpy
-
-    # The command needs this module itself, so it cannot be imported here.
-    runpy.run_module("study.survey", run_name="__main__")
-    sys.exit()
-
-import dataclasses
-import json
 import os
-from collections.abc import Collection
+import sys
+
+HERE = os.path.dirname(os.path.realpath(__file__))
+if os.path.isfile(os.path.join(HERE, "__init__.py")):
+    # In a checkout: its root on the path in place of study/, whose file names would shadow others.
+    sys.path[0] = os.path.dirname(HERE)
+
+import argparse
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from rich.console import Console
 
-from models.skeleton import Skeleton
-from study.annotation_table import read_table
-from study.audit import Fault, annotation_faults, check, require_people
-from study.config import InputError
-from study.json_records import LISTS, read_records, without_outline
-from study.whole_files import write_whole
+from models.skeleton import SKELETONS, Skeleton
+from study.data.annotations import AnnotationTable, read_table
+from study.data.audit import (
+    Fault,
+    audit,
+    describe,
+    faulty_ids,
+    find_notes,
+    write_audit,
+    write_table,
+)
+from study.data.people import People, overlap, read_people
+from study.data.survey import (
+    Figures,
+    annotation_files,
+    bars_table,
+    counts_table,
+    draw_sheet,
+    find_images,
+    find_skeleton,
+    joints_table,
+    measure,
+    train_file_of,
+)
+from study.display import Display
+from study.errors import InputError
 
-IN_BOTH = "person of train who is in val"
+FAULTS, PEOPLE = "audit.parquet", "people.parquet"
+UNUSABLE = "annotation file that cannot be used"
+COLUMNS = 6
+EXPLANATION = """\
+PATH is a data set's folder or one annotation file, in the format of COCO or CrowdPose. Both
+official layouts are known:
+  coco/       annotations/person_keypoints_{train,val}2017.json   train2017/ val2017/
+  crowdpose/  json/crowdpose_{train,val,test}.json                images/
+Otherwise the pictures are looked for in the folders near the annotation file.
+
+prints what is wrong with the data, and what is in them: people, labelled joints, sizes, crowding
+and writes to FOLDER:
+  audit.parquet    one row a fault (is_fault) or note, with its file, image_id, annotation_id
+  people.parquet   one row a person that a study would use
+  <file>.jpg       pictures of that annotation file with their skeletons: left limbs orange, right
+                   ones blue, a joint that is labelled but hidden a ring. Do the joints sit where
+                   their names say?
+
+A fault stops a study, unless data.max_bad_fraction lets so many people be left out. A note stops
+nothing: official files have crowd regions, people without joints, joints a little outside.
+
+The exit status is 1 where there is a fault, else 0.
+
+examples:
+  python study/dataset.py /data/coco
+  python study/dataset.py /data/crowdpose/json/crowdpose_train.json --out look
+  python study/dataset.py mine.json --images pictures --skeleton coco
+"""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class People:
-    """N people of one annotation file, picture by picture in the order of its ``images``."""
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What was found in one annotation file; figures only where it has a sound person."""
 
-    annotation_ids: np.ndarray
-    """(N,), int64 as all ids."""
-    image_ids: np.ndarray
-    source_ids: np.ndarray
-    """Who is shown, where pictures are composed of known people; else the image ids."""
-    boxes: np.ndarray
-    """xywh in image pixels, clipped to the picture as the official readers do, (N, 4) float64."""
-    areas: np.ndarray
-    """Square image pixels, 0.53 of the file's box where the file has none, (N,) float64."""
-    keypoints_image: np.ndarray
-    """(N, K, 2) float64."""
-    visibility: np.ndarray
-    """(N, K) uint8."""
-    neighbours: np.ndarray
-    """Whose box overlaps this one most in the same picture, -1 where none does, (N,) int64."""
-    image_paths: tuple[Path, ...]
-    """Per person."""
     annotations: Path
-    has_source: bool
-    """Whether ``source_ids`` tell more than ``image_ids``: every annotation names its source."""
-    box_scores: np.ndarray | None = None
-    """(N,) float64, of people whom a detector found; None where they are labelled."""
+    faults: list[Fault]
+    """Notes among them."""
+    images: Path | None = None
+    skeleton: Skeleton | None = None
+    figures: Figures | None = None
 
-    def __len__(self) -> int:
-        return len(self.annotation_ids)
-
-    def take(self, indices: np.ndarray) -> People:
-        """These people in this order; a neighbour who is left out becomes -1."""
-        indices = np.asarray(indices, np.int64)
-        places = np.full(len(self) + 1, -1)  # the last place is that of neighbour -1
-        places[indices] = np.arange(len(indices))
-        arrays = {
-            name: value[indices]
-            for name, value in vars(self).items()
-            if isinstance(value, np.ndarray)
-        }
-        arrays["neighbours"] = places[arrays["neighbours"]]
-        paths = tuple(self.image_paths[i] for i in indices)
-        return dataclasses.replace(self, **arrays, image_paths=paths)
+    def table(self) -> AnnotationTable:
+        """The file's columns, which are kept for the two latest files."""
+        assert self.skeleton is not None
+        return read_table(self.annotations, self.skeleton)
 
 
-def read_people(
+def survey(
     annotations: Path,
-    images: Path,
-    skeleton: Skeleton,
-    *,
-    leave_out: Collection[int] = frozenset(),
-) -> People:
-    """The people whom the official readers take, without those left out by annotation id.
+    images: Path | None,
+    skeleton: Skeleton | None,
+    progress: Callable[[int, int], None],
+) -> Survey:
+    """The file's faults, notes and figures; a file that is none is one fault.
 
-    Raises:
-        InputError: where a person who is not left out has a fault, or nobody remains. Pictures
-            are not looked at.
+    Args:
+        images: folder of the pictures, found near the file where none is given.
+        skeleton: by the number of joints where none is given.
     """
+    try:
+        skeleton = skeleton or find_skeleton(annotations)
+        images = images or find_images(read_table(annotations, skeleton))
+        faults = audit(annotations, images, skeleton, progress=progress)
+    except InputError as error:
+        return Survey(annotations, [Fault(UNUSABLE, annotations, None, None, str(error))])
+    left_out = faulty_ids(faults)
     table = read_table(annotations, skeleton)
-    is_kept = table.is_used & ~np.isin(table.ids, list(leave_out))
-    faults = [
-        fault
-        for fault in annotation_faults(table, skeleton)
-        if fault.annotation_id not in leave_out
-    ]
-    check(faults, 0, int(np.count_nonzero(is_kept)))
-    require_people(table, int(np.count_nonzero(table.is_used & ~is_kept)))
-    rows = np.flatnonzero(is_kept)
-    rows = rows[np.argsort(table.image_rows[rows], kind="stable")]
-    pictures = [images / name for name in table.image_names]
-    has_source = bool((table.source_ids[rows] >= 0).all())
-    boxes = table.clipped_boxes[rows]
-    return People(
-        annotation_ids=table.ids[rows],
-        image_ids=table.image_ids[rows],
-        source_ids=(table.source_ids if has_source else table.image_ids)[rows],
-        boxes=boxes,
-        areas=table.areas[rows],
-        keypoints_image=table.keypoints[rows, :, :2],
-        visibility=table.keypoints[rows, :, 2].astype(np.uint8),
-        neighbours=find_neighbours(boxes, table.image_rows[rows]),
-        image_paths=tuple(pictures[row] for row in table.image_rows[rows]),
-        annotations=annotations,
-        has_source=has_source,
+    is_sound = table.is_used & ~np.isin(table.ids, list(left_out))
+    figures = measure(table, left_out) if is_sound.any() else None
+    faults += find_notes(annotations, skeleton)
+    return Survey(annotations, faults, images, skeleton, figures)
+
+
+def leaks(surveys: Sequence[Survey]) -> list[Fault]:
+    """The people of each training file who are in the validation file beside it, as faults."""
+    usable = {one.annotations: one for one in surveys if one.figures is not None}
+    found: list[Fault] = []
+    for val in usable.values():
+        train = usable.get(train_file_of(val.annotations, usable) or Path())
+        if train is None or train.skeleton != val.skeleton:
+            continue
+        try:
+            found += overlap(*(_people(one) for one in (train, val)))
+        except InputError:  # a fault of the file as a whole, which is listed already
+            continue
+    return found
+
+
+def _people(one: Survey) -> People:
+    assert one.images is not None and one.skeleton is not None
+    left_out = faulty_ids(one.faults)
+    return read_people(one.annotations, one.images, one.skeleton, leave_out=left_out)
+
+
+def write_people(file: Path, surveys: Iterable[Survey]) -> None:
+    """The Parquet file of the people that a study would use, one row each."""
+    parts = []
+    for one in surveys:
+        if one.figures is None:
+            continue
+        table, rows, figures = one.table(), one.figures.rows, one.figures
+        places = np.searchsorted(figures.picture_rows, table.image_rows[rows])
+        names = [table.image_names[row] for row in table.image_rows[rows]]
+        visibility = table.keypoints[rows, :, 2]
+        columns = {
+            "annotations": pa.array([str(one.annotations)] * len(rows)).dictionary_encode(),
+            "annotation_id": table.ids[rows],
+            "image_id": table.image_ids[rows],
+            "picture": names,
+            **dict(zip(("x", "y", "width", "height"), table.boxes[rows].T, strict=True)),
+            "area": table.areas[rows],
+            "num_labelled": (visibility > 0).sum(axis=1),
+            "num_visible": (visibility == 2).sum(axis=1),
+            "crowd_index": figures.crowd_indices[places],
+        }
+        parts.append(pa.table(columns))
+    if parts:
+        write_table(file, pa.concat_tables(parts).unify_dictionaries())
+
+
+def write_sheet(file: Path, one: Survey, pictures: int) -> bool:
+    """Draws so many pictures, evenly taken from the file, with their people's joints.
+
+    Returns:
+        Whether there is a sheet: a picture could be read, and somebody is in it.
+    """
+    if one.figures is None or one.images is None or one.skeleton is None:
+        return False
+    table, rows = one.table(), one.figures.picture_rows
+    paths: list[Path] = []
+    people: list[list[list[float]]] = []
+    for row in rows[np.linspace(0, len(rows) - 1, min(pictures, len(rows))).astype(int)]:
+        shown = one.figures.rows[table.image_rows[one.figures.rows] == row]
+        paths.append(one.images / table.image_names[row])
+        people.append(table.keypoints[shown].reshape(len(shown), -1).tolist())
+    return draw_sheet(paths, people, file, min(COLUMNS, len(paths)), one.skeleton) > 0
+
+
+def show(one: Survey, console: Console) -> None:
+    """Prints the figures of a file, then its faults and notes."""
+    console.rule(f"[bold]{one.annotations.name}", align="left")
+    if one.figures is not None and one.skeleton is not None:
+        console.print(f"pictures in {one.images}, joints of {one.skeleton.name}", soft_wrap=True)
+        console.print(counts_table(one.figures), bars_table(one.figures))
+        console.print(joints_table(one.figures, one.skeleton))
+    faults = [fault for fault in one.faults if not fault.is_warning]
+    if faults:
+        console.print("[bold red]faults")
+        console.print(describe(faults), markup=False, soft_wrap=True)
+    else:
+        console.print("[green]no faults")
+    notes = collections.Counter(fault.kind for fault in one.faults if fault.is_warning)
+    if notes:
+        told = ", ".join(f"{kind} ({count})" for kind, count in notes.most_common())
+        console.print(f"notes, which stop nothing: {told}", markup=False, soft_wrap=True)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="data/people.py",
+        description="Look at data before training on them: what is wrong, and what is there.",
+        epilog=EXPLANATION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-
-
-def find_neighbours(boxes: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Index of the box of the same group with the highest overlap (IoU), -1 where there is none.
-
-    Args:
-        boxes: xywh, (N, 4).
-        groups: the picture of each box, ascending, (N,).
-    """
-    _, starts, sizes = np.unique(groups, return_index=True, return_counts=True)
-    starts, sizes = np.repeat(starts, sizes), np.repeat(sizes, sizes)  # of each box's group
-    first = np.repeat(np.arange(len(boxes)), sizes)  # all P pairs of a group
-    begins = np.cumsum(sizes) - sizes
-    second = starts[first] + np.arange(len(first)) - begins[first]
-    corner = np.maximum(boxes[first, :2], boxes[second, :2])
-    opposite = np.minimum(
-        boxes[first, :2] + boxes[first, 2:], boxes[second, :2] + boxes[second, 2:]
+    parser.add_argument("path", type=Path, metavar="PATH", help="a folder or an annotation file")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="where the pictures lie")
+    parser.add_argument(
+        "--skeleton", choices=SKELETONS, help="whose joints (default: by their number)"
     )
-    shared = np.maximum(opposite - corner, 0).prod(axis=1)  # (P,)
-    areas = boxes[:, 2:].prod(axis=1)
-    iou = np.where(first == second, 0.0, shared / (areas[first] + areas[second] - shared))
-    best = np.lexsort((-iou, first))[begins]  # of each box's pairs
-    return np.where(iou[best] > 0, second[best], -1)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: audit-<name of PATH>")
+    parser.add_argument(
+        "--pictures", type=int, default=24, help="on a contact sheet (default 24; 0: no sheet)"
+    )
+    options = parser.parse_args(arguments)
+    if options.pictures < 0:
+        parser.error(f"--pictures must be at least 0, got {options.pictures}")
+    if options.images is not None and not options.images.is_dir():
+        parser.error(f"--images must be the folder of the pictures, got {options.images}")
+    return options
 
 
-def split_people(people: People, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the people to train on, and of those of a seeded draw of pictures to search on.
-
-    Nobody to train on shares a picture with the search slice, nor, where the data tell it, is
-    shown there too: who is in a picture for training but in the slice elsewhere, is in neither.
-    """
-    if not 0 < fraction < 1:
-        raise InputError(
-            f"data.search_fraction must lie between 0 and 1, got {fraction}; 0.1 is usual"
-        )
-    pictures = np.unique(people.image_ids)
-    count = min(max(1, round(fraction * len(pictures))), len(pictures) - 1)
-    # RandomState: its stream is the same in every version of NumPy.
-    drawn = np.random.RandomState(seed).permutation(pictures)[:count]
-    is_search = np.isin(people.image_ids, drawn)
-    is_train = ~is_search & ~np.isin(people.source_ids, people.source_ids[is_search])
-    if not is_search.any() or not is_train.any():
-        raise InputError(
-            f"a slice of data.search_fraction={fraction} must leave people on both sides, got "
-            f"{is_train.sum()} people to train on and {is_search.sum()} to search on of the "
-            f"{len(people)} people and {len(pictures)} pictures of {people.annotations}; change "
-            "data.search_fraction or use more pictures"
-        )
-    return np.flatnonzero(is_train), np.flatnonzero(is_search)
-
-
-def overlap(train: People, val: People) -> list[Fault]:
-    """Faults: the people of train who are in val too, or whose picture is.
-
-    The same person is one with the same annotation id and box, in a picture of the same id or
-    name (many data sets number each split from 1, so ids alone say little), or with the same
-    source where both files name it.
-    """
-    _, ours, theirs = np.intersect1d(train.annotation_ids, val.annotation_ids, return_indices=True)
-    names = [
-        train.image_paths[i].name == val.image_paths[j].name
-        for i, j in zip(ours, theirs, strict=True)
-    ]
-    is_same = (train.image_ids[ours] == val.image_ids[theirs]) | np.array(names, bool)
-    is_same &= (train.boxes[ours] == val.boxes[theirs]).all(axis=1)
-    reasons = dict.fromkeys(ours[is_same].tolist(), "the same person")
-    if train.has_source and val.has_source:
-        for i in np.flatnonzero(np.isin(train.source_ids, val.source_ids)):
-            reasons.setdefault(int(i), f"source person {train.source_ids[i]}")
-    pictures = set(val.image_paths)
-    for row, path in enumerate(train.image_paths):
-        if path in pictures:
-            reasons.setdefault(row, f"the picture {path}")
-    return [
-        Fault(
-            IN_BOTH,
-            train.annotations,
-            int(train.annotation_ids[i]),
-            int(train.image_ids[i]),
-            f"{reason} is in {val.annotations} too",
-        )
-        for i, reason in sorted(reasons.items())
-    ]
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command; exits with status 1 where the data have a fault."""
+    options = parse(arguments)
+    display = Display("auto")
+    skeleton = SKELETONS[options.skeleton] if options.skeleton else None
+    try:
+        files = annotation_files(options.path)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    out = options.out or Path(f"audit-{options.path.resolve().stem}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"error: --out must be a folder that can be made, got {out} ({error.strerror})")
+    with display.meters() as meter:
+        surveys = [
+            survey(file, options.images, skeleton, meter(f"checking {file.name}"))
+            for file in files
+        ]
+    shared = leaks(surveys)
+    for one in surveys:
+        show(one, display.console)
+    if shared:
+        display.console.print("[bold red]faults of both")
+        display.console.print(describe(shared), markup=False, soft_wrap=True)
+    faults = [fault for one in surveys for fault in one.faults] + shared
+    written = [write_audit(out / FAULTS, faults)]
+    if any(one.figures is not None for one in surveys):
+        write_people(out / PEOPLE, surveys)
+        written.append(out / PEOPLE)
+    for one in surveys:
+        sheet = out / f"{one.annotations.stem}.jpg"
+        if options.pictures and write_sheet(sheet, one, options.pictures):
+            written.append(sheet)
+    print(f"written: {', '.join(map(str, written))}")
+    sys.exit(1 if any(not fault.is_warning for fault in faults) else 0)
 
 
-def write_ground_truth(
-    annotations: Path,
-    image_ids: np.ndarray,
-    target: Path,
-    *,
-    leave_out: Collection[int] = frozenset(),
-) -> None:
-    """The target is the annotation file with these pictures only, crowd regions and all.
-
-    Outlines (``segmentation``) are left out. It is written aside and renamed, so that it is never
-    seen unfinished.
-
-    Args:
-        leave_out: ids of faulty annotations, which the evaluation must not see.
-    """
-    kept = set(np.asarray(image_ids).tolist())
-    document: dict[str, Any] = {key: [] for key in LISTS}
-    for key, value in read_records(annotations):
-        if key not in LISTS:
-            document[key] = value
-        elif key == "images" and value["id"] in kept:
-            document[key].append(value)
-        elif key == "annotations" and value["image_id"] in kept and value["id"] not in leave_out:
-            document[key].append(without_outline(value))
-    write_whole(target, json.dumps(document))
+if __name__ == "__main__":
+    main()

@@ -14,39 +14,40 @@ if os.path.isfile(os.path.join(HERE, "__init__.py")):
     # others.
     sys.path[0] = os.path.dirname(HERE)
 
-import argparse  # noqa: E402
-import json  # noqa: E402
-import shutil  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
 
-from models.build import load_export  # noqa: E402
-from models.pose_features import computes_in_bf16  # noqa: E402
-from models.refined_pose import RefinedPose  # noqa: E402
-from study.batches import plain_batch  # noqa: E402
-from study.chosen import Chosen, choose_trial, located  # noqa: E402
-from study.config import InputError, from_plain  # noqa: E402
-from study.crops import BOX_PADDING  # noqa: E402
-from study.display import Display, percent  # noqa: E402
-from study.evaluation import BATCH_SIZE, evaluate, predict_crops  # noqa: E402
-from study.limits import JITTER, STUDENT  # noqa: E402
-from study.loop import TrainingDiverged  # noqa: E402
-from study.model_card import model_card  # noqa: E402
-from study.onnx_export import prove_onnx, require_onnx, write_onnx  # noqa: E402
-from study.predictions import START, Predictions, stored_starts  # noqa: E402
-from study.prepare import StudyData, evaluation_of, prepare_data, skeleton_of  # noqa: E402
-from study.refine import RefineTask  # noqa: E402
-from study.results import AVERAGE_PRECISION, VAL, read_final  # noqa: E402
-from study.settings import read_settings  # noqa: E402
-from study.store import CropStore, open_crop_store  # noqa: E402
-from study.whole_files import sync  # noqa: E402
-from study.workers import Workers  # noqa: E402
+from models.build import load_export
+from models.pose_features import computes_in_bf16
+from models.refined_pose import RefinedPose
+from study.cache.crop_store import CropStore, open_crop_store
+from study.cache.predictions import START, Predictions, stored_starts
+from study.cache.prepare import StudyData, prepare_data
+from study.config.compose import from_plain
+from study.config.derived import evaluation_of, skeleton_of
+from study.config.schema import JITTER, STUDENT
+from study.data.crops import BOX_PADDING
+from study.deploy.model_card import model_card
+from study.deploy.onnx_export import prove_onnx, require_onnx, write_onnx
+from study.deploy.select_trial import Chosen, choose_trial, located
+from study.display import Display, percent
+from study.errors import InputError, TrainingDiverged
+from study.storage.files import sync
+from study.storage.study_file import read_settings
+from study.storage.tables import AVERAGE_PRECISION, VAL, read_final
+from study.training.batches import plain_batch
+from study.training.evaluation import BATCH_SIZE, evaluate, predict_crops
+from study.training.refine import RefineTask
+from study.workers import Workers
 
 FORMAT = 2
 """Raised whenever a key of ``config.json`` changes its meaning or its name."""

@@ -1,4 +1,4 @@
-"""How good poses are: OKS, the official average precision of COCO and CrowdPose, PCK.
+"""How good poses are: OKS, OKS-NMS, the official average precision of COCO and CrowdPose, PCK.
 
 AP is faster-coco-eval's, which equals the official code of both on every published figure. AP is
 a fraction here; where it is shown, it is shown times 100.
@@ -10,26 +10,21 @@ import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 from models.skeleton import Skeleton
-from study.annotation_table import AREA_OF_BOX, file_stamp
-from study.config import InputError
-from study.json_records import load_document
+from study.config.schema import Kind
+from study.data.annotations import AREA_OF_BOX, CROWD_BOUNDS, PERSON_ID, SCORED_JOINT, file_stamp
+from study.data.coco_json import load_document
+from study.errors import InputError
 
-Kind = Literal["coco", "crowdpose"]
-
-SCORED_JOINT = 0.2
-"""A joint counts in a person's score from this confidence on (HRNet's ``in_vis_thre``)."""
-CROWD_BOUNDS = (0.2, 0.8)
-"""Where crowdIndex divides easy, medium and hard, in all released code (the paper has 0.1)."""
 OKS_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-PERSON_ID = 1
-"""The only category in an evaluation, whatever number the file gives it."""
 TORSO = (("left_shoulder", "right_hip"), ("right_shoulder", "left_hip"))
+SOFT_AT_MOST = 20
+"""The soft kind keeps no more poses of a picture (HRNet's ``max_dets``)."""
 
 
 def to_detections(
@@ -334,3 +329,87 @@ def _mean(values: np.ndarray) -> float:
 
 def _say_nothing(*_: object) -> None:
     """The library tells of its progress through this."""
+
+
+def oks_nms(
+    keypoints: np.ndarray,
+    scores: np.ndarray,
+    areas: np.ndarray,
+    sigmas: Sequence[float],
+    threshold: float = 0.9,
+) -> np.ndarray:
+    """Indices of the poses that remain, best first, when each drops those more alike than that.
+
+    Args:
+        keypoints: poses of one picture, (N, K, 2), in pixels.
+        scores: (N,).
+        areas: square pixels, (N,).
+        threshold: an OKS; 1 drops nobody.
+    """
+    order = np.argsort(-np.asarray(scores), kind="stable")
+    kept = []
+    while len(order):
+        best, order = order[0], order[1:]
+        kept.append(best)
+        order = order[_alike(best, order, keypoints, areas, sigmas) <= threshold]
+    return np.array(kept, np.int64)
+
+
+def soft_oks_nms(
+    keypoints: np.ndarray,
+    scores: np.ndarray,
+    areas: np.ndarray,
+    sigmas: Sequence[float],
+    threshold: float = 0.9,
+) -> np.ndarray:
+    """Indices of at most 20 poses, in the order in which they win.
+
+    Each winner lowers the others' scores by exp(-OKS^2 / threshold), which decides who is next;
+    the scores that the poses are evaluated with stay as they were. Args: as ``oks_nms``.
+    """
+    order = np.argsort(-np.asarray(scores), kind="stable")
+    left = np.asarray(scores, float)[order]
+    kept: list[int] = []
+    while len(order) and len(kept) < SOFT_AT_MOST:
+        best, order = order[0], order[1:]
+        kept.append(best)
+        alike = _alike(best, order, keypoints, areas, sigmas)
+        left = left[1:] * np.exp(-(alike**2) / threshold)
+        again = np.argsort(-left, kind="stable")
+        order, left = order[again], left[again]
+    return np.array(kept, np.int64)
+
+
+def oks_nms_by_picture(
+    keypoints: np.ndarray,
+    scores: np.ndarray,
+    areas: np.ndarray,
+    image_ids: np.ndarray,
+    sigmas: Sequence[float],
+    threshold: float,
+) -> np.ndarray:
+    """Indices, ascending, of the poses that ``oks_nms`` leaves of each picture; args as there.
+
+    Args:
+        image_ids: the picture of each pose, (N,).
+    """
+    order = np.argsort(image_ids, kind="stable")
+    starts = np.flatnonzero(np.diff(image_ids[order])) + 1
+    kept = [
+        rows[oks_nms(keypoints[rows], scores[rows], areas[rows], sigmas, threshold)]
+        for rows in np.split(order, starts)
+    ]
+    return np.sort(np.concatenate(kept))
+
+
+def _alike(
+    one: int,
+    others: np.ndarray,
+    keypoints: np.ndarray,
+    areas: np.ndarray,
+    sigmas: Sequence[float],
+) -> np.ndarray:
+    """OKS of a pose with each of the others, (M,)."""
+    area = (areas[one] + areas[others]) / 2
+    every_joint = np.ones(keypoints.shape[1])
+    return oks(keypoints[one], keypoints[others], every_joint, area, sigmas)

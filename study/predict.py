@@ -13,33 +13,24 @@ if os.path.isfile(os.path.join(HERE, "__init__.py")):
     # others.
     sys.path[0] = os.path.dirname(HERE)
 
-import argparse  # noqa: E402
-import json  # noqa: E402
-from collections.abc import Callable, Mapping, Sequence  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from models.build import load_export  # noqa: E402
-from models.refined_pose import RefinedPose  # noqa: E402
-from models.skeleton import SKELETONS, Skeleton  # noqa: E402
-from study.annotation_table import clip_boxes  # noqa: E402
-from study.config import InputError  # noqa: E402
-from study.crops import (  # noqa: E402
-    apply_affine,
-    image_to_crop_affine,
-    invert_affine,
-    read_picture,
-    warp,
-)
-from study.display import Display  # noqa: E402
-from study.given_poses import read_poses  # noqa: E402
-from study.metrics import to_detections  # noqa: E402
-from study.picture_input import (  # noqa: E402
+from models.build import load_export
+from models.refined_pose import RefinedPose
+from models.skeleton import SKELETONS, Skeleton
+from study.data.annotations import clip_boxes
+from study.data.crops import apply_affine, image_to_crop_affine, invert_affine, read_picture, warp
+from study.deploy.given_poses import read_poses
+from study.deploy.inputs import (
     RESULTS,
     PersonBoxes,
     check_targets,
@@ -47,6 +38,9 @@ from study.picture_input import (  # noqa: E402
     find_pictures,
     warn,
 )
+from study.display import Display
+from study.errors import InputError
+from study.metrics import to_detections
 
 BATCH_SIZE = 64
 COLOURS = {"left": (255, 127, 14), "right": (40, 150, 255), "middle": (255, 225, 77)}

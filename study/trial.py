@@ -1,7 +1,7 @@
 """One trial: stage 1, then stage 2, on one worker or several.
 
-It knows no Ray: ``launch.py`` starts it in a Tune process or under Ray Train, and its ``report``
-asks the owner of the Optuna study whether to go on.
+This module knows no Ray: ``launch/trials.py`` runs it in a Tune process or under Ray Train. Its
+``report`` sends each epoch to the owner of the Optuna study, which answers whether to go on.
 """
 
 from __future__ import annotations
@@ -14,30 +14,28 @@ import numpy as np
 import torch
 
 from models.refined_pose import RefinedPose
-from study import faults
-from study.batches import epoch_rows
-from study.checkpoint import Checkpoints, best_row
-from study.compilation import compile_network
-from study.config import RANDOM, with_values
-from study.distill import SCALE_BATCHES, DistillTask
-from study.evaluation import predict_crops
-from study.limits import ONLINE, STUDENT
-from study.loop import mean_terms, run_stage, seed_of
-from study.mirror_training import learn_names
-from study.pose_errors import PoseErrors, excess, measure_errors
-from study.prepare import StudyData
-from study.refine import RefineTask
-from study.schema import StudyConfig
-from study.store import CropStore
-from study.teacher import live_teacher
-from study.training import (
-    Recorder,
-    Report,
-    TrainingData,
+from study.cache.crop_store import CropStore
+from study.cache.prepare import StudyData
+from study.config.compose import with_values
+from study.config.derived import seed_of
+from study.config.schema import ONLINE, RANDOM, STUDENT, StudyConfig
+from study.storage import failpoints
+from study.storage.checkpoint import Checkpoints, best_row
+from study.teachers.make import live_teacher
+from study.training.batches import epoch_rows
+from study.training.distill import SCALE_BATCHES, DistillTask
+from study.training.evaluation import predict_crops
+from study.training.left_right import learn_names
+from study.training.loop import Recorder, Report, mean_terms, run_stage
+from study.training.networks import (
     build_distill_task,
     build_refine_task,
     build_refiner,
+    compile_network,
 )
+from study.training.pose_errors import PoseErrors, excess, measure_errors
+from study.training.refine import RefineTask
+from study.training.training_data import TrainingData
 from study.workers import Workers
 
 
@@ -83,7 +81,7 @@ def run_trial(trial: Trial, workers: Workers, report: Report) -> None:
         return
     if trial.config.refine.epochs:
         if workers.rank == 0:
-            faults.point("handed over")
+            failpoints.point("handed over")
         refine(trial, ground, recorder)
 
 

@@ -8,7 +8,7 @@ if os.path.isfile(os.path.join(HERE, "__init__.py")):
     # In a checkout: its root on the path in place of study/, whose file names would shadow others.
     sys.path[0] = os.path.dirname(HERE)
 
-import argparse  # noqa: E402
+import argparse
 
 EPILOG = """\
 settings are written key=value, for example:
@@ -18,7 +18,7 @@ settings are written key=value, for example:
 data: drawn | coco | crowdpose, for labs coco_full | crowdpose_full (see their YAML in study/conf).
 search_space: distill | refine | joint | poses | smoke | your YAML; of plan=staged, staged.
 The same command again goes on with a study that was broken off.
---cfg lists every setting with its value; study/schema.py says what each one means.
+--cfg lists every setting with its value; study/config/schema.py says what each one means.
 """
 
 
@@ -32,7 +32,8 @@ def main() -> None:
     parser.add_argument("--cfg", action="store_true", help="print the settings and stop")
     arguments = parser.parse_args()
 
-    from study.config import InputError, compose, to_plain
+    from study.config.compose import compose, to_plain
+    from study.errors import InputError
 
     try:
         config = compose(arguments.settings)
@@ -41,7 +42,7 @@ def main() -> None:
 
             print(OmegaConf.to_yaml(to_plain(config)), end="")
             return
-        from study.tuning import run_study
+        from study.driver import run_study
 
         run_study(config)
     except InputError as error:

@@ -17,20 +17,21 @@ import pytest
 import torch
 
 from models.skeleton import COCO, SKELETONS, Skeleton
-from study import crop_files, limits
-from study.config import compose
-from study.crops import stored_size
-from study.dataset import People, read_people
-from study.prepare import StudyData, prepare_data
-from study.schema import StudyConfig
-from study.store import CropStore, make_crop_store, open_crop_store
-from study.teacher import TARGETS
-from study.teacher_store import Answer, write_teacher_store
+from study.cache import crop_parts
+from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
+from study.cache.prepare import StudyData, prepare_data
+from study.cache.teacher_store import Answer, write_teacher_store
+from study.config import checks
+from study.config.compose import compose
+from study.config.schema import StudyConfig
+from study.data.crops import stored_size
+from study.data.people import People, read_people
+from study.storage.paths import TARGETS
 from study.workers import Workers
 
 ROOT = Path(__file__).resolve().parent.parent
 # Last, because the study's scripts put the project in the first one's place.
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(ROOT / "tests" / "promises"))
 EASY_SIGMA = 1.0
 FIVE = Skeleton(
     name="five",
@@ -125,8 +126,8 @@ def five_store(five_people: People, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of four people, batches of two: the five-joint people fill three parts."""
-    monkeypatch.setattr(crop_files, "PEOPLE_PER_PART", 4)
-    monkeypatch.setattr(crop_files, "PEOPLE_PER_BATCH", 2)
+    monkeypatch.setattr(crop_parts, "PEOPLE_PER_PART", 4)
+    monkeypatch.setattr(crop_parts, "PEOPLE_PER_BATCH", 2)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +136,7 @@ def easy() -> Iterator[str]:
     skeleton = dataclasses.replace(COCO, name="easy", oks_sigmas=(EASY_SIGMA,) * 17)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SKELETONS, "easy", skeleton)
-        patch.setitem(limits.CHOICES, "data.skeleton", ("coco", "crowdpose", "easy"))
+        patch.setitem(checks.CHOICES, "data.skeleton", ("coco", "crowdpose", "easy"))
         yield "easy"
 
 

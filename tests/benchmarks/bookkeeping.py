@@ -23,15 +23,15 @@ from unittest import mock
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))
 
-import numpy as np  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+import numpy as np
+from rich.console import Console
+from rich.table import Table
 
-from search_spaces.space import load  # noqa: E402
-from study.checkpoint import Checkpoints, trial_folder  # noqa: E402
-from study.config import compose  # noqa: E402
-from study.loop import Row  # noqa: E402
-from study.search import StudyOwner  # noqa: E402
+from search_spaces.space import load
+from study.config.compose import compose
+from study.search.owner import StudyOwner
+from study.storage.checkpoint import Checkpoints, Row
+from study.storage.paths import trial_folder
 
 FEW = 100
 Answer = TypeVar("Answer")

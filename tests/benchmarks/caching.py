@@ -1,14 +1,14 @@
 """What it saves to compute once per study: ``python tests/benchmarks/caching.py epochs|study``.
 
 ``epochs``: an epoch of stage 1 and of stage 2 taught by stored answers, against one in which the
-teacher is asked live (teacher.mode=online). The teacher's forward pass costs about ten times the
+teacher is asked live (make.mode=online). The teacher's forward pass costs about ten times the
 student's; what it really costs here is printed. Pictures are drawn people's.
 
 ``study``: all trials of the built-in study, by plain calls, with every store, against the same
 with none: the teacher is asked live, and every crop, of every epoch and every scoring, is cut anew
 out of its picture. Trials are not pruned, so that both do the same. The teacher is trained once,
 as in any toolbox: what that took counts on either side, or on none. What making the stores takes,
-once for all trials, counts against them in a row of its own: cropping, asking the teacher, and
+once for all trials, counts against them in a row of its own: cropping, asking the make, and
 measuring how far what is stored is from what it says live.
 
 Seconds are this process's own, so that nobody else on the machine counts.
@@ -28,39 +28,31 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-import optuna  # noqa: E402
-import torch  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+import numpy as np
+import optuna
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
 
-from search_spaces.space import load  # noqa: E402
-from study import teacher, training  # noqa: E402
-from study.checkpoint import Checkpoints, best_row  # noqa: E402
-from study.config import compose, flatten, to_plain, with_values  # noqa: E402
-from study.crops import read_picture, stored_size, warp  # noqa: E402
-from study.json_records import load_document  # noqa: E402
-from study.loop import Progress, Row, run_stage  # noqa: E402
-from study.prepare import input_size_of, prepare_data  # noqa: E402
-from study.schema import StudyConfig  # noqa: E402
-from study.store import CropStore, open_crop_store  # noqa: E402
-from study.teacher import (  # noqa: E402
-    TARGETS,
-    is_ready,
-    live_teacher,
-    make_teacher,
-    teacher_folder,
-)
-from study.teachers import open_network  # noqa: E402
-from study.training import (  # noqa: E402
-    TrainingData,
-    build_distill_task,
-    build_refine_task,
-    build_refiner,
-)
-from study.trial import Trial, run_trial  # noqa: E402
-from study.workers import Workers, settle_in  # noqa: E402
+from search_spaces.space import load
+from study.cache.crop_store import CropStore, open_crop_store
+from study.cache.prepare import prepare_data
+from study.config.compose import compose, flatten, to_plain, with_values
+from study.config.derived import input_size_of
+from study.config.schema import StudyConfig
+from study.data.coco_json import load_document
+from study.data.crops import read_picture, stored_size, warp
+from study.storage.checkpoint import Checkpoints, Row, best_row
+from study.storage.paths import TARGETS
+from study.teachers.adapters import open_network
+from study.teachers.make import is_ready, live_teacher, make_teacher, teacher_folder
+from study.training import training_data
+from study.training.loop import Progress, run_stage
+from study.training.networks import build_distill_task, build_refine_task, build_refiner
+from study.training.training_data import TrainingData
+from study.trial import Trial, run_trial
+from study.workers import Workers, settle_in
 
 EPOCHS = (
     *("data.input_size=[128,96]", "data.train_pictures=150", "data.val_pictures=20"),
@@ -184,7 +176,7 @@ def study(storage: str, trials: int) -> list[tuple[str, float, float]]:
         for number in range(trials):
             chosen = space.suggest(drawn.ask(), defaults)
             for way, (mode, opener) in ways.items():
-                training.open_crop_store = teacher.open_crop_store = opener  # type: ignore[attr-defined]
+                training_data.open_crop_store = make.open_crop_store = opener  # type: ignore[attr-defined]
                 own = with_values(config, {**chosen, "teacher.mode": mode})
                 kept = Path(scratch) / way / str(number)
                 trial = Trial(number, own, data, kept, folder / TARGETS)

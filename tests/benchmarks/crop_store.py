@@ -21,13 +21,13 @@ import cv2
 import numpy as np
 import torch
 
-from study import crop_files
-from study.config import compose
-from study.crop_files import JPEG, RAW
-from study.dataset import People, read_people
-from study.drawn_people import draw_dataset
-from study.prepare import input_size_of, skeleton_of
-from study.store import CropStore, make_crop_store, open_crop_store
+from study.cache import crop_parts
+from study.cache.crop_parts import JPEG, RAW
+from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
+from study.config.compose import compose
+from study.config.derived import input_size_of, skeleton_of
+from study.data.people import People, read_people
+from study.data.synthetic.dataset import draw_dataset
 
 PEOPLE = 600
 ROUNDS = 7
@@ -70,7 +70,7 @@ def main() -> None:
         people, size = people_of([*settings, f"storage={scratch}"])
         stores = {RAW: open_crop_store(make_crop_store(people, size, Path(scratch)))}
         for name, (quality, sampling) in FORMS.items():
-            crop_files.JPEG_SETTINGS = (
+            crop_parts.JPEG_SETTINGS = (
                 *(cv2.IMWRITE_JPEG_QUALITY, quality),
                 *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling),
             )

@@ -24,23 +24,23 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
-from torch import Tensor  # noqa: E402
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
 
-from models.build import build_codec  # noqa: E402
-from models.pose_features import IMAGENET  # noqa: E402
-from models.skeleton import SKELETONS, Skeleton  # noqa: E402
-from study.batches import training_batches  # noqa: E402
-from study.crops import image_to_crop_affine  # noqa: E402
-from study.dataset import People, read_people  # noqa: E402
-from study.schema import AugmentConfig  # noqa: E402
-from study.store import CropStore, make_crop_store, open_crop_store  # noqa: E402
-from study.workers import Workers, settle_in  # noqa: E402
+from models.build import build_codec
+from models.pose_features import IMAGENET
+from models.skeleton import SKELETONS, Skeleton
+from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
+from study.config.schema import AugmentConfig
+from study.data.crops import image_to_crop_affine
+from study.data.people import People, read_people
+from study.training.batches import training_batches
+from study.workers import Workers, settle_in
 
 SIZE, CELLS, SIGMA = (256, 192), (64, 48), 2
 BATCH = 64

@@ -28,15 +28,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-from faster_coco_eval import COCO, COCOeval_faster  # noqa: E402
-from pycocotools.coco import COCO as OfficialGroundTruth  # noqa: E402
-from pycocotools.cocoeval import COCOeval  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+from pycocotools.coco import COCO as OfficialGroundTruth
+from pycocotools.cocoeval import COCOeval
+from rich.console import Console
+from rich.table import Table
 
-from models.skeleton import CROWDPOSE  # noqa: E402
-from study.metrics import CROWD_BOUNDS, average_precision  # noqa: E402
+from models.skeleton import CROWDPOSE
+from study.data.annotations import CROWD_BOUNDS
+from study.metrics import average_precision
 
 SIGMAS = np.array(CROWDPOSE.oks_sigmas)
 Records = list[dict[str, Any]]

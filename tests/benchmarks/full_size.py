@@ -30,7 +30,7 @@ FULL = 150_000
 """People with joints; what else is as large as in COCO 2017 follows in proportion."""
 PICTURES, VAL_PEOPLE = 118_287, 6_352
 POLL_S = 0.05
-STEPS = ("audit", "dataset.py", "prepare", "targets", "train")
+STEPS = ("audit", "data/people.py", "prepare", "targets", "train")
 SPARE = 1.2
 """What is written at most, over the stored crops."""
 
@@ -96,8 +96,8 @@ def settings_of(root: Path, size: int) -> list[str]:
 
 def run_step(step: str, root: Path, size: int) -> None:
     """One step, in this process."""
-    from study.config import compose
-    from study.prepare import prepare_data
+    from study.cache.prepare import prepare_data
+    from study.config.compose import compose
 
     config = compose(settings_of(root, size))
     if step == "audit":
@@ -113,10 +113,8 @@ def run_step(step: str, root: Path, size: int) -> None:
 def look(annotations: Path, images: Path, folder: Path) -> None:
     """A study's audit, the annotation file and the pictures timed apart."""
     from models.skeleton import COCO
-    from study.annotation_table import read_table
-    from study.audit import audit, describe
-    from study.audit_notes import find_notes
-    from study.audit_table import write_audit
+    from study.data.annotations import read_table
+    from study.data.audit import audit, describe, find_notes, write_audit
 
     began = time.monotonic()
     read_table(annotations, COCO)
@@ -132,9 +130,9 @@ def write_targets(store: Path, file: Path) -> None:
     """What a teacher would say: the truth, thrice, so that the store is as large as a real one."""
     import torch
 
-    from study.crops import stored_size
-    from study.store import open_crop_store
-    from study.teacher_store import Answer, write_teacher_store
+    from study.cache.crop_store import open_crop_store
+    from study.cache.teacher_store import Answer, write_teacher_store
+    from study.data.crops import stored_size
 
     people = open_crop_store(store)
 
@@ -152,8 +150,8 @@ def train(root: Path, size: int) -> None:
     """One epoch of stage 1, as a worker trains it."""
     import torch
 
-    from study.config import compose
-    from study.prepare import StudyData
+    from study.cache.prepare import StudyData
+    from study.config.compose import compose
     from study.trial import Trial, run_trial
     from study.workers import Workers
 
@@ -268,7 +266,7 @@ def main() -> None:
     survey = [sys.executable, str(ROOT / "study/dataset.py"), str(root)]
     survey += ["--out", str(root / "survey")]
     used = [
-        watch(step, survey if step == "dataset.py" else [*own, step]) for step in options.steps
+        watch(step, survey if step == "data/people.py" else [*own, step]) for step in options.steps
     ]
     show(used, root)
     if worst := [one.step for one in used if one.bytes > LIMIT]:

@@ -17,16 +17,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
-from torch import Tensor  # noqa: E402
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
 
-from models.build import MODELS, build_model  # noqa: E402
-from models.mobile_net import SIZES  # noqa: E402
-from models.pose_features import sample_features  # noqa: E402
-from models.skeleton import COCO  # noqa: E402
+from models.build import MODELS, build_model
+from models.mobile_net import SIZES
+from models.pose_features import sample_features
+from models.skeleton import COCO
 
 CROP = (256, 192)
 Sampler = Callable[[Tensor, Tensor], Tensor]

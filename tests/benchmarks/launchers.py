@@ -21,23 +21,25 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-from ray import tune  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+import torch
+from ray import tune
+from rich.console import Console
+from rich.table import Table
 
-from study import tuning  # noqa: E402
-from study.config import compose  # noqa: E402
-from study.display import Display  # noqa: E402
-from study.loop import Row  # noqa: E402
-from study.prepare import StudyData, prepare_data  # noqa: E402
-from study.results import read_trials  # noqa: E402
-from study.schema import StudyConfig  # noqa: E402
-from study.settings import trial_config  # noqa: E402
-from study.stage_search import open_study  # noqa: E402
-from study.teacher import TARGETS, teacher_folder  # noqa: E402
-from study.trial import Trial, run_trial  # noqa: E402
-from study.workers import Workers  # noqa: E402
+from study import driver
+from study.cache.prepare import StudyData, prepare_data
+from study.config.compose import compose
+from study.config.schema import StudyConfig
+from study.display import Display
+from study.launch import cluster, tune_adapter
+from study.search.controls import trial_config
+from study.search.stage import open_study
+from study.storage.checkpoint import Row
+from study.storage.paths import TARGETS
+from study.storage.tables import read_trials
+from study.teachers.make import teacher_folder
+from study.trial import Trial, run_trial
+from study.workers import Workers
 
 SETTINGS = (
     *("data.train_pictures=120", "data.val_pictures=20", "data.input_size=[96,64]"),
@@ -56,14 +58,14 @@ def settings_of(storage: Path, launcher: str, trials: int) -> StudyConfig:
 def run_launched(config: StudyConfig) -> tuple[list[float], list[float]]:
     """Seconds of each trial, from the end of the one before, and the APs that they got."""
     started = []
-    run_trials = tuning._run_trials
+    run_trials = tune_adapter.run_trials
 
     def note_and_run(*arguments: object) -> None:
         started.append(datetime.datetime.now())
         run_trials(*arguments)  # type: ignore[arg-type]
 
-    with mock.patch.object(tuning, "_run_trials", note_and_run):
-        folder = tuning.run_study(config)
+    with mock.patch("study.driver.run_trials", note_and_run):
+        folder = driver.run_study(config)
     trials = open_study(folder, config.name).get_trials()
     ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
     seconds = [(b - a).total_seconds() for a, b in itertools.pairwise([started[0], *ends])]
@@ -103,7 +105,7 @@ def run_bare(
         (_,), (ap,) = run_plain(config, data, folder, [rows[values["row"]]])
         tune.report({"ap": ap, "ended": time.time(), "row": values["row"]})
 
-    with tuning._ray_started(config, Display(config.display)):
+    with cluster.ray_started(config, Display(config.display)):
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": config.trial.cpus}),
             param_space={"row": tune.grid_search(list(range(len(rows))))},

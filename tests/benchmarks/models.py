@@ -24,18 +24,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from models.build import MODELS, build_model  # noqa: E402
-from models.igp_gcn import IgpGcn  # noqa: E402
-from models.mobile_net import SIZES, MobileNet, MobileNetSize  # noqa: E402
-from models.pose_features import PoseFeatures, PoseNetwork  # noqa: E402
-from models.skeleton import COCO  # noqa: E402
-from study.costs import fold_batch_norms  # noqa: E402
+from models.build import MODELS, build_model
+from models.igp_gcn import IgpGcn
+from models.mobile_net import SIZES, MobileNet, MobileNetSize
+from models.pose_features import PoseFeatures, PoseNetwork
+from models.skeleton import COCO
+from study.training.networks import fold_batch_norms
 
 BASELINE, SHAPES_BASELINE = "simple_baseline r50", "mobile_net lightning"
 CROP = (256, 192)

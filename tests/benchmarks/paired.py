@@ -20,22 +20,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
-from scipy import stats  # noqa: E402
+import torch
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
 
-from study.checkpoint import Checkpoints, best_row, trial_folder  # noqa: E402
-from study.config import compose, with_values  # noqa: E402
-from study.evaluation import evaluate  # noqa: E402
-from study.loop import Row  # noqa: E402
-from study.prepare import StudyData, evaluation_of, prepare_data, skeleton_of  # noqa: E402
-from study.schema import StudyConfig  # noqa: E402
-from study.store import open_crop_store  # noqa: E402
-from study.teacher import TARGETS, is_ready, make_teacher, teacher_folder  # noqa: E402
-from study.training import load_estimator  # noqa: E402
-from study.trial import Trial, run_trial  # noqa: E402
-from study.workers import Workers, settle_in  # noqa: E402
+from study.cache.crop_store import open_crop_store
+from study.cache.prepare import StudyData, prepare_data
+from study.config.compose import compose, with_values
+from study.config.derived import evaluation_of, skeleton_of
+from study.config.schema import StudyConfig
+from study.storage.checkpoint import Checkpoints, Row, best_row
+from study.storage.paths import TARGETS, trial_folder
+from study.teachers.make import is_ready, make_teacher, teacher_folder
+from study.training.evaluation import evaluate
+from study.training.networks import load_estimator
+from study.trial import Trial, run_trial
+from study.workers import Workers, settle_in
 
 WORST = -1.0
 """Points of AP that the bound must lie above."""

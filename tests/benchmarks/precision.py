@@ -20,19 +20,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+import torch
+from rich.console import Console
+from rich.table import Table
 
-from models.pose_features import computes_in_bf16  # noqa: E402
-from study.batches import Batch  # noqa: E402
-from study.compilation import BACKEND  # noqa: E402
-from study.config import compose, with_values  # noqa: E402
-from study.distill import DistillTask  # noqa: E402
-from study.loop import combine  # noqa: E402
-from study.schema import StudyConfig  # noqa: E402
-from study.teacher import build_task  # noqa: E402
-from study.workers import Workers  # noqa: E402
+from models.pose_features import computes_in_bf16
+from study.config.compose import compose, with_values
+from study.config.schema import StudyConfig
+from study.teachers.make import build_task
+from study.training.batches import Batch
+from study.training.distill import DistillTask
+from study.training.loop import combine
+from study.training.networks import BACKEND
+from study.workers import Workers
 
 SIZES = ("tiny", "teacher")
 INPUTS = ((96, 64), (256, 192))

@@ -25,18 +25,20 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-import optuna  # noqa: E402
-import pyarrow as pa  # noqa: E402
-import pyarrow.parquet as pq  # noqa: E402
-import torch  # noqa: E402
+import optuna
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
 
-from search_spaces.space import load  # noqa: E402
-from study.config import compose, flatten, to_plain, with_values  # noqa: E402
-from study.loop import Row, TrainingDiverged  # noqa: E402
-from study.prepare import prepare_data  # noqa: E402
-from study.teacher import TARGETS, is_ready, make_teacher, teacher_folder  # noqa: E402
-from study.trial import Trial, run_trial  # noqa: E402
-from study.workers import Workers, settle_in  # noqa: E402
+from search_spaces.space import load
+from study.cache.prepare import prepare_data
+from study.config.compose import compose, flatten, to_plain, with_values
+from study.errors import TrainingDiverged
+from study.storage.checkpoint import Row
+from study.storage.paths import TARGETS
+from study.teachers.make import is_ready, make_teacher, teacher_folder
+from study.trial import Trial, run_trial
+from study.workers import Workers, settle_in
 
 SETTINGS = {
     "drawn": (

@@ -29,34 +29,32 @@ from typing import Any, Literal
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
-from torch import Tensor  # noqa: E402
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
 
-from models.build import build_codec, build_model  # noqa: E402
-from models.movenet import load_movenet  # noqa: E402
-from models.pose_features import PoseFeatures  # noqa: E402
-from models.refined_pose import RefinedPose  # noqa: E402
-from models.skeleton import COCO, CROWDPOSE, shared_joints  # noqa: E402
-from study.batches import evaluation_batches  # noqa: E402
-from study.checkpoint import Checkpoints  # noqa: E402
-from study.config import compose, with_values  # noqa: E402
-from study.crops import apply_affine, crop_to_image_affine, invert_affine  # noqa: E402
-from study.evaluation import BATCH_SIZE, predict_crops  # noqa: E402
-from study.limits import MOVENET_SIZES  # noqa: E402
-from study.loop import Row  # noqa: E402
-from study.metrics import average_precision, oks, to_detections  # noqa: E402
-from study.pose_errors import jittered  # noqa: E402
-from study.predictions import given_starts  # noqa: E402
-from study.prepare import StudyData, prepare_data  # noqa: E402
-from study.schema import StudyConfig  # noqa: E402
-from study.store import CropStore, open_crop_store  # noqa: E402
-from study.training import load_estimator  # noqa: E402
-from study.trial import Trial, run_trial  # noqa: E402
-from study.workers import Workers  # noqa: E402
+from models.build import build_codec, build_model
+from models.movenet import load_movenet
+from models.pose_features import PoseFeatures
+from models.refined_pose import RefinedPose
+from models.skeleton import COCO, CROWDPOSE, shared_joints
+from study.cache.crop_store import CropStore, open_crop_store
+from study.cache.predictions import given_starts
+from study.cache.prepare import StudyData, prepare_data
+from study.config.compose import compose, with_values
+from study.config.schema import MOVENET_SIZES, StudyConfig
+from study.data.crops import apply_affine, crop_to_image_affine, invert_affine
+from study.metrics import average_precision, oks, to_detections
+from study.storage.checkpoint import Checkpoints, Row
+from study.training.batches import evaluation_batches
+from study.training.evaluation import BATCH_SIZE, predict_crops
+from study.training.networks import load_estimator
+from study.training.pose_errors import jittered
+from study.trial import Trial, run_trial
+from study.workers import Workers
 
 SWAPPED, MISSED = 1 / 3, 1 / 5
 SWAP_DRAWS = 10

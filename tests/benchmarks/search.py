@@ -37,23 +37,23 @@ from typing import Any, NamedTuple, Protocol
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))
 
-import numpy as np  # noqa: E402
-import optuna  # noqa: E402
-import pyarrow.parquet as pq  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
-from optuna.distributions import CategoricalDistribution  # noqa: E402
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler  # noqa: E402
-from ray.tune.search.optuna import OptunaSearch  # noqa: E402
-from record_curves import SETTINGS  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
-from sklearn.ensemble import ExtraTreesRegressor  # noqa: E402
+import numpy as np
+import optuna
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from optuna.distributions import CategoricalDistribution
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+from record_curves import SETTINGS
+from rich.console import Console
+from rich.table import Table
+from sklearn.ensemble import ExtraTreesRegressor
 
-from search_spaces.space import Parameter, SearchSpace, load, place_in  # noqa: E402
-from study.config import compose, flatten, to_plain, with_values  # noqa: E402
-from study.schema import StudyConfig  # noqa: E402
-from study.settings import BASELINE, DEFAULTS, baseline_values  # noqa: E402
-from study.stage_search import StageSearch  # noqa: E402
+from search_spaces.space import Parameter, SearchSpace, load, place_in
+from study.config.compose import compose, flatten, to_plain, with_values
+from study.config.schema import StudyConfig
+from study.search.controls import BASELINE, DEFAULTS, baseline_values
+from study.search.stage import StageSearch
 
 SHORTFALL = 0.05
 """The share of the way from the median to the best that a search may lack at its target."""

@@ -18,17 +18,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+import torch
+from rich.console import Console
+from rich.table import Table
 
-from models.mobile_net import SIZES, MobileNet, MobileNetSize  # noqa: E402
-from study.checkpoint import Checkpoints, best_row  # noqa: E402
-from study.config import compose  # noqa: E402
-from study.prepare import prepare_data  # noqa: E402
-from study.teacher import TARGETS, is_ready, make_teacher, teacher_folder  # noqa: E402
-from study.trial import Trial, run_trial  # noqa: E402
-from study.workers import Workers, settle_in  # noqa: E402
+from models.mobile_net import SIZES, MobileNet, MobileNetSize
+from study.cache.prepare import prepare_data
+from study.config.compose import compose
+from study.storage.checkpoint import Checkpoints, best_row
+from study.storage.paths import TARGETS
+from study.teachers.make import is_ready, make_teacher, teacher_folder
+from study.trial import Trial, run_trial
+from study.workers import Workers, settle_in
 
 TINY = SIZES["tiny"]
 

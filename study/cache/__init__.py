@@ -1,0 +1,10 @@
+"""What is computed once and read by all trials.
+
+prepare        audit, split and crop a study's people
+crop_store     the crops of one split
+crop_parts     part files of crops, raw or JPEG
+crop_bucket    crop stores in an object store
+teacher_store  the teacher's targets of every person
+predictions    poses of other methods, matched to people
+arrow_file     one table in a memory-mapped file
+"""

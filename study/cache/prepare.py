@@ -1,0 +1,321 @@
+"""Before anything is trained: the data audited, the people split, their crops stored once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from study.cache.crop_bucket import bring_store, check_bucket, cut_here
+from study.cache.crop_parts import choose_form
+from study.cache.crop_store import Cut, make_crop_store, store_folder
+from study.config.derived import input_size_of, skeleton_of, teacher_input_size_of
+from study.config.schema import SplitConfig, StudyConfig
+from study.data.annotations import read_table
+from study.data.audit import audit, check, describe, faulty_ids, find_notes, notes, write_audit
+from study.data.coco_results import read_detections
+from study.data.crops import stored_size
+from study.data.people import People, overlap, read_people, split_people, write_ground_truth
+from study.data.synthetic.dataset import draw_dataset
+from study.errors import InputError
+from study.storage.files import fingerprint, hash_file, is_full_disk
+from study.storage.paths import cache_of, place_of_crops
+
+Meter = Callable[[str], Callable[[int, int], None]]
+"""Gives a progress bar of this name, to be called with (done, total)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyData:
+    """Where a study's prepared data lie; paths, so that it travels to any worker."""
+
+    train: str
+    """Crop store of the people to train on."""
+    search: str
+    """Crop store of the people that trials are scored on."""
+    val: str
+    """Crop store of the official validation people, or of those that a detector found."""
+    search_truth: str
+    """COCO-format ground truth of ``search``."""
+    val_truth: str
+    num_people: tuple[int, int, int]
+    """Train, search, val."""
+    teacher_crops: tuple[str, str, str]
+    """Crop stores of the same people, in the same order, as the teacher sees them: those above
+    unless its input size is another one."""
+    url: str | None = None
+    """Object store that has the crop stores, by their folders' names."""
+
+    @property
+    def crops(self) -> tuple[str, str, str]:
+        return self.train, self.search, self.val
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that was prepared: the stores' own names are fingerprints."""
+        paths = (*self.crops, self.search_truth, self.val_truth, *self.teacher_crops)
+        return fingerprint(*(Path(path).name for path in paths))
+
+    def here(self) -> StudyData:
+        """The same data where this node reads them; crops are brought from the object store."""
+        if self.url is None:
+            return self
+        stores = (*self.crops, *self.teacher_crops)
+        found = {path: str(bring_store(self.url, Path(path))) for path in stores}
+        train, search, val = self.teacher_crops
+        return dataclasses.replace(
+            self,
+            train=found[self.train],
+            search=found[self.search],
+            val=found[self.val],
+            teacher_crops=(found[train], found[search], found[val]),
+        )
+
+    def for_teacher(self) -> StudyData:
+        """The same people in the teacher's crops."""
+        train, search, val = self.teacher_crops
+        return dataclasses.replace(self, train=train, search=search, val=val)
+
+
+class Truth(NamedTuple):
+    """A ground-truth file, and what is in it."""
+
+    file: Path
+    annotations: Path
+    images: NDArray[np.int64]
+    left_out: frozenset[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyPeople:
+    """Who is trained on, who trials and who finalists are scored on."""
+
+    train: People
+    search: People
+    val: People
+    """Those labelled."""
+    found: People
+    """Those a detector found; ``val`` itself where none was asked."""
+    val_pictures: NDArray[np.int64]
+    """Ids of those in ``val``; where a detector was asked, who may find people where nobody is,
+    of all in its file."""
+    left_out: frozenset[int]
+    """Faulty annotations, by id."""
+    left_out_of_val: frozenset[int]
+
+    @property
+    def cropped(self) -> tuple[People, People, People]:
+        """Those to train on, to score trials on and to score finalists on, as crops."""
+        return self.train, self.search, self.found
+
+    def search_truth(self, cache: Path) -> Truth:
+        return _truth_of(self.search, np.unique(self.search.image_ids), self.left_out, cache)
+
+    def val_truth(self, cache: Path) -> Truth:
+        return _truth_of(self.val, self.val_pictures, self.left_out_of_val, cache)
+
+
+def prepare_data(
+    config: StudyConfig,
+    meter: Meter,
+    say: Callable[[str], None],
+    cut: Cut = cut_here,
+    audit_folder: Path | None = None,
+) -> StudyData:
+    """The study's people, checked, split and stored; what is there already is used again.
+
+    Args:
+        cut: makes parts of crop stores.
+        audit_folder: where all that is wrong or odd is listed in Parquet; nowhere if None.
+
+    Raises:
+        InputError: the data have faults; names the files and annotations.
+    """
+    data, cache = config.data, cache_of(config)
+    url, crops_folder = place_of_crops(config)
+    if url is not None:
+        check_bucket(url)
+    _require_folder(crops_folder)
+    if data.kind == "drawn":
+        draw_dataset(
+            Path(data.root),
+            seed=data.seed,
+            train_pictures=data.train_pictures,
+            val_pictures=data.val_pictures,
+            progress=meter("drawing people"),
+        )
+    people = read_study_people(config, meter, say, audit_folder)
+    planned = planned_data(config, people)
+    stores = [("", input_size_of(config), planned.crops)]
+    if planned.teacher_crops != planned.crops:
+        teacher_size = teacher_input_size_of(config)
+        stores.append((" for the teacher", teacher_size, planned.teacher_crops))
+    for seen_by, size, folders in stores:
+        how: dict[str, Any] = {"form": form_of(config, people, size)}
+        how |= {"url": url, "cut": cut, "say": say}
+        parts = zip(("train", "search", "val"), people.cropped, folders, strict=True)
+        for part, crops_of, folder in parts:
+            name = f"{part}{seen_by}"
+            how |= {"name": name, "folder": Path(folder)}
+            make_crop_store(crops_of, size, crops_folder, meter(f"cropping {name}"), **how)
+    for truth in (people.search_truth(cache), people.val_truth(cache)):
+        if not truth.file.exists():
+            write_ground_truth(
+                truth.annotations, truth.images, truth.file, leave_out=truth.left_out
+            )
+    return planned
+
+
+def _require_folder(crops: Path) -> None:
+    """The folder of the crops, made before anything that takes long."""
+    try:
+        crops.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_full_disk(error):
+            raise
+        raise InputError(
+            "crops must have a folder that can be made (data.store, by default storage's cache), "
+            f"got {crops} ({error.strerror}); change data.store or storage"
+        ) from error
+
+
+def planned_data(config: StudyConfig, people: StudyPeople) -> StudyData:
+    """Where ``prepare_data`` puts what it makes of these people."""
+    url, folder = place_of_crops(config)
+
+    def stores(size: tuple[int, int]) -> tuple[str, str, str]:
+        form = form_of(config, people, size)
+        train, search, val = (
+            str(store_folder(part, size, folder, form)) for part in people.cropped
+        )
+        return train, search, val
+
+    own = stores(input_size_of(config))
+    is_same = teacher_input_size_of(config) == input_size_of(config)
+    return StudyData(
+        *own,
+        search_truth=str(people.search_truth(cache_of(config)).file),
+        val_truth=str(people.val_truth(cache_of(config)).file),
+        num_people=(len(people.train), len(people.search), len(people.val)),
+        teacher_crops=own if is_same else stores(teacher_input_size_of(config)),
+        url=url,
+    )
+
+
+def form_of(config: StudyConfig, people: StudyPeople, size: tuple[int, int]) -> str:
+    """In which form the crops of this input size are kept: raw or jpeg."""
+    return choose_form(config.data.crops, sum(map(len, people.cropped)), stored_size(size))
+
+
+def read_study_people(
+    config: StudyConfig,
+    meter: Meter,
+    say: Callable[[str], None],
+    audit_folder: Path | None = None,
+) -> StudyPeople:
+    """The study's people, checked and split; nothing is written but the audit.
+
+    Raises:
+        InputError: the data have faults; names the files and annotations.
+    """
+    data = config.data
+    if not Path(data.root).is_dir():
+        raise InputError(
+            f"data.root must be the folder of the data, got data.root={data.root}, which is not "
+            "there; set data.root to where its annotations and pictures lie"
+        )
+    people, left_out = _read(config, data.train, meter, say, audit_folder)
+    val, left_out_of_val = _read(config, data.val, meter, say, audit_folder)
+    in_both = overlap(people, val)
+    if audit_folder is not None:
+        write_audit(audit_folder / "overlap.parquet", in_both)
+    check(in_both, data.max_bad_fraction, len(people))
+    if in_both:
+        say(f"warning: left out of train\n{describe(in_both)}")
+        left_out |= faulty_ids(in_both)
+        is_kept = ~np.isin(people.annotation_ids, list(left_out))
+        people = people.take(np.flatnonzero(is_kept))
+    if data.max_people:
+        people = draw_people(people, data.max_people, data.seed)
+    found = _detected(config, val, say)
+    val_pictures = np.unique(val.image_ids)
+    if found is not val:
+        val_pictures = read_table(val.annotations, skeleton_of(config)).picture_ids
+    train_rows, search_rows = split_people(people, data.search_fraction, data.seed)
+    return StudyPeople(
+        train=people.take(train_rows),
+        search=people.take(search_rows),
+        val=val,
+        found=found,
+        val_pictures=val_pictures,
+        left_out=left_out,
+        left_out_of_val=left_out_of_val,
+    )
+
+
+def draw_people(people: People, at_most: int, seed: int) -> People:
+    """The people of pictures drawn at random, as many as ``at_most`` people fill."""
+    pictures, numbers = np.unique(people.image_ids, return_counts=True)
+    order = np.random.RandomState(seed).permutation(len(pictures))
+    fits = np.cumsum(numbers[order]) <= at_most
+    chosen = pictures[order[fits]]
+    if not len(chosen):
+        raise InputError(
+            f"data.max_people must leave at least one picture, got data.max_people={at_most}; "
+            "raise it, or 0 for all people"
+        )
+    return people.take(np.flatnonzero(np.isin(people.image_ids, chosen)))
+
+
+def _read(
+    config: StudyConfig,
+    split: SplitConfig,
+    meter: Meter,
+    say: Callable[[str], None],
+    audit_folder: Path | None,
+) -> tuple[People, frozenset[int]]:
+    """The people of a split, and the annotations left out for their faults."""
+    root, skeleton = Path(config.data.root), skeleton_of(config)
+    annotations, images = root / split.annotations, root / split.images
+    faults = audit(annotations, images, skeleton, progress=meter(f"checking {annotations.name}"))
+    if audit_folder is not None:
+        name = "train" if split is config.data.train else "val"
+        listed = [*faults, *find_notes(annotations, skeleton)]
+        file = write_audit(audit_folder / f"{name}.parquet", listed)
+        shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+        num_faults = sum(not fault.is_warning for fault in faults)
+        odd = len(listed) - num_faults
+        say(f"{annotations.name}: faults {num_faults}, notes {odd}, listed in {shown}")
+    num_people = notes(annotations, skeleton)["people"]
+    check(faults, config.data.max_bad_fraction, num_people)
+    if faults:
+        say(f"warning: left out or kept with care\n{describe(faults)}")
+    left_out = faulty_ids(faults)
+    return read_people(annotations, images, skeleton, leave_out=left_out), left_out
+
+
+def _detected(config: StudyConfig, val: People, say: Callable[[str], None]) -> People:
+    """The people of data.val.detections; those of the ground truth where it names no file."""
+    split, root = config.data.val, Path(config.data.root)
+    if split.detections is None:
+        return val
+    found = read_detections(
+        *(root / split.detections, val.annotations, root / split.images),
+        *(skeleton_of(config), split.detection_threshold),
+    )
+    pictures = len(np.unique(found.image_ids))
+    say(f"{len(found)} boxes in {pictures} pictures of val from {split.detections}")
+    return found
+
+
+def _truth_of(
+    people: People, images: NDArray[np.int64], left_out: frozenset[int], cache: Path
+) -> Truth:
+    """A COCO-format file of these pictures, which need not be there yet."""
+    content = hash_file(people.annotations)
+    name = f"truth-{fingerprint(content, images.tolist(), sorted(left_out))}.json"
+    return Truth(cache / name, people.annotations, images, left_out)

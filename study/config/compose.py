@@ -1,0 +1,305 @@
+"""Compose the settings: the schema filled from the YAML in ``study/config`` and from overrides."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import importlib.resources
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass, make_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException, ValidationError
+
+from study.config import checks, schema
+from study.config.schema import RANDOM, StudyConfig
+from study.errors import InputError
+
+MAY_CHANGE = (
+    *("search.trials", "search.concurrent", "display", "log", "plan_only", "data.store"),
+    *("confirm.trials", "confirm.seeds", "trial.timeout_s"),
+    *("trial.launcher", "trial.num_workers", "trial.cpus", "trial.gpus", "trial.max_failures"),
+)
+"""Settings that may differ when an existing study is run again."""
+TYPES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list[str]: "a list of words, [a,b]",
+    float | None: "a number, or null",
+    str | None: "text, or null",
+    tuple[int, int]: "two whole numbers, [height,width]",
+    tuple[int, int] | None: "two whole numbers, [height,width], or null",
+}
+
+
+def compose(overrides: Sequence[str] = ()) -> StudyConfig:
+    """The settings that the YAML and these ``key=value`` overrides give.
+
+    Raises:
+        InputError: an unknown key, a wrong type or an impossible value.
+    """
+    groups = {group: group_names(group) for group in ("data", "plan")}
+    for override in overrides:
+        if fault := fault_in(override, _schema(), groups):
+            raise InputError(fault)
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    choices = [o for o in parsed if o.key_or_group in groups and isinstance(o.value(), str)]
+    try:
+        values = copy.deepcopy(_composed(tuple(str(o.input_line) for o in choices)))
+        for override in parsed:
+            if override not in choices:
+                OmegaConf.update(values, override.key_or_group, override.value(), merge=True)
+        return _checked(values)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(explain(error, _schema())) from None
+
+
+@functools.cache
+def _composed(choices: tuple[str, ...]) -> DictConfig:
+    """The schema filled from the YAML of these groups, references in it unresolved."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_module("study.config", version_base=None):
+        composed = hydra.compose("study", overrides=list(choices))
+    filled = OmegaConf.merge(OmegaConf.structured(StudyConfig), composed)
+    assert isinstance(filled, DictConfig)
+    return filled
+
+
+def with_values(config: StudyConfig, values: Mapping[str, Any]) -> StudyConfig:
+    """The same settings but for these, given by config path; ``config`` itself stays as it is.
+
+    Raises:
+        InputError: an unknown key, a wrong type or an impossible value.
+    """
+    changed = copy.deepcopy(config)
+    for path, value in values.items():
+        section, _, name = path.rpartition(".")
+        owner = functools.reduce(getattr, filter(None, section.split(".")), changed)
+        setattr(owner, name, _as_typed(path, value))
+    return _possible(changed)
+
+
+def _as_typed(path: str, value: Any) -> Any:
+    """The value as the setting has it, a whole number as a float for example.
+
+    OmegaConf is asked about this one setting: about all of them it takes a hundred times as long.
+    """
+    kind = _schema().get(path)
+    if kind is None or is_dataclass(kind):
+        raise InputError(unknown(path, _schema()))
+    try:
+        alone = OmegaConf.structured(_alone(path))
+        alone.value = value
+        return OmegaConf.to_object(alone).value  # type: ignore[union-attr]
+    except OmegaConfBaseException as error:
+        raise InputError(explain(error, _schema(), path)) from None
+
+
+@functools.cache
+def _alone(path: str) -> type:
+    """A schema of this setting alone, named ``value``."""
+    return make_dataclass("Alone", [("value", _schema()[path])])
+
+
+def with_absolute_paths(config: StudyConfig) -> StudyConfig:
+    """The same settings, of which the paths mean the same in every process.
+
+    Ray's workers have working directories of their own.
+    """
+    paths = ["storage", "data.root"]
+    paths += [
+        path for path in ("teacher.init", "student.init") if value_at(config, path) != RANDOM
+    ]
+    if config.refine.start not in (schema.STUDENT, schema.JITTER):
+        paths.append("refine.start")
+    if config.data.store is not None and "://" not in config.data.store:
+        paths.append("data.store")
+    absolute = {path: str(Path(value_at(config, path)).expanduser().absolute()) for path in paths}
+    older = [str(Path(path).expanduser().absolute()) for path in config.search.warm_start]
+    return with_values(config, {**absolute, "search.warm_start": older})
+
+
+def _fill(values: DictConfig) -> StudyConfig:
+    """The schema filled with these values, all of them checked."""
+    try:
+        return _checked(OmegaConf.merge(OmegaConf.structured(StudyConfig), values))
+    except OmegaConfBaseException as error:
+        raise InputError(explain(error, _schema())) from None
+
+
+def _checked(values: Any) -> StudyConfig:
+    config = OmegaConf.to_object(values)
+    assert isinstance(config, StudyConfig)
+    return _possible(config)
+
+
+def _possible(config: StudyConfig) -> StudyConfig:
+    """These settings, put as all are, if they are possible."""
+    if config.name == "auto":
+        space = Path(config.search_space).stem
+        config.name = f"{config.data.kind}-{config.plan.kind}-{space}"
+    # YAML's true is a truth value, which a setting that is text takes as "True".
+    config.trial.channels_last = config.trial.channels_last.lower()
+    config.trial.compile = config.trial.compile.lower()
+    check(config)
+    return config
+
+
+def value_at(config: StudyConfig, path: str) -> Any:
+    """The value at a config path.
+
+    Raises:
+        KeyError: the path names no single setting.
+    """
+    value: Any = config
+    for part in path.split("."):
+        if part not in getattr(value, "__dataclass_fields__", ()):
+            raise KeyError(path)
+        value = getattr(value, part)
+    if hasattr(value, "__dataclass_fields__"):
+        raise KeyError(path)
+    return value
+
+
+def to_plain(config: StudyConfig) -> dict[str, Any]:
+    """The settings as nested dicts, lists and scalars, ready for YAML or JSON."""
+    return asdict(config)
+
+
+def from_plain(plain: Mapping[str, Any]) -> StudyConfig:
+    """The settings that ``to_plain`` wrote.
+
+    Raises:
+        InputError: they are not this version's settings.
+    """
+    return _fill(OmegaConf.create(dict(plain)))
+
+
+def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one dict from config path to value."""
+    flat: dict[str, Any] = {}
+    for key, value in plain.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def config_paths(config: StudyConfig) -> list[str]:
+    """Every config path, in the schema's order."""
+    return list(flatten(to_plain(config)))
+
+
+def check(config: StudyConfig) -> None:
+    """Returns if every value is possible.
+
+    Raises:
+        InputError: lists all that are not.
+    """
+    faults = checks.faults(flatten(to_plain(config)))
+    if faults:
+        raise InputError("impossible settings:\n" + "\n".join(f"  {fault}" for fault in faults))
+
+
+def group_names(group: str) -> list[str]:
+    """What ``data=`` or ``plan=`` may name, sorted."""
+    folder = importlib.resources.files(f"study.config.{group}")
+    names = [entry.name for entry in folder.iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+@functools.cache
+def _schema(kind: type = StudyConfig, prefix: str = "") -> dict[str, Any]:
+    """The type of every setting, and of every section of them, by config path."""
+    found: dict[str, Any] = {}
+    for name, child in get_type_hints(kind).items():
+        found[prefix + name] = child
+        if is_dataclass(child):
+            found |= _schema(child, f"{prefix}{name}.")  # type: ignore[arg-type]
+    return found
+
+
+def fault_in(
+    text: str, schema: Mapping[str, Any], groups: Mapping[str, Sequence[str]]
+) -> str | None:
+    """What keeps this from being one setting with one value; None where nothing does.
+
+    Args:
+        groups: the names that a group, such as ``data``, may be given.
+    """
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        override = None
+    if override is None or not _is_plain(override):
+        return (
+            f"a setting must be written key=value, got {text!r}; a value that holds spaces, "
+            "commas, brackets or signs needs quotes in quotes: \"data.root='/my data'\""
+        )
+    key = override.key_or_group
+    if override.is_sweep_override():
+        return (
+            f"{key} must have one value, got {text!r}; a list is written [1,2], and what a study "
+            "varies is named by search_space"
+        )
+    value = override.value()
+    if key in groups and not isinstance(value, dict):
+        return _fault_in_choice(key, value, groups[key])
+    return None if key in schema else unknown(key, schema)
+
+
+def explain(
+    error: HydraException | OmegaConfBaseException, schema: Mapping[str, Any], key: str = ""
+) -> str:
+    """What Hydra or OmegaConf found wrong, with the name of the setting where it is known.
+
+    Args:
+        key: the setting, where the error does not know it.
+    """
+    cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
+    found = next((line.strip() for line in str(cause).splitlines() if line.strip()), repr(cause))
+    key = key or str(getattr(cause, "full_key", None) or "").partition("[")[0]
+    if not key:
+        return found
+    if key not in schema:
+        return unknown(key, schema)
+    if "missing mandatory value" in found.lower():
+        return f"{key} must have a value, got none; add {key}=..."
+    wanted = TYPES.get(schema[key]) if isinstance(cause, ValidationError) else None
+    if found.endswith("is not Optional"):
+        found = "got null"
+    return f"{key} must be {wanted}: {found}" if wanted else f"{key}: {found}"
+
+
+def _is_plain(override: Override) -> bool:
+    """Whether this is ``key=value``, without Hydra's signs for adding, deleting and packages."""
+    is_change = override.type == OverrideType.CHANGE
+    return is_change and not override.package and bool(override.key_or_group)
+
+
+def _fault_in_choice(key: str, value: object, names: Sequence[str]) -> str | None:
+    if value in names:
+        return None
+    near = difflib.get_close_matches(str(value), names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{key} must be one of {', '.join(names)}, got {key}={value}{hint}"
+
+
+def unknown(key: str, schema: Mapping[str, Any]) -> str:
+    """That no setting has this name, and which one may have been meant."""
+    paths = [path for path, kind in schema.items() if not is_dataclass(kind)]
+    near = [path for path in paths if path.endswith(f".{key}")]
+    near = near or difflib.get_close_matches(key, paths, n=1)
+    hint = f"did you mean {' or '.join(near)}?" if near else "--cfg lists all settings"
+    return f"unknown setting {key}; {hint}"

@@ -1,0 +1,1 @@
+"""YAML of each kind of data: ``data=NAME``."""

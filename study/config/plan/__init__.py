@@ -1,0 +1,1 @@
+"""YAML of each plan of a study: ``plan=NAME``."""

@@ -1,0 +1,436 @@
+"""Everything that is wrong with the data, found and listed before anything is trained.
+
+Faults are told of people whom the study would use. What the official readers skip by design, and
+oddities that official files have, are notes: they stop nothing and leave nobody out.
+
+Of a picture the audit looks at no more than its header and its last bytes. That is some 40
+microseconds for a sound picture, not the milliseconds of a decoder: COCO has 118,000, and each is
+decoded once anyway, when its people are cropped, where damage between the two ends comes to light.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from models.skeleton import Skeleton
+from study.data.annotations import AnnotationTable, read_table
+from study.data.coco_json import WHERE
+from study.data.image_files import TURNED_PICTURE, picture_problem
+from study.errors import InputError
+from study.storage.files import aside_of, put_in_place
+
+WRONG_LENGTH = "keypoints of the wrong length"
+WRONG_VISIBILITY = "visibility that is not 0, 1 or 2"
+NOT_FINITE = "coordinates that are not finite"
+JOINT_OUTSIDE = "joint far outside its picture"
+WRONG_BOX = "box that is not four finite numbers"
+ZERO_BOX = "box of zero size"
+DUPLICATE_ID = "duplicate annotation id"
+UNKNOWN_IMAGE = "image id without its one picture"
+WRONG_AREA = "area that is not finite"
+OTHER_CATEGORY = "category that is not the person's"
+OTHER_ORDER = "joints in another order"
+FAR_OUTSIDE = 0.1
+"""How far beyond the edge a labelled joint may lie, over the picture's longer side. Official files
+go up to 7 pixels in 640; exchanged axes and wrong pictures go much further."""
+EXAMPLES = 3
+"""How many faults of a kind a message shows."""
+READERS = 16
+"""Threads that look at pictures: what they wait for is the disk."""
+CHUNK = 128
+Progress = Callable[[int, int], None]
+"""Called with the number of pictures looked at and of all."""
+Check = tuple[str, np.ndarray, Callable[[int], str]]
+"""Kind of fault, whether each annotation has it (N,), and the detail of annotation i."""
+CROWD = "crowd region"
+NO_LABELS = "person without labelled joints"
+NO_AREA = "person without area"
+CLIPPED = "box clipped to the picture"
+OUTSIDE = "joint a little outside the picture"
+OTHER_COUNT = "num_keypoints that is not the number of labelled joints"
+AT_ORIGIN = "labelled joint at 0, 0"
+TWICE = "person annotated twice"
+OTHER_NAMES = "joints of other names"
+SAME_PICTURE = "picture under several ids"
+NO_CROWD_INDEX = "picture without crowdIndex"
+SCHEMA = pa.schema(
+    [
+        ("kind", pa.dictionary(pa.int32(), pa.string())),
+        ("is_fault", pa.bool_()),  # else it is a note, which stops nothing
+        ("file", pa.dictionary(pa.int32(), pa.string())),  # the picture's, or the annotation file
+        ("image_id", pa.int64()),  # null where a file as a whole is meant
+        ("annotation_id", pa.int64()),
+        ("detail", pa.string()),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong with the data, and where; a warning stops nothing."""
+
+    kind: str
+    file: Path
+    annotation_id: int | None
+    image_id: int | None
+    detail: str
+    is_warning: bool = False
+
+
+def audit(
+    annotations: Path,
+    images: Path,
+    skeleton: Skeleton,
+    *,
+    verify_pictures: bool = True,
+    progress: Progress | None = None,
+) -> list[Fault]:
+    """All faults of the file and of the pictures that its people are in; none where all is well.
+
+    Raises:
+        InputError: where there is nothing to list: no folder, no file, no such format, no person.
+    """
+    if verify_pictures and annotations.is_file() and not images.is_dir():
+        raise InputError(
+            f"the folder of the pictures must exist, got {images}; "
+            "change data.root or data.{train,val}.images"
+        )
+    table = read_table(annotations, skeleton)
+    require_people(table)
+    faults = annotation_faults(table, skeleton)
+    if verify_pictures:
+        faults += _picture_faults(table, images, progress)
+    return faults
+
+
+def require_people(table: AnnotationTable, left_out: int = 0) -> None:
+    """Nothing, where the file has a person to use beside the people left out."""
+    if np.count_nonzero(table.is_used) > left_out:
+        return
+    raise InputError(
+        "the annotation file must have at least one person with a labelled joint, got "
+        f"{len(table.ids)} annotations ({np.count_nonzero(table.is_crowd)} crowd regions, "
+        f"{np.count_nonzero(table.is_labelled)} with labelled joints, {left_out} left out for "
+        f"their faults) in {table.path}; {WHERE}"
+    )
+
+
+def annotation_faults(table: AnnotationTable, skeleton: Skeleton) -> list[Fault]:
+    """The faults in the annotations of used people; one person may have several."""
+    checks = (*_keypoint_checks(table), *_box_checks(table), *_category_checks(table))
+    found = told(table, checks, table.is_used)
+    names = joint_names(table)
+    if names and names != skeleton.joints and sorted(names) == sorted(skeleton.joints):
+        detail = (
+            f"the person category's keypoints must be in the order of data.skeleton="
+            f"{skeleton.name}, {', '.join(skeleton.joints)}, got {', '.join(names)}; put the "
+            "keypoints of the annotations into that order"
+        )
+        found.insert(0, Fault(OTHER_ORDER, table.path, None, None, detail))
+    return found
+
+
+def told(
+    table: AnnotationTable, checks: Iterable[Check], of: np.ndarray, *, is_warning: bool = False
+) -> list[Fault]:
+    """A fault for each of these annotations that fails a check."""
+    ids, image_ids = table.ids.tolist(), table.image_ids.tolist()
+    return [
+        Fault(kind, table.path, ids[i], image_ids[i], detail(i), is_warning)
+        for kind, is_faulty, detail in checks
+        for i in np.flatnonzero(is_faulty & of).tolist()
+    ]
+
+
+def joint_names(table: AnnotationTable) -> tuple[str, ...]:
+    """What the person category calls its joints; nothing where it does not say."""
+    names = (table.person or {}).get("keypoints")
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
+def _keypoint_checks(table: AnnotationTable) -> list[Check]:
+    num_joints = table.keypoints.shape[1]
+    has_length = table.num_numbers == 3 * num_joints
+    is_finite = np.isfinite(table.keypoints).all(axis=(1, 2))
+    has_visibility = np.isin(table.keypoints[:, :, 2], (0, 1, 2)).all(axis=1)
+    outside = table.joints_outside().max(axis=1)
+    is_far = is_finite & (outside > FAR_OUTSIDE * table.image_sizes.max(axis=1))
+
+    def length(i: int) -> str:
+        found = int(table.num_numbers[i])
+        return (
+            f"keypoints must be 3 numbers for each of the skeleton's {num_joints} joints, got "
+            f"{found} numbers ({found / 3:g} joints); change data.skeleton or the file"
+        )
+
+    def visibility(i: int) -> str:
+        return f"its visibility has the values {np.unique(table.keypoints[i, :, 2]).tolist()}"
+
+    def distance(i: int) -> str:
+        return f"a joint is {outside[i]:g} px beyond the edge {_of_picture(table, i)}"
+
+    return [
+        (WRONG_LENGTH, ~has_length, length),
+        (
+            NOT_FINITE,
+            has_length & ~is_finite,
+            lambda _: "keypoints hold NaN, infinity or text",
+        ),
+        (WRONG_VISIBILITY, is_finite & ~has_visibility, visibility),
+        (JOINT_OUTSIDE, is_far, distance),
+    ]
+
+
+def _box_checks(table: AnnotationTable) -> list[Check]:
+    has_box = np.isfinite(table.boxes).all(axis=1)
+    has_image = table.image_rows >= 0
+    is_void = ~(table.clipped_boxes[:, 2:] > 0).all(axis=1)
+    _, places, counts = np.unique(table.ids, return_inverse=True, return_counts=True)
+    num_alike = counts[places]
+
+    def void(i: int) -> str:
+        return f"the box {table.boxes[i].tolist()} covers nothing {_of_picture(table, i)}"
+
+    return [
+        (WRONG_BOX, ~has_box, lambda _: "bbox must be x, y, width, height in image pixels"),
+        (ZERO_BOX, has_box & has_image & is_void, void),
+        (DUPLICATE_ID, num_alike > 1, lambda i: f"{num_alike[i]} annotations have this id"),
+        (UNKNOWN_IMAGE, ~has_image, lambda i: f"'images' must have id {table.image_ids[i]} once"),
+        (
+            WRONG_AREA,
+            ~np.isfinite(table.areas) & has_box,
+            lambda i: f"area must be square pixels, got {table.areas[i]:g}",
+        ),
+    ]
+
+
+def _category_checks(table: AnnotationTable) -> list[Check]:
+    """Official readers take people alone; a file that names no person category has no others."""
+    number = (table.person or {}).get("id")
+    is_other = (table.category_ids >= 0) & (table.category_ids != number)
+
+    def category(i: int) -> str:
+        return f"category_id must be the person's, {number}, got {table.category_ids[i]}"
+
+    return [(OTHER_CATEGORY, is_other & (number is not None), category)]
+
+
+def check(faults: Sequence[Fault], max_bad_fraction: float, num_people: int) -> None:
+    """Nothing, where at most that fraction of the people has a fault; warnings do not count.
+
+    Args:
+        num_people: how many people there are, the faulty among them (``notes(...)["people"]``).
+
+    Raises:
+        InputError: with the number of faults of each kind and the first examples.
+    """
+    counted = [fault for fault in faults if not fault.is_warning]
+    num_bad = len({(fault.annotation_id, fault.image_id) for fault in counted})
+    if num_bad <= max_bad_fraction * num_people:
+        return
+    needed = math.ceil(1e4 * num_bad / num_people) / 1e4
+    advice = f", or set data.max_bad_fraction={needed:g} to leave these people out"
+    raise InputError(
+        f"at most a fraction of {max_bad_fraction:g} of the people may be faulty "
+        f"(data.max_bad_fraction), got {num_bad} of {num_people}:\n{describe(counted)}\n"
+        f"mend the files or change data.root{advice if num_bad < num_people else ''}"
+    )
+
+
+def describe(faults: Iterable[Fault]) -> str:
+    """A line for each kind with its number, and below it the first faults with their places."""
+    by_kind: dict[str, list[Fault]] = collections.defaultdict(list)
+    for fault in faults:
+        by_kind[fault.kind].append(fault)
+    lines = []
+    for kind, group in by_kind.items():
+        lines.append(f"  {kind}: {len(group)}")
+        lines += [
+            f"    {fault.file}{_annotation_of(fault)}: {fault.detail}"
+            for fault in group[:EXAMPLES]
+        ]
+        lines += [f"    and {len(group) - EXAMPLES} more"] if len(group) > EXAMPLES else []
+    return "\n".join(lines)
+
+
+def _annotation_of(fault: Fault) -> str:
+    return "" if fault.annotation_id is None else f", annotation {fault.annotation_id}"
+
+
+def faulty_ids(faults: Iterable[Fault]) -> frozenset[int]:
+    """The annotations to leave out: all that have a fault, those with a mere warning kept."""
+    return frozenset(
+        fault.annotation_id
+        for fault in faults
+        if fault.annotation_id is not None and not fault.is_warning
+    )
+
+
+def _picture_faults(
+    table: AnnotationTable, images: Path, progress: Progress | None
+) -> list[Fault]:
+    """A fault for every used person whose picture is missing or broken."""
+    people = np.flatnonzero(table.is_used & (table.image_rows >= 0))
+    rows = np.unique(table.image_rows[people])
+    problems: dict[int, tuple[str, str]] = {}
+
+    def look(chunk: np.ndarray) -> list[tuple[str, str] | None]:
+        sizes = table.picture_sizes[chunk].tolist()
+        names = (table.image_names[row] for row in chunk)
+        return [picture_problem(images / n, *size) for n, size in zip(names, sizes, strict=True)]
+
+    chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+    num_seen = 0
+    with ThreadPoolExecutor(READERS) as pool:
+        for chunk, found in zip(chunks, pool.map(look, chunks), strict=True):
+            problems.update((int(r), p) for r, p in zip(chunk, found, strict=True) if p)
+            num_seen += len(chunk)
+            if progress is not None:
+                progress(num_seen, len(rows))
+    return [
+        Fault(
+            kind,
+            images / table.image_names[table.image_rows[i]],
+            int(table.ids[i]),
+            int(table.image_ids[i]),
+            detail,
+            is_warning=kind == TURNED_PICTURE,
+        )
+        for i in people[np.isin(table.image_rows[people], list(problems))]
+        for kind, detail in [problems[int(table.image_rows[i])]]
+    ]
+
+
+def _of_picture(table: AnnotationTable, i: int) -> str:
+    height, width = table.image_sizes[i]
+    return f"of its picture, which is {height:g} px high and {width:g} px wide"
+
+
+def notes(annotations: Path, skeleton: Skeleton) -> dict[str, int]:
+    """How many annotations are people, and how many there are of each kind of note."""
+    table = read_table(annotations, skeleton)
+    kinds = {kind: int(np.count_nonzero(is_noted)) for kind, is_noted, _ in _note_checks(table)}
+    return {"people": int(table.is_used.sum()), **kinds}
+
+
+def find_notes(annotations: Path, skeleton: Skeleton) -> list[Fault]:
+    """What official readers skip or mend, and what else is odd: warnings, one an annotation."""
+    table = read_table(annotations, skeleton)
+    found = told(table, _note_checks(table), np.ones(len(table.ids), bool), is_warning=True)
+    return _file_notes(table, skeleton) + found
+
+
+def _note_checks(table: AnnotationTable) -> list[Check]:
+    outside = table.joints_outside().max(axis=1, initial=0)
+    start, size = table.boxes[:, :2], table.boxes[:, 2:]
+    is_cut = ((start < 0) | (start + size > table.image_sizes[:, ::-1])).any(axis=1)
+    labelled = table.keypoints[:, :, 2] > 0  # (N, K)
+    counts = labelled.sum(axis=1)
+    is_read = np.isfinite(table.keypoints).all(axis=(1, 2))
+    at_origin = labelled & (table.keypoints[:, :, :2] == 0).all(axis=2)
+    is_other_count = (table.num_keypoints >= 0) & (table.num_keypoints != counts) & is_read
+    return [
+        (CROWD, table.is_crowd, lambda _: "official readers skip it"),
+        (NO_LABELS, ~table.is_labelled & ~table.is_crowd, lambda _: "official readers skip it"),
+        (
+            NO_AREA,
+            table.is_labelled & ~table.is_crowd & ~table.is_used,
+            lambda _: "official readers skip it",
+        ),
+        (CLIPPED, is_cut & table.is_used, lambda i: f"its box is {table.boxes[i].tolist()}"),
+        (OUTSIDE, (outside > 0) & table.is_used, lambda i: f"by {outside[i]:g} px"),
+        (
+            OTHER_COUNT,
+            is_other_count,
+            lambda i: f"it is {table.num_keypoints[i]}, {counts[i]} are labelled",
+        ),
+        (
+            AT_ORIGIN,
+            at_origin.any(axis=1) & table.is_used,
+            lambda i: f"{at_origin[i].sum()} joints; visibility 0 would leave them unlabelled",
+        ),
+        (TWICE, _is_repeated(table), lambda _: "same picture, box and joints as another"),
+    ]
+
+
+def _is_repeated(table: AnnotationTable) -> np.ndarray:
+    """Whether a used person has the picture, box and joints of one before, (N,)."""
+    rows = np.flatnonzero(table.is_used)
+    firsts: dict[int, int] = {}  # by hash: a note may be wrong once in 2 ** 64 pairs
+    is_repeated = np.zeros(len(table.ids), bool)
+    for row in rows.tolist():
+        parts = (table.image_ids[row], table.boxes[row], table.keypoints[row])
+        key = hash(b"".join(part.tobytes() for part in parts))
+        is_repeated[row] = firsts.setdefault(key, row) != row
+    return is_repeated
+
+
+def _file_notes(table: AnnotationTable, skeleton: Skeleton) -> list[Fault]:
+    """What is odd about the file or its pictures rather than about a person."""
+    found: list[tuple[str, str]] = []
+    names = joint_names(table)
+    if names and sorted(names) != sorted(skeleton.joints) and len(names) == skeleton.num_joints:
+        pairs = zip(names, skeleton.joints, strict=True)
+        other = ", ".join(f"{a} for {b}" for a, b in pairs if a != b)
+        found.append((OTHER_NAMES, f"taken to be the joints of {skeleton.name}: {other}"))
+    used = np.unique(table.image_rows[table.is_used & (table.image_rows >= 0)]).tolist()
+    by_name = collections.Counter(table.image_names[row] for row in used)
+    found += [
+        (SAME_PICTURE, f"{name} stands there {count} times: it may be in train and in search")
+        for name, count in by_name.items()
+        if count > 1
+    ]
+    has_index = np.isfinite(table.crowd_indices[used])
+    if has_index.any() and not has_index.all():
+        count = int(np.count_nonzero(~has_index))
+        found.append((NO_CROWD_INDEX, f"{count} of {len(used)}: none is in AP easy to hard"))
+    return [Fault(kind, table.path, None, None, detail, True) for kind, detail in found]
+
+
+def write_audit(file: Path, faults: Iterable[Fault]) -> Path:
+    """The Parquet file of these faults and notes, which may be none.
+
+    It is written aside and renamed, so that it is never seen unfinished.
+    """
+    rows = list(faults)
+    columns = [
+        pa.array([fault.kind for fault in rows]),
+        pa.array([not fault.is_warning for fault in rows], pa.bool_()),
+        pa.array([str(fault.file) for fault in rows]),
+        pa.array([fault.image_id for fault in rows], pa.int64()),
+        pa.array([fault.annotation_id for fault in rows], pa.int64()),
+        pa.array([fault.detail for fault in rows], pa.string()),
+    ]
+    arrays = [
+        column if field.type == column.type else column.cast(pa.string()).cast(field.type)
+        for column, field in zip(columns, SCHEMA, strict=True)
+    ]
+    write_table(file, pa.Table.from_arrays(arrays, schema=SCHEMA))
+    return file
+
+
+def write_table(file: Path, table: pa.Table) -> None:
+    """The Parquet file of this table, in a folder that is made; written aside and renamed."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Programs that read a folder skip names with a dot in front.
+    aside = aside_of(file)
+    try:
+        pq.write_table(table, aside)
+        put_in_place(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_audit(path: Path) -> pa.Table:
+    """The rows of one Parquet file, or of all in the folder of a study's audit."""
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    return pa.concat_tables([pq.read_table(file, schema=SCHEMA) for file in files])

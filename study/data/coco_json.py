@@ -1,0 +1,190 @@
+"""An annotation file in COCO's format read record by record, so that no part but one is in memory.
+
+COCO's file of training people is some 400 MB of text, most of it outlines that nobody here looks
+at; parsed as one document it takes gigabytes. Here a record lives until its reader has made
+columns of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from study.errors import InputError
+
+LISTS = ("images", "annotations")
+"""What is read record by record; other parts are small."""
+WHERE = "change data.root or data.{train,val}.annotations"
+CHUNK = 1 << 20
+"""Characters read at once."""
+LONGEST_WORD = 32
+"""An error so near to the end of what was read may be but a word or number that is cut off."""
+UNTERMINATED = "Unterminated string"
+"""What Python calls a text that is cut off: its error lies at the start."""
+DECODER = json.JSONDecoder()
+
+
+def read_records(annotations: Path) -> Iterator[tuple[str, Any]]:
+    """What the file holds, in its order: each record of the two lists, other parts whole.
+
+    A pair is the part's key and the record or part: ("images", {...}), ("info", {...}).
+
+    Raises:
+        InputError: where there is no such file, or it is not JSON, or has not the two lists.
+    """
+    if not annotations.parent.is_dir():
+        raise InputError(f"the data folder must exist, got {annotations.parent}; {WHERE}")
+    if not annotations.is_file():
+        raise InputError(f"the annotation file must exist, got {annotations}; {WHERE}")
+    with annotations.open("rb") as file:
+        encoding = json.detect_encoding(file.read(4))
+    with annotations.open(encoding=encoding) as text:
+        reader = _Reader(text)
+        try:
+            yield from _parts(reader, annotations)
+        except json.JSONDecodeError as error:
+            line, column = reader.place_of(error)
+            raise InputError(
+                f"the annotation file must be valid JSON, got {error.msg!r} at line {line}, "
+                f"column {column} of {annotations}; fetch or write the file again"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"the annotation file must be JSON text, got other bytes in {annotations}; {WHERE}"
+            ) from error
+        except InputError:
+            raise
+        except (RecursionError, ValueError) as error:  # lists too deep, a number too long
+            raise InputError(
+                f"the annotation file must be one that can be read, got {str(error)!r} in "
+                f"{annotations}; {WHERE}"
+            ) from error
+
+
+def load_document(annotations: Path) -> dict[str, Any]:
+    """The parsed file, without outlines: a JSON object with ``images`` and ``annotations``."""
+    document: dict[str, Any] = {key: [] for key in LISTS}
+    for key, value in read_records(annotations):
+        if key in LISTS:
+            document[key].append(without_outline(value))
+        else:
+            document[key] = value
+    return document
+
+
+def without_outline(record: Any) -> Any:
+    """The record without its ``segmentation``, which is most of COCO's file."""
+    if isinstance(record, dict):
+        record.pop("segmentation", None)
+    return record
+
+
+def _parts(reader: _Reader, annotations: Path) -> Iterator[tuple[str, Any]]:
+    missing = list(LISTS)
+    if reader.peek() != "{":
+        reader.value()
+    else:
+        for _ in reader.items("{", "}"):
+            key = reader.key()
+            if key not in LISTS:
+                yield key, reader.value()
+            elif reader.peek() != "[":
+                break
+            else:
+                for _ in reader.items("[", "]"):
+                    yield key, reader.value()
+                missing = [name for name in missing if name != key]
+    if missing:
+        raise InputError(
+            "the annotation file must be in COCO's format, an object with the lists 'images' "
+            f"and 'annotations', got no list {missing[0]!r} in {annotations}; {WHERE}"
+        )
+    if reader.peek():
+        reader.refuse("Extra data")
+
+
+class _Reader:
+    """A place in a JSON text of which only a window is in memory."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._text = ""
+        self._place = 0
+        self._line, self._column = 1, 1  # of the window's first character
+
+    def peek(self) -> str:
+        """The next character that is not blank; empty at the end of the file."""
+        while True:
+            while self._place < len(self._text) and self._text[self._place] in " \t\n\r":
+                self._place += 1
+            if self._place < len(self._text):
+                return self._text[self._place]
+            if not self._read_on():
+                return ""
+
+    def items(self, opening: str, closing: str) -> Iterator[None]:
+        """Once for each member of a list or object, at its start."""
+        self._take(opening)
+        if self.peek() == closing:
+            self._place += 1
+            return
+        while True:
+            yield
+            if self.peek() == closing:
+                self._place += 1
+                return
+            self._take(",")
+
+    def key(self) -> str:
+        """The key of a member of an object, and the colon after it."""
+        if self.peek() != '"':
+            self.refuse("Expecting property name enclosed in double quotes")
+        key = str(self.value())
+        self._take(":")
+        return key
+
+    def value(self) -> Any:
+        """The JSON value that comes next."""
+        self.peek()
+        while True:
+            try:
+                value, end = DECODER.raw_decode(self._text, self._place)
+            except json.JSONDecodeError as error:
+                is_cut = error.pos >= len(self._text) - LONGEST_WORD
+                is_cut |= error.msg.startswith(UNTERMINATED)
+                if not is_cut or not self._read_on():
+                    raise
+                continue
+            # A number at the end of the window may go on.
+            if end < len(self._text) or not self._read_on():
+                self._place = end
+                return value
+
+    def refuse(self, reason: str) -> None:
+        """Raises: the text is not JSON here."""
+        raise json.JSONDecodeError(reason, self._text, self._place)
+
+    def place_of(self, error: json.JSONDecodeError) -> tuple[int, int]:
+        """Line and column, from 1, of an error in the window."""
+        if error.lineno > 1:
+            return self._line + error.lineno - 1, error.colno
+        return self._line, self._column + error.colno - 1
+
+    def _take(self, wanted: str) -> None:
+        if self.peek() != wanted:
+            self.refuse(f"Expecting {wanted!r} delimiter" if self.peek() else "Expecting value")
+        self._place += 1
+
+    def _read_on(self) -> bool:
+        """Moves the window: what was taken leaves it, at least as much again comes in."""
+        rest = self._text[self._place :]
+        more = self._file.read(max(CHUNK, len(rest)))
+        if more:
+            newlines = self._text.count("\n", 0, self._place)
+            start = self._text.rfind("\n", 0, self._place)
+            self._column = self._place - start if newlines else self._column + self._place
+            self._line += newlines
+            self._text, self._place = rest + more, 0
+        return bool(more)

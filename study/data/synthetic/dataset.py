@@ -1,0 +1,277 @@
+"""The built-in dataset: drawn, articulated, overlapping people in COCO's format and file names.
+
+Nothing is downloaded. Annotations are the same bytes on every machine; pictures are, but for how
+cv2 and its JPEG encoder round. A picture depends on the seed, its split and its number alone, so a
+larger dataset begins with a smaller one's pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from models.skeleton import COCO
+from study.data.survey import draw_sheet
+from study.data.synthetic.geometry import Array, Dice
+from study.data.synthetic.render import draw_scene, write_jpeg
+from study.data.synthetic.scene import Label, compose_scene
+from study.errors import InputError
+
+DRAWING = 2
+"""Raised by one whenever a change moves a label or the looks."""
+SPLITS = ("train", "val")
+MOST_PICTURES = 1_000_000
+"""Of one split: the next split's image ids begin there."""
+QUALITY = (86, 94)
+"""JPEG quality of the pictures."""
+SETTINGS = "settings.json"
+HURRIED = 0.85
+"""Of the people in train, those whom the annotator labelled in a hurry; val was done with care."""
+SKIPPED = 0.75
+"""Of a hurried annotator's joints, those left unlabelled though they could be seen."""
+FEWEST_JOINTS = 3
+"""A hurried annotator labels at least so many."""
+
+
+def dataset_settings(*, seed: int, train_pictures: int, val_pictures: int) -> dict[str, Any]:
+    """What decides a dataset's content; two datasets with the same settings are the same."""
+    return {
+        "dataset": "drawn people",
+        "drawing": DRAWING,
+        "seed": seed,
+        "train_pictures": train_pictures,
+        "val_pictures": val_pictures,
+    }
+
+
+def draw_dataset(
+    root: Path,
+    *,
+    seed: int,
+    train_pictures: int,
+    val_pictures: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Leave the whole dataset in the folder; one that is there with these settings is kept.
+
+    Args:
+        progress: called with the pictures drawn and all pictures, after each picture.
+
+    Raises:
+        InputError: the folder holds something else, or a dataset with other settings: neither is
+            deleted, since a study may be reading it.
+    """
+    settings = dataset_settings(
+        seed=seed, train_pictures=train_pictures, val_pictures=val_pictures
+    )
+    if not (0 < train_pictures <= MOST_PICTURES and 0 < val_pictures <= MOST_PICTURES):
+        raise InputError(
+            f"a drawn dataset has 1 to {MOST_PICTURES} pictures in each split, "
+            f"got {train_pictures=} and {val_pictures=}"
+        )
+    if _is_drawn(root, settings):
+        return
+    root.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}.half-drawn-"))
+    try:
+        _draw_splits(aside / "whole", seed, (train_pictures, val_pictures), progress)
+        (aside / "whole" / SETTINGS).write_text(_to_json(settings), encoding="ascii")
+        _rename(aside / "whole", root, settings)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def is_drawn(root: Path, *, seed: int, train_pictures: int, val_pictures: int) -> bool:
+    """Whether ``draw_dataset`` with these arguments has nothing left to draw.
+
+    Raises:
+        InputError: as there.
+    """
+    settings = dataset_settings(
+        seed=seed, train_pictures=train_pictures, val_pictures=val_pictures
+    )
+    return _is_drawn(root, settings)
+
+
+def _is_drawn(root: Path, settings: dict[str, Any]) -> bool:
+    """Whether the folder holds this very dataset; False where it is missing or empty."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    path = root / SETTINGS
+    found = _read_settings(path)
+    if found == settings:
+        return True
+    if found.get("dataset") == settings["dataset"]:
+        raise InputError(
+            f"{root} must hold the drawn dataset that is asked for, got another one: {path} says "
+            f"{found}, asked for {settings}; delete that folder or change data.root"
+        )
+    raise InputError(
+        f"{root} must be missing, empty or a drawn dataset, got other content without our "
+        f"{SETTINGS}; change data.root"
+    )
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _rename(whole: Path, root: Path, settings: dict[str, Any]) -> None:
+    try:
+        os.rename(whole, root)
+    except OSError:
+        # Another process may have drawn the same dataset meanwhile: its work is as good.
+        if not _is_drawn(root, settings):
+            raise
+
+
+def _draw_splits(
+    root: Path,
+    seed: int,
+    counts: tuple[int, ...],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    (root / "annotations").mkdir(parents=True)
+    done = 0
+    for split, (name, count) in enumerate(zip(SPLITS, counts, strict=True)):
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        (root / f"{name}2017").mkdir()
+        for index in range(count):
+            image, people, picture, quality = draw_picture(seed, split, index)
+            write_jpeg(picture, root / f"{name}2017" / image["file_name"], quality)
+            images.append(image)
+            annotations += people
+            done += 1
+            if progress is not None:
+                progress(done, sum(counts))
+        target = root / "annotations" / f"person_keypoints_{name}2017.json"
+        target.write_text(_to_json(_to_coco(images, annotations)), encoding="ascii")
+
+
+def draw_picture(
+    seed: int, split: int, index: int
+) -> tuple[dict[str, Any], list[dict[str, Any]], Array, int]:
+    """One picture's entry in COCO's images, its annotations, its pixels and its JPEG quality."""
+    scene, labels = compose_scene(seed, split, index)
+    image_id = split * MOST_PICTURES + index + 1
+    if SPLITS[split] == "train":
+        hurry = Dice(seed, split, index, 2)
+        labels = [skip_joints(label, hurry) for label in labels]
+    annotations = [
+        _to_annotation(label, image_id, 10 * image_id + place)
+        for place, label in enumerate(labels)
+    ]
+    image = {
+        "id": image_id,
+        "file_name": f"{image_id:012d}.jpg",
+        "height": scene.height,
+        "width": scene.width,
+        "crowdIndex": crowd_index(annotations),
+    }
+    dice = Dice(seed, split, index, 1)
+    return image, annotations, draw_scene(scene, dice), dice.whole(*QUALITY)
+
+
+def skip_joints(label: Label, hurry: Dice) -> Label:
+    """The label as an annotator leaves it who may be in a hurry; at least FEWEST_JOINTS stay."""
+    is_hurried = hurry.chance(HURRIED)
+    skips = [is_hurried and hurry.chance(SKIPPED) for _ in label.keypoints_image]
+    kept = [v > 0 and not skip for (*_, v), skip in zip(label.keypoints_image, skips, strict=True)]
+    if sum(kept) < FEWEST_JOINTS:
+        return label
+    joints = tuple(
+        joint if keep else (0.0, 0.0, 0)
+        for joint, keep in zip(label.keypoints_image, kept, strict=True)
+    )
+    return dataclasses.replace(label, keypoints_image=joints)
+
+
+def _to_annotation(label: Label, image_id: int, annotation_id: int) -> dict[str, Any]:
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": 1,
+        "iscrowd": 0,
+        "bbox": list(label.box),
+        "area": label.area,
+        "num_keypoints": sum(v > 0 for *_, v in label.keypoints_image),
+        "keypoints": [value for joint in label.keypoints_image for value in joint],
+    }
+
+
+def crowd_index(annotations: list[dict[str, Any]]) -> float:
+    """CrowdPose's measure of a picture: 0 where nobody's joints lie in another's box.
+
+    The mean over the labelled people of (labelled joints of all others inside the person's box) /
+    (own labelled joints), to two digits.
+    """
+    joints = [_labelled_joints(annotation["keypoints"]) for annotation in annotations]
+    ratios = []
+    for person, (own, annotation) in enumerate(zip(joints, annotations, strict=True)):
+        if not own:
+            continue
+        left, top, width, height = annotation["bbox"]
+        others = [joint for other, rest in enumerate(joints) if other != person for joint in rest]
+        within = sum(left <= x <= left + width and top <= y <= top + height for x, y in others)
+        ratios.append(within / len(own))
+    return round(math.fsum(ratios) / len(ratios), 2) if ratios else 0.0
+
+
+def _labelled_joints(keypoints: list[float]) -> list[tuple[float, float]]:
+    x, y, visibility = keypoints[0::3], keypoints[1::3], keypoints[2::3]
+    return [(x[joint], y[joint]) for joint, v in enumerate(visibility) if v > 0]
+
+
+def _to_coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:
+    category = {
+        "id": 1,
+        "name": "person",
+        "supercategory": "person",
+        "keypoints": list(COCO.joints),
+        "skeleton": [[start + 1, end + 1] for start, end in COCO.edges],
+    }
+    info = {"description": "Drawn people", "version": str(DRAWING)}
+    return {
+        "info": info,
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+        "categories": [category],
+    }
+
+
+def _to_json(content: dict[str, Any]) -> str:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")) + "\n"
+
+
+def contact_sheet(
+    root: Path, target: Path, *, pictures: int = 24, columns: int = 6, split: str = "val"
+) -> None:
+    """Write the split's first pictures as one sheet, every second one with its labels drawn.
+
+    Left limbs are orange, right ones blue; a joint that is labelled but hidden is a ring.
+    """
+    annotations = root / "annotations" / f"person_keypoints_{split}2017.json"
+    content = json.loads(annotations.read_text(encoding="utf-8"))
+    people: dict[int, list[list[float]]] = {}
+    for annotation in content["annotations"]:
+        people.setdefault(annotation["image_id"], []).append(annotation["keypoints"])
+    images = content["images"][:pictures]
+    draw_sheet(
+        [root / f"{split}2017" / image["file_name"] for image in images],
+        [people.get(image["id"], []) if place % 2 else [] for place, image in enumerate(images)],
+        target,
+        columns,
+    )

@@ -1,0 +1,8 @@
+"""Choose, prove and package a trial; read what it runs on.
+
+select_trial  the trial to export
+model_card    the exported model's card
+onnx_export   ONNX files, checked against torch
+inputs        images and boxes to predict on
+given_poses   poses of other methods to refine
+"""

@@ -1,0 +1,262 @@
+"""The epochs, the hours and the room that a study will take, from what it is and its pace here."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from study.cache.crop_parts import readable
+from study.cache.prepare import StudyData
+from study.config.derived import is_staged
+from study.config.schema import SearchConfig, StudyConfig
+from study.dry_run.timing import Speeds
+from study.search.forecast import TrialGroup, is_foreseen
+from study.teachers.make import is_ready, teacher_folder
+from study.training.evaluation import BATCH_SIZE
+from study.training.left_right import MAX_PEOPLE
+from study.validation.confirm_table import RESULT, chosen_trials, place_of
+
+KEPT_EPOCHS = 3
+"""Checkpoints of a trial at most: the last, and the best of each stage."""
+
+FIRST_AT_RANDOM = {
+    **dict.fromkeys(("tpe", "gp", "cmaes"), "startup_trials"),
+    "nsga2": "population",
+}
+"""By sampler, the setting of ``search`` that says how many trials come before it learns."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many people there are, or about will be."""
+
+    train: int
+    search: int
+    val: int
+    found: int
+    about: bool
+
+
+def trial_lines(
+    config: StudyConfig, stages: Sequence[Sequence[TrialGroup]], finished: int, room: int
+) -> Iterator[str]:
+    """How many trials, and how many epochs they come to."""
+    left = max(config.search.trials - finished, 0)
+    known = (
+        "the baseline, the defaults of either stage" if is_staged(config) else "baseline, defaults"
+    )
+    yield (
+        f"{finished} finished, {left} to run of {config.search.trials}, controls ({known}) among "
+        f"them; {min(room, max(left, 1))} at once"
+    )
+    if is_staged(config):
+        students, refiners = (sum(group.trials for group in groups) for groups in stages)
+        yield f"plan=staged: {students} students to train, then {refiners} refiners"
+    groups = list(itertools.chain(*stages))
+    most = f"epochs: at most {sum(group.most for group in groups)}"
+    if not is_foreseen(config.search):
+        yield f"{most}; what pruner={config.search.pruner} leaves of them can't be foreseen"
+        return
+    expected = sum(group.trials * sum(group.shares(config.search)) for group in groups)
+    yield f"{most}, about {expected:.0f} with pruner={config.search.pruner}"
+
+
+def search_warnings(
+    config: StudyConfig, stages: Sequence[Sequence[TrialGroup]], room: int
+) -> Iterator[str]:
+    """What is asked for and can't come about, though nothing is impossible.
+
+    Args:
+        stages: those of the study as if nothing of it were finished.
+    """
+    search, confirm = config.search, config.confirm
+    if search.concurrent > room:
+        yield f"warning: search.concurrent={search.concurrent}, but there is room for {room}"
+    if search.trials > 1 and confirm.trials >= search.trials:
+        yield (
+            f"warning: confirm.trials={confirm.trials}, but there are {search.trials - 1} trials "
+            "beside the baseline; lower it, or raise search.trials"
+        )
+    if is_staged(config):
+        able = sum(group.trials for group in stages[0]) - 1
+        if config.plan.parents > able:
+            yield (
+                f"warning: plan.parents={config.plan.parents}, but there are {able} students "
+                "beside the baseline; lower it, or raise search.trials or plan.distill_share"
+            )
+    largest = max(sum(group.trials for group in groups) for groups in stages)
+    yield from _pruner_warnings(search, stages, largest)
+    is_searched = any(group.trials for group in itertools.chain(*stages) if group.can_be_pruned)
+    setting = FIRST_AT_RANDOM.get(search.sampler)
+    if setting and is_searched and not search.warm_start and getattr(search, setting) >= largest:
+        yield (
+            f"warning: search.sampler={search.sampler} will learn nothing, since the first "
+            f"{getattr(search, setting)} trials of a search are drawn at random and the largest "
+            f"has {largest}; raise search.trials or lower search.{setting}"
+        )
+
+
+def _pruner_warnings(
+    search: SearchConfig, stages: Sequence[Sequence[TrialGroup]], largest: int
+) -> Iterator[str]:
+    """Where a pruner is named that will prune nothing; ``largest`` search has so many trials."""
+    if search.pruner == "none":
+        return
+    budget = max((g.budget for g in itertools.chain(*stages) if g.can_be_pruned), default=0)
+    if search.min_epochs >= budget:
+        yield (
+            f"warning: no trial will be pruned, since none has more than {budget} epochs, got "
+            f"search.min_epochs={search.min_epochs}; lower it, or set search.pruner=none"
+        )
+        return
+    if search.pruner in ("median", "percentile") and search.startup_trials >= largest:
+        yield (
+            f"warning: no trial will be pruned, since search.pruner={search.pruner} waits for "
+            f"{search.startup_trials} finished trials and the largest search has {largest}; raise "
+            "search.trials or lower search.startup_trials"
+        )
+
+
+def _confirm_runs(config: StudyConfig, folder: Path, finished: int) -> tuple[int, int]:
+    """Runs in all, and those that are there already; at most, until the trials are finished."""
+    settings = config.confirm
+    searched = max(config.search.trials - 1, 0)  # the baseline goes by itself
+    number = (min(settings.trials, searched) + 1) * settings.seeds if settings.trials else 0
+    if finished < config.search.trials:
+        return number, 0
+    known = [
+        folder / place_of(trial["trial"], run) / RESULT
+        for trial in chosen_trials(folder, settings)
+        for run in range(settings.seeds)
+    ]
+    return len(known), sum(file.is_file() for file in known)
+
+
+def confirm_lines(config: StudyConfig, folder: Path, finished: int) -> Iterator[str]:
+    """How many confirming runs, and how many are there already."""
+    number, done = _confirm_runs(config, folder, finished)
+    budget = config.distill.epochs + config.refine.epochs
+    if not config.confirm.trials:
+        yield "off (confirm.trials=0)"
+        return
+    chosen = max(number // config.confirm.seeds - 1, 0)
+    best = "trial" if chosen == 1 else f"{chosen} trials"
+    yield (
+        f"{number} runs, {done} of them there already: the best {best} "
+        f"and the baseline, {config.confirm.seeds} seeds each, {(number - done) * budget} epochs"
+    )
+
+
+def time_lines(
+    config: StudyConfig,
+    planned: StudyData | None,
+    counts: Counts,
+    speeds: Speeds,
+    stages: Sequence[Sequence[TrialGroup]],
+    finished: int,
+    room: int,
+) -> Iterator[str]:
+    """The pace of each network here, and the hours that it makes."""
+    for stage, seconds in speeds.steps.items():
+        batch = getattr(config, stage).batch_size
+        yield f"{stage}: {_span(seconds)} a step of {batch} people"
+    for stage, seconds in speeds.people.items():
+        yield f"{stage}: {_span(BATCH_SIZE * seconds)} to evaluate a batch of {BATCH_SIZE} people"
+
+    def epoch(stage: str) -> float:
+        steps = math.ceil(counts.train / getattr(config, stage).batch_size)
+        return steps * speeds.steps[stage] + counts.search * speeds.people[stage]
+
+    teacher = 0.0
+    is_made = planned is not None and is_ready(teacher_folder(config, planned))
+    if not is_made and "teacher" in speeds.people:
+        teacher = config.teacher.views * counts.train * speeds.people["teacher"]
+        if config.teacher.epochs:
+            teacher += config.teacher.epochs * epoch("teacher")
+    before = speeds.before.get("refine", 0.0) * min(counts.train, MAX_PEOPLE)
+    if before:
+        yield f"refine: {_span(before)} to learn left from right before a trial's first epoch"
+    pace: dict[str, float] = {s: epoch(s) for s in ("distill", "refine") if s in speeds.steps}
+    pace.setdefault("refine", 0.0)
+    both = config.distill.epochs * pace["distill"] + config.refine.epochs * pace["refine"]
+    both += before
+    about, most = _trials_seconds(config, stages, pace, before)
+    number, done = _confirm_runs(config, Path(config.storage) / config.name, finished)
+    confirm = (number - done) * both
+    parts = [("teacher", teacher, teacher)]
+    parts += [
+        ("trials", about / room, most / room),
+        ("confirming", confirm / room, confirm / room),
+    ]
+    for name, expected, bound in parts:
+        if not bound:
+            continue
+        if name == "trials" and not is_foreseen(config.search):
+            yield f"{name}: at most {_span(bound)}"
+            continue
+        upto = f", at most {_span(bound)}" if bound > expected else ""
+        yield f"{name}: about {_span(expected)}{upto}"
+    total, bound = sum(part[1] for part in parts), sum(part[2] for part in parts)
+    foreseen = f"about {total / 3600:.2g} hours, " if is_foreseen(config.search) else ""
+    yield (
+        f"in all: {foreseen}at most {bound / 3600:.2g} hours; not counted: making crops, starting "
+        "processes, AP's own arithmetic, scoring val"
+    )
+
+
+def _trials_seconds(
+    config: StudyConfig,
+    stages: Sequence[Sequence[TrialGroup]],
+    pace: Mapping[str, float],
+    before: float,
+) -> tuple[float, float]:
+    """What the trials take, one after another, as expected and at most.
+
+    Args:
+        pace: seconds of an epoch of each stage.
+        before: seconds before the first epoch of ``refine``.
+    """
+    about = most = 0.0
+    for group in itertools.chain(*stages):
+        own = [pace["distill"]] * group.distill_epochs + [pace["refine"]] * group.refine_epochs
+        if group.refine_epochs:
+            own[group.distill_epochs] += before
+        most += group.trials * sum(own)
+        about += group.trials * float(np.dot(own, group.shares(config.search)))
+    return about, most
+
+
+def _span(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 90:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def disk_lines(config: StudyConfig, speeds: Speeds, folder: Path) -> Iterator[str]:
+    """The room that checkpoints take."""
+    # Weights, and two running means of AdamW, 4 bytes each.
+    epoch = 12 * max(speeds.parameters[s] for s in ("distill", "refine") if s in speeds.parameters)
+    runs = config.search.trials
+    if config.confirm.trials:
+        runs += (config.confirm.trials + 1) * config.confirm.seeds
+    free = shutil.disk_usage(existing(folder)).free
+    needed = runs * KEPT_EPOCHS * epoch
+    yield (
+        f"checkpoints: at most {readable(needed)} ({runs} trials and runs, {KEPT_EPOCHS} epochs "
+        f"of {readable(epoch)} each); {readable(free)} free in {existing(folder)}"
+    )
+    if needed > free:
+        yield "warning: there is no room for them"
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the first above it that is there."""
+    return next(path for path in (folder, *folder.parents) if path.is_dir())

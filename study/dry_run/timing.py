@@ -1,0 +1,205 @@
+"""How long a training step and an evaluation take on this machine, by doing a few of each.
+
+They are done on a few of the study's people, in a temporary store, by the loop that trains; the
+teacher's word on them is made up, and one that is to be trained is as it begins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.refined_pose import RefinedPose
+from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
+from study.cache.prepare import StudyData
+from study.cache.teacher_store import Answer, write_teacher_store
+from study.config.compose import with_values
+from study.config.derived import input_size_of, teacher_input_size_of
+from study.config.schema import (
+    JITTER,
+    ONLINE,
+    ONNX,
+    PREDICTIONS,
+    DistillConfig,
+    RefineConfig,
+    StudyConfig,
+    TeacherConfig,
+)
+from study.data.crops import stored_size
+from study.data.people import People
+from study.teachers.adapters import NUM_MODES, HeatmapTeacher, for_data, open_teacher
+from study.teachers.make import build_task
+from study.teachers.online import LiveTeacher
+from study.training.batches import Batch
+from study.training.evaluation import Estimator, predict_crops
+from study.training.left_right import learn_names
+from study.training.loop import Progress, Task, run_stage
+from study.training.networks import build_distill_task, build_refine_task, build_refiner
+from study.training.refine import RefineTask
+from study.training.training_data import TrainingData
+from study.workers import Workers, settle_in
+
+PEOPLE = 16
+STEPS = 6
+LONG_S = 10.0
+"""No further step is timed after so long."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Speeds:
+    """Seconds, of one worker."""
+
+    device: str
+    steps: dict[str, float]
+    """Of a training step, by stage: teacher, distill, refine; only those there are."""
+    people: dict[str, float]
+    """Of the evaluation of a person, by the same stages; ``teacher`` also where it is asked."""
+    parameters: dict[str, int]
+    """Of what is trained and kept, by stage."""
+    before: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Of a person learned from before a stage's first epoch, as stage 2 learns left and right of
+    given poses."""
+
+
+def time_study(config: StudyConfig, people: People) -> Speeds:
+    """What a step and an evaluation of this study's networks take here."""
+    settle_in(config.trial.cpus)
+    on_gpu = bool(config.trial.gpus) and torch.cuda.is_available()
+    workers = Workers(torch.device("cuda" if on_gpu else "cpu"))
+    few = people.take(np.arange(min(PEOPLE, len(people))))
+    with tempfile.TemporaryDirectory() as scratch:
+        return _time(config, few, Path(scratch), workers)
+
+
+def _time(config: StudyConfig, few: People, scratch: Path, workers: Workers) -> Speeds:
+    own, seen = (
+        open_crop_store(make_crop_store(few, size, scratch))
+        for size in (input_size_of(config), teacher_input_size_of(config))
+    )
+    place = str(own.path)
+    data = StudyData(
+        *(place, place, place, "", "", (len(few), len(few), len(few))),
+        teacher_crops=(str(seen.path),) * 3,
+    )
+    speeds = Speeds(workers.device.type, {}, {}, {})
+    targets = _made_up(own, config, scratch / "targets.arrow")
+    ground = TrainingData.open(config, data, workers, targets)
+    if config.teacher.name != PREDICTIONS:
+        ground = _time_teacher(config, data, workers, ground, speeds)
+    distilled = build_distill_task(config, seed=0).to(workers.device)
+    _time_stage("distill", config.distill, ground, distilled, speeds)
+    if config.refine.epochs:
+        refiner = build_refiner(config, distilled.student.pyramid_channels)
+        refined = build_refine_task(config, distilled, refiner).to(workers.device)
+        _time_stage("refine", config.refine, ground, refined, speeds)
+        if refiner.mirror_pairs is not None:
+            speeds.before["refine"] = _names_seconds(config, ground) / len(few)
+    return speeds
+
+
+def _names_seconds(config: StudyConfig, ground: TrainingData) -> float:
+    """Of learning which side is which, from jitter whatever the study starts from."""
+    config = with_values(config, {"refine.start": JITTER})
+    distilled = build_distill_task(config, seed=0)
+    refiner = build_refiner(config, distilled.student.pyramid_channels)
+    task = build_refine_task(config, distilled, refiner).to(ground.workers.device)
+    started = _now(ground.workers.device)
+    learn_names(task, ground, starts=None, seed=0)
+    return _now(ground.workers.device) - started
+
+
+def _time_teacher(
+    config: StudyConfig,
+    data: StudyData,
+    workers: Workers,
+    ground: TrainingData,
+    speeds: Speeds,
+) -> TrainingData:
+    """Its steps, if it is trained, and its evaluation; the ground with it live, if it is asked."""
+    for_teacher = TrainingData.open(config, data.for_teacher(), workers, teacher=None)
+    if config.teacher.epochs:
+        task = build_task(config).to(workers.device)
+        _time_stage("teacher", config.teacher, for_teacher, task, speeds)
+        heatmaps = HeatmapTeacher(task.student, task.codec, task.flip_order)
+        teacher = for_data(heatmaps, config, workers.device)
+    else:
+        teacher = open_teacher(config, workers.device)
+    speeds.people["teacher"] = _person_seconds(teacher, for_teacher)
+    if config.teacher.mode != ONLINE:
+        return ground
+    live = LiveTeacher(teacher, for_teacher.train, ground.train)
+    return dataclasses.replace(ground, teacher=live)
+
+
+def _time_stage(
+    name: str,
+    settings: TeacherConfig | DistillConfig | RefineConfig,
+    ground: TrainingData,
+    task: torch.nn.Module,
+    speeds: Speeds,
+) -> None:
+    role: Task = task  # type: ignore[assignment]  # a module that is a Task
+    augment = ground.config.distill.augment
+    if isinstance(settings, RefineConfig):
+        augment = settings.augment
+    estimator = role.estimator()
+    frame = estimator.codec.frame
+    rows = torch.arange(settings.batch_size) % len(ground.train)
+    stamps: list[float] = []
+
+    def batches(generator: torch.Generator) -> Iterator[Batch]:
+        for batch in ground.batches(augment, frame, [rows] * STEPS, generator):
+            stamps.append(_now(ground.workers.device))
+            if len(stamps) > 3 and stamps[-1] - stamps[0] > LONG_S:
+                return
+            yield batch
+        stamps.append(_now(ground.workers.device))
+
+    stage = dataclasses.replace(
+        ground.stage(name, settings, augment, frame, seed=0),
+        epochs=1,
+        batches=batches,
+        evaluate=lambda estimator: {},
+    )
+    start = Progress(epoch=0, seconds=0.0, optimizer=None)
+    run_stage(task, stage, start, ground.workers, lambda row, task, optimizer: True)
+    speeds.steps[name] = float(np.median(np.diff(stamps)[1:]))  # the first step warms up
+    speeds.people[name] = _person_seconds(role.estimator().eval(), ground)
+    kept = role.estimator() if isinstance(task, RefineTask) else task
+    speeds.parameters[name] = sum(parameter.numel() for parameter in kept.parameters())
+
+
+def _person_seconds(estimator: Estimator | RefinedPose, ground: TrainingData) -> float:
+    """Of the second of two evaluations."""
+    taken = []
+    for _ in range(2):
+        started = _now(ground.workers.device)
+        predict_crops(estimator, ground.search, ground.skeleton, ground.workers)
+        taken.append(_now(ground.workers.device) - started)
+    return taken[1] / len(ground.search)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _made_up(store: CropStore, config: StudyConfig, file: Path) -> Path:
+    """A teacher store that says the truth of these people."""
+    count, joints = store.visibility.shape
+    modes = np.zeros((count, joints, NUM_MODES, 4), np.float32)
+    modes[..., :2] = store.keypoints_stored[:, :, None]
+    modes[..., 0, 2:] = 1.0
+    relation = None
+    if config.teacher.name not in (ONNX, PREDICTIONS):
+        relation = torch.eye(joints).expand(count, joints, joints)
+    said = Answer(torch.from_numpy(modes), torch.ones(count, joints), relation)
+    write_teacher_store(file, stored_size(store.input_size), count, said.part)
+    return file

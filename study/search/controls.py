@@ -1,0 +1,47 @@
+"""The two control trials, and the settings of any trial by its row in ``trials``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from study.config.compose import with_values
+from study.config.derived import is_staged
+from study.config.schema import StudyConfig
+from study.search.staged import PARENT
+from study.storage.tables import PARAMS
+
+BASELINE, DEFAULTS = "baseline", "defaults"
+CONTROLS = (BASELINE, DEFAULTS)
+"""Which every study contains and which are never pruned."""
+
+
+def baseline_values(config: StudyConfig) -> dict[str, Any]:
+    """The student alone: no teacher, no stage 2, and as many epochs as both stages together."""
+    return {
+        "distill.heatmap.kind": "none",
+        "distill.structure.kind": "none",
+        "distill.weights": "fixed",
+        "distill.epochs": config.distill.epochs + config.refine.epochs,
+        "refine.epochs": 0,
+    }
+
+
+def trial_values(config: StudyConfig, row: Mapping[str, Any]) -> dict[str, Any]:
+    """By config path, what the trial of a ``trials`` row had of its own."""
+    values = {
+        key.removeprefix(PARAMS): value
+        for key, value in row.items()
+        if key.startswith(PARAMS) and value is not None
+    }
+    values.pop(PARENT, None)
+    if row["control"] == BASELINE:
+        values |= baseline_values(config)
+    elif is_staged(config) and row["parent_trial"] is None:
+        values["refine.epochs"] = 0
+    return values
+
+
+def trial_config(config: StudyConfig, row: Mapping[str, Any]) -> StudyConfig:
+    """The settings that the trial of a ``trials`` row was run with."""
+    return with_values(config, trial_values(config, row))

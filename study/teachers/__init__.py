@@ -1,0 +1,9 @@
+"""Who can teach, and the teacher of this study.
+
+adapters      our networks and others behind one interface
+vitpose       ViTPose from a transformers folder
+onnx_model    a pose network in an ONNX file
+online        the teacher, run at every training step
+make          train the teacher, store its targets
+target_error  error of stored against online targets
+"""

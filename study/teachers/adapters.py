@@ -1,0 +1,287 @@
+"""Load a teacher: one of our networks, ViTPose or an ONNX file, behind one interface.
+
+A teacher takes crops of its own input size and predicts the data's joints in pixels of those
+crops; ``teachers/make.py`` transforms the result to the student's frame. Predictions in a file
+have no network; ``cache/predictions.py`` reads them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from models.build import build_codec
+from models.codecs.codec import HeatmapCodec
+from models.codecs.crop_frame import CropFrame
+from models.pose_features import PoseNetwork
+from models.refined_pose import RefinedPose
+from models.skeleton import Skeleton, shared_joints
+from models.weights import HEAD, SIMCC_HEAD
+from study.cache.predictions import START, Predictions
+from study.cache.teacher_store import Answer
+from study.config.derived import seed_of, skeleton_of, teacher_input_size_of, teacher_skeleton_of
+from study.config.schema import (
+    JITTER,
+    ONNX,
+    PREDICTIONS,
+    RANDOM,
+    SIZES,
+    STUDENT,
+    VITPOSE,
+    DistillConfig,
+    StudyConfig,
+)
+from study.errors import InputError
+from study.teachers.onnx_model import OnnxHeatmaps, OnnxSimcc, open_onnx
+from study.teachers.vitpose import VitPose, check_vitpose
+from study.training.distill import structure_terms
+from study.training.losses import joint_relation
+from study.training.networks import build_distill_task, build_network, with_arithmetic
+
+NUM_MODES = 3
+HEAVY, GENTLE = 0.1, 0.01
+"""Weights of the structure loss: the first, which suits a student that starts from nothing, costs
+one that starts from trained weights AP, the second less."""
+
+
+class Teacher(Protocol):
+    """Whatever answers when it is asked about crops (B, 3, h, w), RGB in 0..255."""
+
+    @property
+    def frame(self) -> CropFrame:
+        """Where people lie in those crops."""
+
+    def ask(self, crops: Tensor) -> Answer: ...
+
+    def __call__(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """Keypoints in crop pixels, (B, K, 2), and scores (B, K), as what is evaluated gives."""
+
+
+class HeatmapTeacher(nn.Module):
+    """A network that puts out heatmaps, and the codec that they are read by."""
+
+    def __init__(
+        self,
+        network: PoseNetwork,
+        codec: HeatmapCodec,
+        flip_order: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.pose = RefinedPose(network, codec, None, flip_order)
+
+    @property
+    def frame(self) -> CropFrame:
+        return self.pose.frame
+
+    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        keypoints, scores = self.pose(crops)
+        return keypoints, scores
+
+    def ask(self, crops: Tensor) -> Answer:
+        out = self.pose.look(crops)
+        modes = self.pose.codec.read_modes(out, NUM_MODES)
+        relation = joint_relation(out.heatmaps, out.pyramid[-1]) if out.pyramid else None
+        return Answer(modes, modes.new_ones(modes.shape[:2]), relation)
+
+
+class SimccTeacher(nn.Module):
+    """A network that puts out a score for each column and each row of bins, per joint.
+
+    The joint lies where both are highest; its height is the lower of the two scores, cut to 0..1,
+    and it has no second mode: of two columns and two rows nothing tells which belong together.
+    """
+
+    def __init__(self, network: OnnxSimcc, frame: CropFrame) -> None:
+        super().__init__()
+        self.network = network
+        self.frame = frame
+
+    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        modes = self.ask(crops).modes_crop[:, :, 0]
+        return modes[..., :2], modes[..., 2]
+
+    def ask(self, crops: Tensor) -> Answer:
+        columns, rows = self.network(crops)
+        bins_per_pixel = columns.shape[-1] / crops.shape[-1]
+        score_x, x = columns.max(dim=-1)
+        score_y, y = rows.max(dim=-1)
+        height = torch.minimum(score_x, score_y).clamp(0, 1)
+        first = torch.stack((x / bins_per_pixel, y / bins_per_pixel, height), dim=-1)
+        modes = first.new_zeros(*first.shape[:2], NUM_MODES, 4)
+        modes[:, :, 0, :3] = first
+        modes[..., 3] = 1
+        return Answer(modes, modes.new_ones(modes.shape[:2]), None)
+
+
+class TeacherOfOtherJoints(nn.Module):
+    """A teacher whose answer is put in another skeleton's joints, as far as it knows them.
+
+    Those that it does not know are untaught, and missed: at (0, 0) with score 0.
+    """
+
+    def __init__(self, teacher: Teacher, own: Skeleton, wanted: Skeleton) -> None:
+        super().__init__()
+        self.teacher = teacher
+        pairs = shared_joints(wanted, own)
+        self.wanted = [first for first, _ in pairs]
+        self.own = [second for _, second in pairs]
+        self.num_joints = wanted.num_joints
+
+    @property
+    def frame(self) -> CropFrame:
+        return self.teacher.frame
+
+    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        keypoints, scores = self.teacher(crops)
+        return self._put(keypoints), self._put(scores)
+
+    def ask(self, crops: Tensor) -> Answer:
+        answer = self.teacher.ask(crops)
+        relation = answer.relation
+        if relation is not None:
+            relation = self._put(self._put(relation).transpose(1, 2)).transpose(1, 2)
+        return Answer(self._put(answer.modes_crop), self._put(answer.taught), relation)
+
+    def _put(self, values: Tensor) -> Tensor:
+        """Values (B, K, ...) of its own joints at the places of the wanted ones, else zero."""
+        put = values.new_zeros(len(values), self.num_joints, *values.shape[2:])
+        put[:, self.wanted] = values[:, self.own]
+        return put
+
+
+def check_files(config: StudyConfig, say: Callable[[str], None]) -> None:
+    """Returns if whatever the settings name beside the data can be used; looks at no picture.
+
+    Before anything takes its time, so that a wrong path is told at once. Says what
+    ``check_weights`` does.
+
+    Raises:
+        InputError: one of the files is missing, broken or something else; says what to change.
+    """
+    check_weights(config, say)
+    check_teacher(config)
+    if config.refine.epochs and config.refine.start not in (STUDENT, JITTER):
+        Predictions(Path(config.refine.start), skeleton_of(config), START)
+
+
+def check_teacher(config: StudyConfig) -> None:
+    """Returns if ``teacher.init`` is what ``teacher.name`` says; looks at no picture.
+
+    Raises:
+        InputError: it is not, or the library that reads it is missing; says what to change.
+    """
+    init = Path(config.teacher.init)
+    skeleton, size = teacher_skeleton_of(config), teacher_input_size_of(config)
+    if config.teacher.name == VITPOSE:
+        check_vitpose(init, skeleton, size)
+    elif config.teacher.name == ONNX:
+        open_onnx(init, skeleton, size, config.teacher.pixels)
+    elif config.teacher.name == PREDICTIONS:
+        Predictions(init, skeleton)
+
+
+def check_weights(config: StudyConfig, say: Callable[[str], None]) -> None:
+    """Says which layers stay random though their network starts from weights, and what may undo
+    the student's.
+
+    Raises:
+        InputError: ``teacher.init`` or ``student.init`` is no file of weights that fit, or leaves
+            layers random in a teacher that is not trained.
+    """
+    own = {"teacher": config.teacher.name in SIZES, "student": True}
+    for role, model in (("teacher", config.teacher), ("student", config.student)):
+        if model.init == RANDOM or not own[role]:
+            continue
+        if role == "teacher":
+            network, _, trained = open_network(config)
+        else:
+            task = build_distill_task(config, seed=0)
+            network, trained = task.student, task.trained
+        new = [name for name, _ in network.named_parameters() if name not in trained]
+        if not new:
+            continue
+        skeleton = teacher_skeleton_of(config) if role == "teacher" else skeleton_of(config)
+        said = f"{role}.init has {_what_differs(skeleton, new)}; random: {', '.join(new)}"
+        if role == "teacher" and not config.teacher.epochs:
+            raise InputError(
+                "a teacher that is not trained must have all its weights, got teacher.epochs=0, "
+                f"and {said}; set teacher.skeleton and codec to the file's, or teacher.epochs"
+            )
+        say(said)
+    if config.student.init != RANDOM:
+        _warn_of_structure(config.distill, say)
+
+
+def _what_differs(skeleton: Skeleton, new: Sequence[str]) -> str:
+    """Why these parameters are not from ``init``."""
+    joints = f"another joint count than {skeleton.name} ({skeleton.num_joints} joints)"
+    bins = "no head for the bins of codec simcc at this crop size"
+    return " and ".join(
+        reason
+        for head, reason in ((HEAD, joints), (SIMCC_HEAD, bins))
+        if any(name.startswith(head) for name in new)
+    )
+
+
+def _warn_of_structure(settings: DistillConfig, say: Callable[[str], None]) -> None:
+    """Says if the structure loss is as heavy as suits a student that starts from nothing."""
+    weight = sum(weight for _, weight in structure_terms(settings.structure).values())
+    if settings.weights == "fixed" and weight >= HEAVY:
+        paths = "mix.* together" if settings.structure.kind == "mix" else "weight"
+        say(
+            f"warning: distill.structure.{paths}={weight:g} is for students that start from "
+            f"nothing and sets back one that starts from student.init; {GENTLE:g} is gentler"
+        )
+
+
+def open_network(config: StudyConfig) -> tuple[PoseNetwork, HeatmapCodec, frozenset[str]]:
+    """The teacher's network before training, its codec, and its trained parameters by name.
+
+    Raises:
+        InputError: ``teacher.init`` does not fit, or the teacher is no network that can learn.
+    """
+    settings, size = config.teacher, teacher_input_size_of(config)
+    skeleton = teacher_skeleton_of(config)
+    if settings.name == VITPOSE:
+        network = VitPose(Path(settings.init), skeleton, size)
+        codec = build_codec("udp", size, settings.sigma)  # as ViTPose was trained
+        trained = frozenset(name for name, _ in network.named_parameters())
+        return with_arithmetic(network, config.trial), codec, trained
+    codec = build_codec(settings.codec, size, settings.sigma)
+    seed = seed_of(config.seed, "teacher")
+    ours, trained = build_network(settings, config.trial, codec, skeleton, seed)
+    return ours, codec, trained
+
+
+def open_teacher(config: StudyConfig, device: torch.device) -> Teacher:
+    """The teacher as ``teacher.init`` has it, answering for the data's joints, in eval mode.
+
+    Raises:
+        InputError: as ``check_teacher``.
+    """
+    settings, size = config.teacher, teacher_input_size_of(config)
+    skeleton = teacher_skeleton_of(config)
+    flip_order = skeleton.flip_order if settings.flip_test else None
+    if settings.name != ONNX:
+        network, codec, _ = open_network(config)
+        return for_data(HeatmapTeacher(network, codec, flip_order), config, device)
+    onnx = open_onnx(Path(settings.init), skeleton, size, settings.pixels)
+    if isinstance(onnx, OnnxHeatmaps):
+        codec = build_codec(settings.codec, size, settings.sigma)
+        codec = dataclasses.replace(codec, heatmap_size=onnx.heatmap_size)
+        return for_data(HeatmapTeacher(onnx, codec, flip_order), config, device)
+    return for_data(SimccTeacher(onnx, CropFrame(size)), config, device)
+
+
+def for_data(
+    teacher: HeatmapTeacher | SimccTeacher, config: StudyConfig, device: torch.device
+) -> Teacher:
+    """The teacher in eval mode on the device, its answers in the joints of the data."""
+    own, wanted = teacher_skeleton_of(config), skeleton_of(config)
+    teacher = teacher.to(device).eval()
+    return teacher if own.joints == wanted.joints else TeacherOfOtherJoints(teacher, own, wanted)

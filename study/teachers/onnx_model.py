@@ -1,0 +1,140 @@
+"""A pose method in an ONNX file as a teacher: heatmaps, or SimCC's scores of columns and rows.
+
+Sizes are read from the model: its input's shape, and what it puts out for one black crop.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.pose_features import IMAGENET, Pixels, PoseFeatures, PoseNetwork
+from models.skeleton import Skeleton
+from study.errors import InputError
+
+PIXELS = {"imagenet": IMAGENET, "unit": Pixels((0.0, 0.0, 0.0), (255.0, 255.0, 255.0))}
+
+
+class OnnxHeatmaps(PoseNetwork):
+    """The heatmaps of an ONNX file; there are no features to be had."""
+
+    def __init__(self, session: Any, pixels: str, heatmap_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.session = session
+        self.pixels = PIXELS[pixels]
+        self.heatmap_size = heatmap_size
+
+    def forward(self, crops: Tensor) -> PoseFeatures:
+        return PoseFeatures(_run(self.session, crops)[0], ())
+
+
+class OnnxSimcc(nn.Module):
+    """Of crops (B, 3, h, w), RGB in 0..255, the scores of columns (B, K, w * r) and of rows."""
+
+    def __init__(self, session: Any, pixels: str) -> None:
+        super().__init__()
+        self.session = session
+        self.pixels = PIXELS[pixels]
+
+    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        columns, rows = _run(self.session, self.pixels.normalise(crops))
+        return columns, rows
+
+
+def open_onnx(
+    path: Path, skeleton: Skeleton, input_size: tuple[int, int], pixels: str
+) -> OnnxHeatmaps | OnnxSimcc:
+    """What the file holds, told by its shapes.
+
+    Raises:
+        InputError: it can't be opened, or takes or gives something else; says what to change.
+    """
+    session = _session(path)
+    _check_input(session, path, input_size)
+    answers = _run(session, torch.zeros(1, 3, *input_size))
+    shapes = [tuple(answer.shape) for answer in answers]
+    ranks = [len(shape) for shape in shapes]
+    if ranks not in ([4], [3, 3]):
+        raise InputError(
+            f"{path} must put out heatmaps (B, K, H, W), or SimCC's columns (B, K, W) and rows "
+            f"(B, K, H), got {shapes}; export it without decoding, with no further outputs"
+        )
+    joints = {shape[1] for shape in shapes}
+    if joints != {skeleton.num_joints}:
+        raise InputError(
+            f"a teacher of {skeleton.num_joints} joints ({skeleton.name}) was asked for, got "
+            f"outputs of {shapes} from {path}; change teacher.skeleton or teacher.init"
+        )
+    if ranks == [4]:
+        return OnnxHeatmaps(session, pixels, (shapes[0][2], shapes[0][3]))
+    height, width = input_size
+    if shapes[0][2] * height != shapes[1][2] * width:
+        raise InputError(
+            f"{path} must put out as many columns a pixel as rows, columns first, got {shapes} "
+            f"for crops of {list(input_size)}; change the order of its outputs, or teacher.init"
+        )
+    return OnnxSimcc(session, pixels)
+
+
+def _session(path: Path) -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise InputError(
+            "teacher.name=onnx needs the library onnxruntime, which is not installed; "
+            "pip install -e '.[onnx]'"
+        ) from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = torch.get_num_threads()
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    there = [name for name in wanted if name in onnxruntime.get_available_providers()]
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=there)
+    except Exception as error:  # the library has an exception for each cause
+        raise InputError(
+            "teacher.init must be an ONNX file that onnxruntime opens with its own operators, got "
+            f"teacher.init={path} ({' '.join(str(error).split())[:300]})"
+        ) from None
+
+
+def _check_input(session: Any, path: Path, input_size: tuple[int, int]) -> None:
+    inputs = session.get_inputs()
+    taken = [(one.type, one.shape) for one in inputs]
+    is_crops = len(inputs) == 1 and inputs[0].type == "tensor(float)" and len(inputs[0].shape) == 4
+    if not is_crops or (_is_fixed(inputs[0].shape[1]) and inputs[0].shape[1] != 3):
+        raise InputError(
+            f"{path} must take one input, float crops (B, 3, h, w), got {taken}; export it so"
+        )
+    sides = inputs[0].shape[2:]
+    if any(_is_fixed(side) and side != own for side, own in zip(sides, input_size, strict=True)):
+        raise InputError(
+            f"{path} takes crops of {sides}, got teacher crops of {list(input_size)}; change to "
+            f"teacher.input_size=[{sides[0]},{sides[1]}]"
+        )
+    if _is_fixed(inputs[0].shape[0]) and inputs[0].shape[0] != 1:
+        raise InputError(
+            f"{path} must take one crop at a time or any number, got {taken}; export it with a "
+            "free batch"
+        )
+
+
+def _is_fixed(size: Any) -> bool:
+    """Whether the model allows one size alone; a free one is a name or None."""
+    return isinstance(size, int)
+
+
+def _run(session: Any, crops: Tensor) -> list[Tensor]:
+    """The outputs for normalised crops (B, 3, h, w), on the crops' device."""
+    entry = session.get_inputs()[0]
+    pixels = crops.contiguous().cpu().numpy()
+    parts = np.split(pixels, len(pixels)) if _is_fixed(entry.shape[0]) else [pixels]
+    answers = [session.run(None, {entry.name: part}) for part in parts]
+    return [
+        torch.from_numpy(np.concatenate(column)).to(crops.device)
+        for column in zip(*answers, strict=True)
+    ]

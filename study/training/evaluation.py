@@ -1,0 +1,148 @@
+"""From a pose estimator and stored crops to AP over all people, whatever the number of workers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.codecs.crop_frame import CropFrame
+from models.refined_pose import RefinedPose
+from models.skeleton import Skeleton
+from study.cache.crop_store import CropStore
+from study.config.schema import Kind
+from study.data.crops import apply_affine, invert_affine, stored_to_crop_affine
+from study.errors import TrainingDiverged
+from study.metrics import average_precision, oks_nms_by_picture, to_detections
+from study.training.batches import evaluation_batches
+from study.workers import Workers
+
+BATCH_SIZE = 64
+
+
+class Estimator(Protocol):
+    """From crops (B, 3, h, w) to keypoints in crop pixels (B, K, 2) and scores (B, K)."""
+
+    @property
+    def frame(self) -> CropFrame: ...
+
+    def __call__(self, crops: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+def predict_crops(
+    estimator: Estimator,
+    store: CropStore,
+    skeleton: Skeleton,
+    workers: Workers,
+    count: int | None = None,
+    starts: NDArray[np.float32] | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Keypoints in stored-crop pixels (N, K, 2) and scores (N, K), on every worker.
+
+    All people, or the first ``count``; each is seen by one worker, once.
+
+    Args:
+        starts: poses in stored-crop pixels, with scores, that a ``RefinedPose`` is to improve,
+            (N, K, 3); None for its own.
+    """
+    count = len(store) if count is None else min(count, len(store))
+    frame = estimator.frame
+    rows, poses, scores = [], [], []
+    with torch.inference_mode():
+        for part, batch in evaluation_batches(
+            store, skeleton, frame, count, BATCH_SIZE, workers, starts
+        ):
+            if batch.start_crop is None:
+                pose, score = estimator(batch.crops)
+            else:
+                assert isinstance(estimator, RefinedPose)
+                start = batch.start_crop
+                pose, score = estimator(batch.crops, (start[..., :2], start[..., 2]))
+            rows.append(part.numpy())
+            poses.append(pose.double().cpu().numpy())
+            scores.append(score.double().cpu().numpy())
+    crop_to_stored = invert_affine(stored_to_crop_affine(frame))
+    mine = (rows, poses, scores)
+    keypoints = np.full((count, *store.keypoints_stored.shape[1:]), np.nan)
+    confidence = np.full(keypoints.shape[:2], np.nan)
+    for part_rows, part_poses, part_scores in workers.gather(mine):
+        for row, pose, score in zip(part_rows, part_poses, part_scores, strict=True):
+            keypoints[row] = apply_affine(pose, crop_to_stored[None])
+            confidence[row] = score
+    return keypoints, confidence
+
+
+def detect_people(
+    estimator: Estimator,
+    store: CropStore,
+    skeleton: Skeleton,
+    workers: Workers,
+    starts: NDArray[np.float32] | None = None,
+    nms_threshold: float = 1.0,
+) -> list[dict[str, Any]]:
+    """COCO results, in picture pixels, of all people of a store, or of boxes that were detected.
+
+    Args:
+        starts: as ``predict_crops``.
+        nms_threshold: of two poses in a picture that are more alike than this OKS, the one that
+            scores lower is left out; 1 leaves all.
+    """
+    keypoints, scores = predict_crops(estimator, store, skeleton, workers, starts=starts)
+    if not (np.isfinite(keypoints).all() and np.isfinite(scores).all()):
+        raise TrainingDiverged(
+            "keypoints must be finite to be scored, but the network puts out numbers that are "
+            "not; lower the learning rate"
+        )
+    stored_to_image = invert_affine(store.image_to_stored)
+    keypoints_image = apply_affine(keypoints, stored_to_image)
+    box_scores = np.ones(len(store)) if store.box_scores is None else store.box_scores
+    poses = to_detections(keypoints_image, scores, store.image_ids, box_scores)
+    if nms_threshold == 1:
+        return poses
+    kept = oks_nms_by_picture(
+        keypoints_image,
+        np.array([pose["score"] for pose in poses]),
+        _shown_areas(store),
+        *(store.image_ids, skeleton.oks_sigmas, nms_threshold),
+    )
+    return [poses[place] for place in kept]
+
+
+def _shown_areas(store: CropStore) -> NDArray[np.float64]:
+    """What HRNet's OKS-NMS takes as a person's area: the widened box's, square picture pixels."""
+    height, width = store.input_size
+    zoom = np.linalg.det(store.image_to_stored[..., :2])
+    return np.asarray(height * width / zoom)
+
+
+def evaluate(
+    estimator: Estimator,
+    store: CropStore,
+    truth: Path,
+    skeleton: Skeleton,
+    kind: Kind,
+    workers: Workers,
+    starts: NDArray[np.float32] | None = None,
+) -> dict[str, float]:
+    """AP and its kin over all people of a store, the same on every worker.
+
+    A figure that is about nobody (the AP of large people where there are none) is left out.
+
+    Args:
+        truth: COCO-format ground truth of the same pictures.
+        kind: coco or crowdpose, the evaluation's rules.
+        starts: as ``predict_crops``.
+    """
+    detections = detect_people(estimator, store, skeleton, workers, starts)
+    scores = None
+    if workers.rank == 0:
+        figures = average_precision(truth, detections, skeleton, kind)
+        scores = {name: value for name, value in figures.items() if not math.isnan(value)}
+    result = workers.from_first(scores)
+    assert isinstance(result, dict)
+    return result

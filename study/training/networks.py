@@ -1,0 +1,223 @@
+"""Build a trial's networks and tasks, compile them, and measure their parameters and latency."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import statistics
+import sysconfig
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from models.build import build_codec, build_model
+from models.codecs.codec import HeatmapCodec
+from models.igp_gcn import IgpGcn
+from models.movenet import load_movenet
+from models.pose_features import PoseNetwork
+from models.refined_pose import RefinedPose
+from models.skeleton import Skeleton
+from models.weights import load_weights
+from study.config.derived import input_size_of, seed_of, skeleton_of
+from study.config.schema import (
+    LATENCY,
+    PARAMETERS,
+    RANDOM,
+    STUDENT,
+    ModelConfig,
+    StudyConfig,
+    TrialConfig,
+)
+from study.errors import InputError
+from study.storage.checkpoint import Checkpoint
+from study.training.distill import DistillTask
+from study.training.loop import Stage
+from study.training.refine import RefineTask
+
+WARM_UP, AT_LEAST, AT_MOST = 3, 5, 30
+"""Calls before the first timed one; of those that are timed, the fewest and the most."""
+ENOUGH_S = 2.0
+"""Timed so long, no further call is needed."""
+BACKEND = "inductor"
+WORTH_STEPS = 20_000
+"""A stage of so many steps wins back the minutes of compiling if a step gets 5 ms shorter."""
+
+
+def measure_costs(config: StudyConfig, device: torch.device) -> dict[str, float]:
+    """The costs of the estimator that a trial of these settings ends with, by name.
+
+    Latency is the median time in ms for one crop, with batch norms folded into convolutions as in
+    an exported estimator. On a CPU it is one thread's own time, to which waiting for a core
+    doesn't count: so trials that run side by side measure nearly the same.
+    """
+    with torch.random.fork_rng(devices=[]):
+        estimator = _untrained(config).to(device).eval()
+        crop = 255 * torch.rand(1, 3, *estimator.codec.input_size).to(device)
+    parameters = sum(parameter.numel() for parameter in estimator.parameters())
+    fold_batch_norms(estimator)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            latency = _latency_ms(lambda: estimator(crop), device)
+    finally:
+        torch.set_num_threads(threads)
+    return {LATENCY: latency, PARAMETERS: parameters}
+
+
+def fold_batch_norms(network: nn.Module) -> None:
+    """Every 2-D batch norm is part of the convolution that its module holds just before it."""
+    for module in list(network.modules()):
+        for (name, layer), (next_name, norm) in itertools.pairwise(module.named_children()):
+            if isinstance(norm, nn.BatchNorm2d):
+                assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+                is_transposed = isinstance(layer, nn.ConvTranspose2d)
+                setattr(module, name, fuse_conv_bn_eval(layer, norm, transpose=is_transposed))
+                setattr(module, next_name, nn.Identity())
+
+
+def _untrained(config: StudyConfig) -> RefinedPose:
+    distilled = build_distill_task(config, seed=0)
+    if not config.refine.epochs:
+        return distilled.estimator()
+    refiner = build_refiner(config, distilled.student.pyramid_channels)
+    return build_refine_task(config, distilled, refiner).estimator()
+
+
+def _latency_ms(call: Callable[[], object], device: torch.device) -> float:
+    def seconds() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            return time.perf_counter()
+        return time.thread_time()
+
+    for _ in range(WARM_UP):
+        call()
+    times: list[float] = []
+    while len(times) < AT_MOST and (len(times) < AT_LEAST or sum(times) < ENOUGH_S):
+        start = seconds()
+        call()
+        times.append(seconds() - start)
+    return 1000 * statistics.median(times)
+
+
+def is_compiled(setting: str, device: torch.device, steps: int) -> bool:
+    """Whether a network that is trained for so many steps is compiled: trial.compile says so.
+
+    auto: on a GPU, from WORTH_STEPS on, where there is what compiling needs.
+    """
+    if setting == "auto":
+        return device.type == "cuda" and steps >= WORTH_STEPS and _has_compiler()
+    return setting == "true"
+
+
+def compile_network(
+    network: PoseNetwork, setting: str, stage: Stage, device: torch.device
+) -> None:
+    """Compiles the network in place, if the setting wants it in this stage.
+
+    Names and weights stay as they are. Each batch size has code of its own, so that an epoch comes
+    out the same whatever sizes came before it.
+    """
+    if is_compiled(setting, device, stage.epochs * stage.steps_per_epoch):
+        network.compile(backend=BACKEND, dynamic=False)
+
+
+def _has_compiler() -> bool:
+    """Whether Triton can build its launchers here: by a C compiler and Python's headers."""
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return any(map(shutil.which, ("gcc", "clang"))) and headers.is_file()
+
+
+def build_network(
+    model: ModelConfig, trial: TrialConfig, codec: HeatmapCodec, skeleton: Skeleton, seed: int
+) -> tuple[PoseNetwork, frozenset[str]]:
+    """The teacher's or the student's network, and its parameters that are from ``init``, by name.
+
+    All other weights are random and follow the seed.
+
+    Raises:
+        InputError: ``init`` is no file of weights that fit.
+    """
+    torch.manual_seed(seed)
+    network = build_model(model.name, model.size, skeleton, codec)
+    trained: frozenset[str] = frozenset()
+    if model.init != RANDOM:
+        try:
+            path = Path(model.init)
+            left_random = (
+                load_movenet(network, path, skeleton)
+                if path.suffix == ".json"
+                else load_weights(network, path)
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        trained = frozenset(name for name, _ in network.named_parameters()) - set(left_random)
+    return with_arithmetic(network, trial), trained
+
+
+def with_arithmetic(network: PoseNetwork, trial: TrialConfig) -> PoseNetwork:
+    """The network, which computes as the settings say from now on."""
+    network.precision = trial.precision
+    if trial.channels_last == "false":
+        network.memory_format = torch.contiguous_format
+    return network.to(memory_format=network.memory_format)  # type: ignore[call-overload]
+
+
+def build_distill_task(config: StudyConfig, seed: int) -> DistillTask:
+    """Stage 1 of a trial: its student, before training."""
+    skeleton, settings = skeleton_of(config), config.student
+    codec = build_codec(settings.codec, input_size_of(config), settings.sigma)
+    seed = seed_of(seed, "student")
+    student, trained = build_network(settings, config.trial, codec, skeleton, seed)
+    return DistillTask(
+        student,
+        codec,
+        skeleton,
+        config.distill,
+        trained,
+        flip_test=config.student.flip_test,
+    )
+
+
+def build_refiner(config: StudyConfig, pyramid_channels: tuple[int, int, int]) -> IgpGcn:
+    """The IGP-GCN of these settings, for a student with these features."""
+    settings = config.refine
+    return IgpGcn(
+        skeleton_of(config),
+        pyramid_channels,
+        levels=settings.levels,
+        depth=settings.depth,
+        width=settings.width,
+        dropout=settings.dropout,
+        gate=settings.gate,
+        candidates=settings.candidates,
+        mirror_pairs=settings.start != STUDENT,
+    )
+
+
+def build_refine_task(config: StudyConfig, distilled: DistillTask, refiner: IgpGcn) -> RefineTask:
+    """Stage 2 of a trial on top of its student, before training."""
+    return RefineTask(
+        distilled.student,
+        distilled.codec,
+        refiner,
+        distilled.skeleton,
+        config.refine,
+        flip_test=config.student.flip_test,
+    )
+
+
+def load_estimator(config: StudyConfig, checkpoint: Checkpoint) -> RefinedPose:
+    """The pose estimator of a trial's epoch, in eval mode; ``config`` holds the trial's values."""
+    distilled = build_distill_task(config, seed=0)
+    task: DistillTask | RefineTask = distilled
+    if checkpoint.stage == RefineTask.name:
+        refiner = build_refiner(config, distilled.student.pyramid_channels)
+        task = build_refine_task(config, distilled, refiner)
+    task.load_state_dict(checkpoint.weights())
+    return task.estimator().eval()

@@ -1,0 +1,161 @@
+"""The evidence of the confirming runs in Parquet, and what it comes to.
+
+``results/confirm`` has a part per finished run, ``results/confirmed`` one row per configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import rich.box
+from rich.table import Table
+
+from search_spaces.space import SearchSpace
+from study.config.schema import ConfirmConfig
+from study.display import percent
+from study.search.controls import BASELINE
+from study.search.objectives import may_win
+from study.storage.tables import (
+    AVERAGE_PRECISION,
+    REAL,
+    TEXT,
+    WHOLE,
+    Column,
+    TableRow,
+    read_table,
+    read_trials,
+    write_part,
+)
+
+CONFIRM, CONFIRMED = "confirm", "confirmed"
+RESULT = "result.json"
+"""In a run's folder once it is over."""
+WINNER, RUNNER_UP, OTHER = "winner", "runner_up", "other"
+"""``role`` in CONFIRMED, beside BASELINE."""
+
+RUNS = (
+    Column("study", TEXT, "name of the study"),
+    Column("trial", WHOLE, "number of the trial whose configuration was trained again"),
+    Column("control", TEXT, "that trial's: baseline or defaults; null for a searched one"),
+    Column("run", WHOLE, "from 0; runs of the same number have the same seed"),
+    Column("seed", WHOLE, "seed that everything random in the run is drawn from"),
+    Column("error", TEXT, "why it failed; null if it did not"),
+    Column("stage", TEXT, "the stage of its best epoch by AP on the search slice"),
+    Column("epoch", WHOLE, "that epoch, whose checkpoint was scored"),
+    Column("search_ap", REAL, "AP on the search slice in that epoch"),
+    Column("duration_s", REAL, "training time, seconds"),
+    Column("keypoints", TEXT, "its poses on val, relative to the study's folder"),
+    *(Column(name, type_, f"{meaning}; on val") for name, type_, meaning in AVERAGE_PRECISION),
+)
+VERDICTS = (
+    Column("study", TEXT, "name of the study"),
+    Column("role", TEXT, "winner, baseline, runner_up or other"),
+    Column("trial", WHOLE, "number of the trial whose configuration it is"),
+    Column("control", TEXT, "that trial's"),
+    Column("num_seeds", WHOLE, "how often it was trained"),
+    Column("ap", REAL, "mean AP on val over the seeds"),
+    Column("ap_low", REAL, "lower bound of the 95 % interval of that mean, over people and seeds"),
+    Column("ap_high", REAL, "its upper bound"),
+    Column("winner_beats", REAL, "probability that the winner's mean is higher; null for itself"),
+)
+
+
+def chosen_trials(study_folder: Path, settings: ConfirmConfig) -> list[dict[str, Any]]:
+    """The rows of ``trials`` to confirm: the best that may win, then the baseline."""
+    if not settings.trials:
+        return []
+    trials = read_trials(study_folder).to_pylist()
+    complete = [t for t in trials if t["state"] == "COMPLETE" and t["objective"] is not None]
+    ranked = sorted(complete, key=lambda t: (-t["objective"], t["trial"]))
+    searched = [t for t in ranked if t["control"] != BASELINE and may_win(t)]
+    return searched[: settings.trials] + [t for t in ranked if t["control"] == BASELINE][:1]
+
+
+def place_of(trial: int, run: int) -> str:
+    """The run's folder, relative to the study's."""
+    return f"{CONFIRM}/{trial}-{run}"
+
+
+def write_run(study_folder: Path, row: TableRow, space: SearchSpace) -> None:
+    """The run's row is on disk."""
+    part = study_folder / "results" / CONFIRM / f"{row['trial']:05d}-{row['run']}.parquet"
+    write_part(part, RUNS, [row], space)
+
+
+def read_runs(study_folder: Path) -> list[dict[str, Any]]:
+    """The finished runs by trial and number."""
+    return list(read_table(study_folder, CONFIRM, RUNS).to_pylist())
+
+
+def write_verdicts(study_folder: Path, rows: Sequence[TableRow], space: SearchSpace) -> None:
+    """The verdicts are on disk in place of any earlier ones."""
+    part = study_folder / "results" / CONFIRMED / "confirmed.parquet"
+    write_part(part, VERDICTS, rows, space)
+
+
+def read_verdicts(study_folder: Path) -> list[dict[str, Any]]:
+    """A row per configuration, the highest mean first; empty where nothing is confirmed."""
+    return list(read_table(study_folder, CONFIRMED, VERDICTS).to_pylist())
+
+
+def confirmed_winner(study_folder: Path) -> int | None:
+    """The trial whose configuration has the highest mean; None where nothing is confirmed."""
+    rows = read_verdicts(study_folder)
+    return next((row["trial"] for row in rows if row["role"] == WINNER), None)
+
+
+def is_confirmed(study_folder: Path, settings: ConfirmConfig) -> bool:
+    """Whether nothing is left to run or to judge for these settings."""
+    wanted = {t["trial"] for t in chosen_trials(study_folder, settings)}
+    runs = {(row["trial"], row["run"]): row["error"] for row in read_runs(study_folder)}
+    pairs = [(trial, run) for trial in wanted for run in range(settings.seeds)]
+    if not all(pair in runs for pair in pairs):
+        return False
+    sound = wanted - {trial for trial, run in pairs if runs[trial, run]}
+    told = {row["trial"]: row["num_seeds"] for row in read_verdicts(study_folder)}
+    return told == dict.fromkeys(sound, settings.seeds)
+
+
+def confirm_table(verdicts: Sequence[TableRow], box: rich.box.Box | None = None) -> Table:
+    """A row per configuration: mean AP and its interval, and whether the winner is better."""
+    runs = verdicts[0]["num_seeds"]
+    table = Table(
+        title=f"Trained again from {runs} new seeds: mean AP on val (x100), 95 % interval",
+        title_justify="left",
+        box=box or rich.box.HEAVY_HEAD,
+    )
+    for name in ("", "trial", "AP", "interval", "winner is better"):
+        table.add_column(name, justify="right" if name else "left")
+    for row in verdicts:
+        beats = row["winner_beats"]
+        table.add_row(
+            row["role"].replace("_", "-"),
+            str(row["trial"]),
+            percent(row["ap"]),
+            f"{percent(row['ap_low'])} to {percent(row['ap_high'])}",
+            "" if beats is None else probability(beats),
+            style="bold" if row["role"] == WINNER else None,
+        )
+    return table
+
+
+def verdict_sentence(verdicts: Sequence[TableRow]) -> str:
+    """With what probability the winner beats the baseline, and the runner-up."""
+    winner = next(row for row in verdicts if row["role"] == WINNER)
+    others = {row["role"]: row["winner_beats"] for row in verdicts}
+    parts = [
+        f"the {name} with probability {probability(others[role])}"
+        for role, name in ((BASELINE, "baseline"), (RUNNER_UP, "runner-up"))
+        if others.get(role) is not None
+    ]
+    is_baseline = " (the baseline itself)" if winner["control"] == BASELINE else ""
+    return f"Trial {winner['trial']}{is_baseline} beats " + (" and ".join(parts) or "nobody") + "."
+
+
+def probability(value: float) -> str:
+    """As it is shown: never certain, since it comes from a thousand draws."""
+    if value > 0.995:
+        return "above 0.99"
+    return "below 0.01" if value < 0.005 else f"{value:.2f}"

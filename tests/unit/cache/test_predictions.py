@@ -1,0 +1,191 @@
+"""Predictions in a file: read or refused, matched to our people, stored as they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.skeleton import COCO, CROWDPOSE, Skeleton
+from study.cache.crop_store import CropStore
+from study.cache.predictions import NOBODY, Predictions
+from study.data.crops import apply_affine, invert_affine
+from study.data.people import People
+from study.errors import InputError
+
+
+def entries_of(people: People, confidence: float = 0.75) -> list[dict[str, Any]]:
+    """The truth of everyone as a prediction, with all joints within the person's box."""
+    dice = np.random.RandomState(4)
+    entries = []
+    for row in range(len(people)):
+        x, y, width, height = people.boxes[row]
+        pose = dice.uniform((x, y), (x + width, y + height), (5, 2))
+        pose[:2] = (x, y), (x + width, y + height)
+        keypoints = np.c_[pose, np.full(5, confidence)].ravel().tolist()
+        entries.append(
+            {
+                **{"image_id": int(people.image_ids[row]), "category_id": 1},
+                **{"keypoints": keypoints, "score": 0.5 + row / 100},
+            }
+        )
+    return entries
+
+
+def read(entries: Any, folder: Path, skeleton: Skeleton) -> Predictions:
+    file = folder / "poses.json"
+    file.write_text(json.dumps(entries))
+    return Predictions(file, skeleton)
+
+
+def test_each_person_gets_the_prediction_on_its_box(
+    five_people: People, five_store: CropStore, five: Skeleton, tmp_path: Path
+) -> None:
+    order = np.random.RandomState(1).permutation(13)
+    entries = [entries_of(five_people)[place] for place in order]
+    matched = read(entries, tmp_path, five).match(five_store)
+    assert order[matched].tolist() == list(range(13))
+
+
+def test_the_best_pair_is_made_first_and_each_prediction_used_once(
+    five_people: People, five_store: CropStore, five: Skeleton, tmp_path: Path
+) -> None:
+    first, second = np.flatnonzero(five_people.image_ids == 1)  # 25 px apart, 39 wide: IoU 0.22
+    entries = entries_of(five_people)
+    box = five_people.boxes[first]
+    near = {**entries[first], "bbox": [box[0] + 4, *box[1:]], "score": 0.9}
+    between = {**entries[first], "bbox": [box[0] + 10, *box[1:]], "score": 0.99}
+    matched = read([between, near], tmp_path, five).match(five_store)
+    # ``near`` fits the first best; what is left overlaps the second in 24 of 54 px
+    assert matched[first] == 1 and matched[second] == 0
+    alone = read([between], tmp_path, five).match(five_store)
+    assert alone[first] == 0 and alone[second] == NOBODY
+
+
+def test_of_equal_boxes_the_higher_score_is_taken(
+    five_people: People, five_store: CropStore, five: Skeleton, tmp_path: Path
+) -> None:
+    entries = entries_of(five_people)[:1] * 2
+    entries = [{**entries[0], "score": 0.2}, {**entries[0], "score": 0.3}]
+    assert read(entries, tmp_path, five).match(five_store)[0] == 1
+
+
+@pytest.mark.parametrize(("shift", "is_match"), [(20.9, True), (21.1, False)])
+def test_a_prediction_that_overlaps_less_than_0_3_is_nobodys(
+    shift: float,
+    is_match: bool,
+    five_people: People,
+    five_store: CropStore,
+    five: Skeleton,
+    tmp_path: Path,
+) -> None:
+    (row,) = np.flatnonzero(five_people.image_ids == 3)  # alone in its picture
+    x, y, width, height = five_people.boxes[row]
+    assert width == pytest.approx(39)
+    entry = {**entries_of(five_people)[row], "bbox": [x + shift, y, width, height]}
+    matched = read([entry], tmp_path, five).match(five_store)
+    assert (matched[row] == 0) == is_match  # 18.1 / 59.9 = 0.302, 17.9 / 60.1 = 0.298
+
+
+def test_unsure_joints_are_no_part_of_a_predictions_box(
+    five_people: People, five_store: CropStore, five: Skeleton, tmp_path: Path
+) -> None:
+    entry = entries_of(five_people)[0]
+    entry["keypoints"][12:15] = [1e4, 1e4, 0.2]  # far out, and no more than 0.2
+    predictions = read([entry], tmp_path, five)
+    assert predictions.match(five_store)[0] == 0
+    unsure = {**entry, "keypoints": [*np.ravel([[3, 4, 0.1], [13, 24, 0]] * 3)[:15].tolist()]}
+    assert read([unsure], tmp_path, five).boxes.tolist() == [[3, 4, 10, 20]]  # all of them then
+
+
+def test_annotation_ids_decide_where_they_are_given(
+    five_people: People, five_store: CropStore, five: Skeleton, tmp_path: Path
+) -> None:
+    entries = entries_of(five_people)
+    swapped = [5, 4, 3]
+    for place, row in enumerate(swapped):
+        entries[place]["annotation_id"] = int(five_people.annotation_ids[row])
+    entries[3]["annotation_id"] = 10**6  # of someone who is not trained on
+    matched = read(entries[:4], tmp_path, five).match(five_store)
+    assert {row: matched[row] for row in swapped} == {5: 0, 4: 1, 3: 2}
+    assert (np.delete(matched, swapped) == NOBODY).all()
+
+
+def test_poses_are_stored_as_they_are_and_the_rest_is_untaught(
+    five_people: People, five_store: CropStore, five: Skeleton, tmp_path: Path
+) -> None:
+    entries = entries_of(five_people)[:2]
+    entries[0]["keypoints"][5] = 0.0
+    entries[0]["keypoints"][8] = 2.0  # a flag of COCO's: seen
+    predictions = read(entries, tmp_path, five)
+    matched = np.full(13, NOBODY)
+    matched[[6, 0]] = [0, 1]
+    modes = predictions.modes(five_store, matched, 3, five)
+    taught = modes[:, :, 0, 2] > 0
+    assert modes.shape == (13, 5, 3, 4)
+    back = apply_affine(
+        modes[[6], :, 0, :2].astype(float), invert_affine(five_store.image_to_stored[[6]])
+    )
+    np.testing.assert_allclose(back[0], predictions.keypoints_image[0], atol=1e-3)
+    np.testing.assert_allclose(modes[6, :, 0, 2], [0.75, 0, 1, 0.75, 0.75])
+    assert taught[6].tolist() == [1, 0, 1, 1, 1] and taught[0].tolist() == [1] * 5
+    assert taught.sum() == 9 and (modes[..., 1:, 2] == 0).all() and (modes[..., 3] == 1).all()
+
+
+def test_predictions_of_coco_joints_teach_crowdposes_shared_ones(
+    five_people: People, five_store: CropStore, tmp_path: Path
+) -> None:
+    entry = entries_of(five_people)[0]
+    entry["keypoints"] = np.ravel([[j, 10 * j, 0.5] for j in range(17)]).tolist()
+    matched = np.where(np.arange(13) == 4, 0, NOBODY)
+    modes = read([entry], tmp_path, COCO).modes(five_store, matched, 3, CROWDPOSE)
+    taught = modes[:, :, 0, 2] > 0
+    assert taught[4].tolist() == [1] * 12 + [0, 0] and taught.sum() == 12
+    knee = modes[4, CROWDPOSE.joints.index("left_knee"), 0, :2]
+    back = apply_affine(
+        knee[None, None].astype(float), invert_affine(five_store.image_to_stored[[4]])
+    )
+    own = COCO.joints.index("left_knee")
+    np.testing.assert_allclose(back[0, 0], [own, 10 * own], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": "7"}, r"entry 2: image_id must be a whole number, got '7'"),
+        ({"keypoints": [0.0] * 51}, r"entry 2: keypoints must be 15 .* \(.*five\), got 51"),
+        ({"keypoints": [0.0] * 14 + [float("nan")]}, "entry 2: keypoints must be 15 finite"),
+        ({"keypoints": None}, "entry 2: keypoints must be 15 .* got None"),
+        ({"score": "high"}, "entry 2: score must be a finite number, got 'high'"),
+        ({"bbox": [1, 2, 3]}, r"entry 2: bbox must be four finite numbers.* got \[1, 2, 3\]"),
+        ({"annotation_id": 4}, "entry 0: annotation_id must be a whole number .*all entries"),
+    ],
+)
+def test_a_faulty_entry_is_named_with_what_must_hold(
+    change: dict[str, Any], message: str, five_people: People, five: Skeleton, tmp_path: Path
+) -> None:
+    entries = entries_of(five_people)[:4]
+    entries[2].update(change)
+    with pytest.raises(InputError, match=rf"poses\.json, {message}"):
+        read(entries, tmp_path, five)
+
+
+def test_an_annotation_id_that_comes_twice_is_refused(
+    five_people: People, five: Skeleton, tmp_path: Path
+) -> None:
+    entries = [{**entry, "annotation_id": 7} for entry in entries_of(five_people)[:2]]
+    with pytest.raises(InputError, match=r"entry 1: annotation_id .* no other entry .*got 7"):
+        read(entries, tmp_path, five)
+
+
+def test_what_is_no_list_of_predictions_is_refused(five: Skeleton, tmp_path: Path) -> None:
+    for content, got in (({"annotations": []}, "got dict"), ([], "got list without any")):
+        with pytest.raises(InputError, match=f"list of predictions, at least one, {got}"):
+            read(content, tmp_path, five)
+    with pytest.raises(InputError, match=r"entry 0: must be an object, got 3"):
+        read([3], tmp_path, five)
+    with pytest.raises(InputError, match=r"JSON of COCO keypoint results.*gone\.json"):
+        Predictions(tmp_path / "gone.json", five)

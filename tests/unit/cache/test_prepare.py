@@ -1,0 +1,316 @@
+"""Before training: who is trained on and who is searched on, stored once, or refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.skeleton import CROWDPOSE, SKELETONS, Skeleton
+from study.cache import crop_parts, crop_store
+from study.cache.crop_store import open_crop_store
+from study.cache.prepare import StudyData, draw_people, prepare_data
+from study.config import checks, derived
+from study.config.compose import compose, with_values
+from study.config.schema import StudyConfig
+from study.data.audit import read_audit
+from study.data.people import People, read_people, split_people
+from study.errors import InputError
+
+VAL_FROM = 1000
+"""By so much the ids of five_data's val are higher."""
+
+
+@pytest.fixture
+def config(
+    five: Skeleton, five_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> StudyConfig:
+    """A study of the five-joint people, in a folder that the test may change."""
+    monkeypatch.setitem(SKELETONS, "five", five)
+    monkeypatch.setitem(checks.CHOICES, "data.skeleton", ("five",))
+    return compose(
+        [
+            *("data=coco", f"data.root={five_data}", f"storage={tmp_path / 'studies'}"),
+            *("data.skeleton=five", "data.input_size=[96,64]", "data.search_fraction=0.3"),
+            *("data.train.annotations=five.json", "data.train.images=images"),
+            *("data.val.annotations=val.json", "data.val.images=others"),
+        ]
+    )
+
+
+def prepared(config: StudyConfig) -> tuple[StudyData, list[str]]:
+    """The data, and what was said meanwhile."""
+    said: list[str] = []
+    folder = Path(config.storage) / config.name / "results/audit"
+    return prepare_data(
+        config, lambda name: lambda done, total: None, said.append, audit_folder=folder
+    ), said
+
+
+def spoil(config: StudyConfig, file: str = "five.json", **changes: Any) -> int:
+    """Changes the first annotation of the file; returns its id."""
+    path = Path(config.data.root) / file
+    content = json.loads(path.read_text())
+    content["annotations"][0].update(changes)
+    path.write_text(json.dumps(content))
+    return int(content["annotations"][0]["id"])
+
+
+def pictures_of(truth: str) -> set[int]:
+    return {image["id"] for image in json.loads(Path(truth).read_text())["images"]}
+
+
+def test_search_people_are_not_trained_on_and_nobody_is_lost(config: StudyConfig) -> None:
+    data, _ = prepared(config)
+    train, search = open_crop_store(Path(data.train)), open_crop_store(Path(data.search))
+    assert data.num_people == (len(train), len(search), 13)
+    assert len(train) + len(search) == 13 and len(search) > 0
+    assert not set(train.image_ids) & set(search.image_ids)
+    assert pictures_of(data.search_truth) == set(search.image_ids.tolist())
+    assert len(pictures_of(data.val_truth)) == 8
+
+
+def test_search_people_of_lspet_crowd_share_no_picture_and_no_person(
+    shared: Path, tmp_path: Path
+) -> None:
+    annotations = shared / "data/lspet_crowd/annotations/lspet_crowd_train.json"
+    if not annotations.is_file():
+        pytest.skip(f"{annotations} is missing: it says who is shown in which picture")
+    people = read_people(annotations, annotations.parent.parent / "images/train", CROWDPOSE)
+    assert people.has_source
+    train, search = (people.take(rows) for rows in split_people(people, 0.1, seed=0))
+    assert not set(train.image_ids) & set(search.image_ids)
+    assert not set(train.source_ids) & set(search.source_ids)
+    assert len(search) > 200 and len(train) > 2000
+
+
+def test_stores_are_used_again_by_a_second_study(config: StudyConfig) -> None:
+    first, _ = prepared(config)
+    files = sorted(Path(first.train).parent.iterdir())
+    times = [file.stat().st_mtime_ns for file in files]
+    second, _ = prepared(with_values(config, {"name": "second", "distill.epochs": 7}))
+    assert second == first and second.fingerprint == first.fingerprint
+    assert sorted(Path(first.train).parent.iterdir()) == files
+    assert [file.stat().st_mtime_ns for file in files] == times
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data.seed": 1},
+        {"data.search_fraction": 0.5},
+        {"data.input_size": [64, 96]},
+        {"data.max_people": 9},
+    ],
+)
+def test_what_changes_the_people_changes_the_fingerprint(
+    changes: dict[str, Any], config: StudyConfig
+) -> None:
+    first, _ = prepared(config)
+    second, _ = prepared(with_values(config, changes))
+    assert second.fingerprint != first.fingerprint and second.train != first.train
+
+
+def test_max_people_takes_whole_pictures_up_to_so_many_people(
+    config: StudyConfig, five_people: People
+) -> None:
+    data, _ = prepared(with_values(config, {"data.max_people": 9}))
+    assert 7 <= data.num_people[0] + data.num_people[1] <= 9 and data.num_people[2] == 13
+    drawn = draw_people(five_people, 9, seed=4)
+    for image in np.unique(drawn.image_ids):
+        assert (drawn.image_ids == image).sum() == (five_people.image_ids == image).sum()
+    again, other = draw_people(five_people, 9, seed=4), draw_people(five_people, 9, seed=5)
+    assert np.array_equal(drawn.annotation_ids, again.annotation_ids)
+    assert not np.array_equal(drawn.annotation_ids, other.annotation_ids)
+
+
+def test_too_few_people_to_fill_a_picture_are_refused(five_people: People) -> None:
+    with pytest.raises(InputError, match=r"data\.max_people.*raise it"):
+        draw_people(five_people.take(np.array([0, 1])), 1, seed=0)
+
+
+def test_a_folder_that_is_not_there_is_named(config: StudyConfig, tmp_path: Path) -> None:
+    gone = str(tmp_path / "no-such-folder")
+    with pytest.raises(InputError, match=r"data\.root=.*no-such-folder.*set data\.root"):
+        prepared(with_values(config, {"data.root": gone}))
+
+
+def test_faults_above_the_share_stop_the_study_and_name_the_annotation(
+    config: StudyConfig,
+) -> None:
+    number = spoil(config, bbox=[10, 20, 0, 70])
+    with pytest.raises(InputError, match=rf"five\.json.*{number}"):
+        prepared(with_values(config, {"data.max_bad_fraction": 0.05}))
+    assert not list(Path(config.storage).rglob("*.arrow"))
+
+
+def test_faults_below_the_share_are_left_out_of_training_and_of_the_truth(
+    config: StudyConfig,
+) -> None:
+    number = spoil(config, bbox=[10, 20, 0, 70])
+    spoil(config, "val.json", bbox=[10, 20, 0, 70])
+    data, said = prepared(with_values(config, {"data.max_bad_fraction": 0.1}))
+    assert sum(data.num_people[:2]) == data.num_people[2] == 12
+    assert str(number) in "\n".join(said)
+    faulty = {number, VAL_FROM + number}
+    stores = [open_crop_store(Path(path)) for path in (data.train, data.search, data.val)]
+    assert all(not faulty & set(store.annotation_ids.tolist()) for store in stores)
+    truth = json.loads(Path(data.val_truth).read_text())
+    numbers = {annotation["id"] - VAL_FROM for annotation in truth["annotations"]}
+    assert number not in numbers and number + 1 in numbers  # who is beside it stays
+
+
+def test_people_who_are_in_train_and_in_val_stop_the_study(config: StudyConfig) -> None:
+    with pytest.raises(InputError, match=r"got 13 of 13:\n  person of train who is in val: 13"):
+        prepared(with_values(config, {"data.val.images": "images"}))
+    folder = Path(config.storage) / config.name / "results/audit"
+    rows = read_audit(folder / "overlap.parquet").to_pylist()
+    assert len(rows) == 13 and all(row["is_fault"] for row in rows)
+    assert not list(Path(config.storage).rglob("*.arrow"))
+
+
+def test_few_people_of_train_who_are_in_val_are_left_out_of_train(config: StudyConfig) -> None:
+    first = spoil(config)
+    spoil(config, "val.json", id=first)
+    data, said = prepared(with_values(config, {"data.max_bad_fraction": 0.1}))
+    assert (sum(data.num_people[:2]), data.num_people[2]) == (12, 13)
+    stores = [open_crop_store(Path(path)) for path in (data.train, data.search, data.val)]
+    assert [first in store.annotation_ids for store in stores] == [False, False, True]
+    truth = json.loads(Path(data.search_truth).read_text())
+    assert first not in {annotation["id"] for annotation in truth["annotations"]}
+    (line,) = [line for line in said if "person of train who is in val: 1" in line]
+    assert f"five.json, annotation {first}: the same person is in " in line
+
+
+def test_a_detectors_boxes_are_those_of_val_alone(config: StudyConfig) -> None:
+    labelled, _ = prepared(config)
+    boxes = [
+        {"image_id": image, "category_id": 1, "bbox": [20, 20, 50, 60], "score": score}
+        for image, score in ((1, 0.5), (4, 0.6), (4, 0.05))
+    ]
+    (Path(config.data.root) / "boxes.json").write_text(json.dumps(boxes))
+    values = {"data.val.detections": "boxes.json", "data.val.detection_threshold": 0.1}
+    found, said = prepared(with_values(config, values))
+    assert (found.train, found.search) == (labelled.train, labelled.search)
+    store = open_crop_store(Path(found.val))
+    assert store.image_ids.tolist() == [1, 4]
+    assert store.box_scores is not None and store.box_scores.tolist() == [0.5, 0.6]
+    assert len(pictures_of(found.val_truth)) == 8  # people who were not found are missed
+    assert "2 boxes in 2 pictures of val from boxes.json" in said
+
+
+def test_each_file_of_annotations_is_read_once_and_once_more_to_write_its_truth(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes = [{"image_id": 1, "category_id": 1, "bbox": [20, 20, 50, 60], "score": 0.5}]
+    (Path(config.data.root) / "boxes.json").write_text(json.dumps(boxes))
+    config = with_values(config, {"data.val.detections": "boxes.json"})
+    read: list[str] = []
+    opened = Path.open
+
+    def counted(path: Path, mode: str = "r", **how: Any) -> Any:
+        if mode == "r" and path.name in ("five.json", "val.json"):
+            read.append(path.name)
+        return opened(path, mode, **how)
+
+    monkeypatch.setattr(Path, "open", counted)
+    prepared(config)
+    assert sorted(read) == ["five.json", "five.json", "val.json", "val.json"]
+
+
+def test_everyones_fingerprint_is_taken_once(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[People] = []
+    fingerprint = crop_store._people_fingerprint
+
+    def counted(people: People, *how: Any) -> str:
+        taken.append(people)
+        return fingerprint(people, *how)
+
+    monkeypatch.setattr(crop_store, "_people_fingerprint", counted)
+    prepared(config)
+    assert len(taken) == 3
+
+
+def test_a_broken_file_of_boxes_stops_the_study_before_a_crop_is_cut(config: StudyConfig) -> None:
+    (Path(config.data.root) / "boxes.json").write_text('[{"image_id": 1}]')
+    with pytest.raises(InputError, match=r"boxes\.json, detection 0 .*mend the file"):
+        prepared(with_values(config, {"data.val.detections": "boxes.json"}))
+    assert not list(Path(config.storage).rglob("*.arrow"))
+
+
+def test_a_drawn_study_draws_its_own_pictures(
+    mini_config: StudyConfig, mini_data: StudyData
+) -> None:
+    assert Path(mini_config.data.root).is_dir()
+    train, search, val = mini_data.num_people
+    assert train > search > 0 and val > 0
+    assert len(pictures_of(mini_data.search_truth)) == 6  # a quarter of 24
+
+
+def test_a_folder_of_crops_that_cannot_be_made_is_refused_first(
+    config: StudyConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    elsewhere = with_values(config, {"data.store": str(tmp_path / "file" / "crops")})
+    with pytest.raises(InputError, match=r"that can be made.*file/crops .*change data\.store"):
+        prepared(elsewhere)
+
+
+def test_a_folder_for_crops_is_used_in_place_and_the_data_are_the_same(
+    config: StudyConfig, tmp_path: Path
+) -> None:
+    data, _ = prepared(with_values(config, {"data.store": str(tmp_path / "crops")}))
+    names = sorted(Path(path).name for path in (data.train, data.search, data.val))
+    assert sorted(path.name for path in (tmp_path / "crops").iterdir()) == names
+    assert not list(Path(config.storage).rglob("crops-*"))
+    assert prepared(config)[0].fingerprint == data.fingerprint
+
+
+def test_size_of_all_three_stores_together_chooses_the_form(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, said = prepared(config)
+    assert sum(line.startswith("cropping ") for line in said) == 3
+    monkeypatch.setattr(crop_parts, "RAW_BYTES", 26 * 144 * 96 * 3 - 1)
+    coded, said = prepared(config)
+    assert coded.fingerprint != raw.fingerprint
+    assert all(" as jpeg (raw " in line for line in said if line.startswith("cropping "))
+    as_asked, _ = prepared(with_values(config, {"data.crops": "jpeg"}))
+    assert as_asked == coded
+
+
+def test_progress_is_told_of_every_step(config: StudyConfig) -> None:
+    told: dict[str, tuple[int, int]] = {}
+
+    def meter(name: str) -> Any:
+        return lambda done, total: told.update({name: (done, total)})
+
+    prepare_data(config, meter, lambda text: None)
+    assert {"cropping train", "cropping search", "cropping val"} <= told.keys()
+    assert all(done == total for done, total in told.values())
+
+
+def test_evaluation_follows_the_kind_of_data(config: StudyConfig) -> None:
+    assert derived.evaluation_of(config) == "coco"
+    crowd = with_values(config, {"data.kind": "crowdpose"})
+    assert derived.evaluation_of(crowd) == "crowdpose"
+    assert derived.input_size_of(config) == (96, 64)
+    assert derived.skeleton_of(config).name == "five"
+
+
+def test_a_study_lists_its_audit_in_its_folder(config: StudyConfig) -> None:
+    number = spoil(config, bbox=[10, 20, 0, 70])
+    folder = Path(config.storage) / config.name / "results/audit"
+    with pytest.raises(InputError, match="box of zero size"):
+        prepared(config)
+    (row,) = [row for row in read_audit(folder).to_pylist() if row["is_fault"]]
+    assert (row["kind"], row["annotation_id"]) == ("box of zero size", number)
+    _, said = prepared(with_values(config, {"data.max_bad_fraction": 0.1}))
+    assert f"five.json: faults 1, notes 0, listed in {folder / 'train.parquet'}" in said
+    assert f"val.json: faults 0, notes 0, listed in {folder / 'val.parquet'}" in said
+    assert sorted(file.stem for file in folder.iterdir()) == ["overlap", "train", "val"]

@@ -1,0 +1,135 @@
+"""What the teacher said comes back as it was said, in few bytes, and only when it is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from study.cache.teacher_store import Answer, TeacherStore, open_teacher_store, write_teacher_store
+from study.workers import Workers
+
+STORED = (384, 288)
+
+
+class Killed(BaseException):
+    """What ends a process in the middle."""
+
+
+def said(count: int, joints: int = 5) -> Answer:
+    """Random answers whose places reach beyond the stored crop."""
+    dice = torch.Generator().manual_seed(2)
+    modes = torch.rand(count, joints, 3, 4, generator=dice)
+    modes[..., :2] = modes[..., :2] * torch.tensor([500.0, 660.0]) - 100
+    relation = torch.rand(count, joints, joints, generator=dice) * 2 - 1
+    relation = (relation + relation.mT) / 2
+    relation[:, range(joints), range(joints)] = 1
+    return Answer(modes, torch.arange(count)[:, None] % 2 + torch.zeros(count, joints), relation)
+
+
+def written(answer: Answer, path: Path) -> TeacherStore:
+    write_teacher_store(path, STORED, len(answer.modes_crop), answer.part)
+    return open_teacher_store(path)
+
+
+def test_answers_come_back_in_order_to_a_hundredth_of_a_pixel(tmp_path: Path) -> None:
+    answer = said(150)  # more than are asked about at a time
+    store = written(answer, tmp_path / "sub" / "targets.arrow")
+    assert len(store) == 150
+    modes = store.modes_stored()
+    expected = answer.modes_crop.numpy()
+    np.testing.assert_allclose(modes[..., :2], expected[..., :2], atol=0.01)
+    np.testing.assert_allclose(modes[..., 2:], expected[..., 2:], atol=5e-4)
+    assert store.taught.tolist() == [[number % 2] * 5 for number in range(150)]
+    assert answer.relation is not None
+    np.testing.assert_allclose(store.relations(), answer.relation, atol=0.51 / 127)
+    rows = np.array([140, 3, 3])
+    assert np.array_equal(store.modes_stored(rows), modes[rows])
+    assert np.array_equal(store.relations(rows), store.relations()[rows])
+
+
+def test_places_far_outside_come_to_the_edge_of_what_is_kept(tmp_path: Path) -> None:
+    answer = said(1)
+    answer.modes_crop[0, 0, 0, :2] = torch.tensor([-1e4, float("inf")])
+    answer.modes_crop[0, 0, 0, 2] = 1e6  # of a network that is out of hand
+    x, y = written(answer, tmp_path / "t.arrow").modes_stored()[0, 0, 0, :2]
+    assert x == pytest.approx(-144) and y == pytest.approx(576)
+
+
+def test_150000_people_of_17_joints_take_less_than_100_megabytes(tmp_path: Path) -> None:
+    store = written(said(64, joints=17), tmp_path / "t.arrow")
+    assert store.num_bytes / 64 * 150_000 < 100e6
+    assert store.num_bytes < (tmp_path / "t.arrow").stat().st_size < store.num_bytes + 5000
+
+
+def test_the_file_is_mapped_and_not_copied(tmp_path: Path) -> None:
+    store = written(said(64), tmp_path / "t.arrow")
+    arrays = (store.places, store.peaks, store.taught, store.relation)
+    assert all(array is not None and not array.flags.owndata for array in arrays)
+    assert not store.places.flags.writeable
+
+
+def test_a_teacher_without_features_has_no_relation(tmp_path: Path) -> None:
+    assert written(said(3)._replace(relation=None), tmp_path / "t.arrow").relation is None
+
+
+class OneOfTwo(Workers):
+    """A worker that finds what the other one has gathered, once that is known."""
+
+    def __init__(self, rank: int, known: dict[int, Any]) -> None:
+        super().__init__(torch.device("cpu"))
+        self.rank, self.world, self.known = rank, 2, known
+
+    def gather(self, value: Any) -> list[Any]:
+        self.known[self.rank] = value
+        return [self.known.get(0), self.known.get(1)]
+
+
+def test_workers_ask_about_half_each_and_the_first_writes_what_one_would(tmp_path: Path) -> None:
+    answer = said(150)
+    alone = written(answer, tmp_path / "alone.arrow")
+    known: dict[int, Any] = {}
+    asked: dict[int, list[int]] = {0: [], 1: []}
+    told: list[tuple[int, int]] = []
+    for rank in (1, 0):
+
+        def ask(start: int, stop: int, rank: int = rank) -> Answer:
+            asked[rank].append(start)
+            return answer.part(start, stop)
+
+        target = tmp_path / f"{rank}.arrow"
+        write_teacher_store(
+            *(target, STORED, 150, ask),
+            workers=OneOfTwo(rank, known),
+            tell=lambda done, total: told.append((done, total)),
+        )
+    assert asked == {0: [0, 128], 1: [64]}
+    assert told == [(128, 150), (128, 150), (150, 150)]
+    assert not (tmp_path / "1.arrow").exists()
+    both = open_teacher_store(tmp_path / "0.arrow")
+    for name in ("places", "peaks", "taught", "relation"):
+        assert np.array_equal(getattr(both, name), getattr(alone, name))
+
+
+def test_a_store_that_breaks_off_keeps_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "targets.arrow"
+    written(said(3), path)
+
+    def broken(start: int, stop: int) -> Answer:
+        if start:
+            raise Killed
+        return said(64)
+
+    with pytest.raises(Killed):
+        write_teacher_store(path, STORED, 100, broken)
+    assert len(open_teacher_store(path)) == 3
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_store_of_nobody_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one person"):
+        write_teacher_store(tmp_path / "none.arrow", STORED, 0, said(1).part)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,202 @@
+"""What is a fault and what a note beyond the first audit's, and both as a table on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from models.skeleton import COCO, CROWDPOSE, Skeleton
+from study.data import audit as module
+from study.data.audit import (
+    OTHER_CATEGORY,
+    OTHER_ORDER,
+    WRONG_AREA,
+    Fault,
+    audit,
+    check,
+    find_notes,
+    notes,
+    read_audit,
+    write_audit,
+)
+from study.data.image_files import OTHER_SIZE
+from study.data.people import read_people
+from study.errors import InputError
+
+Document = dict[str, Any]
+
+
+@pytest.fixture
+def audited(tmp_path: Path, five: Skeleton) -> Callable[..., list[Fault]]:
+    """Faults and notes of a sound document of two people after a change."""
+    (tmp_path / "images").mkdir()
+    picture = np.zeros((80, 60, 3), np.uint8)
+    for number in (1, 2):
+        cv2.imwrite(str(tmp_path / f"images/{number}.jpg"), picture)
+
+    def joints() -> dict[str, Any]:
+        keypoints = [value for j in range(5) for value in (10.0 + j, 20.0 + j, 2)]
+        return {"num_keypoints": 5, "keypoints": keypoints}
+
+    def run(change: Callable[[Document], Any] = lambda document: None) -> list[Fault]:
+        person = {
+            "bbox": [5, 10, 30, 40],
+            "area": 600,
+            "category_id": 1,
+            "iscrowd": 0,
+            "num_keypoints": 5,
+        }
+        document: Document = {
+            "images": [
+                {"id": i, "file_name": f"{i}.jpg", "height": 80, "width": 60} for i in (1, 2)
+            ],
+            "annotations": [{**person, "id": 10 + i, "image_id": i, **joints()} for i in (1, 2)],
+            "categories": [{"id": 1, "name": "person", "keypoints": list(five.joints)}],
+        }
+        change(document)
+        file = tmp_path / "a.json"
+        file.write_text(json.dumps(document))
+        return audit(file, tmp_path / "images", five) + find_notes(file, five)
+
+    return run
+
+
+def first(document: Document) -> dict[str, Any]:
+    person: dict[str, Any] = document["annotations"][0]
+    return person
+
+
+def test_sound_data_have_neither_faults_nor_notes(audited: Callable[..., list[Fault]]) -> None:
+    assert audited() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "detail"),
+    [
+        (lambda d: first(d).update(area=float("inf")), WRONG_AREA, "square pixels, got inf"),
+        (lambda d: first(d).update(category_id=3), OTHER_CATEGORY, "person's, 1, got 3"),
+        (lambda d: d["images"][0].update(width=61), OTHER_SIZE, "says, 80 x 61, got 80 x 60"),
+    ],
+)
+def test_fault_is_told_of_the_one_person(
+    audited: Callable[..., list[Fault]],
+    change: Callable[[Document], Any],
+    kind: str,
+    detail: str,
+) -> None:
+    (fault,) = audited(change)
+    assert (fault.kind, fault.annotation_id, fault.is_warning) == (kind, 11, False)
+    assert detail in fault.detail
+
+
+def test_joints_in_another_order_are_refused_at_any_fraction(
+    audited: Callable[..., list[Fault]], tmp_path: Path, five: Skeleton
+) -> None:
+    (fault,) = audited(lambda d: d["categories"][0]["keypoints"].reverse())
+    assert (fault.kind, fault.annotation_id) == (OTHER_ORDER, None)
+    assert "data.skeleton=five, head, left_hand" in fault.detail
+    with pytest.raises(InputError, match=r"joints in another order: 1\n    .*a\.json: the person"):
+        check([fault], 0, 2)
+    with pytest.raises(InputError, match="joints in another order"):
+        read_people(tmp_path / "a.json", tmp_path / "images", five)
+
+
+def rename_joint(document: Document) -> None:
+    document["categories"][0]["keypoints"][0] = "skull"
+
+
+def repeat_first(document: Document) -> None:
+    document["annotations"].append({**first(document), "id": 99})
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "annotation_id", "detail"),
+    [
+        (lambda d: first(d).update(iscrowd=1), module.CROWD, 11, "skip"),
+        (lambda d: first(d).update(area=0), module.NO_AREA, 11, "skip"),
+        (lambda d: first(d).update(num_keypoints=4), module.OTHER_COUNT, 11, "is 4, 5 are"),
+        (lambda d: first(d).update(bbox=[-3, 1, 9, 9]), module.CLIPPED, 11, r"[-3.0, 1.0"),
+        (lambda d: first(d)["keypoints"].__setitem__(0, -2), module.OUTSIDE, 11, "by 2 px"),
+        (
+            lambda d: first(d)["keypoints"].__setitem__(slice(0, 3), [0, 0, 1]),
+            *(module.AT_ORIGIN, 11, "1 joints"),
+        ),
+        (repeat_first, module.TWICE, 99, "same picture, box and joints"),
+        (rename_joint, module.OTHER_NAMES, None, "skull for head"),
+        (lambda d: d["images"][1].update(file_name="1.jpg"), module.SAME_PICTURE, None, "1.jpg"),
+        (lambda d: d["images"][1].update(crowdIndex=0.5), module.NO_CROWD_INDEX, None, "1 of 2"),
+    ],
+)
+def test_oddity_is_a_note_that_leaves_nobody_out(
+    audited: Callable[..., list[Fault]],
+    change: Callable[[Document], Any],
+    kind: str,
+    annotation_id: int | None,
+    detail: str,
+) -> None:
+    (note,) = audited(change)
+    assert (note.kind, note.annotation_id, note.is_warning) == (kind, annotation_id, True)
+    assert detail in note.detail
+    check([note], 0, 2)
+
+
+def test_person_without_joints_is_noted(audited: Callable[..., list[Fault]]) -> None:
+    (note,) = audited(lambda d: first(d).update(keypoints=[0] * 15, num_keypoints=0))
+    assert (note.kind, note.annotation_id) == (module.NO_LABELS, 11)
+
+
+@pytest.mark.parametrize("value", [0, -80, float("nan")])
+def test_picture_without_a_size_is_a_fault(
+    audited: Callable[..., list[Fault]], value: float
+) -> None:
+    found = audited(lambda d: d["images"][0].update(height=value))
+    assert {fault.annotation_id for fault in found if not fault.is_warning} == {11}
+
+
+def test_official_crowdpose_has_notes_alone(shared: Path) -> None:
+    file = shared / "data/crowdpose_tiny/annotations/crowdpose_val.json"
+    assert audit(file, file.parent, CROWDPOSE, verify_pictures=False) == []
+    found = find_notes(file, CROWDPOSE)
+    assert all(note.is_warning for note in found)
+    counts = notes(file, CROWDPOSE)
+    document = json.loads(file.read_text())
+    differing = [
+        person["id"]
+        for person in document["annotations"]
+        if person["num_keypoints"] != sum(v > 0 for v in person["keypoints"][2::3])
+    ]
+    told = [note.annotation_id for note in found if note.kind == module.OTHER_COUNT]
+    assert told == differing and counts[module.OTHER_COUNT] == len(differing)
+
+
+def test_official_coco_names_its_joints_as_the_skeleton_does(shared: Path) -> None:
+    file = shared / "data/coco_tiny/annotations/person_keypoints_val2017.json"
+    kinds = {note.kind for note in find_notes(file, COCO)}
+    assert kinds <= {module.CROWD, module.NO_LABELS, module.CLIPPED, module.OUTSIDE}
+
+
+def test_table_holds_a_row_for_each_and_reads_back(tmp_path: Path) -> None:
+    found = [
+        Fault("b", Path("p/1.jpg"), 7, 3, "torn"),
+        Fault("a", Path("x.json"), None, None, "odd", is_warning=True),
+        Fault("b", Path("p/1.jpg"), 8, 3, "torn"),
+    ]
+    file = write_audit(tmp_path / "new/audit/train.parquet", found)
+    rows = read_audit(file).to_pylist()
+    assert rows[0] == {
+        **{"kind": "b", "is_fault": True, "file": "p/1.jpg", "image_id": 3},
+        **{"annotation_id": 7, "detail": "torn"},
+    }
+    assert rows[1]["annotation_id"] is None and rows[1]["is_fault"] is False
+    assert list(file.parent.iterdir()) == [file]
+    write_audit(file.parent / "val.parquet", [])
+    write_audit(file.parent / "overlap.parquet", found[:1])
+    assert read_audit(file.parent).num_rows == 4
+    assert pq.read_table(file.parent).num_rows == 4  # what pandas does with a folder

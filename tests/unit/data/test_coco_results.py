@@ -1,0 +1,140 @@
+"""A detector's boxes: who is taken, where they lie, and which files are refused in which words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.skeleton import Skeleton
+from study.cache.crop_store import make_crop_store, open_crop_store
+from study.data.coco_results import read_detections, write_poses
+from study.data.people import People
+from study.errors import InputError
+
+Records = list[dict[str, Any]]
+
+
+def box(image_id: int = 1, **changes: Any) -> dict[str, Any]:
+    entry = {"image_id": image_id, "category_id": 1, "bbox": [10.0, 20.0, 40.0, 50.0]}
+    return {**entry, "score": 0.5, **changes}
+
+
+def detected(
+    entries: Any, people: People, skeleton: Skeleton, folder: Path, threshold: float = 0.0
+) -> People:
+    file = folder / "boxes.json"
+    file.write_text(entries if isinstance(entries, str) else json.dumps(entries))
+    images = people.image_paths[0].parent
+    return read_detections(file, people.annotations, images, skeleton, threshold)
+
+
+def labelled_boxes(people: People) -> Records:
+    """The boxes of the annotation file as they stand there."""
+    annotations = json.loads(people.annotations.read_text())["annotations"]
+    return [box(a["image_id"], bbox=a["bbox"], score=1.0) for a in annotations]
+
+
+def test_labelled_boxes_as_detections_give_the_crops_of_the_labelled_people(
+    five_people: People, five: Skeleton, tmp_path: Path
+) -> None:
+    found = detected(labelled_boxes(five_people), five_people, five, tmp_path)
+    assert np.array_equal(found.boxes, five_people.boxes)
+    assert np.array_equal(found.image_ids, five_people.image_ids)
+    assert np.array_equal(found.neighbours, five_people.neighbours)
+    assert found.image_paths == five_people.image_paths
+    assert found.visibility.shape == five_people.visibility.shape and not found.visibility.any()
+    store, labelled = (
+        open_crop_store(make_crop_store(people, (96, 64), tmp_path))
+        for people in (found, five_people)
+    )
+    rows = np.arange(len(store))
+    assert np.array_equal(store.crops(rows), labelled.crops(rows))
+    assert store.box_scores is not None and store.box_scores.tolist() == [1.0] * 13
+    assert labelled.box_scores is None and store.path != labelled.path
+
+
+def test_people_of_the_pictures_are_taken_picture_by_picture(
+    five_people: People, five: Skeleton, tmp_path: Path
+) -> None:
+    entries = [
+        *(box(2), box(1, score=0.9), box(1, category_id=3), box(999), box(1, score=0.3)),
+        *(box(1, bbox=[200, 20, 40, 50]), box(1, bbox=[10, 20, 0, 50]), box(2, score=0.29)),
+    ]
+    found = detected(entries, five_people, five, tmp_path, threshold=0.3)
+    assert found.image_ids.tolist() == [1, 1, 2]
+    assert found.annotation_ids.tolist() == [1, 4, 0]
+    assert found.box_scores is not None and found.box_scores.tolist() == [0.9, 0.3, 0.5]
+    assert found.neighbours.tolist() == [1, 0, -1]
+
+
+def test_a_box_is_clipped_to_its_picture_as_a_labelled_one_is(
+    five_people: People, five: Skeleton, tmp_path: Path
+) -> None:
+    found = detected([box(bbox=[-5, 60, 40, 70])], five_people, five, tmp_path)
+    assert found.boxes.tolist() == [[0, 60, 39, 39]]  # the picture is 120 wide and 100 high
+
+
+def test_a_higher_threshold_makes_another_store(
+    five_people: People, five: Skeleton, tmp_path: Path
+) -> None:
+    entries = [box(1, score=0.2), box(2, score=0.8)]
+    paths = {
+        make_crop_store(
+            detected(entries, five_people, five, tmp_path, threshold), (96, 64), tmp_path
+        )
+        for threshold in (0.0, 0.5)
+    }
+    assert len(paths) == 2
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ("{", r"must be null or a JSON of COCO detections.*boxes\.json"),
+        ({"annotations": []}, "must hold a list of detections, at least one, got dict"),
+        ([], "at least one, got list without any"),
+        ([box(), 7], r"detection 1 \(from 0\): must be an object, got 7"),
+        ([box(image_id="1")], "image_id must be a whole number, got '1'"),
+        ([box(category_id=None)], "category_id must be a whole number, got None"),
+        ([box(bbox=[1, 2, 3])], r"bbox must be four finite numbers.*got \[1, 2, 3\]"),
+        ([box(bbox=[1, 2, 3, float("nan")])], "bbox must be four finite numbers"),
+        ([box(bbox=[1, 2, 3, float("inf")])], "bbox must be four finite numbers"),
+        ([box(bbox=[1, 2, 3, 10**400])], "bbox must be four finite numbers"),
+        ([box(bbox=[9, 9, -3, 4])], r"width and height must not be negative, got \[9, 9, -3, 4\]"),
+        ("[" * 100_000, r"must be null or a JSON of COCO detections.*recursion"),
+        ([box(), box(score=None)], r"detection 1 .*score must be a finite number, got None"),
+        ([box(), {k: v for k, v in box().items() if k != "score"}], "score must be a finite"),
+        ([box(999), box(category_id=2)], r"none among the 2 .*change data\.val\.detections"),
+        ([box(score=0.1)], r"detection_threshold=0\.2, got none of 1 .*highest score is 0\.1"),
+        ([box(bbox=[500, 0, 9, 9])], "must leave a box within its picture"),
+    ],
+)
+def test_a_file_that_says_nothing_of_these_pictures_is_refused(
+    entries: Any, message: str, five_people: People, five: Skeleton, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        detected(entries, five_people, five, tmp_path, threshold=0.2)
+
+
+def test_a_file_and_a_picture_that_are_not_there_are_named(
+    five_people: People, five: Skeleton, tmp_path: Path
+) -> None:
+    images = five_people.image_paths[0].parent
+    with pytest.raises(InputError, match=r"data\.val\.detections.*relative to data\.root.*no\.js"):
+        read_detections(tmp_path / "no.json", five_people.annotations, images, five, 0)
+    (tmp_path / "boxes.json").write_text(json.dumps([box()]))
+    with pytest.raises(InputError, match=r"got none at .*gone/1\.png; put it there"):
+        read_detections(
+            tmp_path / "boxes.json", five_people.annotations, tmp_path / "gone", five, 0
+        )
+
+
+def test_poses_are_written_whole_and_read_as_they_were(tmp_path: Path) -> None:
+    poses = [{"image_id": 3, "category_id": 1, "keypoints": [0.1, 1 / 3, 1.0], "score": 0.7}]
+    write_poses(poses, tmp_path / "results/keypoints_winner.json")
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["keypoints_winner.json"]
+    assert json.loads((tmp_path / "results/keypoints_winner.json").read_text()) == poses

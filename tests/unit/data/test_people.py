@@ -1,0 +1,321 @@
+"""Who is read from an annotation file, in which frame, and how people are divided."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.skeleton import COCO, CROWDPOSE, Skeleton
+from study.data.audit import CROWD, NO_AREA, NO_LABELS, OUTSIDE, audit, notes
+from study.data.people import (
+    IN_BOTH,
+    People,
+    find_neighbours,
+    overlap,
+    read_people,
+    split_people,
+    write_ground_truth,
+)
+from study.errors import InputError
+
+FIVE = Skeleton(
+    name="five",
+    joints=("head", "left_shoulder", "right_shoulder", "left_hip", "right_hip"),
+    edges=((0, 1), (0, 2), (1, 3), (2, 4)),
+    flip_pairs=((1, 2), (3, 4)),
+    oks_sigmas=(0.05, 0.08, 0.08, 0.1, 0.1),
+    upper_body=(0, 1, 2),
+)
+REAL = {
+    "coco_tiny train": (COCO, "coco_tiny", "person_keypoints_train2017", "train2017", 57),
+    "coco_tiny val": (COCO, "coco_tiny", "person_keypoints_val2017", "val2017", 58),
+    "lspet train": (CROWDPOSE, "lspet", "lspet_train", "images/train", 7000),
+    "lspet val": (CROWDPOSE, "lspet", "lspet_val", "images/val", 1000),
+    "lspet_crowd train": (CROWDPOSE, "lspet_crowd", "lspet_crowd_train", "images/train", 3812),
+    "lspet_crowd val": (CROWDPOSE, "lspet_crowd", "lspet_crowd_val", "images/val", 1515),
+    "crowdpose sample": (CROWDPOSE, "crowdpose_tiny", "crowdpose_sample", "images", 4),
+}
+
+
+def person(number: int, image_id: int, **changes: Any) -> dict[str, Any]:
+    keypoints = [value for joint in range(5) for value in (10.0 + joint, 20.0 + joint, 2)]
+    return {
+        **{"id": number, "image_id": image_id, "bbox": [5, 10, 30, 40], "area": 600.0},
+        **{"iscrowd": 0, "num_keypoints": 5, "keypoints": keypoints},
+        **changes,
+    }
+
+
+def write(path: Path, people: list[dict[str, Any]], num_images: int = 3) -> Path:
+    images = [
+        {"id": i, "file_name": f"{i}.jpg", "height": 80, "width": 60, "crowdIndex": 0.1 * i}
+        for i in range(1, num_images + 1)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    categories = [{"id": 1, "name": "person"}]
+    path.write_text(
+        json.dumps({"images": images, "annotations": people, "categories": categories})
+    )
+    return path
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[..., People]:
+    def read_these(
+        *people: dict[str, Any], name: str = "a", num_images: int = 3, **options: Any
+    ) -> People:
+        path = write(tmp_path / f"{name}.json", list(people), num_images)
+        return read_people(path, tmp_path / "images", FIVE, **options)
+
+    return read_these
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_data_pass_the_audit_and_all_their_people_are_read(shared: Path, name: str) -> None:
+    skeleton, folder, file, pictures, count = REAL[name]
+    annotations = shared / "data" / folder / "annotations" / f"{file}.json"
+    images = shared / "data" / folder / pictures
+    assert audit(annotations, images, skeleton) == []
+    people = read_people(annotations, images, skeleton)
+    assert len(people) == count == notes(annotations, skeleton)["people"]
+    assert people.keypoints_image.shape == (count, skeleton.num_joints, 2)
+    assert people.image_paths[0].is_file()
+
+
+def test_official_crowdpose_val_passes_with_its_oddities_as_notes(shared: Path) -> None:
+    annotations = shared / "data/crowdpose_tiny/annotations/crowdpose_val.json"
+    images = shared / "data/crowdpose_tiny/images"
+    assert audit(annotations, images, CROWDPOSE, verify_pictures=False) == []
+    assert len(read_people(annotations, images, CROWDPOSE)) == 7074
+    counts = notes(annotations, CROWDPOSE)
+    assert (counts["people"], counts[CROWD]) == (7074, 106)
+    assert counts[NO_LABELS] == 8527 - 7074 - 106
+    assert counts[OUTSIDE] == 8
+
+
+def test_boxes_are_those_of_the_official_reader(shared: Path) -> None:
+    crops = json.loads((shared / "reference/preprocess/official_crops.json").read_text())
+    assert len(crops["persons"]) == 20
+    for split in ("train2017", "val2017"):
+        folder = shared / "data/coco_tiny"
+        annotations = folder / f"annotations/person_keypoints_{split}.json"
+        people = read_people(annotations, folder / split, COCO)
+        boxes = dict(zip(people.annotation_ids.tolist(), people.boxes, strict=True))
+        for reference in crops["persons"]:
+            if reference["set"] == split:
+                expected = reference["clean_bbox"]
+                np.testing.assert_allclose(boxes[reference["ann_id"]], expected, atol=1e-6)
+
+
+def test_box_that_reaches_outside_is_clipped_and_loses_a_pixel(
+    read: Callable[..., People],
+) -> None:
+    people = read(person(1, 1, bbox=[-5, 10, 40, 100]))  # in a picture of 80 x 60
+    assert people.boxes.tolist() == [[0, 10, 39, 69]]
+
+
+def test_columns_hold_what_the_file_says(read: Callable[..., People], tmp_path: Path) -> None:
+    keypoints = [1.5, 2.5, 2, 3, 4, 1, 0, 0, 0, 7, 8, 2, 9, 10, 1]
+    people = read(person(7, 2, keypoints=keypoints, num_keypoints=4), person(9, 1))
+    assert people.annotation_ids.tolist() == [9, 7]  # picture by picture
+    assert people.image_ids.tolist() == people.source_ids.tolist() == [1, 2]
+    assert people.keypoints_image[1].tolist() == [[1.5, 2.5], [3, 4], [0, 0], [7, 8], [9, 10]]
+    assert people.visibility[1].tolist() == [2, 1, 0, 2, 1]
+    assert people.visibility.dtype == np.uint8
+    assert people.image_paths[1] == tmp_path / "images/2.jpg"
+    assert people.areas.tolist() == [600, 600]
+    assert not people.has_source
+
+
+def test_missing_area_is_made_of_the_files_box(read: Callable[..., People]) -> None:
+    without = person(1, 1)
+    del without["area"]
+    assert read(without).areas.tolist() == [pytest.approx(0.53 * 30 * 40)]
+
+
+def test_official_readers_skips_are_skipped(read: Callable[..., People], tmp_path: Path) -> None:
+    people = read(
+        person(1, 1),
+        person(2, 1, iscrowd=1),
+        person(3, 1, keypoints=[0] * 15),
+        person(4, 1, num_keypoints=0),  # CrowdPose: only head and neck are labelled
+        person(5, 1, area=0),
+        person(6, 2, iscrowd=1, bbox=[0, 0, 0, 0]),
+    )
+    assert people.annotation_ids.tolist() == [1]
+    counts = notes(tmp_path / "a.json", FIVE)
+    assert counts["people"] == counts[NO_AREA] == 1
+    assert counts[CROWD] == counts[NO_LABELS] == 2
+
+
+def test_missing_num_keypoints_are_counted(read: Callable[..., People]) -> None:
+    first, second = person(1, 1), person(2, 1, keypoints=[0] * 15)
+    del first["num_keypoints"], second["num_keypoints"]
+    assert read(first, second).annotation_ids.tolist() == [1]
+
+
+def test_source_is_known_only_where_everyone_names_it(read: Callable[..., People]) -> None:
+    people = read(person(1, 1, source_id=5), person(2, 2, source_id=5))
+    assert people.has_source and people.source_ids.tolist() == [5, 5]
+    people = read(person(1, 1, source_id=5), person(2, 2), name="b")
+    assert not people.has_source and people.source_ids.tolist() == [1, 2]
+
+
+def test_neighbour_is_whose_box_overlaps_most_in_the_same_picture() -> None:
+    boxes = np.array(
+        [[0, 0, 10, 10], [5, 0, 10, 10], [8, 0, 10, 10], [40, 40, 5, 5], [0, 0, 10, 10]], float
+    )
+    groups = np.array([1, 1, 1, 1, 2])
+    # Shared with the first: 5 x 10 and 2 x 10; the second and the third share 7 x 10.
+    assert find_neighbours(boxes, groups).tolist() == [1, 2, 1, -1, -1]
+    assert find_neighbours(np.zeros((0, 4)), np.zeros(0)).tolist() == []
+
+
+def test_neighbours_equal_a_plain_loop() -> None:
+    rng = np.random.RandomState(0)
+    boxes = np.concatenate([rng.uniform(0, 60, (200, 2)), rng.uniform(5, 40, (200, 2))], axis=1)
+    groups = np.sort(rng.randint(0, 50, 200))
+    expected = []
+    for i, (x, y, w, h) in enumerate(boxes):
+        best, best_iou = -1, 0.0
+        for j, (u, v, p, q) in enumerate(boxes):
+            width = min(x + w, u + p) - max(x, u)
+            height = min(y + h, v + q) - max(y, v)
+            if i != j and groups[i] == groups[j] and width > 0 and height > 0:
+                iou = width * height / (w * h + p * q - width * height)
+                best, best_iou = (j, iou) if iou > best_iou else (best, best_iou)
+        expected.append(best)
+    assert find_neighbours(boxes, groups).tolist() == expected
+
+
+def test_taken_people_keep_the_neighbours_who_came_along(read: Callable[..., People]) -> None:
+    people = read(
+        person(1, 1),
+        person(2, 1, bbox=[6, 10, 30, 40]),
+        person(3, 2),
+        person(4, 1, bbox=[9, 10, 30, 40]),
+    )
+    assert people.annotation_ids.tolist() == [1, 2, 4, 3]
+    assert people.neighbours.tolist() == [1, 0, 1, -1]
+    taken = people.take(np.array([3, 1, 0]))
+    assert taken.annotation_ids.tolist() == [3, 2, 1]
+    assert taken.neighbours.tolist() == [-1, 2, 1]
+    assert taken.image_paths == tuple(people.image_paths[i] for i in (3, 1, 0))
+    assert people.take(np.array([2])).neighbours.tolist() == [-1]
+    assert len(people.take(np.array([], int))) == 0
+
+
+def make_people(read: Callable[..., People], num_images: int = 40) -> People:
+    """Two people a picture; each source person is in two pictures."""
+    people = [
+        person(2 * i + side + 1, i + 1, source_id=(2 * i + side) % num_images)
+        for i in range(num_images)
+        for side in range(2)
+    ]
+    return read(*people, num_images=num_images)
+
+
+def test_search_slice_is_whole_pictures_and_shares_nobody_with_train(
+    read: Callable[..., People],
+) -> None:
+    people = make_people(read)
+    train, search = split_people(people, 0.1, seed=3)
+    pictures = set(people.image_ids[search].tolist())
+    assert len(pictures) == 4 and len(search) == 8  # of 40 pictures of 2
+    # Picture i shows the same two as picture i + 20.
+    twins = {(picture + 19) % 40 + 1 for picture in pictures}
+    assert set(people.image_ids[train].tolist()) == set(range(1, 41)) - pictures - twins
+
+
+def test_people_without_source_are_split_by_picture_alone(shared: Path) -> None:
+    folder = shared / "data/coco_tiny"
+    annotations = folder / "annotations/person_keypoints_train2017.json"
+    people = read_people(annotations, folder / "train2017", COCO)
+    train, search = split_people(people, 0.2, seed=0)
+    assert sorted([*train, *search]) == list(range(57))
+    assert len(set(people.image_ids[search])) == 5  # of 25
+    assert not set(people.image_ids[train]) & set(people.image_ids[search])
+
+
+def test_real_search_slice_shares_no_source_person_with_train(shared: Path) -> None:
+    folder = shared / "data/lspet_crowd"
+    annotations = folder / "annotations/lspet_crowd_train.json"
+    people = read_people(annotations, folder / "images/train", CROWDPOSE)
+    train, search = split_people(people, 0.1, seed=0)
+    assert len(set(people.image_ids[search])) == 150
+    assert not set(people.source_ids[train]) & set(people.source_ids[search])
+    assert len(train) > 0.7 * len(people)
+
+
+def test_split_depends_on_the_seed_alone(read: Callable[..., People]) -> None:
+    people = make_people(read)
+    first, again, other = (split_people(people, 0.1, seed)[1].tolist() for seed in (0, 0, 1))
+    assert first == again != other
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
+def test_search_fraction_outside_its_bounds_is_refused(
+    read: Callable[..., People], fraction: float
+) -> None:
+    with pytest.raises(InputError, match=r"data\.search_fraction must lie between 0 and 1, got"):
+        split_people(read(person(1, 1), person(2, 2)), fraction, seed=0)
+
+
+def test_split_that_leaves_a_side_empty_is_refused(read: Callable[..., People]) -> None:
+    with pytest.raises(
+        InputError, match=r"both sides, got .* 2 people and 1 pictures of .*a\.json"
+    ):
+        split_people(read(person(1, 1), person(2, 1)), 0.5, seed=0)
+    everyone_alike = read(person(1, 1, source_id=4), person(2, 2, source_id=4), name="b")
+    with pytest.raises(InputError, match="got 0 people to train on and 1 to search on"):
+        split_people(everyone_alike, 0.5, seed=0)
+
+
+def test_real_splits_do_not_overlap(shared: Path) -> None:
+    folder = shared / "data/coco_tiny"
+    train, val = (
+        read_people(folder / f"annotations/person_keypoints_{s}.json", folder / s, COCO)
+        for s in ("train2017", "val2017")
+    )
+    assert overlap(train, val) == []
+    assert len(overlap(train, train)) == len(train)
+
+
+def test_people_of_train_who_are_in_val_are_faults(read: Callable[..., People]) -> None:
+    train = read(person(2, 2), person(1, 1, bbox=[0, 0, 9, 9]), person(3, 3), name="train")
+    val = read(person(1, 1), person(2, 2), name="val")
+    elsewhere = tuple(Path("other") / path.name for path in val.image_paths)
+    val = dataclasses.replace(val, image_paths=elsewhere)
+    (fault,) = overlap(train, val)
+    assert (fault.kind, fault.annotation_id, fault.image_id) == (IN_BOTH, 2, 2)
+    assert not fault.is_warning
+    assert fault.file.name == "train.json" and "val.json" in fault.detail
+
+
+def test_people_of_train_whose_picture_or_source_is_in_val_are_faults(
+    read: Callable[..., People],
+) -> None:
+    train = read(person(5, 1), person(6, 2), name="train")
+    val = read(person(1, 1), name="val")
+    assert [fault.annotation_id for fault in overlap(train, val)] == [5]
+    train = read(person(5, 2, source_id=7), person(6, 3, source_id=8), name="train")
+    val = read(person(1, 1, source_id=8), name="val")
+    assert [fault.annotation_id for fault in overlap(train, val)] == [6]
+
+
+def test_ground_truth_keeps_all_annotations_of_its_pictures(tmp_path: Path) -> None:
+    people = [person(1, 1), person(2, 2, iscrowd=1), person(3, 2), person(4, 3)]
+    source = write(tmp_path / "a.json", people)
+    target = tmp_path / "new/folder/b.json"
+    write_ground_truth(source, np.array([3, 2]), target, leave_out={4})
+    before, after = json.loads(source.read_text()), json.loads(target.read_text())
+    assert after["images"] == before["images"][1:]
+    assert after["annotations"] == people[1:3]
+    assert after["categories"] == before["categories"]
+    assert list(target.parent.iterdir()) == [target]

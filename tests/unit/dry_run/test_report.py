@@ -1,0 +1,237 @@
+"""``plan_only=true``: what would be computed, said without computing or leaving anything."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from omegaconf import OmegaConf
+
+from study.cache.prepare import StudyData, planned_data, prepare_data, read_study_people
+from study.config.compose import compose, to_plain, with_values
+from study.config.schema import StudyConfig
+from study.driver import load_checked_space
+from study.dry_run import cost
+from study.dry_run.cost import Counts, search_warnings, time_lines, trial_lines
+from study.dry_run.report import show_plan
+from study.dry_run.timing import Speeds
+from study.errors import InputError
+from study.search.forecast import trial_groups
+from study.storage.paths import SETTINGS
+from study.storage.tables import write_trial
+from study.teachers.make import teacher_folder
+
+
+def silent(_: str) -> Any:
+    return lambda *_: None
+
+
+def test_planned_data_are_those_prepared(mini_config: StudyConfig, mini_data: StudyData) -> None:
+    people = read_study_people(mini_config, silent, silent("say"))
+    assert planned_data(mini_config, people) == mini_data
+
+
+def test_planned_data_of_a_teacher_that_sees_other_crops(
+    mini_config: StudyConfig, mini_data: StudyData
+) -> None:
+    config = with_values(mini_config, {"teacher.input_size": [96, 96]})
+    prepared = prepare_data(config, silent, silent("say"))
+    people = read_study_people(config, silent, silent("say"))
+    assert planned_data(config, people) == prepared != mini_data
+
+
+@pytest.mark.parametrize(
+    ("pruner", "line"),
+    [
+        ("successive_halving", "epochs: at most 24, about 15 with pruner=successive_halving"),
+        ("none", "epochs: at most 24, about 24 with pruner=none"),
+        ("median", "epochs: at most 24; what pruner=median leaves of them can't be foreseen"),
+    ],
+)
+def test_plan_foresees_no_more_than_the_pruners_rule_says(pruner: str, line: str) -> None:
+    """2 controls of 3 epochs, 6 others of 1 + 1/4 + 1/4."""
+    overrides = ["search.trials=8", "distill.epochs=2", "refine.epochs=1", "search.min_epochs=1"]
+    config = compose([*overrides, "search.reduction_factor=4", f"search.pruner={pruner}"])
+    *_, epochs = trial_lines(config, trial_groups(config, 0), 0, 2)
+    assert epochs == line
+
+
+@pytest.mark.parametrize(
+    ("people", "before", "hours"),
+    [
+        (8, 0.0, ["trials: about 6 s"]),  # 2 controls of 3 epochs of a step
+        (8, 0.5, ["refine: 4 s to learn left from right", "trials: about 14 s"]),
+        (6_000, 0.01, ["refine: 50 s to learn left from right"]),  # of 5,000 people at most
+    ],
+)
+def test_a_trials_time_has_what_it_learns_before_its_refiner(
+    people: int, before: float, hours: list[str], tmp_path: Path
+) -> None:
+    overrides = ["search.trials=2", "distill.epochs=2", "refine.epochs=1", "confirm.trials=0"]
+    config = compose([*overrides, f"storage={tmp_path}", "refine.start=jitter"])
+    speeds = Speeds("cpu", {"distill": 1.0, "refine": 1.0}, {"distill": 0.0, "refine": 0.0}, {})
+    speeds.before["refine"] = before
+    counts = Counts(people, search=0, val=0, found=0, about=False)
+    lines = list(time_lines(config, None, counts, speeds, trial_groups(config, 0), 0, room=1))
+    for line in hours:
+        assert [line for shown in lines if shown.startswith(line)] == [line]
+    assert any("left from right" in line for line in lines) == bool(before)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["search.concurrent=500"], "search.concurrent=500, but there is room for 2"),
+        (["confirm.trials=9"], "confirm.trials=9, but there are 7 trials beside the baseline"),
+        (["plan=staged", "plan.parents=4", "search.startup_trials=2"], "there are 3 students"),
+        (["search.min_epochs=6"], "none has more than 6 epochs, got search.min_epochs=6; lower"),
+        (["search.startup_trials=8"], "sampler=tpe will learn nothing, .* first 8 .* has 8; "),
+        (["search.sampler=nsga2", "search.population=8"], "nsga2 .* lower search.population"),
+        (
+            ["search.pruner=median", "search.sampler=random", "search.startup_trials=8"],
+            "pruner=median waits for 8 finished trials and the largest search has 8; raise",
+        ),
+        (["plan=staged"], "first 6 trials .* largest has 4; .* lower search.startup_trials"),
+    ],
+)
+def test_plan_warns_of_what_was_asked_for_and_cannot_come_about(
+    overrides: list[str], said: str
+) -> None:
+    """Of 8 trials, 4 students among them, of at most 6 epochs."""
+
+    def warnings(config: StudyConfig) -> list[str]:
+        return list(search_warnings(config, trial_groups(config, 0), room=2))
+
+    assert warnings(compose()) == []
+    (line,) = warnings(compose(overrides))
+    assert line.startswith("warning: ") and re.search(said, line)
+
+
+def test_only_trials_that_can_be_confirmed_are_counted_once_all_are_finished(
+    mini_config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ten trials nine may have been pruned."""
+    config = with_values(mini_config, {"confirm.trials": 2, "search.trials": 10})
+    monkeypatch.setattr(cost, "chosen_trials", lambda *_: [{"trial": 1}, {"trial": 0}])
+    (before,) = cost.confirm_lines(config, tmp_path, 9)
+    (after,) = cost.confirm_lines(config, tmp_path, 10)
+    assert before.startswith("9 runs, 0 of them there already: the best 2 trials")
+    assert after.startswith("6 runs, 0 of them there already: the best trial and")
+    monkeypatch.setattr(cost, "chosen_trials", lambda *_: [])
+    (nobody,) = cost.confirm_lines(config, tmp_path, 10)
+    assert nobody.startswith("0 runs, 0 of them there already: the best 0 trials")
+
+
+def test_two_controls_alone_are_no_search_to_warn_of() -> None:
+    config = compose(["search.trials=2", "confirm.trials=0"])
+    assert list(search_warnings(config, trial_groups(config, 0), room=2)) == []
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object, **__: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(ray, "init", start)
+
+
+def plan_of(config: StudyConfig) -> list[str]:
+    lines: list[str] = []
+    show_plan(config, load_checked_space(config), Path(config.storage) / config.name, lines.append)
+    return [line.strip() for line in lines]
+
+
+def files_under(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+@pytest.mark.slow
+def test_plan_says_what_is_there_and_leaves_nothing(
+    mini_config: StudyConfig, mini_data: StudyData, no_ray: None
+) -> None:
+    before = files_under(Path(mini_config.storage))
+    values = {"confirm.trials": 2, "search.trials": 10, "search.min_epochs": 1}
+    lines = plan_of(with_values(mini_config, values))
+    assert files_under(Path(mini_config.storage)) == before
+    train, search, val = mini_data.num_people
+    wanted = [
+        f"{train:,} people to train on, {search:,} to score trials on, {val:,} in val",
+        *(f"{name}: there already, is used again" for name in ("train", "search", "val")),
+        "epochs to train: 1 of 1; then to be asked about everyone, in 2 views",
+        # 2 controls of 4 epochs; 8 others of 1 + 1/2 + 1/4 + 1/4
+        "epochs: at most 40, about 24 with pruner=successive_halving",
+        "9 runs, 0 of them there already: the best 2 trials and the baseline, 3 seeds each, "
+        "36 epochs",
+    ]
+    assert [line for line in wanted if line not in lines] == []
+    for stage in ("teacher", "distill", "refine"):
+        assert any(line.startswith(f"{stage}: ") and "a step of 16" in line for line in lines)
+
+
+def test_plan_refuses_a_bucket_that_is_none(mini_config: StudyConfig) -> None:
+    with pytest.raises(InputError, match=r"data\.store=s3://: "):
+        plan_of(with_values(mini_config, {"data.store": "s3://"}))
+
+
+@pytest.mark.slow
+def test_plan_of_given_poses_counts_learning_left_from_right(
+    mini_config: StudyConfig, mini_data: StudyData, no_ray: None
+) -> None:
+    lines = plan_of(with_values(mini_config, {"refine.start": "jitter"}))
+    assert any(line.startswith("refine: ") and "left from right" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_plan_says_what_the_search_will_say_of_itself(
+    mini_config: StudyConfig, mini_data: StudyData, tmp_path: Path, no_ray: None
+) -> None:
+    older = tmp_path / "older"
+    values = {"search.sampler": "gp", "search.warm_start": [str(older)], "name": "newer"}
+    config = with_values(mini_config, values)
+    row = {"study": "older", "trial": 0, "control": "baseline", "state": "COMPLETE"}
+    write_trial(older, {**row, "objective": 0.5}, [], load_checked_space(config))
+    teacher = teacher_folder(config, mini_data).name
+    kept = {"config": to_plain(mini_config), "data_fingerprint": mini_data.fingerprint}
+    OmegaConf.save(OmegaConf.create({**kept, "teacher": teacher}), older / SETTINGS)
+    lines = plan_of(config)
+    assert any("search.sampler=gp can't model what only some trials have" in x for x in lines)
+    assert f"warm start: 0 trials of {older} are known" in lines
+    reason = "the baseline is no point of a search space"
+    assert f"warm start: trial 0 of {older} left out: {reason}" in lines
+    OmegaConf.save(OmegaConf.create({**kept, "teacher": "another"}), older / SETTINGS)
+    with pytest.raises(InputError, match="whose teacher is another"):
+        plan_of(config)
+
+
+@pytest.mark.slow
+def test_people_to_be_drawn_are_not_drawn(
+    mini_config: StudyConfig, tmp_path: Path, no_ray: None
+) -> None:
+    values = {"data.root": str(tmp_path / "drawn"), "storage": str(tmp_path / "studies")}
+    lines = plan_of(with_values(mini_config, {**values, "data.train_pictures": 240}))
+    assert list(tmp_path.iterdir()) == []
+    assert f"to be drawn: 240 + 2 pictures in {tmp_path / 'drawn'}" in lines
+    counts = next(line for line in lines if line.startswith("about ") and "to train on" in line)
+    assert 150 < int(counts.split()[1]) < 500
+
+
+@pytest.mark.slow
+def test_command_plans_on_coco_and_exits_well(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the script changes it
+    from study.tune import main
+
+    monkeypatch.chdir(tmp_path)
+    root = shared / "data" / "coco_tiny"
+    settings = ["data=coco", f"data.root={root}", "data.input_size=[64,64]", "display=plain"]
+    monkeypatch.setattr(sys, "argv", ["tune.py", *settings, "plan_only=true"])
+    main()
+    printed = capsys.readouterr().out
+    assert "people to train on" in printed and "train: to be made" in printed
+    assert "in all: about" in printed and "a cluster differs" in printed
+    assert list(tmp_path.iterdir()) == []

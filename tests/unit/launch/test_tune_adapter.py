@@ -1,0 +1,24 @@
+"""What Tune sees of a study."""
+
+from __future__ import annotations
+
+from unittest.mock import Mock
+
+import pytest
+from ray.tune.progress_reporter import TrialProgressCallback
+
+from study.launch.tune_adapter import SilentProgress
+
+
+def end_without_result(callback: TrialProgressCallback) -> None:
+    trial = Mock(last_result={})
+    callback.on_trial_complete(1, [trial], trial)
+
+
+def test_a_trial_that_ends_without_a_result_is_no_news_of_tunes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    end_without_result(TrialProgressCallback())
+    assert "completed. Last result:" in capsys.readouterr().out
+    end_without_result(SilentProgress())
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,114 @@
+"""A trial that hangs is ended, with a reason, and what it held is free for the others."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from study.launch.watchdog import ended_if_it_hangs, hang_in
+from study.storage.tables import read_final, read_trials
+
+ROOT = Path(__file__).resolve().parents[3]
+HANGS = """
+import re, sys
+from pathlib import Path
+from study.launch.watchdog import ended_if_it_hangs
+with ended_if_it_hangs(Path(sys.argv[1]), 0, 0.3) as beat:
+    beat()
+    re.match("(a+)+$", "a" * 60 + "b")  # for ages, without ever giving up Python's lock
+"""
+
+
+def test_process_that_hangs_in_c_exits_and_says_where_it_stood(tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", HANGS, str(tmp_path)], cwd=ROOT)
+    assert done.returncode == 1 and time.monotonic() - started < 20
+    assert "line 7 in <module>" in (tmp_path / "hang-0.log").read_text()
+    assert hang_in(tmp_path) == (
+        "it hung: no epoch ended within trial.timeout_s (0:00:00.300000); hang-0.log in its "
+        "folder says where it stood"
+    )
+
+
+def test_trial_that_goes_on_leaves_nothing_behind(tmp_path: Path) -> None:
+    with ended_if_it_hangs(tmp_path, 0, 0.4) as beat:
+        assert hang_in(tmp_path) is None
+        for _ in range(6):
+            time.sleep(0.1)
+            beat()
+    time.sleep(0.5)  # nothing waits any more
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_limit_nothing_is_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(faulthandler, "dump_traceback_later")
+    with ended_if_it_hangs(tmp_path / "trial", 0, 0.0) as beat:
+        beat()
+    assert not (tmp_path / "trial").exists()
+
+
+def checkout_that_hangs(folder: Path) -> Path:
+    """A copy of the packages: a trial of colour 0.3 or more waits for ever for its third batch."""
+    for package in ("models", "search_spaces", "study"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, folder / package, ignore=ignored)
+    file = folder / "study" / "training/batches.py"
+    text = file.read_text()
+    loop = "        for number, share in enumerate(shares):\n"
+    assert text.count(loop) == 1
+    stall = "            if number == 2 and augment.colour >= 0.3:\n"
+    stall += "                __import__('time').sleep(3600)\n"
+    file.write_text(text.replace(loop, loop + stall))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("studies")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["inline", "train"])
+def test_study_goes_on_without_the_trials_that_hang(launcher: str, storage: Path) -> None:
+    """A trial takes all CPUs, so that nothing else can run while it holds them."""
+    checkout = checkout_that_hangs(storage / f"checkout-{launcher}")
+    space = storage / "stalls.yaml"
+    space.write_text(
+        "question: Does a trial that hangs end alone?\n"
+        "parameters:\n"
+        "  distill.augment.colour: {low: 0.2, high: 1.0, role: nuisance}\n"
+    )
+    settings = (
+        *(f"storage={storage}", f"name={launcher}", f"search_space={space}", "display=plain"),
+        *("data.train_pictures=48", "data.val_pictures=12", "teacher.epochs=1"),
+        *(
+            "distill.epochs=1",
+            "refine.epochs=1",
+            "search.trials=3",
+            "confirm.trials=0",
+            f"trial.cpus={os.cpu_count()}",
+        ),
+        *("trial.timeout_s=30", "trial.max_failures=1", f"trial.launcher={launcher}"),
+    )
+    command = [sys.executable, str(checkout / "study" / "tune.py"), *settings]
+    # Ray's workers look for modules where the driver was started, before anywhere else.
+    done = subprocess.run(command, cwd=storage, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = read_trials(storage / launcher).to_pylist()
+    hung = [trial for trial in trials if trial["params.distill.augment.colour"] >= 0.3]
+    assert len(trials) == 3 and len(hung) == 1  # the controls have 0.2
+    for trial in trials:
+        assert trial["state"] == "FAIL" if trial in hung else trial["state"] != "FAIL"
+    assert all("it hung: no epoch ended within" in trial["error"] for trial in hung)
+    log = storage / launcher / "trials" / str(hung[0]["trial"]) / "hang-0.log"
+    assert "training_batches" in log.read_text()
+    assert read_final(storage / launcher).num_rows

@@ -1,0 +1,195 @@
+"""From names to models and codecs, and to networks of weights that the settings name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from models.build import MODELS, build_codec, build_model, load_export
+from models.codecs.codec import CODECS
+from models.igp_gcn import IgpGcn
+from models.pose_features import IMAGENET, PoseNetwork
+from models.refined_pose import RefinedPose
+from models.skeleton import COCO, CROWDPOSE, SKELETONS, Skeleton
+from study.config.compose import with_values
+from study.config.schema import StudyConfig
+from study.errors import InputError
+from study.teachers.adapters import check_weights
+from study.training.networks import build_network
+
+
+def saved(path: Path, skeleton: Skeleton) -> Path:
+    """A file of a tiny network's weights."""
+    save_file(build_model("mobile_net", "tiny", skeleton).state_dict(), path)
+    return path
+
+
+NETWORKS = [(name, size) for name, (_, sizes) in MODELS.items() for size in sizes]
+
+
+@pytest.mark.parametrize(("name", "size"), NETWORKS)
+def test_every_name_and_size_has_a_heatmap_a_joint_and_a_pyramid_at_strides_16_8_4(
+    name: str, size: str
+) -> None:
+    with torch.device("meta"):  # shapes alone
+        model = build_model(name, size, CROWDPOSE).eval()
+    for height, width in ((256, 192), (384, 288)):
+        heatmaps, pyramid, *_ = model(torch.zeros(2, 3, height, width, device="meta"))
+        assert heatmaps.shape == (2, CROWDPOSE.num_joints, height // 4, width // 4)
+        assert [tuple(features.shape) for features in pyramid] == [
+            (2, channels, height // stride, width // stride)
+            for channels, stride in zip(model.pyramid_channels, (16, 8, 4), strict=True)
+        ]
+
+
+@pytest.mark.parametrize(("name", "size"), [("hrnet", "w18"), ("simple_baseline", "r18")])
+def test_an_export_of_an_official_network_estimates_as_before(
+    name: str, size: str, tmp_path: Path
+) -> None:
+    info = {
+        **{"skeleton": "crowdpose", "input_size": [64, 64]},
+        "student": {"name": name, "size": size},
+        "codec": {"name": "msra", "sigma": 2.0},
+        "refiner": {"levels": 3, "depth": 1, "width": 8, "dropout": 0.0, "gate": True},
+    }
+    torch.manual_seed(1)
+    student = build_model(name, size, CROWDPOSE)
+    torch.nn.init.normal_(student.get_parameter("final_layer.weight"))
+    refiner = IgpGcn(CROWDPOSE, student.pyramid_channels, width=8, depth=1)
+    torch.nn.init.normal_(refiner.get_parameter("levels.0.head.weight"), std=0.1)
+    model = RefinedPose(student, build_codec("msra", (64, 64), 2.0), refiner).eval()
+    (tmp_path / "config.json").write_text(json.dumps(info))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    loaded, _ = load_export(tmp_path)
+    with torch.inference_mode():
+        crops = 255 * torch.rand(2, 3, 64, 64)
+        (expected, scores), (found, found_scores) = model(crops), loaded(crops)
+    assert torch.equal(found, expected) and torch.equal(found_scores, scores)
+
+
+@pytest.mark.parametrize("name", sorted(CODECS))
+def test_a_codecs_heatmaps_are_a_quarter_of_the_input(name: str) -> None:
+    codec = build_codec(name, (96, 64), sigma=1.5)
+    assert isinstance(codec, CODECS[name])
+    assert (codec.input_size, codec.heatmap_size, codec.sigma) == ((96, 64), (24, 16), 1.5)
+
+
+def test_normalised_crops_have_imagenets_mean_at_0() -> None:
+    mean = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1)
+    assert IMAGENET.normalise(mean.expand(2, 3, 4, 5)).abs().max() < 1e-6
+    one = IMAGENET.normalise(torch.full((1, 3, 1, 1), 255.0)).flatten()
+    expected = [(255 - 123.675) / 58.395, (255 - 116.28) / 57.12, (255 - 103.53) / 57.375]
+    assert one.tolist() == pytest.approx(expected)
+
+
+def build(config: StudyConfig, seed: int = 0) -> tuple[PoseNetwork, frozenset[str]]:
+    """The student of these settings."""
+    codec = build_codec(config.student.codec, (64, 64), config.student.sigma)
+    skeleton = SKELETONS[config.data.skeleton]
+    return build_network(config.student, config.trial, codec, skeleton, seed)
+
+
+def test_a_network_from_weights_tells_what_is_trained(
+    mini_config: StudyConfig, tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "weights.safetensors", CROWDPOSE)
+    network, trained = build(with_values(mini_config, {"student.init": str(path)}))
+    names = {name for name, _ in network.named_parameters()}
+    assert names - trained == {"final_layer.weight", "final_layer.bias"} and trained < names
+    network, trained = build(mini_config)
+    assert trained == frozenset()
+
+
+def test_layers_that_stay_random_beside_trained_ones_are_said_once(
+    mini_config: StudyConfig, tmp_path: Path
+) -> None:
+    same = saved(tmp_path / "same.safetensors", COCO)
+    other = saved(tmp_path / "other.safetensors", CROWDPOSE)
+    told: list[str] = []
+    check_weights(mini_config, told.append)
+    check_weights(with_values(mini_config, {"teacher.init": str(same)}), told.append)
+    assert told == []
+    values = {
+        **{"teacher.init": str(other), "student.init": str(same)},
+        "distill.structure.kind": "none",
+    }
+    check_weights(with_values(mini_config, values), told.append)
+    assert told == [
+        "teacher.init has another joint count than coco (17 joints); "
+        "random: final_layer.weight, final_layer.bias"
+    ]
+
+
+def test_a_teacher_that_is_not_trained_must_have_all_its_weights(
+    mini_config: StudyConfig, tmp_path: Path
+) -> None:
+    other = saved(tmp_path / "other.safetensors", CROWDPOSE)
+    values = {"teacher.init": str(other), "teacher.epochs": 0}
+    with pytest.raises(
+        InputError,
+        match=r"teacher.epochs=0, and teacher.init has another joint count than coco "
+        r"\(17 joints\); random: final_layer.weight, final_layer.bias; set teacher.skeleton",
+    ):
+        check_weights(with_values(mini_config, values), print)
+    check_weights(with_values(mini_config, {**values, "teacher.skeleton": "crowdpose"}), print)
+
+
+def test_bins_that_a_file_lacks_are_said_to_be_what_is_random(
+    mini_config: StudyConfig, tmp_path: Path
+) -> None:
+    init = str(saved(tmp_path / "same.safetensors", COCO))
+    told: list[str] = []
+    values = {"student.init": init, "student.codec": "simcc", "distill.structure.kind": "none"}
+    check_weights(with_values(mini_config, values), told.append)
+    layers = (
+        f"simcc_head.{layer}.{kind}"
+        for layer in ("joints", "x", "y")
+        for kind in ("weight", "bias")
+    )
+    assert told == [
+        "student.init has no head for the bins of codec simcc at this crop size; "
+        f"random: {', '.join(layers)}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"distill.structure.weight": 0.1}, "distill.structure.weight=0.1 "),
+        ({"distill.structure.kind": "mix"}, "distill.structure.mix.* together=0.1 "),
+        ({"distill.structure.weight": 0.01}, None),
+        ({"distill.structure.kind": "none"}, None),
+        ({"distill.weights": "learned"}, None),
+    ],
+)
+def test_a_structure_loss_that_sets_back_trained_students_is_warned_of(
+    values: dict[str, Any], named: str | None, mini_config: StudyConfig, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    check_weights(with_values(mini_config, values), told.append)
+    assert told == []
+    init = str(saved(tmp_path / "weights.safetensors", COCO))
+    check_weights(with_values(mini_config, {**values, "student.init": init}), told.append)
+    assert [named in line for line in told if named] == [True] * (named is not None)
+    assert len(told) == (named is not None)
+
+
+def test_a_seed_decides_the_random_weights(mini_config: StudyConfig) -> None:
+    first, second, other = (build(mini_config, seed)[0].state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert not torch.equal(first["stem.0.weight"], other["stem.0.weight"])
+
+
+def test_weights_that_do_not_fit_are_the_users_to_mend(
+    mini_config: StudyConfig, tmp_path: Path
+) -> None:
+    config = with_values(mini_config, {"student.init": str(tmp_path / "nowhere.safetensors")})
+    with pytest.raises(InputError, match=r"nowhere\.safetensors"):
+        build(config)
+    with pytest.raises(InputError, match=r"nowhere\.safetensors"):
+        check_weights(config, print)

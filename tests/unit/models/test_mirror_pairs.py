@@ -1,0 +1,177 @@
+"""Left and right of a given pose: named back where they are mixed up, else left alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.codecs.codec import Dark
+from models.igp_gcn import IgpGcn
+from models.mirror_pairs import MARGIN, MAX_PAIRS, MirrorPairs
+from models.pose_features import PoseFeatures, PoseNetwork
+from models.refined_pose import RefinedPose
+from models.skeleton import COCO, CROWDPOSE, SKELETONS, Skeleton
+
+CROP = (96, 64)
+GIVEN = torch.ones(1, 5, dtype=torch.bool)
+PLACES = torch.tensor([[[32.0, 8.0], [12.0, 40.0], [52.0, 44.0], [16.0, 80.0], [48.0, 84.0]]])
+BOTH, HANDS, FEET = [0, 2, 1, 4, 3], [0, 2, 1, 3, 4], [0, 1, 2, 4, 3]
+
+
+def maps_of(keypoints_crop: Tensor, height: float = 1.0) -> Tensor:
+    """Each joint's map is so high at the joint, and 0 elsewhere."""
+    maps = torch.zeros(*keypoints_crop.shape[:2], 24, 16)
+    for person, pose in enumerate(keypoints_crop):
+        for joint, (x, y) in enumerate((pose / 4).long().tolist()):
+            maps[person, joint, y, x] = height
+    return maps
+
+
+@pytest.mark.parametrize("skeleton", SKELETONS.values(), ids=SKELETONS)
+def test_there_is_a_way_for_each_choice_of_pairs(skeleton: Skeleton) -> None:
+    module = MirrorPairs(skeleton)
+    pairs = len(skeleton.flip_pairs)
+    assert len(set(map(tuple, module.orders.tolist()))) == 2**pairs
+    assert module.orders[0].tolist() == list(range(skeleton.num_joints))
+    assert module.orders[-1].tolist() == list(skeleton.flip_order)
+    for way, order in zip(module.ways, module.orders, strict=True):
+        moved = order != torch.arange(skeleton.num_joints)
+        assert moved.sum() == 2 * way.sum()
+        assert torch.equal(moved[module.pairs].all(dim=1), way)
+
+
+def test_a_skeleton_without_pairs_or_with_too_many_is_refused() -> None:
+    for pairs in (0, MAX_PAIRS + 1):
+        skeleton = Skeleton(
+            name="strange",
+            joints=tuple(map(str, range(20))),
+            edges=((0, 1),),
+            flip_pairs=tuple((2 * place, 2 * place + 1) for place in range(pairs)),
+            oks_sigmas=(0.1,) * 20,
+            upper_body=(0,),
+        )
+        with pytest.raises(ValueError, match=rf"1 to {MAX_PAIRS} flip_pairs.*got {pairs}"):
+            MirrorPairs(skeleton)
+
+
+@pytest.mark.parametrize("order", [BOTH, HANDS, FEET])
+def test_exchanged_pairs_are_named_back_by_the_maps(order: list[int], five: Skeleton) -> None:
+    module = MirrorPairs(five)
+    maps = maps_of(PLACES)
+    named = module.named(maps, PLACES[:, order], GIVEN, CROP)
+    assert torch.equal(named, PLACES)
+    assert torch.equal(module.named(maps, PLACES, GIVEN, CROP), PLACES)  # as it was, to the bit
+
+
+def test_evidence_is_the_log_of_own_over_partners_height_of_both_joints(five: Skeleton) -> None:
+    maps = maps_of(PLACES, height=0.3)
+    evidence = MirrorPairs(five).evidence(maps, PLACES[:, HANDS], CROP)
+    share = 2 * math.log(0.3 / 0.01)  # where a map is 0, it counts as 0.01
+    torch.testing.assert_close(evidence, torch.tensor([[-share, share]]))
+
+
+def test_a_pose_of_which_the_maps_say_nothing_stays(five: Skeleton) -> None:
+    named = MirrorPairs(five).named(torch.zeros(1, 5, 24, 16), PLACES[:, BOTH], GIVEN, CROP)
+    assert torch.equal(named, PLACES[:, BOTH])
+
+
+@pytest.mark.parametrize(("share", "is_exchanged"), [(0.95, False), (1.05, True)])
+def test_each_exchanged_pair_has_to_win_by_the_margin(
+    share: float, is_exchanged: bool, five: Skeleton
+) -> None:
+    height = 0.01 * math.exp(share * MARGIN / 2)  # two joints speak for the pair
+    named = MirrorPairs(five).named(maps_of(PLACES, height), PLACES[:, BOTH], GIVEN, CROP)
+    assert torch.equal(named, PLACES if is_exchanged else PLACES[:, BOTH])
+
+
+def test_a_pair_that_is_not_given_whole_is_not_exchanged(five: Skeleton) -> None:
+    given = GIVEN.clone()
+    given[0, 2] = False
+    named = MirrorPairs(five).named(maps_of(PLACES), PLACES[:, BOTH], given, CROP)
+    assert torch.equal(named, PLACES[:, HANDS])
+    logits = MirrorPairs(five)(PLACES, given, torch.zeros(1, 2))
+    assert torch.isinf(logits).tolist() == [[False, False, True, True]]
+
+
+def test_place_and_size_of_a_body_and_what_is_not_given_do_not_matter(five: Skeleton) -> None:
+    torch.manual_seed(0)
+    module = MirrorPairs(five)
+    nn.init.normal_(module.head.weight)
+    given = GIVEN.clone()
+    given[0, 0] = False
+    moved = 0.5 * PLACES + torch.tensor([7.0, 30.0])
+    moved[0, 0] = 1000.0
+    logits, same = (module(pose, given, torch.zeros(1, 2)) for pose in (PLACES, moved))
+    torch.testing.assert_close(logits, same, atol=1e-4, rtol=0)
+    assert logits[0].isfinite().all() and logits[0].std() > 0.01
+
+
+class Mixed(PoseNetwork):
+    """A student whose maps see joints at the places that it was told."""
+
+    pyramid_channels = (2, 2, 2)
+
+    def __init__(self, places: Tensor) -> None:
+        super().__init__()
+        self.maps = nn.Parameter(maps_of(places))
+
+    def forward(self, crops: Tensor) -> PoseFeatures:
+        pyramid = tuple(torch.zeros(1, 2, 96 // s, 64 // s) for s in (16, 8, 4))
+        return PoseFeatures(self.maps, pyramid)
+
+
+def estimator_of(five: Skeleton, mirror_pairs: bool) -> RefinedPose:
+    torch.manual_seed(0)
+    refiner = IgpGcn(
+        five, Mixed.pyramid_channels, width=8, candidates=3, mirror_pairs=mirror_pairs
+    )
+    return RefinedPose(Mixed(PLACES), Dark(CROP, (24, 16)), refiner).eval()
+
+
+def test_a_given_pose_is_refined_under_its_likeliest_names_and_keeps_its_scores(
+    five: Skeleton,
+) -> None:
+    crops, scores = torch.zeros(1, 3, *CROP), torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5]])
+    pose, kept = estimator_of(five, mirror_pairs=True)(crops, (PLACES[:, BOTH], scores))
+    assert torch.equal(pose, PLACES) and torch.equal(kept, scores)
+
+
+def test_the_students_own_pose_is_not_asked_about(five: Skeleton) -> None:
+    crops = torch.zeros(1, 3, *CROP)
+    with_names, without = (estimator_of(five, mirror_pairs=m) for m in (True, False))
+    for answer, other in zip(with_names(crops), without(crops), strict=True):
+        assert torch.equal(answer, other)
+    names = set(with_names.state_dict()) - set(without.state_dict())
+    assert names and all(name.startswith("refiner.mirror_pairs.") for name in names)
+
+
+def test_a_refiner_of_a_skeleton_without_pairs_leaves_given_poses_their_names(
+    five: Skeleton,
+) -> None:
+    chain = dataclasses.replace(five, flip_pairs=())
+    refiner = IgpGcn(chain, Mixed.pyramid_channels, width=8, mirror_pairs=True)
+    assert refiner.mirror_pairs is None
+    crops, scores = torch.zeros(1, 3, *CROP), torch.ones(1, 5)
+    estimator = RefinedPose(Mixed(PLACES), Dark(CROP, (24, 16)), refiner).eval()
+    assert torch.equal(estimator(crops, (PLACES[:, BOTH], scores))[0], PLACES[:, BOTH])
+
+
+def test_no_gradient_reaches_the_student_or_the_names(five: Skeleton) -> None:
+    estimator = estimator_of(five, mirror_pairs=True)
+    assert estimator.refiner is not None and estimator.refiner.mirror_pairs is not None
+    start = PLACES[:, BOTH].clone().requires_grad_()
+    named = estimator.refiner.mirror_pairs.named(estimator.student.maps, start, GIVEN, CROP)
+    assert torch.equal(named, PLACES) and not named.requires_grad
+
+
+def test_every_skeleton_of_ours_can_have_its_pairs_named() -> None:
+    for skeleton in (COCO, CROWDPOSE):
+        pose = 64 * torch.rand(3, skeleton.num_joints, 2)
+        maps = torch.rand(3, skeleton.num_joints, 24, 16)
+        given = torch.ones(3, skeleton.num_joints, dtype=torch.bool)
+        named = MirrorPairs(skeleton).named(maps, pose, given, CROP)
+        assert torch.equal(named.sort(dim=1).values, pose.sort(dim=1).values)

@@ -1,0 +1,279 @@
+"""What can teach: each is asked alike, and answers in its crop's pixels for the data's joints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from models.build import build_model
+from models.pose_features import IMAGENET
+from models.skeleton import COCO, CROWDPOSE, SKELETONS, Skeleton
+from study.config import checks
+from study.config.compose import compose, with_values
+from study.config.schema import StudyConfig
+from study.errors import InputError
+from study.teachers.adapters import (
+    Answer,
+    HeatmapTeacher,
+    TeacherOfOtherJoints,
+    check_teacher,
+    open_network,
+    open_teacher,
+)
+
+CPU = torch.device("cpu")
+JOINTS = torch.tensor([[22.0, 50.0], [41.0, 30.0], [33.0, 71.0], [22.0, 50.0], [41.0, 30.0]])
+"""Where the five joints are in the crop of ``spots``; the last two are on the first two."""
+
+
+@pytest.fixture
+def config(five: Skeleton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudyConfig:
+    """A study of five joints whose students see (64, 64) and whose teachers (96, 64)."""
+    monkeypatch.setitem(SKELETONS, "five", five)
+    monkeypatch.setitem(checks.CHOICES, "data.skeleton", ("five", "coco"))
+    return compose(
+        [
+            *("data=coco", "data.skeleton=five", "data.input_size=[64,64]"),
+            *("teacher.input_size=[96,64]", "teacher.pixels=unit"),
+        ]
+    )
+
+
+def spots() -> Tensor:
+    """A crop (1, 3, 96, 64) with a wide red, green and blue spot, each at a joint of its own."""
+    rows, columns = torch.meshgrid(torch.arange(96), torch.arange(64), indexing="ij")
+    squared = [(columns - x) ** 2 + (rows - y) ** 2 for x, y in JOINTS[:3]]
+    return 255 * torch.exp(-torch.stack(squared) / (2 * 8.0**2))[None]
+
+
+def write_onnx(
+    path: Path,
+    *,
+    joints: int = 5,
+    stride: int = 4,
+    simcc: bool = False,
+    crops: Sequence[Any] = ("batch", 3, 96, 64),
+    swap: bool = False,
+) -> Path:
+    """A method that reads joint j off colour j modulo 3, at every fourth pixel or at each."""
+    weight = np.zeros((joints, 3, 1, 1), np.float32)
+    weight[np.arange(joints), np.arange(joints) % 3] = 1
+    constants = [numpy_helper.from_array(weight, "weight")]
+    nodes = [helper.make_node("Conv", ["crops", "weight"], ["maps"], strides=[stride] * 2)]
+    outputs = ["maps"]
+    if simcc:  # two bins a pixel
+        constants.append(numpy_helper.from_array(np.array([1, 1, 2], np.float32), "scales"))
+        outputs = ["columns", "rows"]
+        for name, axis in (("columns", 2), ("rows", 3)):
+            constants.append(numpy_helper.from_array(np.array([axis]), f"{name}_axis"))
+            nodes += [
+                helper.make_node(
+                    "ReduceMax", ["maps", f"{name}_axis"], [f"{name}_line"], keepdims=0
+                ),
+                helper.make_node(
+                    "Resize",
+                    [f"{name}_line", "", "scales"],
+                    [name],
+                    mode="nearest",
+                    coordinate_transformation_mode="asymmetric",
+                    nearest_mode="floor",
+                ),
+            ]
+    graph = helper.make_graph(
+        nodes,
+        "pose",
+        [helper.make_tensor_value_info("crops", TensorProto.FLOAT, crops)],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+            for name in (outputs[::-1] if swap else outputs)
+        ],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, path)
+    return path
+
+
+def with_onnx(config: StudyConfig, path: Path, **changes: Any) -> StudyConfig:
+    named = {f"teacher.{key}": value for key, value in changes.items()}
+    values = {"teacher.name": "onnx", "teacher.init": str(path), "teacher.epochs": 0}
+    return with_values(config, {**values, **named})
+
+
+@pytest.mark.parametrize("simcc", [False, True])
+@pytest.mark.parametrize("batch", ["batch", 1])
+def test_an_onnx_file_finds_the_joints_where_they_are_in_its_crop(
+    simcc: bool, batch: int | str, config: StudyConfig, tmp_path: Path
+) -> None:
+    crops = (batch, 3, 96, 64)
+    file = write_onnx(tmp_path / "m.onnx", simcc=simcc, stride=1 if simcc else 4, crops=crops)
+    teacher = open_teacher(with_onnx(config, file), CPU)
+    answer = teacher.ask(torch.cat([spots(), spots().flip(-1)]))
+    assert answer.modes_crop.shape == (2, 5, 3, 4) and answer.relation is None
+    assert answer.taught.tolist() == [[1] * 5] * 2
+    modes = answer.modes_crop[:, :, 0]
+    torch.testing.assert_close(modes[0, :, :2], JOINTS, atol=0.05, rtol=0)
+    mirrored = torch.stack([63 - JOINTS[:, 0], JOINTS[:, 1]], dim=1)
+    torch.testing.assert_close(modes[1, :, :2], mirrored, atol=0.05, rtol=0)
+    torch.testing.assert_close(modes[..., 2], torch.ones(2, 5), atol=0.02, rtol=0)
+    assert (answer.modes_crop[:, :, 1:, 2] == 0).all()
+    keypoints, scores = teacher(spots())
+    torch.testing.assert_close(keypoints[0], JOINTS, atol=0.05, rtol=0)
+    assert (scores > 0.9).all()
+
+
+def test_heatmaps_of_another_stride_are_read_by_the_models_own(
+    config: StudyConfig, tmp_path: Path
+) -> None:
+    file = write_onnx(tmp_path / "m.onnx", stride=8)
+    modes = open_teacher(with_onnx(config, file), CPU).ask(spots()).modes_crop[0, :, 0]
+    # the blur of so small a map's decoder takes part of a pixel; another stride would take half
+    torch.testing.assert_close(modes[:, :2], JOINTS, atol=1.5, rtol=0)
+
+
+def test_pixels_are_normalised_as_the_setting_says(config: StudyConfig, tmp_path: Path) -> None:
+    file = write_onnx(tmp_path / "m.onnx", stride=1, simcc=True)
+    heights = {
+        pixels: open_teacher(with_onnx(config, file, pixels=pixels), CPU)(spots() / 4)[1][0, 0]
+        for pixels in ("unit", "imagenet")
+    }
+    assert heights["unit"] == pytest.approx(0.25)
+    red = (255 / 4 - IMAGENET.mean[0]) / IMAGENET.std[0]
+    assert red < 0 and heights["imagenet"] == 0  # below the mean, cut to 0..1
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ({"joints": 3}, r"5 joints \(five\) was asked for, got .*\(1, 3, 24, 16\).*skeleton"),
+        ({"crops": ("b", 3, 64, 64)}, r"takes crops of \[64, 64\].*teacher.input_size=\[64,64\]"),
+        ({"crops": (8, 3, 96, 64)}, "one crop at a time or any number, got .*free batch"),
+        ({"crops": ("b", 4, 96, 64)}, r"must take one input, float crops \(B, 3, h, w\)"),
+        ({"simcc": True, "stride": 1, "swap": True}, "columns a pixel as rows, columns first"),
+    ],
+)
+def test_an_onnx_file_that_does_not_fit_is_refused(
+    made: dict[str, Any], message: str, config: StudyConfig, tmp_path: Path
+) -> None:
+    file = write_onnx(tmp_path / "m.onnx", **made)
+    with pytest.raises(InputError, match=message):
+        check_teacher(with_onnx(config, file))
+
+
+def test_outputs_that_are_no_pose_and_files_that_are_no_onnx_are_refused(
+    config: StudyConfig, tmp_path: Path
+) -> None:
+    file = write_onnx(tmp_path / "m.onnx", stride=1, simcc=True)
+    model = onnx.load(file)
+    model.graph.output.pop()
+    onnx.save(model, file)
+    with pytest.raises(InputError, match=r"heatmaps \(B, K, H, W\), or SimCC's .*got \[\(1, 5,"):
+        check_teacher(with_onnx(config, file))
+    file.write_text("no model")
+    with pytest.raises(InputError, match="ONNX file that onnxruntime opens"):
+        check_teacher(with_onnx(config, file))
+    with pytest.raises(InputError, match=r"got teacher.init=.*gone\.onnx"):
+        check_teacher(with_onnx(config, tmp_path / "gone.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("name", "library"), [("onnx", "onnxruntime"), ("vitpose", "transformers")]
+)
+def test_a_missing_library_is_named_with_its_extra(
+    name: str, library: str, config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    told = {"model_type": "vitpose", "backbone_config": {"model_type": "vitpose_backbone"}}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    asked = with_onnx(config, tmp_path, name=name)
+    with pytest.raises(InputError, match=rf"{library}, which is not installed; pip .*\[{name}\]"):
+        check_teacher(asked)
+
+
+class Numbering:
+    """A teacher that says of joint j that it is at (j, 10 j), its height 0.5."""
+
+    def ask(self, crops: Tensor) -> Answer:
+        keypoints, _ = self(crops)
+        modes = torch.ones(len(crops), 17, 3, 4)
+        modes[:, :, 0, :2] = keypoints
+        numbers = torch.arange(17.0)
+        relation = 100 * numbers[:, None] + numbers
+        return Answer(modes, torch.ones(len(crops), 17), relation.expand(len(crops), 17, 17))
+
+    def __call__(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        numbers = torch.arange(17.0)
+        keypoints = torch.stack([numbers, 10 * numbers], dim=1)
+        return keypoints.expand(len(crops), 17, 2), torch.full((len(crops), 17), 0.5)
+
+
+def test_a_coco_teacher_teaches_crowdpose_the_twelve_joints_that_both_name() -> None:
+    teacher = TeacherOfOtherJoints(Numbering(), COCO, CROWDPOSE)
+    answer = teacher.ask(torch.zeros(2, 3, 8, 8))
+    assert answer.taught.tolist() == [[1] * 12 + [0, 0]] * 2  # head and neck are CrowdPose's alone
+    wrist, ankle = CROWDPOSE.joints.index("left_wrist"), CROWDPOSE.joints.index("right_ankle")
+    own_wrist, own_ankle = COCO.joints.index("left_wrist"), COCO.joints.index("right_ankle")
+    assert answer.modes_crop[1, wrist, 0].tolist() == [own_wrist, 10 * own_wrist, 1, 1]
+    assert answer.relation is not None
+    assert answer.relation[1, wrist, ankle] == 100 * own_wrist + own_ankle
+    assert (answer.relation[:, 12:] == 0).all() and (answer.relation[:, :, 12:] == 0).all()
+    keypoints, scores = teacher(torch.zeros(2, 3, 8, 8))
+    assert keypoints[0, ankle].tolist() == [own_ankle, 10 * own_ankle]
+    assert (keypoints[:, 12:] == 0).all() and (scores[:, 12:] == 0).all()
+    assert (scores[:, :12] == 0.5).all()
+
+
+def test_a_network_of_ours_may_have_other_joints_than_the_data(
+    mini_config: StudyConfig, tmp_path: Path
+) -> None:
+    init = tmp_path / "weights.safetensors"
+    save_file(build_model("mobile_net", "tiny", CROWDPOSE).state_dict(), init)
+    values = {"teacher.init": str(init), "teacher.skeleton": "crowdpose", "teacher.epochs": 0}
+    settings = with_values(mini_config, values)
+    network, _, trained = open_network(settings)
+    assert "final_layer.weight" in trained  # as many joints as the file's head has
+    assert network.state_dict()["final_layer.weight"].shape[0] == 14
+    answer = open_teacher(settings, CPU).ask(torch.zeros(1, 3, 64, 64))
+    assert answer.modes_crop.shape == (1, 17, 3, 4)
+    assert answer.taught[0].sum() == 12 and answer.taught[0, 0] == 0  # of a nose it knows nothing
+
+
+def test_a_network_is_asked_for_its_decoded_pose_and_its_relation(
+    mini_config: StudyConfig,
+) -> None:
+    network, codec, _ = open_network(mini_config)
+    nn.init.normal_(network.final_layer.weight, std=1.0)  # type: ignore[union-attr,arg-type]
+    teacher = HeatmapTeacher(network.eval(), codec)
+    crops = 255 * torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        answer = teacher.ask(crops)
+        keypoints, _ = codec.decode(network.look(crops).heatmaps)
+        scored, _ = teacher(crops)
+    assert torch.equal(scored, keypoints)
+    has_peak = answer.modes_crop[:, :, 0, 2] > 0
+    assert has_peak.any()
+    torch.testing.assert_close(answer.modes_crop[:, :, 0, :2][has_peak], keypoints[has_peak])
+    assert answer.relation is not None
+    torch.testing.assert_close(answer.relation.diagonal(dim1=1, dim2=2), torch.ones(2, 17))
+
+
+def test_a_folder_that_is_no_vitpose_is_refused(config: StudyConfig, tmp_path: Path) -> None:
+    asked = with_onnx(config, tmp_path, name="vitpose")
+    with pytest.raises(InputError, match=r"folder with ViTPose's config\.json"):
+        check_teacher(asked)
+    backbone = {"model_type": "timm_backbone"}
+    told = {"model_type": "vitpose", "backbone_config": backbone}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    with pytest.raises(InputError, match="own backbone, got vitpose on timm_backbone"):
+        check_teacher(asked)

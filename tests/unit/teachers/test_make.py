@@ -1,0 +1,244 @@
+"""The study's teacher: made in a form of its own, its word carried to the student's frame."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.build import build_model
+from models.codecs.codec import Dark
+from models.codecs.crop_frame import CropFrame
+from models.skeleton import COCO, CROWDPOSE, Skeleton
+from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
+from study.cache.prepare import StudyData, prepare_data
+from study.cache.teacher_store import Answer, open_teacher_store
+from study.config.compose import with_values
+from study.config.schema import AugmentConfig, StudyConfig
+from study.data.crops import apply_affine, invert_affine, stored_to_crop_affine
+from study.data.people import People
+from study.driver import load_checked_space
+from study.errors import InputError
+from study.storage.checkpoint import Row
+from study.storage.paths import TARGETS
+from study.teachers.make import (
+    ask,
+    draw_views,
+    is_ready,
+    load_teacher,
+    make_teacher,
+    prepare_teacher,
+    teacher_folder,
+)
+from study.teachers.online import LiveTeacher
+from study.training.batches import plain_batch
+from study.workers import Workers
+
+CPU = torch.device("cpu")
+
+
+def prepared(config: StudyConfig) -> StudyData:
+    return prepare_data(config, lambda name: lambda done, total: None, lambda text: None)
+
+
+def poses_of(store: CropStore) -> list[dict[str, Any]]:
+    """The truth of these people as predictions, unlabelled joints without confidence."""
+    keypoints = apply_affine(
+        store.keypoints_stored.astype(float), invert_affine(store.image_to_stored)
+    )
+    confidence = 0.9 * (store.visibility > 0)
+    rows = np.concatenate([keypoints, confidence[..., None]], axis=2)
+    rows = rows.reshape(len(store), keypoints.shape[1] * 3)
+    return [
+        {"image_id": int(image), "annotation_id": int(number), "keypoints": row, "score": 0.8}
+        for image, number, row in zip(
+            store.image_ids, store.annotation_ids, rows.tolist(), strict=True
+        )
+    ]
+
+
+def from_predictions(config: StudyConfig, entries: Any, folder: Path) -> StudyConfig:
+    file = folder / "poses.json"
+    file.write_text(json.dumps(entries))
+    return with_values(
+        config,
+        {"teacher.name": "predictions", "teacher.init": str(file), "teacher.epochs": 0},
+    )
+
+
+class Pointing:
+    """Says of each crop, in the order that it is asked about them, what it was given."""
+
+    def __init__(self, size: tuple[int, int], in_crop: Tensor) -> None:
+        self.frame = CropFrame(size)
+        self.modes = torch.zeros(*in_crop.shape[:2], 1, 4)
+        self.modes[:, :, 0, :2] = in_crop
+
+    def ask(self, crops: Tensor) -> Answer:
+        assert crops.shape[1:] == (3, *self.frame.size)
+        return Answer(self.modes, torch.ones(self.modes.shape[:2]), None)
+
+
+@pytest.mark.parametrize("size", [(96, 64), (64, 64), (128, 128), (64, 96)])
+def test_a_place_in_the_teachers_crop_is_kept_as_the_same_place_of_the_picture(
+    size: tuple[int, int],
+    five_people: People,
+    five_store: CropStore,
+    five: Skeleton,
+    tmp_path: Path,
+) -> None:
+    own = open_crop_store(make_crop_store(five_people, size, tmp_path))
+    in_picture = np.random.RandomState(0).uniform(10, 90, (13, 4, 2))
+    plain = stored_to_crop_affine(CropFrame(size))[None]
+    in_crop = apply_affine(apply_affine(in_picture, own.image_to_stored), plain)
+    teacher: Any = Pointing(size, torch.from_numpy(in_crop))
+    still = AugmentConfig(*[0.0] * 7)
+    views = draw_views(five_store, five, CropFrame((96, 64)), still, number=1, seed=0)
+    live = LiveTeacher(teacher, own, five_store)
+    ask(live, views, five, Workers(torch.device("cpu")), tmp_path / TARGETS)
+    found = open_teacher_store(tmp_path / TARGETS).modes_stored()[:, :, 0, :2]
+    expected = apply_affine(in_picture, five_store.image_to_stored)
+    inside = ((expected > -40) & (expected < np.array([130, 200]))).all(axis=-1)
+    np.testing.assert_allclose(found[inside], expected[inside], atol=0.01)
+    assert inside.mean() > 0.9 and np.abs(expected - in_crop).max() > 5
+
+
+def test_a_teacher_of_the_students_size_shares_its_crops(
+    mini_config: StudyConfig, mini_data: StudyData
+) -> None:
+    own = with_values(mini_config, {"teacher.input_size": [64, 64]})
+    assert prepared(own) == mini_data == mini_data.for_teacher()
+
+
+def test_a_teacher_of_another_size_has_the_same_people_in_crops_of_its_own(
+    mini_config: StudyConfig, mini_data: StudyData
+) -> None:
+    data = prepared(with_values(mini_config, {"teacher.input_size": [96, 64]}))
+    for part in ("train", "search", "val"):
+        assert getattr(data, part) == getattr(mini_data, part)
+    assert data.fingerprint != mini_data.fingerprint
+    seen = data.for_teacher()
+    for theirs, ours in ((seen.train, data.train), (seen.search, data.search)):
+        store, student = open_crop_store(Path(theirs)), open_crop_store(Path(ours))
+        assert store.input_size == (96, 64) and student.input_size == (64, 64)
+        assert np.array_equal(store.annotation_ids, student.annotation_ids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [[96, 96], [64, 64]])
+def test_a_square_teacher_is_trained_and_asked_in_its_form_and_heard_in_the_students(
+    size: list[int], mini_config: StudyConfig, workers: Workers
+) -> None:
+    values: dict[str, Any] = {"teacher.input_size": size, "data.input_size": [96, 64]}
+    config = with_values(mini_config, values)
+    data = prepared(config)
+    make_teacher(config, data, workers, lambda row: False)
+    folder = teacher_folder(config, data)
+    assert is_ready(folder)
+    targets = open_teacher_store(folder / TARGETS)
+    student = open_crop_store(Path(data.train))
+    own = open_crop_store(Path(data.for_teacher().train))
+    assert own.input_size == tuple(size) and targets.taught.all()
+
+    # by hand: each crop that the teacher sees, decoded, and both poses in the picture
+    rows = torch.arange(5)
+    crops = plain_batch(own, COCO, CropFrame((size[0], size[1])), rows, CPU).crops
+    teacher = load_teacher(config, folder, CPU)
+    with torch.inference_mode():
+        heatmaps = teacher.pose.student.look(crops).heatmaps  # type: ignore[attr-defined]
+    cells = (size[0] // 4, size[1] // 4)
+    codec = Dark((size[0], size[1]), cells, config.teacher.sigma)
+    keypoints, scores = codec.decode(heatmaps)
+    margin = np.array([size[1] / 4, size[0] / 4])
+    image_to_own = own.image_to_stored[:5]
+    expected = apply_affine(keypoints.double().numpy() + margin, invert_affine(image_to_own))
+    stored = targets.modes_stored(slice(5))[:, :, 0, :2].astype(float)
+    found = apply_affine(stored, invert_affine(student.image_to_stored[:5]))
+    has_peak = scores.numpy() > 0
+    assert has_peak.any()
+    np.testing.assert_allclose(found[has_peak], expected[has_peak], atol=0.02)
+
+
+def test_a_teacher_of_other_joints_is_asked_as_it_comes_and_scored(
+    mini_config: StudyConfig, mini_data: StudyData, workers: Workers, tmp_path: Path
+) -> None:
+    init = tmp_path / "crowd.safetensors"
+    torch.manual_seed(0)
+    network = build_model("mobile_net", "tiny", CROWDPOSE)
+    save_file(network.state_dict(), init)
+    values = {"teacher.init": str(init), "teacher.skeleton": "crowdpose", "teacher.epochs": 0}
+    config = with_values(mini_config, values)
+    rows: list[Row] = []
+
+    def report(row: Row) -> bool:
+        rows.append(row)
+        return False
+
+    make_teacher(config, mini_data, workers, report)
+    assert [(row["stage"], row["epoch"]) for row in rows] == [("teacher", 0)]
+    assert 0 <= rows[0]["val_ap"] <= 1
+    targets = open_teacher_store(teacher_folder(config, mini_data) / TARGETS)
+    known = [joint in CROWDPOSE.joints for joint in COCO.joints]
+    assert (targets.taught == np.array(known)).all() and sum(known) == 12
+    assert targets.relation is not None
+    relation = targets.relations() - np.eye(17)
+    assert (relation[:, ~np.array(known)] == 0).all() and (relation != 0).any()
+
+
+def test_predictions_are_stored_before_anything_is_started(
+    mini_config: StudyConfig, mini_data: StudyData, tmp_path: Path
+) -> None:
+    store = open_crop_store(Path(mini_data.train))
+    config = from_predictions(mini_config, poses_of(store)[1:], tmp_path)
+    said: list[str] = []
+    prepare_teacher(config, mini_data, said.append)
+    folder = teacher_folder(config, mini_data)
+    assert is_ready(folder)
+    assert said[0].startswith(f"{len(store) - 1} of {len(store)} people to train on have a pred")
+    targets = open_teacher_store(folder / TARGETS)
+    labelled = store.visibility > 0
+    labelled[0] = False  # has none
+    assert np.array_equal(targets.taught > 0, labelled) and targets.relation is None
+    np.testing.assert_allclose(
+        targets.modes_stored()[:, :, 0, :2][labelled], store.keypoints_stored[labelled], atol=0.002
+    )
+    prepare_teacher(config, mini_data, said.append)
+    assert len(said) == 1  # there already
+
+
+def test_predictions_of_nobody_we_train_on_are_refused(
+    mini_config: StudyConfig, mini_data: StudyData, tmp_path: Path
+) -> None:
+    entries = poses_of(open_crop_store(Path(mini_data.search)))
+    config = from_predictions(mini_config, entries, tmp_path)
+    with pytest.raises(InputError, match=r"people to train on, got none .*poses\.json; change"):
+        prepare_teacher(config, mini_data, lambda text: None)
+    assert not is_ready(teacher_folder(config, mini_data))
+
+
+def test_other_predictions_make_another_teacher(
+    mini_config: StudyConfig, mini_data: StudyData, tmp_path: Path
+) -> None:
+    entries = poses_of(open_crop_store(Path(mini_data.train)))
+    config = from_predictions(mini_config, entries, tmp_path)
+    before = teacher_folder(config, mini_data)
+    other = from_predictions(mini_config, entries[1:], tmp_path)
+    assert teacher_folder(other, mini_data) != before
+
+
+def test_a_space_that_may_choose_the_relation_is_refused_for_teachers_without_features(
+    mini_config: StudyConfig, tmp_path: Path
+) -> None:
+    config = from_predictions(mini_config, [], tmp_path)
+    with pytest.raises(InputError, match=r"structure\.kind may become 'relation'"):
+        load_checked_space(config)
+    with pytest.raises(InputError, match="search_space=poses"):
+        load_checked_space(config)
+    space = load_checked_space(with_values(config, {"search_space": "poses"}))
+    assert "distill.structure.weight" in space.paths

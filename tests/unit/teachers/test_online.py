@@ -1,0 +1,209 @@
+"""A teacher that is asked live sees what the student sees, and stored answers agree with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from models.codecs.crop_frame import CropFrame
+from models.codecs.gaussian import Dark
+from models.skeleton import Skeleton
+from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
+from study.cache.prepare import StudyData
+from study.cache.teacher_store import Answer, open_teacher_store
+from study.config.compose import with_values
+from study.config.schema import AugmentConfig, StudyConfig
+from study.data.augmentation import draw_augmentation
+from study.data.crops import carry
+from study.data.people import People
+from study.errors import InputError
+from study.storage.paths import TARGETS
+from study.teachers.make import ask, draw_views, make_teacher, teacher_folder
+from study.teachers.online import LiveTeacher
+from study.teachers.target_error import describe_targets, target_error
+from study.training.batches import crops_of, training_batches
+from study.trial import Trial, run_trial
+from study.workers import Workers
+
+CPU = torch.device("cpu")
+FRAME = CropFrame((96, 64))
+WILD = AugmentConfig(
+    scale=0.35, rotation=40, flip=0.5, half_body=0.3, colour=0.2, erase=0.3, occlude=0.3
+)
+
+
+class Finder:
+    """Finds the brightest places: joint j where colour channel j % 3 is highest, blurred."""
+
+    def __init__(self, frame: CropFrame) -> None:
+        self.frame = frame
+        self.seen: list[Tensor] = []
+
+    def ask(self, crops: Tensor) -> Answer:
+        self.seen.append(crops)
+        blurred = torch.nn.functional.avg_pool2d(crops, 9, 1, 4)
+        width = crops.shape[-1]
+        modes = torch.zeros(len(crops), 5, 3, 4)
+        for joint in range(5):
+            place = blurred[:, joint % 3].flatten(1).argmax(1)
+            modes[:, joint, 0, :2] = torch.stack((place % width, place // width), -1).float()
+        modes[:, :, 0, 2:] = 1
+        return Answer(modes, torch.ones(len(crops), 5), None)
+
+    def __call__(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+
+class Truthful:
+    """Knows where the joints of the people that it is asked about lie, whatever it sees."""
+
+    def __init__(self, frame: CropFrame, truth: Tensor) -> None:
+        self.frame = frame
+        self.truth = truth
+
+    def ask(self, crops: Tensor) -> Answer:
+        modes = torch.zeros(len(crops), 5, 3, 4)
+        modes[:, :, 0, :2] = self.truth
+        modes[:, :, 0, 2:] = 1
+        return Answer(modes, torch.ones(len(crops), 5), None)
+
+    def __call__(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+
+@pytest.fixture(scope="module")
+def square_store(five_people: People, tmp_path_factory: pytest.TempPathFactory) -> CropStore:
+    return open_crop_store(
+        make_crop_store(five_people, (128, 128), tmp_path_factory.mktemp("square"))
+    )
+
+
+def wild(store: CropStore, five: Skeleton) -> tuple[Any, Tensor]:
+    rows = torch.arange(13)
+    stored = (store.keypoints_stored, store.visibility)
+    points, seen = (torch.from_numpy(part.copy()) for part in stored)
+    generator = torch.Generator().manual_seed(4)
+    return draw_augmentation(points, seen, five, FRAME, WILD, generator), rows
+
+
+def test_a_teacher_of_the_students_frame_sees_the_very_same_crops(
+    five_store: CropStore, five: Skeleton, workers: Workers
+) -> None:
+    teacher = Finder(FRAME)
+    live = LiveTeacher(teacher, five_store, five_store)
+    (batch,) = training_batches(
+        five_store, live, five, FRAME, WILD, [torch.arange(13)], torch.Generator(), workers
+    )
+    (seen,) = teacher.seen
+    assert torch.equal(seen, batch.crops)
+    assert batch.teacher_modes is not None and batch.teacher_relation is None
+    assert torch.equal(batch.teacher_modes, teacher.ask(batch.crops).modes_crop)
+
+
+def test_a_teacher_of_another_frame_sees_the_same_places_in_its_own(
+    five_store: CropStore, square_store: CropStore, five: Skeleton
+) -> None:
+    drawn, rows = wild(five_store, five)
+    drawn = dataclasses.replace(drawn, patches=None)
+    crops = crops_of(five_store, rows, drawn, rows, FRAME, CPU)
+    teacher = Finder(CropFrame((128, 128)))
+    live = LiveTeacher(teacher, square_store, five_store)
+    live.answers(rows.numpy(), drawn, FRAME, crops)
+    (seen,) = teacher.seen
+    assert seen.shape == (13, 3, 128, 128)
+    # the middle half of a square crop, shrunk, is the middle of the student's crop
+    zoom = live._between(rows.numpy(), FRAME)[:, 0, 0]
+    for person, factor in enumerate(zoom):
+        side = round(40 * factor)
+        middle = seen[person, :, 64 - side // 2 : 64 + side // 2, 64 - side // 2 : 64 + side // 2]
+        small = torch.nn.functional.interpolate(middle[None], (40, 40), mode="area")[0]
+        assert (small - crops[person, :, 28:68, 12:52]).abs().mean() < 9
+
+
+def test_places_come_back_to_the_students_crop(
+    five_store: CropStore, square_store: CropStore, five: Skeleton
+) -> None:
+    drawn, rows = wild(five_store, five)
+    crops = crops_of(five_store, rows, drawn, rows, FRAME, CPU)
+    square = CropFrame((128, 128))
+    truth = carry(drawn.reordered(five_store.keypoints_stored.copy()), drawn.affine)
+    live = LiveTeacher(Truthful(square, torch.zeros(13, 5, 2)), square_store, five_store)
+    between = torch.from_numpy(live._between(rows.numpy(), FRAME)).float()
+    there = carry(truth, between)
+    live = LiveTeacher(Truthful(square, there), square_store, five_store)
+    answer = live.answers(rows.numpy(), drawn, FRAME, crops)
+    torch.testing.assert_close(answer.modes_crop[:, :, 0, :2], truth, atol=1e-3, rtol=0)
+
+
+class SeesJoints:
+    """Answers by the affine that the crop was cut with: the truth, some pixels off."""
+
+    def __init__(self, store: CropStore, five: Skeleton, off: float) -> None:
+        self.frame, self.store, self.off = FRAME, store, off
+
+    def answers(self, rows: Any, drawn: Any, frame: CropFrame, crops: Tensor) -> Answer:
+        truth = carry(drawn.reordered(self.store.keypoints_stored[rows].copy()), drawn.affine)
+        modes = torch.zeros(len(rows), 5, 3, 4)
+        modes[:, :, 0, :2] = truth + torch.tensor([self.off, 0.0])
+        modes[:, :, 0, 2:] = 1
+        return Answer(modes, torch.ones(len(rows), 5), None)
+
+
+@pytest.mark.parametrize("off", [0.0, 3.0])
+def test_the_error_of_targets_is_what_they_are_off(
+    off: float, five_store: CropStore, five: Skeleton, tmp_path: Path, workers: Workers
+) -> None:
+    truth = torch.from_numpy(five_store.keypoints_stored.copy()) - torch.tensor([16.0, 24.0])
+    truthful = LiveTeacher(Truthful(FRAME, truth), five_store, five_store)
+    views = draw_views(five_store, five, FRAME, AugmentConfig(*[0.0] * 7), number=1, seed=0)
+    ask(truthful, views, five, workers, tmp_path / TARGETS)
+    live: Any = SeesJoints(five_store, five, off)
+    live.student = five_store
+    codec = Dark((96, 64), (24, 16))
+    error = target_error(open_teacher_store(tmp_path / TARGETS), live, five, codec, CPU, seed=1)
+    assert error["joints"] > 20
+    assert error["median_px"] == pytest.approx(off, abs=0.02)
+    assert error["p90_px"] == pytest.approx(off, abs=0.02)
+    assert error["height"] == pytest.approx(0, abs=1e-3)
+    # a Gaussian of 2 cells moved by 3/4 cell: 2 - 2 exp(-0.75^2 / 16), but for what is cut off
+    assert error["energy"] == pytest.approx(2 - 2 * np.exp(-((off / 4) ** 2) / 16), abs=0.012)
+
+
+@pytest.mark.slow
+def test_a_trial_learns_from_a_live_teacher(
+    mini_config: StudyConfig, mini_data: StudyData, workers: Workers, tmp_path: Path
+) -> None:
+    mini_config = with_values(mini_config, {"seed": 9})  # others rely on there being no teacher
+    make_teacher(mini_config, mini_data, workers, lambda row: False)
+    folder = teacher_folder(mini_config, mini_data)
+    told = describe_targets(folder)
+    assert "561 bytes a person, 84 MB for COCO's 150,000 (here 2 times that" in told
+    losses = {}
+    for mode in ("cached", "online"):
+        config = with_values(mini_config, {"teacher.mode": mode})
+        assert teacher_folder(config, mini_data) == folder
+        rows: list[dict[str, Any]] = []
+        trial = Trial(1, config, mini_data, tmp_path / mode, folder / TARGETS)
+        run_trial(trial, workers, lambda row, rows=rows: bool(rows.append(row)))  # type: ignore[misc]
+        losses[mode] = [row["loss.heatmap"] for row in rows if row["stage"] == "distill"]
+        assert len(rows) == 4
+    assert losses["cached"] != losses["online"]
+    np.testing.assert_allclose(losses["cached"], losses["online"], rtol=0.5)
+
+
+def test_predictions_cannot_be_asked(mini_config: StudyConfig) -> None:
+    values = {
+        "teacher.name": "predictions",
+        "teacher.epochs": 0,
+        "teacher.init": "poses.json",
+        "teacher.mode": "online",
+        "distill.structure.kind": "none",
+    }
+    with pytest.raises(InputError, match="in a file and can"):
+        with_values(mini_config, values)

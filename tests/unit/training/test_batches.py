@@ -1,0 +1,275 @@
+"""What a training step sees: crops, truth, neighbour and teacher in one frame."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from models.codecs.crop_frame import CropFrame
+from models.skeleton import Skeleton
+from study.cache.crop_store import CropStore
+from study.cache.teacher_store import Answer, TeacherStore, open_teacher_store, write_teacher_store
+from study.config.schema import AugmentConfig
+from study.data.augmentation import draw_augmentation
+from study.data.crops import apply_affine
+from study.data.people import People
+from study.training.batches import Batch, epoch_rows, evaluation_batches, shard, training_batches
+from study.workers import Workers
+
+STILL = AugmentConfig(scale=0, rotation=0, flip=0, half_body=0, colour=0, erase=0, occlude=0)
+MIRROR = AugmentConfig(scale=0, rotation=0, flip=1, half_body=0, colour=0, erase=0, occlude=0)
+WILD = AugmentConfig(
+    scale=0.35, rotation=40, flip=0.5, half_body=0.3, colour=0.2, erase=0, occlude=0
+)
+FRAME = CropFrame((96, 64))
+MARGIN = torch.tensor([16.0, 24.0])
+"""The stored crop of a (96, 64) input has so much more on the left and above."""
+HALF = {"atol": 1e-3, "rtol": 0.0}
+"""What is kept in half precision."""
+STEP = {"atol": 0.02, "rtol": 0.0}
+"""Places are kept in steps of 2/65535 of the stored crop, 0.004 px, and zoomed by up to 4."""
+ORDER = [0, 2, 1, 4, 3]
+"""The five-joint skeleton, mirrored."""
+
+
+def one_of(rank: int, world: int) -> Workers:
+    """A worker that believes in its peers."""
+    worker = Workers(torch.device("cpu"))
+    worker.rank, worker.world = rank, world
+    return worker
+
+
+@pytest.fixture(scope="module")
+def perfect(five_store: CropStore, tmp_path_factory: pytest.TempPathFactory) -> TeacherStore:
+    """A teacher whose first mode is the truth, and whose relation names both joints."""
+    modes = np.zeros((13, 5, 3, 4), np.float32)
+    modes[:, :, 0, :2] = five_store.keypoints_stored
+    modes[:, :, 0, 2] = 0.1 * np.arange(5) + 0.5
+    modes[:, :, 1, :2] = five_store.keypoints_stored + np.array([5, 0], np.float32)
+    relation = torch.eye(5).expand(13, 5, 5).clone()
+    for i, j in zip(*np.triu_indices(5, 1), strict=True):
+        relation[:, i, j] = relation[:, j, i] = (10 * i + j) / 127
+    taught = torch.ones(13, 5)
+    taught[:, 3] = 0
+    path = tmp_path_factory.mktemp("perfect") / "targets.arrow"
+    said = Answer(torch.from_numpy(modes), taught, relation)
+    write_teacher_store(path, (144, 96), 13, said.part)
+    return open_teacher_store(path)
+
+
+def batches(
+    store: CropStore,
+    skeleton: Skeleton,
+    augment: AugmentConfig,
+    worker: Workers,
+    *,
+    teacher: TeacherStore | None = None,
+    rows: list[list[int]] | None = None,
+    starts: np.ndarray | None = None,
+) -> Iterator[Batch]:
+    order = [torch.tensor(part) for part in rows or [list(range(13))]]
+    generator = torch.Generator().manual_seed(8)
+    return training_batches(
+        store, teacher, skeleton, FRAME, augment, order, generator, worker, starts
+    )
+
+
+def plain_keypoints(store: CropStore) -> Tensor:
+    return torch.from_numpy(store.keypoints_stored.copy()) - MARGIN
+
+
+def test_without_augmentation_people_come_as_they_are_stored(
+    five_store: CropStore, five: Skeleton, workers: Workers
+) -> None:
+    (batch,) = batches(five_store, five, STILL, workers)
+    stored = torch.from_numpy(np.stack(five_store.crops(np.arange(13))))[:, 24:120, 16:80]
+    torch.testing.assert_close(batch.crops, stored.permute(0, 3, 1, 2).float(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(batch.keypoints_crop, plain_keypoints(five_store))
+    assert np.array_equal(batch.visibility, five_store.visibility)
+    assert np.array_equal(batch.areas_crop, five_store.areas)
+    assert batch.teacher_modes is batch.teacher_taught is batch.teacher_relation is None
+
+
+def test_mirrored_people_have_their_joints_in_mirrored_order(
+    five_store: CropStore, five: Skeleton, workers: Workers
+) -> None:
+    (batch,) = batches(five_store, five, MIRROR, workers)
+    (plain,) = batches(five_store, five, STILL, workers)
+    expected = plain.keypoints_crop[:, ORDER] * torch.tensor([-1.0, 1.0])
+    expected += torch.tensor([63.0, 0.0])
+    torch.testing.assert_close(batch.keypoints_crop, expected)
+    assert torch.equal(batch.visibility, plain.visibility[:, ORDER])
+    assert torch.equal(batch.neighbour_visibility, plain.neighbour_visibility[:, ORDER])
+    torch.testing.assert_close(batch.crops, plain.crops.flip(-1), atol=1e-3, rtol=0)
+
+
+def test_mirrored_people_have_their_teacher_in_mirrored_order(
+    five_store: CropStore, five: Skeleton, workers: Workers, perfect: TeacherStore
+) -> None:
+    (batch,) = batches(five_store, five, MIRROR, workers, teacher=perfect)
+    assert batch.teacher_modes is not None and batch.teacher_relation is not None
+    heights = batch.teacher_modes[:, :, 0, 2]
+    torch.testing.assert_close(heights[0], torch.tensor([0.5, 0.7, 0.6, 0.9, 0.8]), **HALF)
+    named = [[10 * min(i, j) + max(i, j) if i != j else 127 for j in ORDER] for i in ORDER]
+    assert (127 * batch.teacher_relation[3]).round().int().tolist() == named
+    assert batch.teacher_taught is not None  # joint 3 is untaught, and lies at 4 in the mirror
+    assert batch.teacher_taught.tolist() == [[1, 1, 1, 1, 0]] * 13
+
+
+@pytest.mark.parametrize("augment", [STILL, MIRROR, WILD])
+def test_given_poses_are_carried_like_the_truth(
+    augment: AugmentConfig, five_store: CropStore, five: Skeleton, workers: Workers
+) -> None:
+    scores = np.broadcast_to(np.arange(5)[:, None] / 10, (13, 5, 1))
+    starts = np.concatenate((five_store.keypoints_stored, scores), axis=2).astype(np.float32)
+    (batch,) = batches(five_store, five, augment, workers, starts=starts)
+    assert batch.start_crop is not None
+    assert torch.equal(batch.start_crop[..., :2], batch.keypoints_crop)
+    mirrored = torch.from_numpy(scores[:, ORDER, 0].copy()).float()
+    if augment is MIRROR:
+        torch.testing.assert_close(batch.start_crop[..., 2], mirrored)
+    assert next(batches(five_store, five, augment, workers)).start_crop is None
+
+
+def test_a_teacher_without_features_has_no_relation_and_the_rest(
+    five_store: CropStore, five: Skeleton, workers: Workers, perfect: TeacherStore
+) -> None:
+    blind = dataclasses.replace(perfect, relation=None)
+    (batch,) = batches(five_store, five, STILL, workers, teacher=blind)
+    assert batch.teacher_relation is None and batch.teacher_modes is not None
+    assert batch.teacher_taught is not None
+    assert batch.teacher_taught.tolist() == [[1, 1, 1, 0, 1]] * 13
+
+
+def test_augmented_teacher_modes_land_where_the_augmented_joints_do(
+    five_store: CropStore, five: Skeleton, workers: Workers, perfect: TeacherStore
+) -> None:
+    (batch,) = batches(five_store, five, WILD, workers, teacher=perfect)
+    assert batch.teacher_modes is not None
+    places = batch.teacher_modes[..., :2]
+    torch.testing.assert_close(places[:, :, 0], batch.keypoints_crop, **STEP)
+    # a second mode 5 px away stays 5 px times the zoom away, and zoom squared is that of areas
+    away = (places[:, :, 1] - places[:, :, 0]).norm(dim=-1)[:, 0]
+    zoom = (batch.areas_crop / torch.from_numpy(five_store.areas.copy())).sqrt()
+    torch.testing.assert_close(away, 5 * zoom, **STEP)
+
+
+def test_areas_follow_the_affine(five_store: CropStore, five: Skeleton, workers: Workers) -> None:
+    (batch,) = batches(five_store, five, WILD, workers)
+    keypoints = torch.from_numpy(five_store.keypoints_stored.copy())
+    visibility = torch.from_numpy(five_store.visibility.copy())
+    generator = torch.Generator().manual_seed(8)
+    drawn = draw_augmentation(keypoints, visibility, five, FRAME, WILD, generator)
+    expected = (
+        torch.from_numpy(five_store.areas.copy()) * torch.linalg.det(drawn.affine[..., :2]).abs()
+    )
+    torch.testing.assert_close(batch.areas_crop, expected)
+
+
+def test_the_neighbour_lies_where_it_is_in_this_persons_crop(
+    five_people: People, five_store: CropStore, five: Skeleton, workers: Workers
+) -> None:
+    (batch,) = batches(five_store, five, STILL, workers)
+    for row, neighbour in enumerate(five_people.neighbours):
+        if neighbour < 0:
+            continue
+        in_picture = five_people.keypoints_image[neighbour][None]
+        expected = apply_affine(in_picture, five_store.image_to_stored[row][None])[0]
+        np.testing.assert_allclose(
+            batch.neighbour_crop[row] + MARGIN, expected.astype(np.float32), atol=1e-3
+        )
+        assert np.array_equal(batch.neighbour_visibility[row], five_people.visibility[neighbour])
+
+
+def test_who_overlaps_nobody_has_a_neighbour_without_joints(
+    five_store: CropStore, five: Skeleton, workers: Workers
+) -> None:
+    (batch,) = batches(five_store, five, WILD, workers)
+    alone = torch.from_numpy(five_store.neighbours < 0)
+    assert alone.any() and (batch.neighbour_visibility[alone] == 0).all()
+    assert (batch.neighbour_visibility[~alone] > 0).any(dim=1).all()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_workers_shares_together_are_the_global_batch(
+    world: int, five_store: CropStore, five: Skeleton, workers: Workers, perfect: TeacherStore
+) -> None:
+    rows = [[3, 1, 12, 7, 0, 4], [2, 5, 9, 8, 10, 6]]
+    starts = np.concatenate((five_store.keypoints_stored, np.ones((13, 5, 1))), 2, dtype="f4")
+
+    def of(worker: Workers) -> list[Batch]:
+        found = batches(five_store, five, WILD, worker, teacher=perfect, rows=rows, starts=starts)
+        return list(found)
+
+    whole = of(workers)
+    shares = [of(one_of(rank, world)) for rank in range(world)]
+    for step, one in enumerate(whole):
+        for name, value in vars(one).items():
+            together = torch.stack([getattr(share[step], name) for share in shares], 1)
+            torch.testing.assert_close(together.flatten(0, 1), value, atol=1e-5, rtol=1e-5)
+
+
+def test_shards_hold_each_row_once() -> None:
+    rows = torch.randperm(11, generator=torch.Generator().manual_seed(1))
+    parts = [shard(rows, one_of(rank, 4)).tolist() for rank in range(4)]
+    assert [len(part) for part in parts] == [3, 3, 3, 2]
+    assert sorted(row for part in parts for row in part) == list(range(11))
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "world", "sizes"),
+    [
+        (13, 4, 1, [4, 4, 4, 1]),
+        (13, 4, 2, [4, 4, 4]),
+        (15, 4, 2, [4, 4, 4, 2]),
+        (12, 4, 2, [4, 4, 4]),
+        (5, 32, 2, [4]),
+        (8, 3, 3, [3, 3]),
+    ],
+)
+def test_the_last_batch_is_cut_to_a_multiple_of_the_workers(
+    count: int, batch_size: int, world: int, sizes: list[int]
+) -> None:
+    rows = epoch_rows(count, batch_size, world, torch.Generator().manual_seed(0))
+    assert [len(part) for part in rows] == sizes
+    everyone = torch.cat(rows).tolist()
+    assert len(set(everyone)) == len(everyone)
+
+
+def test_every_epoch_has_another_order_and_leaves_out_other_people() -> None:
+    generator = torch.Generator().manual_seed(0)
+    epochs = [torch.cat(epoch_rows(9, 4, 2, generator)).tolist() for _ in range(20)]
+    left_out = [set(range(9)) - set(order) for order in epochs]
+    assert all(len(out) == 1 for out in left_out)
+    assert len(set.union(*left_out)) > 4 and len({tuple(order) for order in epochs}) == 20
+
+
+def test_evaluation_sees_each_of_the_first_people_once_and_plain(
+    five_store: CropStore, five: Skeleton
+) -> None:
+    seen: list[int] = []
+    for rank in range(2):
+        for rows, batch in evaluation_batches(five_store, five, FRAME, 11, 3, one_of(rank, 2)):
+            seen += rows.tolist()
+            assert len(rows) <= 3
+            torch.testing.assert_close(batch.keypoints_crop, plain_keypoints(five_store)[rows])
+    assert sorted(seen) == list(range(11))
+
+
+def test_the_same_generator_gives_the_same_batch(
+    five_store: CropStore, five: Skeleton, workers: Workers
+) -> None:
+    first, second = (next(batches(five_store, five, WILD, workers)) for _ in range(2))
+    assert torch.equal(first.crops, second.crops)
+
+
+def test_to_moves_what_is_there_and_leaves_out_what_is_not(
+    five_store: CropStore, five: Skeleton, workers: Workers
+) -> None:
+    moved = next(batches(five_store, five, STILL, workers)).to(torch.device("meta"))
+    assert moved.crops.device.type == "meta" and moved.teacher_modes is None

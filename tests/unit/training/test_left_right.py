@@ -1,0 +1,254 @@
+"""How stage 2 learns left and right: from poses without a swap, once, and the same again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.mirror_pairs import MirrorPairs
+from models.skeleton import Skeleton
+from study.cache.crop_store import open_crop_store
+from study.cache.prepare import StudyData
+from study.config.compose import with_values
+from study.config.schema import StudyConfig
+from study.data.crops import apply_affine, invert_affine
+from study.storage.checkpoint import Checkpoints
+from study.training import left_right
+from study.training.left_right import Examples, collect_examples, fit_names
+from study.training.losses import ways_loss
+from study.training.networks import (
+    build_distill_task,
+    build_refine_task,
+    build_refiner,
+    load_estimator,
+)
+from study.training.training_data import TrainingData
+from study.trial import Trial, run_trial
+from study.workers import Workers
+
+SIGMAS = (0.1, 0.1, 0.1)
+AREA = torch.tensor([100.0])  # at sigma 0.1 a joint that is 2 sqrt(2) px off is worth 1 / e
+TRUTH = torch.tensor([[[0.0, 0.0], [50.0, 0.0], [50.0, 50.0]]])
+WEIGHTS = torch.ones(1, 3)
+BODY = torch.tensor([[32.0, 8.0], [12.0, 40.0], [52.0, 44.0], [16.0, 80.0], [48.0, 84.0]])
+BOTH = [0, 2, 1, 4, 3]
+
+
+def ways(*moved_px: tuple[float, float, float]) -> Tensor:
+    """The truth with each joint moved to the right by so many px, for each way."""
+    offsets = torch.tensor(moved_px)
+    return TRUTH[:, None] + torch.stack((offsets, torch.zeros_like(offsets)), dim=-1)
+
+
+def test_ways_loss_is_the_cross_entropy_against_all_that_are_as_good_as_the_best() -> None:
+    close = 2 * math.sqrt(-2 * math.log(1 - 0.09))  # lacks 0.09 of a joint
+    poses = ways((0, 0, 0), (close, 0, 0), (3 * close, 0, 0), (40, 0, 0))
+    logits = torch.tensor([[1.0, 2.0, 0.5, -1.0]])
+    loss, count = ways_loss(logits, poses, TRUTH, WEIGHTS, AREA, SIGMAS)
+    chances = [math.exp(logit) for logit in (1.0, 2.0, 0.5, -1.0)]
+    assert float(count) == 1
+    assert float(loss) == pytest.approx(-math.log(sum(chances[:2]) / sum(chances)), rel=1e-5)
+
+
+def test_ways_loss_knows_labelled_joints_and_possible_ways_alone() -> None:
+    poses = ways((9, 0, 0), (0, 9, 0), (9, 0, 0))
+    logits = torch.tensor([[0.0, 0.0, -torch.inf]], requires_grad=True)
+    loss, _ = ways_loss(logits, poses, TRUTH, torch.tensor([[1.0, 0.0, 1.0]]), AREA, SIGMAS)
+    assert loss.item() == pytest.approx(math.log(2))
+    loss.backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad, torch.tensor([[0.5, -0.5, 0.0]]))
+
+
+def test_a_person_of_whom_every_way_is_as_good_adds_nothing() -> None:
+    poses = ways((9, 0, 0), (0, 0, 9))
+    for logits, weights in (
+        (torch.tensor([[0.0, 3.0]]), torch.tensor([[0.0, 1.0, 0.0]])),
+        (torch.tensor([[0.0, -torch.inf]]), WEIGHTS),
+        (torch.tensor([[0.0, 3.0]]), torch.zeros(1, 3)),
+    ):
+        loss, count = ways_loss(logits, poses, TRUTH, weights, AREA, SIGMAS)
+        assert float(loss) == 0 and float(count) == 0
+
+
+def bodies(count: int, evidence: Tensor) -> Examples:
+    """People who all face the same way, none of them swapped, here and there in the crop."""
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, 2, generator=generator)
+
+    truth = BODY + 5 * noise(count, 1) + 2 * noise(count, 5)
+    poses = truth[:, None] + noise(count, 3, 5)
+    given = torch.ones(count, 3, 5, dtype=torch.bool)
+    areas = torch.full((count,), 1600.0)
+    return Examples(poses, given, evidence, truth, torch.ones(count, 5), areas)
+
+
+def test_from_unswapped_bodies_it_learns_to_name_swapped_ones(five: Skeleton) -> None:
+    torch.manual_seed(0)
+    module = MirrorPairs(five)
+    blind = torch.zeros(256, 3, 2)  # the maps say nothing
+    fit_names(module, bodies(256, blind), five.oks_sigmas, seed=0)
+    truth = bodies(300, blind).truth[256:]
+    maps, given = torch.zeros(44, 5, 24, 16), torch.ones(44, 5, dtype=torch.bool)
+    for order in (BOTH, [0, 2, 1, 3, 4]):
+        named = module.named(maps, truth[:, order], given, (96, 64))
+        right = (named == truth).all(dim=2).all(dim=1)
+        assert right.float().mean() > 0.9
+    assert torch.equal(module.named(maps, truth, given, (96, 64)), truth)
+
+
+def test_people_whom_the_file_lacks_teach_nothing(
+    five: Skeleton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    module = MirrorPairs(five)
+    examples = bodies(64, torch.zeros(64, 3, 2))
+    lacking = torch.arange(64) % 2 == 0
+    examples.is_given[lacking] = False
+    examples.poses[lacking] = 0
+    logits = module(examples.poses[:, 0], examples.is_given[:, 0], examples.evidence[:, 0])
+    assert torch.equal(logits[lacking].isfinite(), module.ways.sum(dim=1).eq(0).expand(32, -1))
+    labels = (examples.truth, examples.weights, examples.areas)
+    poses = examples.poses[:, 0][:, module.orders]
+    both = ways_loss(logits, poses, *labels, five.oks_sigmas)
+    given = ways_loss(
+        logits[~lacking], poses[~lacking], *(v[~lacking] for v in labels), five.oks_sigmas
+    )
+    assert float(given.count) > 0
+    torch.testing.assert_close(tuple(both), tuple(given))
+    monkeypatch.setattr(left_right, "EPOCHS", 2)
+    fit_names(module, examples, five.oks_sigmas, seed=0)
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
+    assert module.head.weight.any()
+
+
+def test_it_learns_whom_to_trust(five: Skeleton, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(left_right, "EPOCHS", 12)
+    torch.manual_seed(0)
+    module = MirrorPairs(five)
+    evidence = torch.randn(256, 3, 2)
+    evidence[..., 0] = 2.0  # right about hands always, about feet by chance
+    fit_names(module, bodies(256, evidence), five.oks_sigmas, seed=0)
+    assert module.trust[0] > 1 > module.trust[1]
+
+
+@pytest.fixture(scope="module")
+def start_file(mini_data: StudyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The truth of the people to train on, as another method's results."""
+    store = open_crop_store(Path(mini_data.train))
+    image = apply_affine(store.keypoints_stored, invert_affine(store.image_to_stored))
+    entries = [
+        {
+            **{"image_id": int(store.image_ids[row]), "category_id": 1, "score": 0.5},
+            **{"annotation_id": int(store.annotation_ids[row])},
+            "keypoints": [value for x, y in pose.tolist() for value in (x, y, 0.5)],
+        }
+        for row, pose in enumerate(image)
+    ]
+    file = tmp_path_factory.mktemp("start") / "poses.json"
+    file.write_text(json.dumps(entries))
+    return file
+
+
+class OneOfTwo(Workers):
+    """A worker of two, to whom the parts of the other one are known."""
+
+    def __init__(self, rank: int, others: list[Any]) -> None:
+        super().__init__(torch.device("cpu"))
+        self.rank, self.world, self.others = rank, 2, others
+
+    def gather(self, value: Any) -> list[Any]:
+        self.own_parts: list[Any] = [value]
+        return [value, *self.others]
+
+
+def test_two_workers_collect_what_one_does(
+    mini_config: StudyConfig, mini_data: StudyData, start_file: Path, workers: Workers
+) -> None:
+    config = with_values(mini_config, {"refine.start": str(start_file)})
+    distilled = build_distill_task(config, seed=0)
+    torch.nn.init.normal_(distilled.student.final_layer.weight, std=0.3)  # type: ignore[arg-type]
+    refiner = build_refiner(config, distilled.student.pyramid_channels)
+    task = build_refine_task(config, distilled, refiner).eval()
+    assert refiner.mirror_pairs is not None
+
+    def collected(by: Workers) -> Examples:
+        ground = TrainingData.open(config, mini_data, by, None)
+        assert refiner.mirror_pairs is not None
+        return collect_examples(task, refiner.mirror_pairs, ground, ground.starts())
+
+    alone, second = collected(workers), OneOfTwo(1, [])
+    collected(second)
+    for ours, theirs in zip(collected(OneOfTwo(0, second.own_parts)), alone, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    store = open_crop_store(Path(mini_data.train))
+    assert len(alone.truth) == len(store) and alone.poses.shape[1] == 1
+    assert torch.equal(alone.weights > 0, torch.from_numpy(store.visibility > 0))
+    seen = alone.is_given[:, 0] & (alone.weights > 0)
+    away = (alone.poses[:, 0] - alone.truth).norm(dim=-1)
+    assert seen.any() and away[seen].max() < 0.01  # the file is the truth
+
+
+def names_of(trial: Trial, epoch: int) -> dict[str, Tensor]:
+    weights = Checkpoints(trial.folder).at(epoch).weights()
+    return {name: value for name, value in weights.items() if "mirror_pairs" in name}
+
+
+@pytest.mark.parametrize("kind", ["jitter", "file"])
+def test_a_trial_learns_the_names_before_its_first_epoch_and_keeps_them(
+    kind: str,
+    mini_config: StudyConfig,
+    mini_data: StudyData,
+    mini_targets: Path,
+    start_file: Path,
+    easy: str,
+    tmp_path: Path,
+    workers: Workers,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(left_right, "EPOCHS", 3)
+    values = {"refine.start": "jitter" if kind == "jitter" else str(start_file)}
+    config = with_values(mini_config, {"data.skeleton": easy, "distill.epochs": 1, **values})
+    told: list[dict[str, Tensor]] = []
+    whole = Trial(1, config, mini_data, tmp_path / "whole", mini_targets)
+
+    def report(row: dict[str, object]) -> bool:
+        told.append(names_of(whole, int(str(row["epoch"]))))
+        return False
+
+    run_trial(whole, workers, report)
+    assert not told[0] and told[1]
+    assert all(torch.equal(told[1][name], told[2][name]) for name in told[1])
+    assert told[1]["refiner.mirror_pairs.head.weight"].any()
+    broken = dataclasses.replace(whole, folder=tmp_path / "broken")
+    for stop in (1, 2, None):
+        run_trial(broken, workers, lambda row, stop=stop: row["epoch"] == stop)
+    ours, theirs = (Checkpoints(trial.folder).at(3).weights() for trial in (whole, broken))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_a_trial_of_the_students_own_pose_has_no_names(
+    mini_config: StudyConfig,
+    mini_data: StudyData,
+    mini_targets: Path,
+    easy: str,
+    tmp_path: Path,
+    workers: Workers,
+) -> None:
+    config = with_values(mini_config, {"data.skeleton": easy, "distill.epochs": 1})
+    trial = Trial(1, config, mini_data, tmp_path, mini_targets)
+    run_trial(trial, workers, lambda row: False)
+    kept = Checkpoints(trial.folder).last()
+    assert kept is not None and not names_of(trial, kept.epoch)
+    estimator = load_estimator(config, kept)
+    assert estimator.refiner is not None and estimator.refiner.mirror_pairs is None

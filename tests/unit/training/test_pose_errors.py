@@ -1,0 +1,249 @@
+"""How a student errs, counted by kind; and poses that are made to err like that."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.skeleton import COCO, Skeleton
+from study.training.pose_errors import (
+    INVERSION,
+    MISS,
+    NEIGHBOUR,
+    PoseErrors,
+    disturb,
+    disturb_candidates,
+    excess,
+    measure_errors,
+)
+
+AREA = 10_000.0
+PLACES = torch.tensor([[50.0, 10], [20, 60], [80, 60], [30, 120], [70, 120]])
+"""Of the five joints: far from one another by the OKS of this area."""
+FAR = torch.tensor([400.0, 0.0])
+"""From a person to its neighbour."""
+AWAY = torch.tensor([0.0, 700.0])
+"""From a joint to a place where nobody is."""
+
+
+def people(count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Truth, visibility, neighbour, its visibility, areas: all labelled."""
+    truth = PLACES.expand(count, 5, 2).clone()
+    seen = torch.full((count, 5), 2)
+    return truth, seen, truth + FAR, seen.clone(), torch.full((count,), AREA)
+
+
+def measured(pose: Tensor, world: tuple[Tensor, ...], skeleton: Skeleton) -> PoseErrors:
+    truth, seen, neighbour, there, areas = world
+    return measure_errors(pose, truth, seen, neighbour, there, areas, skeleton)
+
+
+def disturbed(
+    pose: Tensor, world: tuple[Tensor, ...], errors: PoseErrors, skeleton: Skeleton
+) -> Tensor:
+    truth, seen, neighbour, there, areas = world
+    return disturb(pose, truth, seen, neighbour, there, areas, errors, skeleton)[0]
+
+
+def nothing() -> Tensor:
+    return torch.zeros(5)
+
+
+def errors_of(
+    inversion: float = 0, neighbour: float = 0, miss: float = 0, jitter: float = 0
+) -> PoseErrors:
+    rates = torch.tensor([inversion, neighbour, miss])[:, None].expand(3, 5).clone()
+    rates[INVERSION, 0] = 0  # the head has no other side
+    return PoseErrors(rates, jitter=torch.full((5,), jitter), miss=torch.full((5,), 2.0))
+
+
+def test_a_perfect_pose_has_no_errors(five: Skeleton) -> None:
+    world = people(4)
+    truth = world[0]
+    errors = measured(truth, world, five)
+    assert torch.equal(errors.rates, torch.zeros(3, 5))
+    assert torch.equal(errors.jitter, nothing()) and torch.equal(errors.miss, nothing())
+
+
+def test_each_kind_of_error_is_counted_as_itself(five: Skeleton) -> None:
+    world = people(10)
+    truth = world[0]
+    pose = truth.clone()
+    pose[:3, 1] = truth[:3, 2]  # the left hand on the right one
+    pose[:2, 3] = truth[:2, 3] + FAR  # the foot of the person beside
+    pose[2, 3] = truth[2, 4] + FAR  # its other foot
+    pose[:4, 0] = truth[:4, 0] + AWAY
+    errors = measured(pose, world, five)
+    expected = torch.zeros(3, 5)
+    expected[INVERSION, 1], expected[NEIGHBOUR, 3], expected[MISS, 0] = 0.3, 0.3, 0.4
+    torch.testing.assert_close(errors.rates, expected)
+    # root mean square per axis, over the root of the area: 700 / sqrt(2) / 100
+    torch.testing.assert_close(errors.miss, torch.tensor([7 / 2**0.5, 0, 0, 0, 0]))
+
+
+def test_jitter_is_the_root_mean_square_of_found_joints(five: Skeleton) -> None:
+    world = people(2)
+    truth = world[0]
+    pose = truth.clone()
+    pose[0, 3] += torch.tensor([3.0, 4.0])
+    pose[1, 3] += torch.tensor([0.0, 1.0])
+    pose[1, 4] += AWAY  # counts as a miss, not as jitter
+    errors = measured(pose, world, five)
+    expected = ((25 + 1) / 2 / 2) ** 0.5 / 100
+    torch.testing.assert_close(errors.jitter, torch.tensor([0, 0, 0, expected, 0]))
+
+
+def test_an_inversion_is_none_where_the_other_side_is_not_labelled(five: Skeleton) -> None:
+    world = people(1)
+    pose = world[0].clone()
+    pose[:, 1] = world[0][:, 2]
+    world[1][:, 2] = 0
+    errors = measured(pose, world, five)
+    assert errors.rates[:, 1].tolist() == [0, 0, 1]
+
+
+def test_a_joint_in_the_middle_of_the_body_never_inverts(five: Skeleton) -> None:
+    world = people(1)
+    truth = world[0]
+    assert measured(truth + AWAY, world, five).rates[:, 0].tolist() == [0, 0, 1]
+
+
+def test_rates_are_shares_of_the_people_for_whom_the_error_is_possible(five: Skeleton) -> None:
+    truth, seen, neighbour, there, areas = people(8)
+    there[2:] = 0  # six of eight stand alone
+    seen[:4, 2] = 0  # four of eight have no right hand to confuse
+    pose = truth.clone()
+    pose[0] = neighbour[0]
+    pose[4, 1] = truth[4, 2]
+    errors = measure_errors(pose, truth, seen, neighbour, there, areas, five)
+    assert errors.rates[NEIGHBOUR, 3] == 0.5 and errors.rates[INVERSION, 1] == 0.25
+
+
+def test_unlabelled_joints_have_no_errors_and_no_nan(five: Skeleton) -> None:
+    truth, seen, neighbour, there, areas = people(3)
+    seen, there = torch.zeros_like(seen), torch.zeros_like(there)
+    errors = measure_errors(truth + AWAY, truth, seen, neighbour, there, areas, five)
+    for value in (errors.rates, errors.jitter, errors.miss):
+        assert torch.equal(value, torch.zeros_like(value))
+    extra = excess(errors, errors)
+    moved = disturb(truth, truth, seen, neighbour, there, areas, extra, five)[0]
+    assert torch.equal(moved, truth)
+
+
+def test_excess_of_equal_statistics_disturbs_nothing(five: Skeleton) -> None:
+    world = people(50)
+    truth = world[0]
+    same = errors_of(0.2, 0.1, 0.3, 0.05)
+    extra = excess(same, same)
+    assert torch.equal(extra.rates, torch.zeros(3, 5)) and torch.equal(extra.jitter, nothing())
+    assert torch.equal(disturbed(truth + 1, world, extra, five), truth + 1)
+
+
+def test_excess_by_hand() -> None:
+    held_out, seen = errors_of(0.3, 0.1, 0.2, 0.05), errors_of(0.1, 0.1, 0.3, 0.03)
+    extra = excess(held_out, seen)
+    # of the 0.5 that lie right on seen people, 0.2 must invert; the other kinds are no rarer there
+    torch.testing.assert_close(extra.rates[:, 1], torch.tensor([0.4, 0.0, 0.0]))
+    torch.testing.assert_close(extra.jitter, torch.full((5,), 0.04))
+
+
+def test_disturbed_poses_show_the_rates_that_were_asked_for(five: Skeleton) -> None:
+    torch.manual_seed(0)
+    world = people(6000)
+    truth = world[0]
+    asked = errors_of(0.2, 0.1, 0.05)
+    moved = disturbed(truth, world, asked, five)
+    found = measured(moved, world, five)
+    torch.testing.assert_close(found.rates, asked.rates, atol=0.02, rtol=0)
+
+
+def test_disturbed_poses_show_the_rates_where_not_all_are_labelled_or_have_neighbours(
+    five: Skeleton,
+) -> None:
+    torch.manual_seed(0)
+    truth, seen, neighbour, there, areas = people(9000)
+    seen[torch.rand(9000, 5) < 0.3] = 0
+    there[torch.rand(9000) < 0.5] = 0
+    asked = errors_of(0.2, 0.1, 0.05)
+    moved = disturb(truth, truth, seen, neighbour, there, areas, asked, five)[0]
+    found = measure_errors(moved, truth, seen, neighbour, there, areas, five)
+    torch.testing.assert_close(found.rates, asked.rates, atol=0.02, rtol=0)
+
+
+def test_disturbed_poses_show_the_jitter_that_was_asked_for(five: Skeleton) -> None:
+    torch.manual_seed(0)
+    world = people(6000)
+    truth = world[0]
+    asked = PoseErrors(torch.zeros(3, 5), jitter=torch.full((5,), 0.01), miss=nothing())
+    found = measured(disturbed(truth, world, asked, five), world, five)
+    torch.testing.assert_close(found.jitter, asked.jitter, atol=5e-4, rtol=0)
+    assert not found.rates.any()
+
+
+def test_a_joint_of_an_alone_person_never_jumps_and_an_unlabelled_one_never_misses(
+    five: Skeleton,
+) -> None:
+    torch.manual_seed(0)
+    truth, seen, neighbour, there, areas = people(500)
+    there[:], seen[:, 3] = 0, 0
+    moved = disturb(truth, truth, seen, neighbour, there, areas, errors_of(0.0, 0.9, 0.1), five)[0]
+    assert (moved[:, 3] == truth[:, 3]).all()
+    share = (moved[:, 1] != truth[:, 1]).any(-1).float().mean().item()
+    assert share == pytest.approx(0.1, abs=0.04)
+
+
+def test_a_seed_decides_the_disturbance() -> None:
+    truth = torch.rand(7, 17, 2, generator=torch.Generator().manual_seed(0)) * 100
+    seen = torch.full((7, 17), 2)
+    rates = torch.full((3, 17), 0.2)
+    errors = PoseErrors(rates, jitter=torch.full((17,), 0.1), miss=torch.full((17,), 1.0))
+    moved = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        areas = torch.full((7,), 900.0)
+        moved.append(disturb(truth, truth, seen, truth, seen, areas, errors, COCO)[0])
+    assert torch.equal(moved[0], moved[1]) and not torch.equal(moved[0], moved[2])
+
+
+def candidates_of(pose: Tensor, count: int) -> Tensor:
+    """Ever lower peaks, the first at the pose, each next one a pixel further right."""
+    steps = torch.arange(float(count))[:, None] * torch.tensor([1.0, 0.0])
+    heights = (1 - 0.25 * torch.arange(float(count))).expand(*pose.shape[:2], count)
+    return torch.cat((pose[:, :, None] + steps, heights[..., None]), dim=-1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_first_candidate_is_disturbed_like_a_pose(count: int, five: Skeleton) -> None:
+    world = people(50)
+    errors = errors_of(0.2, 0.2, 0.1, jitter=0.05)
+    torch.manual_seed(0)
+    moved = disturbed(world[0], world, errors, five)
+    torch.manual_seed(0)
+    given = candidates_of(world[0], count)
+    found = disturb_candidates(given, *world, errors, five)
+    assert found.shape == given.shape
+    assert torch.equal(found[:, :, 0, :2], moved)
+    assert torch.equal(found[:, :, 0, 2], given[:, :, 0, 2])
+
+
+def test_a_place_that_was_left_for_another_person_is_the_second_candidate(five: Skeleton) -> None:
+    torch.manual_seed(0)
+    world = people(400)
+    given = candidates_of(world[0], 3)
+    found = disturb_candidates(given, *world, errors_of(neighbour=0.5), five)
+    jumped = (found[:, :, 0, :2] != given[:, :, 0, :2]).any(dim=-1)
+    assert 0.4 < jumped.float().mean() < 0.6
+    assert torch.equal(found[~jumped], given[~jumped])
+    assert torch.equal(found[jumped][:, 1, :2], given[jumped][:, 0, :2])
+    assert torch.equal(found[jumped][:, 2], given[jumped][:, 1])
+    heights = found[jumped][:, 1, 2]  # drawn from 0 to the first one's, which is 1
+    assert 0 <= heights.min() < 0.05 and 0.95 < heights.max() < 1
+    assert heights.mean().item() == pytest.approx(0.5, abs=0.04)
+
+
+def test_jitter_and_misses_leave_no_candidate_behind(five: Skeleton) -> None:
+    world = people(50)
+    given = candidates_of(world[0], 3)
+    found = disturb_candidates(given, *world, errors_of(miss=0.5, jitter=0.05), five)
+    assert torch.equal(found[:, :, 1:], given[:, :, 1:])

@@ -1,0 +1,294 @@
+"""The finalists on val, on labelled and on detected boxes: figures, poses, the last screen."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from torch import Tensor, nn
+
+from models.build import build_codec
+from models.skeleton import COCO, SKELETONS
+from search_spaces.space import load
+from study.analysis.tables import show_finals
+from study.cache.crop_store import CropStore, open_crop_store
+from study.cache.prepare import StudyData, prepare_data
+from study.config.compose import compose, with_values
+from study.config.derived import evaluation_of
+from study.config.schema import StudyConfig
+from study.data.crops import apply_affine, carry, plain_affines
+from study.metrics import average_precision
+from study.search.controls import baseline_values
+from study.storage import tables
+from study.storage.checkpoint import Checkpoints
+from study.storage.paths import EPOCHS, trial_folder
+from study.teachers.make import build_task, teacher_folder
+from study.training.distill import DistillTask
+from study.training.networks import build_distill_task, build_refine_task, build_refiner
+from study.validation import finalists
+from study.validation.finalists import Finals, score_finalists
+
+ROOT = Path(__file__).resolve().parents[3]
+SPACE = load("smoke")
+
+
+def truth_of(config: StudyConfig) -> dict[str, Any]:
+    content = json.loads((Path(config.data.root) / config.data.val.annotations).read_text())
+    assert isinstance(content, dict)
+    return content
+
+
+def with_boxes(config: StudyConfig, boxes: list[dict[str, Any]], **values: Any) -> StudyConfig:
+    """The same study on these boxes, which lie beside its data."""
+    name = f"boxes-{len(boxes)}.json"
+    (Path(config.data.root) / name).write_text(json.dumps(boxes))
+    return with_values(config, {"data.val.detections": name, **values})
+
+
+def labelled_boxes(config: StudyConfig, shake: float = 0.0) -> list[dict[str, Any]]:
+    """The boxes of the ground truth with score 1, or moved by up to that share of their size."""
+    dice = np.random.RandomState(0)
+    people = truth_of(config)["annotations"]
+    moves = dice.uniform(-shake, shake, (len(people), 4))
+    boxes = np.array([person["bbox"] for person in people])
+    boxes = boxes + moves * boxes[:, [2, 3, 2, 3]]
+    return [
+        {"image_id": p["image_id"], "category_id": 1, "bbox": box.tolist(), "score": 1.0}
+        for p, box in zip(people, boxes, strict=True)
+    ]
+
+
+def pointing_anywhere(task: DistillTask) -> DistillTask:
+    """The task, with a random head."""
+    nn.init.normal_(task.student.final_layer.weight, std=1.0)  # type: ignore[union-attr,arg-type]
+    return task
+
+
+def prepared(config: StudyConfig) -> StudyData:
+    return prepare_data(config, lambda name: lambda done, total: None, lambda text: None)
+
+
+@pytest.fixture(scope="module")
+def config(
+    mini_config: StudyConfig, easy: str, tmp_path_factory: pytest.TempPathFactory
+) -> StudyConfig:
+    """Wide sigmas: networks that were never trained score some AP."""
+    storage = tmp_path_factory.mktemp("storage")
+    values = {"storage": str(storage), "data.root": str(storage / "drawn")}
+    return with_values(mini_config, {**values, "data.skeleton": easy, "data.val_pictures": 8})
+
+
+@pytest.fixture(scope="module")
+def study(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of two trials whose networks point at random places."""
+    folder = tmp_path_factory.mktemp("finals")
+    for number, control in ((0, "baseline"), (1, "defaults")):
+        own = with_values(config, baseline_values(config) if control == "baseline" else {})
+        distilled = pointing_anywhere(build_distill_task(own, seed=number))
+        rows = [{"trial": number, "stage": "distill", "epoch": 1, "val_ap": 0.1 + number / 10}]
+        checkpoints = Checkpoints(trial_folder(folder, number))
+        checkpoints.save(distilled.state_dict(), {}, rows)
+        if control == "defaults":
+            refiner = build_refiner(config, distilled.student.pyramid_channels)
+            refined = build_refine_task(config, distilled, refiner)
+            rows += [{"trial": number, "stage": "refine", "epoch": 2, "val_ap": 0.3}]
+            checkpoints.save(refined.state_dict(), {}, rows)
+        row = {"trial": number, "control": control, "state": "COMPLETE", "objective": 0.1}
+        tables.write_trial(folder, row, rows, SPACE)
+    return folder
+
+
+def scored(config: StudyConfig, study: Path) -> tuple[Finals, StudyData]:
+    """With a teacher that was never trained."""
+    data = prepared(config)
+    rows = [{"stage": "teacher", "epoch": 1, "val_ap": 0.4}]
+    task = pointing_anywhere(build_task(config))
+    Checkpoints(teacher_folder(config, data) / EPOCHS).save(task.state_dict(), {}, rows)
+    return score_finalists(config, data, str(study)), data
+
+
+@pytest.fixture(scope="module")
+def on_labelled(config: StudyConfig, study: Path) -> tuple[Finals, StudyData]:
+    return scored(config, study)
+
+
+def test_every_finalist_has_its_figures_its_joints_and_its_curve(
+    on_labelled: tuple[Finals, StudyData],
+) -> None:
+    tables, data = on_labelled
+    roles = ["teacher", "baseline", "best_distilled", "best_refined", "winner"]
+    assert [row["role"] for row in tables.final] == roles
+    for row in tables.final:
+        assert 0 < row["ap"] < 1 and row["num_people"] == data.num_people[2]
+        curve = [point["ap"] for point in tables.curves if point["role"] == row["role"]]
+        assert len(curve) == 10 and np.mean(curve) == pytest.approx(row["ap"], abs=1e-12)
+        joints = {j["joint"]: j["ap"] for j in tables.joints if j["role"] == row["role"]}
+        assert list(joints) == list(COCO.joints)
+        assert all(ap is None or 0 <= ap <= 1 for ap in joints.values())
+    winner = {**tables.final[-1], "role": "best_refined"}
+    winner["keypoints"] = tables.final[-2]["keypoints"]
+    assert winner == tables.final[-2]
+
+
+def test_the_written_poses_score_the_figures_again(
+    on_labelled: tuple[Finals, StudyData], study: Path, config: StudyConfig
+) -> None:
+    tables, data = on_labelled
+    skeleton = SKELETONS[config.data.skeleton]
+    for row in tables.final:
+        poses = json.loads((study / row["keypoints"]).read_text())
+        figures = average_precision(Path(data.val_truth), poses, skeleton, evaluation_of(config))
+        assert figures["ap"] == row["ap"] and figures["ar"] == row["ar"]
+    assert not list((study / "results").glob(".*"))
+
+
+def test_labelled_boxes_as_detections_change_no_figure(
+    on_labelled: tuple[Finals, StudyData], study: Path, config: StudyConfig
+) -> None:
+    detected = with_boxes(config, labelled_boxes(config))
+    tables, data = scored(detected, study)
+    assert data.val != on_labelled[1].val and data.search == on_labelled[1].search
+    for row, known in zip(tables.final, on_labelled[0].final, strict=True):
+        assert row["detections"] == detected.data.val.detections and known["detections"] is None
+        for name in ("ap", "ap50", "ar"):
+            assert row[name] == pytest.approx(known[name], abs=1e-9)
+
+
+class Seer(nn.Module):
+    """Knows everybody in the picture, and sees in each box the person who lies nearest to it."""
+
+    def __init__(self, store: CropStore, truth: dict[str, Any]) -> None:
+        super().__init__()
+        self.frame = build_codec("dark", store.input_size, 2.0).frame
+        people = truth["annotations"]
+        boxes = np.array([person["bbox"] for person in people])
+        middles = boxes[:, :2] + boxes[:, 2:] / 2
+        own = store.boxes_image[:, :2] + store.boxes_image[:, 2:] / 2
+        away = np.linalg.norm(own[:, None] - middles, axis=2)
+        ids = np.array([person["image_id"] for person in people])
+        away[store.image_ids[:, None] != ids] = np.inf
+        seen = np.array([p["keypoints"] for p in people], float).reshape(len(people), -1, 3)
+        stored = apply_affine(seen[away.argmin(axis=1), :, :2], store.image_to_stored)
+        affine = plain_affines(len(stored), self.frame)
+        self.answers = carry(affine.new_tensor(stored), affine)
+        self.shown = 0
+
+    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        keypoints = self.answers[self.shown : self.shown + len(crops)]
+        self.shown += len(crops)
+        return keypoints, keypoints.new_full(keypoints.shape[:2], 0.9)
+
+
+def judged(config: StudyConfig) -> finalists._Judged:
+    """What a seer gets on the study's val."""
+    data = prepared(config)
+    seer: Any = Seer(open_crop_store(Path(data.val)), truth_of(config))
+    return finalists._judge(seer, config, data, seer.answers.device)
+
+
+def test_people_found_in_shaken_boxes_are_in_their_place(config: StudyConfig) -> None:
+    narrow = with_values(config, {"data.skeleton": "coco"})
+    boxes = labelled_boxes(narrow, shake=0.05)
+    assert judged(with_boxes(narrow, boxes)).figures["ap"] == pytest.approx(1)
+
+
+def test_people_found_twice_count_once_and_false_alarms_by_their_score(
+    config: StudyConfig,
+) -> None:
+    narrow = with_values(config, {"data.skeleton": "coco"})
+    boxes = labelled_boxes(narrow)
+    twice = boxes + [{**box, "score": 0.6} for box in labelled_boxes(narrow, shake=0.02)]
+    once, doubled = judged(with_boxes(narrow, boxes)), judged(with_boxes(narrow, twice))
+    assert len(doubled.poses) == len(once.poses) < doubled.num_people == len(twice)
+    assert doubled.figures == pytest.approx(once.figures, nan_ok=True)
+    all_kept = judged(with_boxes(narrow, twice, **{"data.val.oks_nms": 1.0}))
+    assert len(all_kept.poses) == len(twice)
+    scores = {round(pose["score"], 6) for pose in all_kept.poses}
+    assert scores == {0.9, 0.54}  # box score x mean joint score
+
+
+def test_boxes_where_nobody_is_are_false_alarms(config: StudyConfig) -> None:
+    narrow = with_values(config, {"data.skeleton": "coco"})
+    truth = truth_of(narrow)
+    empty = dict(truth["images"][0], id=9999)
+    truth["images"].append(empty)
+    (Path(config.data.root) / "more.json").write_text(json.dumps(truth))
+    more = with_values(narrow, {"data.val.annotations": "more.json"})
+    boxes = labelled_boxes(more)
+    alarm = {**boxes[0], "image_id": 9999, "score": 2.0}
+    alarmed = with_boxes(more, [*boxes, alarm])
+    data = prepared(alarmed)
+    images = {image["id"] for image in json.loads(Path(data.val_truth).read_text())["images"]}
+    store = open_crop_store(Path(data.val))
+    assert 9999 in images and 9999 in store.image_ids
+    assert len(store) == len(boxes) + 1
+    assert judged(alarmed).figures["ap50"] < judged(with_boxes(more, boxes)).figures["ap50"]
+
+
+@pytest.mark.parametrize(
+    ("crowds", "heading", "winner"),
+    [
+        ({}, ["AP", "AP50", "AP75", "trial", "stage", "epoch"], "50.0 70.0 60.0 3 refine 2"),
+        (
+            {"ap_easy": 0.61, "ap_medium": 0.52, "ap_hard": 0.43},
+            ["AP", "easy", "medium", "hard", "trial", "epoch"],
+            "50.0 61.0 52.0 43.0 3 2",
+        ),
+    ],
+)
+def test_the_last_screen_fits_and_has_the_figures_of_crowds_where_there_are_any(
+    crowds: dict[str, float], heading: list[str], winner: str, tmp_path: Path
+) -> None:
+    tables.write_trial(tmp_path, {"trial": 3, "state": "COMPLETE"}, [], SPACE)
+    row = {"trial": 3, "stage": "refine", "epoch": 2, "checkpoint": "trials/3", **crowds}
+    row |= {"ap": 0.5, "ap50": 0.7, "ap75": 0.6}
+    rows = [{**row, "role": role} for role in ("baseline", "winner")]
+    tables.write_final(tmp_path, rows, SPACE)
+    screen = io.StringIO()
+    show_finals(tmp_path, Console(file=screen, width=80))
+    lines = [re.findall(r"[\w.]+", line) for line in screen.getvalue().splitlines()[:7]]
+    assert heading in lines and ["winner", *winner.split()] in lines
+    assert "baseline student (no teacher)" in screen.getvalue()
+
+
+@pytest.mark.slow
+def test_a_whole_study_scores_its_finalists_on_a_detectors_boxes(tmp_path: Path) -> None:
+    small = (
+        *("data=drawn", "data.train_pictures=24", "data.val_pictures=8", "data.root=drawn"),
+        *("data.input_size=[64,64]", "data.search_fraction=0.25", "search_space=smoke"),
+        *("teacher.size=tiny", "teacher.epochs=1", "distill.epochs=1", "refine.epochs=1"),
+        *("refine.width=16", "search.trials=2", "trial.launcher=inline"),
+    )
+    config = compose([*small, f"data.root={tmp_path / 'drawn'}", f"storage={tmp_path}"])
+    prepared(config)
+    boxes = with_boxes(config, labelled_boxes(config, shake=0.05)).data.val.detections
+    overrides = (*small, "name=found", f"data.val.detections={boxes}")
+    printed = script(tmp_path, "tune.py", *overrides)
+    assert f"boxes in 8 pictures of val from {boxes}" in printed
+    folder = tmp_path / "studies/found"
+    final = tables.read_final(folder).to_pylist()
+    assert len(final) == 5
+    truth = Path(config.data.root) / config.data.val.annotations
+    for row in final:
+        assert row["detections"] == boxes
+        poses = json.loads((folder / row["keypoints"]).read_text())
+        figures = average_precision(truth, poses, COCO, "coco")
+        assert figures["ap"] == row["ap"] and 0 <= row["ap"] < figures["ap50"] + 1e-9
+    done = script(tmp_path, "analyze.py", "studies/found")
+    assert "AP of each joint alone" in done and "oks_curves.png" in done
+
+
+def script(home: Path, name: str, *arguments: str) -> str:
+    """What a script prints."""
+    command = [sys.executable, str(ROOT / "study" / name), *arguments]
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
