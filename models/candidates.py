@@ -63,10 +63,10 @@ def read_candidates(
             not given and has one more peak instead.
         flip_order: the skeleton's, for that one more candidate; None goes without.
     """
-    keypoints_crop, scores = codec.read(features)
+    keypoints_crop, scores = codec.decode_features(features)
     own = torch.cat((keypoints_crop, scores[..., None]), dim=-1)[:, :, None]
     if count > 1:
-        own = torch.cat((own, codec.read_modes(features, count)[:, :, 1:, :3]), dim=2)
+        own = torch.cat((own, codec.decode_feature_modes(features, count)[:, :, 1:, :3]), dim=2)
     if given is None:
         return own
     places, scores = given
@@ -171,8 +171,8 @@ class CandidateChooser(nn.Module):
         heights = candidates[..., 2]
         is_there = heights > 0
         share = (heights.clamp_min(_TINY) / heights[:, :, :1].clamp_min(_TINY)).clamp(_TINY, 1.0)
-        centre = candidates.new_tensor((width / 2, height / 2))
-        places = (candidates[..., :2] - centre) / height  # (B, K, M, 2)
+        center = candidates.new_tensor((width / 2, height / 2))
+        places = (candidates[..., :2] - center) / height  # (B, K, M, 2)
         at = candidates[..., :2].flatten(1, 2)
         seen = self.project(sample_features(features.pyramid[-1], at, crop_size))
         seen = seen.unflatten(1, (joints, count))

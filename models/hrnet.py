@@ -60,7 +60,7 @@ class HRNet(PoseNetwork):
         self.final_layer = heatmap_layer(width, num_joints)
 
     def forward(self, crops: Tensor) -> PoseFeatures:
-        """Heatmaps (B, K, h/4, w/4) of normalised crops (B, 3, h, w); h and w divide by 32.
+        """Heatmaps (B, K, h/4, w/4) of normalized crops (B, 3, h, w); h and w divide by 32.
 
         The pyramid is what stage 4 last fuses, at strides 16 and 8, and what that gives, at
         stride 4.

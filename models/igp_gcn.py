@@ -1,4 +1,4 @@
-"""IGP-GCN: moves a pose level by level, looking at the picture where its joints are now.
+"""IGP-GCN: moves a pose level by level, looking at the image where its joints are now.
 
 Stage 2. Before the levels, where it is asked to, it chooses among the student's peaks
 (candidates.py). The graph layers are those of SemGCN (Zhao et al., CVPR 2019) as OPEC-Net uses
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.candidates import MAX_CANDIDATES, CandidateChooser, Choice
-from models.mirror_pairs import MirrorPairs
+from models.mirror_pairs import SwapResolver
 from models.pose_features import PoseFeatures, sample_features
 from models.skeleton import Skeleton
 
@@ -22,7 +22,7 @@ MAX_DEPTH = 6
 
 
 class SemGraphConv(nn.Module):
-    """One matrix for the joint itself, one for its neighbours, a learned weight per edge."""
+    """One matrix for the joint itself, one for its neighbors, a learned weight per edge."""
 
     def __init__(self, in_channels: int, out_channels: int, adjacency: Tensor) -> None:
         """Start with all edges of a joint alike.
@@ -48,7 +48,7 @@ class SemGraphConv(nn.Module):
         self.register_buffer("others", 1 - torch.eye(self.num_joints), persistent=False)
 
     def forward(self, nodes: Tensor) -> Tensor:
-        """Mix each node (B, K, in) with its neighbours into (B, K, out)."""
+        """Mix each node (B, K, in) with its neighbors into (B, K, out)."""
         unjoined = self.e.new_full((self.num_joints, self.num_joints), -9e15)
         logits = unjoined.index_put((self.rows, self.columns), self.e)
         weights = logits.softmax(dim=1)
@@ -214,7 +214,7 @@ class IgpGcn(nn.Module):
                 skeleton, pyramid_channels[-1], width=width, dropout=dropout
             )
         has_names = mirror_pairs and bool(skeleton.flip_pairs)
-        self.mirror_pairs = MirrorPairs(skeleton) if has_names else None
+        self.mirror_pairs = SwapResolver(skeleton) if has_names else None
 
     def named(
         self,
@@ -267,8 +267,8 @@ class IgpGcn(nn.Module):
             Keypoints in crop pixels after each level, (B, K, 2) each; the last is the result.
         """
         height, width = crop_size
-        centre = keypoints_crop.new_tensor((width / 2, height / 2))
-        nodes = torch.cat(((keypoints_crop - centre) / height, scores[..., None]), dim=-1)
+        center = keypoints_crop.new_tensor((width / 2, height / 2))
+        nodes = torch.cat(((keypoints_crop - center) / height, scores[..., None]), dim=-1)
         poses = []
         for level, features in zip(self.levels, pyramid[-self.num_levels :], strict=True):
             keypoints_crop = keypoints_crop.detach()

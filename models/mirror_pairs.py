@@ -26,7 +26,7 @@ _FLOOR = 0.01
 _TINY = 1e-6
 
 
-class MirrorPairs(nn.Module):
+class SwapResolver(nn.Module):
     """Gives the joints of a pose their names back; one with names as good as any is as it was."""
 
     def __init__(self, skeleton: Skeleton) -> None:
@@ -75,10 +75,10 @@ class MirrorPairs(nn.Module):
         """
         counts = is_given.to(keypoints_crop)[..., None]
         number = counts.sum(dim=1, keepdim=True).clamp_min(1)
-        centred = keypoints_crop - (keypoints_crop * counts).sum(dim=1, keepdim=True) / number
-        distances = centred.square().sum(dim=-1, keepdim=True).sqrt()
+        centered = keypoints_crop - (keypoints_crop * counts).sum(dim=1, keepdim=True) / number
+        distances = centered.square().sum(dim=-1, keepdim=True).sqrt()
         size = (distances * counts).sum(dim=1, keepdim=True) / number
-        pose = torch.cat((centred / size.clamp_min(_TINY) * counts, counts), dim=-1)  # (B, K, 3)
+        pose = torch.cat((centered / size.clamp_min(_TINY) * counts, counts), dim=-1)  # (B, K, 3)
         logits = self.head(self.body(pose[:, self.orders].flatten(2)))[..., 0]  # (B, W)
         logits = logits - (evidence * self.trust) @ self.ways.to(evidence).T
         cannot = ~is_given[:, self.pairs].all(dim=2)  # (B, P)

@@ -191,13 +191,13 @@ class PersonHeads(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, num_joints: int) -> None:
         super().__init__()
-        self.centre, self.regression, self.offsets = (
+        self.center, self.regression, self.offsets = (
             nn.Sequential(SeparableConv(inputs, hidden, folded=True), nn.Conv2d(hidden, maps, 1))
             for maps in (1, 2 * num_joints, 2 * num_joints)
         )
 
     def forward(self, features: Tensor) -> PersonMaps:
-        return PersonMaps(self.centre(features), self.regression(features), self.offsets(features))
+        return PersonMaps(self.center(features), self.regression(features), self.offsets(features))
 
 
 class MobileNet(PoseNetwork):
@@ -239,7 +239,7 @@ class MobileNet(PoseNetwork):
         nn.init.constant_(self.final_layer.bias, bias)
 
     def forward(self, crops: Tensor) -> PoseFeatures:
-        """Heatmaps (B, K, h/4, w/4) of normalised crops (B, 3, h, w); h and w divide by 32."""
+        """Heatmaps (B, K, h/4, w/4) of normalized crops (B, 3, h, w); h and w divide by 32."""
         x = self.stem(crops)
         laterals: list[Tensor] = []
         for index, group in enumerate(self.groups):

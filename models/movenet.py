@@ -141,19 +141,19 @@ def load_movenet(network: nn.Module, path: Path, skeleton: Skeleton) -> list[str
 
 @dataclasses.dataclass(frozen=True)
 class MoveNet(Dark):
-    """MoveNet's own decoding: of several peaks, the one where the person's centre expects it.
+    """MoveNet's own decoding: of several peaks, the one where the person's center expects it.
 
     For a network that carries the person heads. In MoveNet's maps a joint's peak is the cell that
     it lies in, cell i reaching from crop pixel stride * i to the next cell's; ``dark``, whose
     cell i lies at that pixel, would read them half a cell too low.
     """
 
-    def read(self, features: PoseFeatures) -> tuple[Tensor, Tensor]:
+    def decode_features(self, features: PoseFeatures) -> tuple[Tensor, Tensor]:
         """Each joint by the official rule.
 
-        The centre is the cell of the highest centre map, weighed down away from the middle; a
+        The center is the cell of the highest center map, weighed down away from the middle; a
         joint the cell of the highest heatmap, weighed down away from where ``regression`` at the
-        centre expects it; its place is the cell plus ``offsets`` there.
+        center expects it; its place is the cell plus ``offsets`` there.
 
         Returns:
             keypoints_crop (B, K, 2) and scores (B, K), the heatmaps' values at those cells.
@@ -168,10 +168,10 @@ class MoveNet(Dark):
         rows = torch.arange(height, device=heatmaps.device, dtype=heatmaps.dtype)[:, None]
         columns = torch.arange(width, device=heatmaps.device, dtype=heatmaps.dtype)
         nearness = 1 / (torch.hypot(rows - height // 2, columns - width // 2) + _NEAR)
-        centres = (person.centre[:, 0].float().sigmoid() * nearness).flatten(1).argmax(dim=1)
-        expected = _pairs_at(person.regression, centres[:, None].expand(heatmaps.shape[:2]))
-        y = expected[..., 0] + (centres // width)[:, None]  # (B, K)
-        x = expected[..., 1] + (centres % width)[:, None]
+        centers = (person.center[:, 0].float().sigmoid() * nearness).flatten(1).argmax(dim=1)
+        expected = _pairs_at(person.regression, centers[:, None].expand(heatmaps.shape[:2]))
+        y = expected[..., 0] + (centers // width)[:, None]  # (B, K)
+        x = expected[..., 1] + (centers % width)[:, None]
         away = torch.hypot(rows - y[..., None, None], columns - x[..., None, None])
         cells = (heatmaps / (away + _NEAR)).flatten(2).argmax(dim=2)
         offset_y, offset_x = _pairs_at(person.offsets, cells).unbind(dim=-1)
@@ -179,7 +179,7 @@ class MoveNet(Dark):
         scores = heatmaps.flatten(2).gather(2, cells[..., None])[..., 0]
         return places * self._stride(places), scores
 
-    def read_modes(self, features: PoseFeatures, count: int) -> Tensor:
+    def decode_feature_modes(self, features: PoseFeatures, count: int) -> Tensor:
         """The official answer as first mode, then the heatmaps' other peaks, highest first.
 
         A peak near the answer is the answer's own: it gives it its width and is no other mode.
@@ -187,7 +187,7 @@ class MoveNet(Dark):
         Returns:
             Modes (B, K, count, 4), as those of ``decode_modes``.
         """
-        places, scores = self.read(features)
+        places, scores = self.decode_features(features)
         stride = self._stride(places)
         peaks = self.decode_modes(features.heatmaps, count)
         half_a_cell = torch.cat((stride / 2, stride.new_zeros(2)))
@@ -266,7 +266,7 @@ def _names(network: MobileNet) -> dict[str, str]:
         names[f"smooth.{index}.1.bias"] = f"{file}_bn_offset"
     for first, second, file, number in (
         ("head", "final_layer", "kpt_heatmap_0", 4),
-        ("person.centre.0", "person.centre.1", "center_0", 3),
+        ("person.center.0", "person.center.1", "center_0", 3),
         ("person.regression.0", "person.regression.1", "kpt_regress_0", 5),
         ("person.offsets.0", "person.offsets.1", "kpt_offset_0", 6),
     ):

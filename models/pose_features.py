@@ -20,7 +20,7 @@ class Pixels:
     order: Literal["rgb", "bgr"] = "rgb"
     """In which order it sees the channels."""
 
-    def normalise(self, crops: Tensor) -> Tensor:
+    def normalize(self, crops: Tensor) -> Tensor:
         """Crops (B, 3, h, w), RGB in 0..255, with the mean and deviation taken out, in order."""
         mean, std = torch.tensor([self.mean, self.std], device=crops.device)
         both = torch.stack((-mean / std, 1 / std))[..., None, None]
@@ -41,10 +41,10 @@ MOVENET = Pixels((_HALF_RANGE,) * 3, (_HALF_RANGE,) * 3)
 class PersonMaps(NamedTuple):
     """What MoveNet says beside its heatmaps, at stride 4; places are (y, x), in cells."""
 
-    centre: Tensor
-    """(B, 1, H, W): the logit of a person's centre being there."""
+    center: Tensor
+    """(B, 1, H, W): the logit of a person's center being there."""
     regression: Tensor
-    """(B, 2 K, H, W): y, x from this cell, if it is the centre, to each joint."""
+    """(B, 2 K, H, W): y, x from this cell, if it is the center, to each joint."""
     offsets: Tensor
     """(B, 2 K, H, W): y, x from this cell, if it is the joint's, to the joint."""
 
@@ -82,10 +82,10 @@ def computes_in_bf16(precision: str, device: torch.device) -> bool:
 
 
 class PoseNetwork(nn.Module):
-    """A network, teacher or student, that maps normalised crops (B, 3, h, w) to PoseFeatures."""
+    """A network, teacher or student, that maps normalized crops (B, 3, h, w) to PoseFeatures."""
 
     pixels: Pixels = IMAGENET
-    """How its crops are normalised."""
+    """How its crops are normalized."""
     precision: str = "fp32"
     """auto | fp32 | bf16: what its layers compute in; weights and answers are fp32 always."""
     memory_format: torch.memory_format = torch.channels_last
@@ -99,14 +99,14 @@ class PoseNetwork(nn.Module):
         super().__init__()
         self.simcc_head = None
 
-    def look(self, crops: Tensor) -> PoseFeatures:
+    def predict(self, crops: Tensor) -> PoseFeatures:
         """Its answer, in fp32, to crops (B, 3, h, w), RGB in 0..255.
 
         A network that was compiled is so in train mode alone: what it is scored by must follow
         from its weights, however they were trained.
         """
         forward = self if self.training else self.forward
-        seen = self.pixels.normalise(crops).contiguous(memory_format=self.memory_format)
+        seen = self.pixels.normalize(crops).contiguous(memory_format=self.memory_format)
         if computes_in_bf16(self.precision, crops.device):
             with torch.autocast(crops.device.type, torch.bfloat16):
                 answer = forward(seen)
@@ -127,10 +127,10 @@ def sample_features(
 ) -> Tensor:
     """Read features (B, C, h / s, w / s) at keypoints (B, N, 2), bilinearly, as (B, N, C).
 
-    The centre of cell i lies at crop pixel s * i, as in the codecs; a keypoint beyond the last
-    centre reads the edge, one that is no number reads no number. Four gathers from a table with
+    The center of cell i lies at crop pixel s * i, as in the codecs; a keypoint beyond the last
+    center reads the edge, one that is no number reads no number. Four gathers from a table with
     a row a cell, which channels-last features are already; others are copied. It knows no
-    align_corners, and is exact at centres. Its time: tests/benchmarks/igp_gcn.py.
+    align_corners, and is exact at centers. Its time: tests/benchmarks/igp_gcn.py.
     """
     batch, channels, rows, columns = features.shape
     x = (keypoints_crop[..., 0] * (columns / crop_size[1])).clamp(0, columns - 1)

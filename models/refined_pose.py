@@ -65,14 +65,14 @@ class RefinedPose(nn.Module):
                 f"crops must have the codec's input size, got {crop_size} and "
                 f"{self.codec.input_size=} (height, width); crop to that size"
             )
-        features = self.look(crops)
+        features = self.predict(crops)
         if self.refiner is None:
             if start is not None:
                 raise ValueError(
                     "a given pose needs a refiner to improve it, got refiner=None; use a model "
                     "that was trained with refine.epochs above 0"
                 )
-            return self.codec.read(features)
+            return self.codec.decode_features(features)
         named = self.refiner.named(features, start, crop_size)
         candidates = read_candidates(
             self.codec, features, self.refiner.num_candidates, named, self.refiner.flip_order
@@ -83,10 +83,10 @@ class RefinedPose(nn.Module):
             return poses[-1], choice.scores
         return poses[-1], torch.where(start[1] > 0, start[1], choice.scores)
 
-    def look(self, crops: Tensor) -> PoseFeatures:
+    def predict(self, crops: Tensor) -> PoseFeatures:
         """The student's answer to crops; with a flip test the mean of two, and one's features."""
-        features = self.student.look(crops)
+        features = self.student.predict(crops)
         if self.flip_order is None:
             return features
-        mirrored = self.student.look(crops.flip(-1))
+        mirrored = self.student.predict(crops.flip(-1))
         return features.averaged_with(self.codec.flip_back(mirrored, self.flip_order))

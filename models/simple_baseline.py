@@ -51,7 +51,7 @@ class SimpleBaseline(PoseNetwork):
         self.final_layer = heatmap_layer(FILTERS, num_joints)
 
     def forward(self, crops: Tensor) -> PoseFeatures:
-        """Heatmaps (B, K, h/4, w/4) of normalised crops (B, 3, h, w); h and w divide by 32."""
+        """Heatmaps (B, K, h/4, w/4) of normalized crops (B, 3, h, w); h and w divide by 32."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(crops))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         pyramid = []

@@ -54,7 +54,7 @@ prints, from the Parquet files under STUDY/results alone:
   the figures on the official validation set, once the study has ended, also joint by joint
   the Pareto front: the trials that no other one beats in AP and cost
   which parameters mattered, and which best values lie near a bound of their range
-and saves, under STUDY/pictures:
+and saves, under STUDY/plots:
   learning_curves.png        AP by epoch of every trial
   parallel_coordinates.png   every trial's parameters and AP
   pareto_front.png           AP over latency and over parameters
@@ -269,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     box = rich.box.SIMPLE_HEAD if is_terminal else rich.box.MARKDOWN
     for part in report(evidence, options.top, box):
         console.print(part, soft_wrap=isinstance(part, str))
-    for file in _draw(evidence, options.study / "pictures"):
+    for file in _draw(evidence, options.study / "plots"):
         console.print(f"Saved {file}", soft_wrap=True)
 
 

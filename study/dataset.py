@@ -56,14 +56,14 @@ PATH is a data set's folder or one annotation file, in the format of COCO or Cro
 official layouts are known:
   coco/       annotations/person_keypoints_{train,val}2017.json   train2017/ val2017/
   crowdpose/  json/crowdpose_{train,val,test}.json                images/
-Otherwise the pictures are looked for in the folders near the annotation file.
+Otherwise the images are looked for in the folders near the annotation file.
 
-prints what is wrong with the data, and what is in them: people, labelled joints, sizes, crowding
+prints what is wrong with the data, and what is in them: people, labeled joints, sizes, crowding
 and writes to FOLDER:
   audit.parquet    one row a fault (is_fault) or note, with its file, image_id, annotation_id
   people.parquet   one row a person that a study would use
-  <file>.jpg       pictures of that annotation file with their skeletons: left limbs orange, right
-                   ones blue, a joint that is labelled but hidden a ring. Do the joints sit where
+  <file>.jpg       images of that annotation file with their skeletons: left limbs orange, right
+                   ones blue, a joint that is labeled but hidden a ring. Do the joints sit where
                    their names say?
 
 A fault stops a study, unless data.max_bad_fraction lets so many people be left out. A note stops
@@ -74,7 +74,7 @@ The exit status is 1 where there is a fault, else 0.
 examples:
   python study/dataset.py /data/coco
   python study/dataset.py /data/crowdpose/json/crowdpose_train.json --out look
-  python study/dataset.py mine.json --images pictures --skeleton coco
+  python study/dataset.py mine.json --images images --skeleton coco
 """
 
 
@@ -104,7 +104,7 @@ def survey(
     """The file's faults, notes and figures; a file that is none is one fault.
 
     Args:
-        images: folder of the pictures, found near the file where none is given.
+        images: folder of the images, found near the file where none is given.
         skeleton: by the number of joints where none is given.
     """
     try:
@@ -156,10 +156,10 @@ def write_people(file: Path, surveys: Iterable[Survey]) -> None:
             "annotations": pa.array([str(one.annotations)] * len(rows)).dictionary_encode(),
             "annotation_id": table.ids[rows],
             "image_id": table.image_ids[rows],
-            "picture": names,
+            "image": names,
             **dict(zip(("x", "y", "width", "height"), table.boxes[rows].T, strict=True)),
             "area": table.areas[rows],
-            "num_labelled": (visibility > 0).sum(axis=1),
+            "num_labeled": (visibility > 0).sum(axis=1),
             "num_visible": (visibility == 2).sum(axis=1),
             "crowd_index": figures.crowd_indices[places],
         }
@@ -169,10 +169,10 @@ def write_people(file: Path, surveys: Iterable[Survey]) -> None:
 
 
 def write_sheet(file: Path, one: Survey, pictures: int) -> bool:
-    """Draws so many pictures, evenly taken from the file, with their people's joints.
+    """Draws so many images, evenly taken from the file, with their people's joints.
 
     Returns:
-        Whether there is a sheet: a picture could be read, and somebody is in it.
+        Whether there is a sheet: an image could be read, and somebody is in it.
     """
     if one.figures is None or one.images is None or one.skeleton is None:
         return False
@@ -190,7 +190,7 @@ def show(one: Survey, console: Console) -> None:
     """Prints the figures of a file, then its faults and notes."""
     console.rule(f"[bold]{one.annotations.name}", align="left")
     if one.figures is not None and one.skeleton is not None:
-        console.print(f"pictures in {one.images}, joints of {one.skeleton.name}", soft_wrap=True)
+        console.print(f"images in {one.images}, joints of {one.skeleton.name}", soft_wrap=True)
         console.print(counts_table(one.figures), bars_table(one.figures))
         console.print(joints_table(one.figures, one.skeleton))
     faults = [fault for fault in one.faults if not fault.is_warning]
@@ -208,25 +208,30 @@ def show(one: Survey, console: Console) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="data/people.py",
+        prog="dataset.py",
         description="Look at data before training on them: what is wrong, and what is there.",
         epilog=EXPLANATION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("path", type=Path, metavar="PATH", help="a folder or an annotation file")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="where the pictures lie")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="where the images lie")
     parser.add_argument(
         "--skeleton", choices=SKELETONS, help="whose joints (default: by their number)"
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: audit-<name of PATH>")
     parser.add_argument(
-        "--pictures", type=int, default=24, help="on a contact sheet (default 24; 0: no sheet)"
+        "--sheet",
+        "--pictures",
+        type=int,
+        default=24,
+        metavar="N",
+        help="images on a contact sheet (default 24; 0: no sheet)",
     )
     options = parser.parse_args(arguments)
-    if options.pictures < 0:
-        parser.error(f"--pictures must be at least 0, got {options.pictures}")
+    if options.sheet < 0:
+        parser.error(f"--sheet must be at least 0, got {options.sheet}")
     if options.images is not None and not options.images.is_dir():
-        parser.error(f"--images must be the folder of the pictures, got {options.images}")
+        parser.error(f"--images must be the folder of the images, got {options.images}")
     return options
 
 
@@ -262,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         written.append(out / PEOPLE)
     for one in surveys:
         sheet = out / f"{one.annotations.stem}.jpg"
-        if options.pictures and write_sheet(sheet, one, options.pictures):
+        if options.sheet and write_sheet(sheet, one, options.sheet):
             written.append(sheet)
     print(f"written: {', '.join(map(str, written))}")
     sys.exit(1 if any(not fault.is_warning for fault in faults) else 0)

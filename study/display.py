@@ -73,7 +73,7 @@ class Display:
         self.resources = resources
         self.started = time.monotonic()
 
-    def say(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """One line, with the time since the start."""
         self.console.print(f"[{clock(time.monotonic() - self.started)}] {text}", markup=False)
 
@@ -97,7 +97,7 @@ class Display:
     def _plain_meter(self, name: str) -> Callable[[int, int], None]:
         def update(done: int, total: int) -> None:
             if done == total:
-                self.say(f"{name}: {total}")
+                self.notify(f"{name}: {total}")
 
         return update
 
@@ -111,7 +111,7 @@ class Display:
         """Shows what ``poll`` tells, and the ``resources`` besides, until the block ends.
 
         Args:
-            render: the live picture of a status and the seconds since the block began.
+            render: the live image of a status and the seconds since the block began.
             line: the same as one plain line; said when it changes but for its times, and at
                 least every PLAIN_EVERY_S seconds.
         """
@@ -164,7 +164,7 @@ class Display:
             count = sum(status["states"].values())
             if count != ended or now - said_at >= PLAIN_EVERY_S:
                 said_at, ended = now, count
-                self.say(line(status, now - began))
+                self.notify(line(status, now - began))
 
 
 def trials_panel(status: dict[str, Any], elapsed: float) -> Panel:

@@ -16,7 +16,7 @@ from search_spaces.space import SearchSpace, SpaceError
 from search_spaces.space import check as check_space
 from search_spaces.space import load as load_space
 from study.analysis.tables import show_finals
-from study.cache.prepare import StudyData, prepare_data
+from study.cache.prepare import PreparedData, prepare_data
 from study.config.compose import config_paths, value_at, with_absolute_paths, with_values
 from study.config.derived import launcher_of
 from study.config.schema import StudyConfig
@@ -24,23 +24,23 @@ from study.display import Display, teacher_line, teacher_panel
 from study.dry_run.report import show_plan
 from study.errors import InputError
 from study.launch.cluster import (
+    check_trial_fits,
     get_result,
     num_concurrent_trials,
     ray_address,
     ray_folder,
     ray_started,
-    require_trial_fits,
     resources_in_use,
     this_machine,
 )
-from study.launch.context import StudyPlan
+from study.launch.context import StudyContext
 from study.launch.crop_tasks import cut_by_size
 from study.launch.trials import train_teacher
 from study.launch.tune_adapter import run_trials
 from study.search.owner import StudyOwner
 from study.search.staged import staged_faults, with_parent
 from study.search.warm_start import check_older_studies, check_warm_start
-from study.storage.files import is_full_disk, stopped_when_full
+from study.storage.files import is_full_disk, report_full_disk
 from study.storage.paths import AUDIT, LOCK, TARGETS
 from study.storage.study_file import check_settings, write_settings
 from study.storage.tables import write_final
@@ -70,11 +70,11 @@ def run_study(config: StudyConfig) -> Path:
     check_settings(as_typed, folder)
     check_older_studies(config, folder)
     if config.plan_only:
-        check_files(config, display.say)
-        show_plan(as_typed, space, folder, display.say)
+        check_files(config, display.notify)
+        show_plan(as_typed, space, folder, display.notify)
         return folder
     with (
-        stopped_when_full(folder),
+        report_full_disk(folder),
         _locked(folder / LOCK, display),
         contextlib.ExitStack() as early,
     ):
@@ -83,22 +83,22 @@ def run_study(config: StudyConfig) -> Path:
             and (folder / "results/final").is_dir()
             and is_confirmed(folder, config.confirm)
         ):
-            display.say(f"the study in {folder} is finished; search.trials=N adds trials")
+            display.notify(f"the study in {folder} is finished; search.trials=N adds trials")
             show_finals(as_shown, display.console)
             return folder
-        check_files(config, display.say)
+        check_files(config, display.notify)
         if not ray.is_initialized() and ray_address() == "local":
-            require_trial_fits([this_machine()], config.trial)  # as Ray would say after the crops
+            check_trial_fits([this_machine()], config.trial)  # as Ray would say after the crops
         with display.meters() as meter:
             start_ray = partial(early.enter_context, ray_started(config, display))
             cut = partial(cut_by_size, start_ray=start_ray)
-            data = prepare_data(config, meter, display.say, cut, folder / "results" / AUDIT)
-        prepare_teacher(config, data, display.say)
-        prepare_start(config, data, display.say)
+            data = prepare_data(config, meter, display.notify, cut, folder / "results" / AUDIT)
+        prepare_teacher(config, data, display.notify)
+        prepare_start(config, data, display.notify)
         teacher = teacher_folder(config, data).name
         check_warm_start(config, folder, data.fingerprint, teacher)
         write_settings(as_typed, folder, data.fingerprint, teacher)
-        display.say(
+        display.notify(
             "{} people to train on, {} to score trials on, {} in val".format(*data.num_people)
         )
         _search(config, space, folder, data, display)
@@ -149,7 +149,7 @@ def load_checked_space(config: StudyConfig) -> SearchSpace:
 
 
 def _search(
-    config: StudyConfig, space: SearchSpace, folder: Path, data: StudyData, display: Display
+    config: StudyConfig, space: SearchSpace, folder: Path, data: PreparedData, display: Display
 ) -> None:
     session = os.urandom(4).hex()
     launcher = launcher_of(config)
@@ -161,18 +161,18 @@ def _search(
             .remote(str(folder), config, space.to_json(), session, launcher)
         )
         for line in get_result(owner.notes.remote()):
-            display.say(line)
+            display.notify(line)
         teacher = teacher_folder(config, data)
-        plan = StudyPlan(config, data, str(folder), str(teacher / TARGETS), f"owner-{session}")
+        plan = StudyContext(config, data, str(folder), str(teacher / TARGETS), f"owner-{session}")
         _make_teacher(plan, teacher, owner, display)
         _run_missing_trials(plan, owner, concurrent, display)
         status = ray.get(owner.status.remote())
-        get_result(owner.mend_tables.remote())
+        get_result(owner.repair_tables.remote())
         if not status["states"]["COMPLETE"]:
             reasons = "\n".join(f"  trial {n}: {error}" for n, error in status["errors"].items())
             raise InputError(f"no trial came to its end:\n{reasons}")
         confirm_study(plan, space, launcher, concurrent, display)
-        display.say("scoring the finalists on val")
+        display.notify("scoring the finalists on val")
         finals = get_result(
             ray.remote(score_finalists)
             .options(num_cpus=config.trial.cpus, num_gpus=config.trial.gpus)
@@ -181,7 +181,7 @@ def _search(
         write_final(folder, finals.final, space, finals.joints, finals.curves)
 
 
-def _run_missing_trials(plan: StudyPlan, owner: Any, concurrent: int, display: Display) -> None:
+def _run_missing_trials(plan: StudyContext, owner: Any, concurrent: int, display: Display) -> None:
     """Runs trials until the study has them all.
 
     Raises:
@@ -191,12 +191,12 @@ def _run_missing_trials(plan: StudyPlan, owner: Any, concurrent: int, display: D
     begun = len(ray.get(owner.status.remote())["running"])
     if finished or begun:
         asked_for = plan.config.search.trials
-        display.say(f"going on: of {asked_for} trials {finished} are finished, {begun} begun")
+        display.notify(f"going on: of {asked_for} trials {finished} are finished, {begun} begun")
 
     def news(ended: set[int]) -> Any:
         return ray.get(owner.news.remote(ended))
 
-    with trials_logged(plan.config, Path(plan.folder), news, display.say):
+    with trials_logged(plan.config, Path(plan.folder), news, display.notify):
         while missing := get_result(owner.trials_to_run.remote()):
             run_trials(plan, owner, missing, min(concurrent, missing), display)
             if halted := ray.get(owner.halted.remote()):
@@ -206,17 +206,17 @@ def _run_missing_trials(plan: StudyPlan, owner: Any, concurrent: int, display: D
                 raise InputError("interrupted; the same command goes on where this one stopped")
 
 
-def _make_teacher(plan: StudyPlan, folder: Path, owner: Any, display: Display) -> None:
+def _make_teacher(plan: StudyContext, folder: Path, owner: Any, display: Display) -> None:
     """Returns when the teacher is there, trained by this study or by another that shares it."""
     with _locked(folder / LOCK, display, wait_for="training the same teacher"):
         if is_ready(folder):
-            display.say("the teacher is there already")
+            display.notify("the teacher is there already")
         else:
             _train_teacher(plan, owner, display)
-            display.say(describe_targets(folder))
+            display.notify(describe_targets(folder))
 
 
-def _train_teacher(plan: StudyPlan, owner: Any, display: Display) -> None:
+def _train_teacher(plan: StudyContext, owner: Any, display: Display) -> None:
     epochs = plan.config.teacher.epochs
     with display.watching(
         lambda: ray.get(owner.status.remote()),
@@ -224,7 +224,7 @@ def _train_teacher(plan: StudyPlan, owner: Any, display: Display) -> None:
         lambda status, elapsed: teacher_line(status, epochs, elapsed),
     ):
         train_teacher(plan)
-    display.say("the teacher is trained" if epochs else "the teacher has been asked")
+    display.notify("the teacher is trained" if epochs else "the teacher has been asked")
 
 
 @contextlib.contextmanager
@@ -254,6 +254,6 @@ def _locked(file: Path, display: Display, wait_for: str = "") -> Iterator[None]:
                     f"a study is run by one driver at a time, and another one runs {file.parent}; "
                     "wait for it, or give this one another name=..."
                 ) from None
-            display.say(f"waiting: another study is {wait_for}")
+            display.notify(f"waiting: another study is {wait_for}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield

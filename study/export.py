@@ -31,14 +31,14 @@ from models.pose_features import computes_in_bf16
 from models.refined_pose import RefinedPose
 from study.cache.crop_store import CropStore, open_crop_store
 from study.cache.predictions import START, Predictions, stored_starts
-from study.cache.prepare import StudyData, prepare_data
+from study.cache.prepare import PreparedData, prepare_data
 from study.config.compose import from_plain
 from study.config.derived import evaluation_of, skeleton_of
 from study.config.schema import JITTER, STUDENT
 from study.data.crops import BOX_PADDING
 from study.deploy.model_card import model_card
 from study.deploy.onnx_export import prove_onnx, require_onnx, write_onnx
-from study.deploy.select_trial import Chosen, choose_trial, located
+from study.deploy.select_trial import SelectedTrial, relocate, select_trial
 from study.display import Display, percent
 from study.errors import InputError, TrainingDiverged
 from study.storage.files import sync
@@ -94,11 +94,11 @@ def export_study(
     if has_onnx:
         require_onnx()
     settings = read_settings(folder)
-    config = located(from_plain(settings["config"]), folder)
-    chosen = choose_trial(folder, config, number, is_refined=is_refined)
+    config = relocate(from_plain(settings["config"]), folder)
+    chosen = select_trial(folder, config, number, is_refined=is_refined)
     estimator = chosen.load()
     with display.meters() as meter:
-        data = prepare_data(config, meter, display.say)
+        data = prepare_data(config, meter, display.notify)
     if data.fingerprint != settings["data_fingerprint"]:
         raise InputError(
             "an export is proved on the data that its study was made with (fingerprint "
@@ -116,24 +116,26 @@ def export_study(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     trial, stage = chosen.trial["trial"], chosen.checkpoint.stage
-    display.say(f"exported trial {trial} ({stage}, epoch {chosen.checkpoint.epoch}) to {target}")
-    display.say(
+    display.notify(
+        f"exported trial {trial} ({stage}, epoch {chosen.checkpoint.epoch}) to {target}"
+    )
+    display.notify(
         f"loaded again, its AP on the search slice is {percent(ap)}, which is the trial's "
         f"(difference {abs(ap - chosen.report['val_ap']):.1g} of at most {tolerance:g})"
     )
     if ap_in_fp32 is not None:
-        display.say(
+        display.notify(
             "the trial computed in bf16; in fp32, in which an export computes, AP is "
             f"{percent(ap_in_fp32)} (difference {100 * (ap_in_fp32 - ap):+.2f} points)"
         )
     if has_onnx:
-        display.say(
+        display.notify(
             f"model.onnx is it to {shifts[0]:.1g} px of a crop and {shifts[1]:.1g} in score"
         )
     return target
 
 
-def add_onnx(aside: Path, chosen: Chosen, data: StudyData) -> tuple[float, float]:
+def add_onnx(aside: Path, chosen: SelectedTrial, data: PreparedData) -> tuple[float, float]:
     """What was written to ``aside`` is there as ONNX, too; returns how far the two are apart.
 
     Raises:
@@ -150,9 +152,9 @@ def add_onnx(aside: Path, chosen: Chosen, data: StudyData) -> tuple[float, float
 
 def describe(
     folder: Path,
-    chosen: Chosen,
+    chosen: SelectedTrial,
     settings: dict[str, Any],
-    data: StudyData,
+    data: PreparedData,
     estimator: RefinedPose,
 ) -> dict[str, Any]:
     """What ``config.json`` says: how to build and feed the model, and where it comes from."""
@@ -174,7 +176,7 @@ def describe(
         "joints": list(skeleton.joints),
         "edges": [list(edge) for edge in skeleton.edges],
         "input_size": list(config.data.input_size),
-        "box_centre": list(frame.centre),
+        "box_centre": list(frame.center),
         "crop_span": list(frame.span),
         "box_padding": BOX_PADDING,
         "pixel_mean": list(pixels.mean),
@@ -204,7 +206,9 @@ def describe(
     }
 
 
-def write_files(aside: Path, estimator: RefinedPose, info: dict[str, Any], chosen: Chosen) -> None:
+def write_files(
+    aside: Path, estimator: RefinedPose, info: dict[str, Any], chosen: SelectedTrial
+) -> None:
     """The export's three files are in a new folder ``aside``."""
     aside.mkdir()
     tensors = {key: value.contiguous() for key, value in estimator.state_dict().items()}
@@ -219,7 +223,11 @@ def write_files(aside: Path, estimator: RefinedPose, info: dict[str, Any], chose
 
 
 def prove(
-    aside: Path, estimator: RefinedPose, chosen: Chosen, data: StudyData, tolerance: float
+    aside: Path,
+    estimator: RefinedPose,
+    chosen: SelectedTrial,
+    data: PreparedData,
+    tolerance: float,
 ) -> tuple[float, float | None]:
     """The AP of the written files on the search slice, which is that of the trial.
 
@@ -268,7 +276,7 @@ def prove(
     return ap, ap_in_fp32
 
 
-def _starts_of(chosen: Chosen, store: CropStore) -> NDArray[np.float32] | None:
+def _starts_of(chosen: SelectedTrial, store: CropStore) -> NDArray[np.float32] | None:
     """The poses that the trial was scored from: those of ``refine.start``'s file, if it has one.
 
     Raises:

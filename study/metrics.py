@@ -24,7 +24,7 @@ from study.errors import InputError
 OKS_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 TORSO = (("left_shoulder", "right_hip"), ("right_shoulder", "left_hip"))
 SOFT_AT_MOST = 20
-"""The soft kind keeps no more poses of a picture (HRNet's ``max_dets``)."""
+"""The soft kind keeps no more poses of an image (HRNet's ``max_dets``)."""
 
 
 def to_detections(
@@ -68,13 +68,13 @@ def average_precision(
     """The official figures, each in 0..1, NaN where the ground truth has nobody it is about.
 
     ``ap ap50 ap75 ar ar50 ar75``, and for coco ``ap_m ap_l ar_m ar_l`` (by area), for crowdpose
-    ``ap_easy ap_medium ap_hard`` (by the pictures' crowdIndex, NaN where a picture has none).
+    ``ap_easy ap_medium ap_hard`` (by the images' crowdIndex, NaN where an image has none).
     The last three are not rounded to four digits, as they are in the official code.
 
     Args:
         ground_truth: an annotation file; a person counts from ``num_keypoints`` 1 on, which are
             counted where the file has none. It is parsed once while it stays as it is.
-        detections: COCO's results; at most the best 20 of a picture count, none at all is AP 0.
+        detections: COCO's results; at most the best 20 of an image count, none at all is AP 0.
         skeleton: supplies the OKS sigmas.
     """
     document = _ground_truth(ground_truth, skeleton.num_joints, file_stamp(ground_truth))
@@ -120,7 +120,7 @@ def ap_by_joint(
 ) -> dict[str, float]:
     """AP of each joint by name: the same evaluation, of people who have that joint alone.
 
-    OKS is that of the one joint, with the person's own area, and only people who have it labelled
+    OKS is that of the one joint, with the person's own area, and only people who have it labeled
     count; poses are ranked by their whole score. As in any evaluation, a pose that goes to a
     person without label is no false one: here where the joint lies within that person's box grown
     to three times its size. Args as ``average_precision``; NaN where nobody has the joint.
@@ -146,9 +146,9 @@ def oks(
     sigmas: Sequence[float],
     boxes: np.ndarray | None = None,
 ) -> np.ndarray:
-    """COCO's similarity of two poses, mean over the labelled joints, 0..1; shapes broadcast.
+    """COCO's similarity of two poses, mean over the labeled joints, 0..1; shapes broadcast.
 
-    Where nothing is labelled, COCO measures how far a pose lies outside the other person's box
+    Where nothing is labeled, COCO measures how far a pose lies outside the other person's box
     grown to three times its size; without ``boxes`` it is 0 there.
 
     Args:
@@ -159,32 +159,32 @@ def oks(
         boxes: xywh of the other person, (..., 4).
     """
     variances = (2 * np.asarray(sigmas)) ** 2
-    labelled = np.greater(visibility, 0)
+    labeled = np.greater(visibility, 0)
     offsets = np.abs(keypoints - other)
     if boxes is not None:
         start, size = boxes[..., None, :2], boxes[..., None, 2:]
         beyond = np.maximum(start - size - keypoints, 0) + np.maximum(
             keypoints - start - 2 * size, 0
         )
-        is_boxed = ~labelled.any(axis=-1)
+        is_boxed = ~labeled.any(axis=-1)
         offsets = np.where(is_boxed[..., None, None], beyond, offsets)
-        labelled = labelled | is_boxed[..., None]
+        labeled = labeled | is_boxed[..., None]
     errors = (offsets**2).sum(axis=-1) / variances
     errors = errors / (np.asarray(area)[..., None] + np.spacing(1)) / 2
-    total = (np.exp(-errors) * labelled).sum(axis=-1)
-    return np.asarray(total / np.maximum(labelled.sum(axis=-1), 1))
+    total = (np.exp(-errors) * labeled).sum(axis=-1)
+    return np.asarray(total / np.maximum(labeled.sum(axis=-1), 1))
 
 
 def torso_lengths(keypoints: np.ndarray, visibility: np.ndarray, skeleton: Skeleton) -> np.ndarray:
-    """Mean length (N,) of those shoulder-to-other-hip diagonals that are labelled, else NaN."""
+    """Mean length (N,) of those shoulder-to-other-hip diagonals that are labeled, else NaN."""
     total, count = np.zeros(len(keypoints)), np.zeros(len(keypoints))
     for shoulder, hip in TORSO:
         if shoulder in skeleton.joints and hip in skeleton.joints:
             ends = [skeleton.joints.index(shoulder), skeleton.joints.index(hip)]
-            is_labelled = (visibility[:, ends] > 0).all(axis=1)
+            is_labeled = (visibility[:, ends] > 0).all(axis=1)
             lengths = np.linalg.norm(keypoints[:, ends[0]] - keypoints[:, ends[1]], axis=-1)
-            total += np.where(is_labelled, lengths, 0)
-            count += is_labelled
+            total += np.where(is_labeled, lengths, 0)
+            count += is_labeled
     return np.where(count > 0, total / np.maximum(count, 1), math.nan)
 
 
@@ -193,9 +193,9 @@ def joint_errors(keypoints: np.ndarray, truth: np.ndarray, visibility: np.ndarra
 
     Args: as ``pck``.
     """
-    labelled = visibility > 0
+    labeled = visibility > 0
     distances = np.linalg.norm(keypoints - truth, axis=-1)  # (N, K)
-    total, count = np.where(labelled, distances, 0).sum(axis=0), labelled.sum(axis=0)
+    total, count = np.where(labeled, distances, 0).sum(axis=0), labeled.sum(axis=0)
     return np.where(count > 0, total / np.maximum(count, 1), math.nan)
 
 
@@ -206,7 +206,7 @@ def pck(
     lengths: np.ndarray,
     fraction: float = 0.2,
 ) -> float:
-    """The share of labelled joints no further off than that fraction of the person's length.
+    """The share of labeled joints no further off than that fraction of the person's length.
 
     Args:
         keypoints: (N, K, 2).
@@ -262,8 +262,8 @@ def _as_evaluated(annotation: dict[str, Any], number: int, num_joints: int) -> d
 
 def _with_one_joint(person: dict[str, Any], numbers: slice) -> dict[str, Any]:
     keypoints = person["keypoints"][numbers]
-    is_labelled = person["num_keypoints"] > 0 and keypoints[2] > 0
-    return {**person, "keypoints": keypoints, "num_keypoints": int(is_labelled)}
+    is_labeled = person["num_keypoints"] > 0 and keypoints[2] > 0
+    return {**person, "keypoints": keypoints, "num_keypoints": int(is_labeled)}
 
 
 def _evaluation(
@@ -276,7 +276,7 @@ def _evaluation(
     strange = {found["image_id"] for found in detections} - {i["id"] for i in document["images"]}
     if strange:
         raise InputError(
-            "detections must be of pictures of the ground truth, got image ids "
+            "detections must be of images of the ground truth, got image ids "
             f"{sorted(strange)[:5]}; change data.{{train,val}}.annotations or the detections"
         )
     rows = np.array([found["keypoints"] for found in detections])
@@ -296,13 +296,13 @@ def _evaluation(
         use_area=kind == "coco",
     )
     evaluation.params.catIds = [PERSON_ID]
-    # The slow part, which is the same whatever group of pictures is asked for.
+    # The slow part, which is the same whatever group of images is asked for.
     evaluation.computeOks = functools.cache(evaluation.computeOks)
     return evaluation
 
 
 def _accumulate(evaluation: Any, image_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Precision (T, R, areas) and recall (T, areas) of these pictures, -1 where nobody counts."""
+    """Precision (T, R, areas) and recall (T, areas) of these images, -1 where nobody counts."""
     evaluation.params.imgIds = image_ids
     evaluation.evaluate()
     evaluation.accumulate()
@@ -311,7 +311,7 @@ def _accumulate(evaluation: Any, image_ids: list[int]) -> tuple[np.ndarray, np.n
 
 
 def _crowd_groups(document: dict[str, Any]) -> list[list[int]]:
-    """Ids of the easy, the medium and the hard pictures; all empty where one has no crowdIndex."""
+    """Ids of the easy, the medium and the hard images; all empty where one has no crowdIndex."""
     images = document["images"]
     if any(image.get("crowdIndex") is None for image in images):
         return [[], [], []]
@@ -341,7 +341,7 @@ def oks_nms(
     """Indices of the poses that remain, best first, when each drops those more alike than that.
 
     Args:
-        keypoints: poses of one picture, (N, K, 2), in pixels.
+        keypoints: poses of one image, (N, K, 2), in pixels.
         scores: (N,).
         areas: square pixels, (N,).
         threshold: an OKS; 1 drops nobody.
@@ -380,7 +380,7 @@ def soft_oks_nms(
     return np.array(kept, np.int64)
 
 
-def oks_nms_by_picture(
+def oks_nms_by_image(
     keypoints: np.ndarray,
     scores: np.ndarray,
     areas: np.ndarray,
@@ -388,10 +388,10 @@ def oks_nms_by_picture(
     sigmas: Sequence[float],
     threshold: float,
 ) -> np.ndarray:
-    """Indices, ascending, of the poses that ``oks_nms`` leaves of each picture; args as there.
+    """Indices, ascending, of the poses that ``oks_nms`` leaves of each image; args as there.
 
     Args:
-        image_ids: the picture of each pose, (N,).
+        image_ids: the image of each pose, (N,).
     """
     order = np.argsort(image_ids, kind="stable")
     starts = np.flatnonzero(np.diff(image_ids[order])) + 1

@@ -1,6 +1,6 @@
-"""Estimate and draw poses: ``python study/predict.py EXPORT PICTURES... --boxes BOXES.json``.
+"""Estimate and draw poses: ``python study/predict.py EXPORT IMAGES... --boxes BOXES.json``.
 
-Without boxes each picture is taken as one person, head to foot and not much more. With
+Without boxes each image is taken as one person, head to foot and not much more. With
 ``--poses POSES.json`` the refiner improves poses that another method has found.
 """
 
@@ -28,14 +28,14 @@ from models.build import load_export
 from models.refined_pose import RefinedPose
 from models.skeleton import SKELETONS, Skeleton
 from study.data.annotations import clip_boxes
-from study.data.crops import apply_affine, image_to_crop_affine, invert_affine, read_picture, warp
+from study.data.crops import apply_affine, image_to_crop_affine, invert_affine, read_image, warp
 from study.deploy.given_poses import read_poses
 from study.deploy.inputs import (
     RESULTS,
     PersonBoxes,
     check_targets,
+    find_images,
     find_people,
-    find_pictures,
     warn,
 )
 from study.display import Display
@@ -43,19 +43,19 @@ from study.errors import InputError
 from study.metrics import to_detections
 
 BATCH_SIZE = 64
-COLOURS = {"left": (255, 127, 14), "right": (40, 150, 255), "middle": (255, 225, 77)}
+COLORS = {"left": (255, 127, 14), "right": (40, 150, 255), "middle": (255, 225, 77)}
 """RGB of the person's own sides."""
 EDGING = (0, 0, 0)
 FAINTEST, SURE = 0.15, 0.6
 """Opacity of a joint of score 0, and the score from which on a joint is opaque."""
 EXPLANATION = """\
 writes to FOLDER:
-  <picture's name>.jpg   the picture with its poses: the person's own left orange, right blue,
+  <image's name>.jpg   the image with its poses: the person's own left orange, right blue,
                          fainter where the network is less sure
   keypoints.json         COCO keypoint results, with the file_name of each
 
-BOXES is a COCO annotation file, whose 'images' name the pictures, or a detector's COCO results,
-whose image_id is the number that a picture's name ends in. A picture without a box in it is left
+BOXES is a COCO annotation file, whose 'images' name the images, or a detector's COCO results,
+whose image_id is the number that an image's name ends in. An image without a box in it is left
 out, with a warning: nobody was found there.
 
 POSES is a COCO annotation file with keypoints, or COCO keypoint results. keypoints.json then has
@@ -72,7 +72,7 @@ examples:
 
 def predict(
     export: Path,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     people: Mapping[Path, PersonBoxes],
     out: Path,
     device: torch.device,
@@ -81,28 +81,28 @@ def predict(
     """The poses of these people, drawn and written to ``out``, and as COCO results.
 
     Raises:
-        InputError: not an export, or an unreadable picture; what was drawn before stays.
+        InputError: not an export, or an unreadable image; what was drawn before stays.
     """
     estimator, skeleton = load(export, device)
     _make_folder(out)
     detections: list[dict[str, Any]] = []
-    for done, path in enumerate(pictures, start=1):
-        picture, found = read(path), people[path]
-        boxes, scores = fitting(path, picture, found)
-        keypoints_image, joint_scores = estimate(estimator, skeleton, picture, boxes)
+    for done, path in enumerate(images, start=1):
+        image, found = read(path), people[path]
+        boxes, scores = fitting(path, image, found)
+        keypoints_image, joint_scores = estimate(estimator, skeleton, image, boxes)
         ids = np.full(len(boxes), found.image_id)
         rows = to_detections(keypoints_image, joint_scores, ids, scores)
         detections += [{**row, "file_name": path.name} for row in rows]
-        drawn = draw_poses(picture, keypoints_image, joint_scores, boxes, scores, skeleton)
-        _write_picture(out / f"{path.stem}.jpg", drawn)
-        progress(done, len(pictures))
+        drawn = draw_poses(image, keypoints_image, joint_scores, boxes, scores, skeleton)
+        _write_image(out / f"{path.stem}.jpg", drawn)
+        progress(done, len(images))
     _write(out / RESULTS, json.dumps(detections).encode())
     return detections
 
 
 def improve(
     export: Path,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     poses: Path,
     out: Path,
     device: torch.device,
@@ -111,7 +111,7 @@ def improve(
     """How many of the file's poses were improved; all are written to ``out``, and drawn.
 
     Raises:
-        InputError: not an export with a refiner, a fault in the file, or an unreadable picture.
+        InputError: not an export with a refiner, a fault in the file, or an unreadable image.
     """
     estimator, skeleton = load(export, device)
     if estimator.refiner is None:
@@ -119,16 +119,16 @@ def improve(
             f"--poses needs an export with a refiner, got {export} without one; make one by "
             "python study/export.py STUDY --refined, of a study of refine.epochs above 0"
         )
-    given = read_poses(poses, pictures, skeleton)
+    given = read_poses(poses, images, skeleton)
     _make_folder(out)
     for done, path in enumerate(given.places, start=1):
-        picture, starts = read(path), given.starts(path)
-        boxes = given.boxes(path, starts, (picture.shape[0], picture.shape[1]))
-        keypoints_image, scores = estimate(estimator, skeleton, picture, boxes, starts)
+        image, starts = read(path), given.starts(path)
+        boxes = given.boxes(path, starts, (image.shape[0], image.shape[1]))
+        keypoints_image, scores = estimate(estimator, skeleton, image, boxes, starts)
         given.improve(path, starts, keypoints_image, scores)
         sure = given.scores(path)
-        drawn = draw_poses(picture, keypoints_image, scores, boxes, sure, skeleton)
-        _write_picture(out / f"{path.stem}.jpg", drawn)
+        drawn = draw_poses(image, keypoints_image, scores, boxes, sure, skeleton)
+        _write_image(out / f"{path.stem}.jpg", drawn)
         progress(done, len(given.places))
     _write(out / RESULTS, json.dumps(given.entries).encode())
     return sum(map(len, given.places.values()))
@@ -144,41 +144,41 @@ def load(export: Path, device: torch.device) -> tuple[RefinedPose, Skeleton]:
 
 
 def read(path: Path) -> NDArray[np.uint8]:
-    """The picture, (H, W, 3) RGB."""
+    """The image, (H, W, 3) RGB."""
     if not path.stat().st_size:
-        raise InputError(f"{path}: must be a picture, got an empty file; replace it")
-    return read_picture(path)
+        raise InputError(f"{path}: must be an image, got an empty file; replace it")
+    return read_image(path)
 
 
 def fitting(
-    path: Path, picture: NDArray[np.uint8], people: PersonBoxes
+    path: Path, image: NDArray[np.uint8], people: PersonBoxes
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The boxes (N, 4) clipped to the picture as those of a study are, and their scores (N,).
+    """The boxes (N, 4) clipped to the image as those of a study are, and their scores (N,).
 
     A box with nothing inside is left out with a warning.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     boxes = people.boxes
     if boxes is None:
         boxes = np.array([[0.0, 0.0, width, height]])
     clipped = clip_boxes(boxes, np.array([[height, width]]))
     is_inside = (clipped[:, 2:] > 0).all(axis=1)
     if not is_inside.all():
-        warn(f"{path}: boxes outside the picture left out: {np.count_nonzero(~is_inside)}")
+        warn(f"{path}: boxes outside the image left out: {np.count_nonzero(~is_inside)}")
     return clipped[is_inside], people.scores[is_inside]
 
 
 def estimate(
     estimator: RefinedPose,
     skeleton: Skeleton,
-    picture: NDArray[np.uint8],
+    image: NDArray[np.uint8],
     boxes: NDArray[np.float64],
     starts: NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """keypoints_image (N, K, 2) and scores (N, K) of the people in these boxes (N, 4).
 
     Args:
-        starts: x, y in picture pixels and score of the poses to improve, (N, K, 3); a joint of
+        starts: x, y in image pixels and score of the poses to improve, (N, K, 3); a joint of
             score 0 starts from the student's, as all do without.
     """
     frame = estimator.codec.frame
@@ -188,7 +188,7 @@ def estimate(
     keypoints, scores = [np.zeros((0, joints, 2))], [np.zeros((0, joints))]
     for start in range(0, len(boxes), BATCH_SIZE):
         part = affines[start : start + BATCH_SIZE]
-        cut = np.stack([warp(picture, affine, frame.size) for affine in part])
+        cut = np.stack([warp(image, affine, frame.size) for affine in part])
         crops = torch.from_numpy(cut).to(device).permute(0, 3, 1, 2).float()
         with torch.inference_mode():
             if starts is None:
@@ -212,24 +212,24 @@ def _in_crops(
 
 
 def draw_poses(
-    picture: NDArray[np.uint8],
+    image: NDArray[np.uint8],
     keypoints_image: NDArray[np.float64],
     scores: NDArray[np.float64],
     boxes: NDArray[np.float64],
     box_scores: NDArray[np.float64],
     skeleton: Skeleton,
 ) -> NDArray[np.uint8]:
-    """A copy of the picture with every pose on it, the surest last.
+    """A copy of the image with every pose on it, the surest last.
 
     Args:
-        picture: (H, W, 3) RGB.
+        image: (H, W, 3) RGB.
         keypoints_image: (N, K, 2).
         scores: (N, K); a joint is the fainter, the lower its score.
         boxes: xywh, (N, 4); limbs are as thick as suits their size.
         box_scores: (N,); the lower, the fainter the whole person.
         skeleton: supplies the limbs, and by the joints' names their sides.
     """
-    drawn = picture.copy()
+    drawn = image.copy()
     sides = [joint.split("_")[0] for joint in skeleton.joints]
     opacities = (scores / SURE).clip(FAINTEST, 1) * box_scores[:, None]
     for person in np.argsort(opacities.mean(axis=1), kind="stable"):
@@ -240,26 +240,26 @@ def draw_poses(
             ends = joints[[start, end]]
             sure = min(opacity[start], opacity[end])
             _stroke(drawn, ends, thickness + 2, EDGING, sure / 2)
-            _stroke(drawn, ends, thickness, _colour(side), sure)
+            _stroke(drawn, ends, thickness, _color(side), sure)
         for joint, side, sure in zip(joints, sides, opacity, strict=True):
             _stroke(drawn, joint[None], 2 * thickness + 3, EDGING, sure / 2)
-            _stroke(drawn, joint[None], 2 * thickness + 1, _colour(side), sure)
+            _stroke(drawn, joint[None], 2 * thickness + 1, _color(side), sure)
     return drawn
 
 
-def _colour(side: str) -> tuple[int, int, int]:
-    return COLOURS.get(side, COLOURS["middle"])
+def _color(side: str) -> tuple[int, int, int]:
+    return COLORS.get(side, COLORS["middle"])
 
 
 def _stroke(
-    picture: NDArray[np.uint8],
+    image: NDArray[np.uint8],
     points: NDArray[np.float64],
     thickness: int,
-    colour: tuple[int, int, int],
+    color: tuple[int, int, int],
     opacity: float,
 ) -> None:
-    """Blends a line through the points, (2, 2), or a dot, (1, 2), into the picture."""
-    height, width = picture.shape[:2]
+    """Blends a line through the points, (2, 2), or a dot, (1, 2), into the image."""
+    height, width = image.shape[:2]
     low = np.floor(points.min(axis=0) - thickness - 1).clip(0, (width, height)).astype(int)
     high = np.ceil(points.max(axis=0) + thickness + 2).clip(0, (width, height)).astype(int)
     if (high <= low).any():
@@ -268,8 +268,8 @@ def _stroke(
     ends = np.rint((points - low) * 16).astype(int).tolist()  # cv2 takes sixteenths of a pixel
     cv2.line(mask, ends[0], ends[-1], 255, thickness, cv2.LINE_AA, 4)
     share = (mask / 255 * opacity)[..., None]
-    part = picture[low[1] : high[1], low[0] : high[0]]
-    part[:] = np.rint(part * (1 - share) + np.array(colour) * share)
+    part = image[low[1] : high[1], low[0] : high[0]]
+    part[:] = np.rint(part * (1 - share) + np.array(color) * share)
 
 
 def choose_device(name: str) -> torch.device:
@@ -296,8 +296,8 @@ def _make_folder(out: Path) -> None:
         raise InputError(f"--out must be a folder to write to, got {out} ({error})") from None
 
 
-def _write_picture(file: Path, picture: NDArray[np.uint8]) -> None:
-    _write(file, cv2.imencode(".jpg", picture[..., ::-1])[1].tobytes())
+def _write_image(file: Path, image: NDArray[np.uint8]) -> None:
+    _write(file, cv2.imencode(".jpg", image[..., ::-1])[1].tobytes())
 
 
 def _write(file: Path, content: bytes) -> None:
@@ -308,16 +308,16 @@ def _write(file: Path, content: bytes) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description="Estimate the poses of people in pictures, and draw them.",
+        description="Estimate the poses of people in images, and draw them.",
         epilog=EXPLANATION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("export", metavar="EXPORT", type=Path, help="what study/export.py wrote")
     parser.add_argument(
-        "pictures", metavar="PICTURES", type=Path, nargs="+", help="files, or folders of them"
+        "images", metavar="IMAGES", type=Path, nargs="+", help="files, or folders of them"
     )
     people_in = parser.add_mutually_exclusive_group()
-    people_in.add_argument("--boxes", type=Path, help="where people are (default: whole pictures)")
+    people_in.add_argument("--boxes", type=Path, help="where people are (default: whole images)")
     people_in.add_argument("--poses", type=Path, help="another method's poses, to be improved")
     parser.add_argument(
         "--out", metavar="FOLDER", type=Path, default=Path("poses"), help="default: poses"
@@ -327,23 +327,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     display = Display("auto")
     try:
         device = choose_device(options.device)
-        pictures = find_pictures(options.pictures)
+        images = find_images(options.images)
         out = options.out
         if options.poses is not None:
-            check_targets(pictures, options.poses, out)
+            check_targets(images, options.poses, out)
             with display.meters() as meter:
                 progress = meter("improving poses")
-                number = improve(options.export, pictures, options.poses, out, device, progress)
+                number = improve(options.export, images, options.poses, out, device, progress)
         else:
-            pictures, people = find_people(pictures, options.boxes)
-            check_targets(pictures, options.boxes, out)
+            images, people = find_people(images, options.boxes)
+            check_targets(images, options.boxes, out)
             with display.meters() as meter:
                 progress = meter("estimating poses")
-                found = predict(options.export, pictures, people, out, device, progress)
+                found = predict(options.export, images, people, out, device, progress)
                 number = len(found)
     except InputError as error:
         sys.exit(f"error: {error}")
-    print(f"{number} poses in {len(pictures)} pictures, drawn and listed in {out}")
+    print(f"{number} poses in {len(images)} images, drawn and listed in {out}")
 
 
 if __name__ == "__main__":

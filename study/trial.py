@@ -15,17 +15,17 @@ import torch
 
 from models.refined_pose import RefinedPose
 from study.cache.crop_store import CropStore
-from study.cache.prepare import StudyData
+from study.cache.prepare import PreparedData
 from study.config.compose import with_values
 from study.config.derived import seed_of
 from study.config.schema import ONLINE, RANDOM, STUDENT, StudyConfig
 from study.storage import failpoints
 from study.storage.checkpoint import Checkpoints, best_row
-from study.teachers.make import live_teacher
+from study.teachers.make import open_online_teacher
 from study.training.batches import epoch_rows
 from study.training.distill import SCALE_BATCHES, DistillTask
 from study.training.evaluation import predict_crops
-from study.training.left_right import learn_names
+from study.training.left_right import train_swap_resolver
 from study.training.loop import Recorder, Report, mean_terms, run_stage
 from study.training.networks import (
     build_distill_task,
@@ -46,7 +46,7 @@ class Trial:
     number: int
     config: StudyConfig
     """The study's settings with the trial's values in place."""
-    data: StudyData
+    data: PreparedData
     folder: Path
     targets: Path | None
     """What the teacher says of the people to train on; None where labels alone teach."""
@@ -70,7 +70,7 @@ def run_trial(trial: Trial, workers: Workers, report: Report) -> None:
     """
     ground = TrainingData.open(trial.config, trial.data, workers, trial.targets)
     if trial.targets and trial.config.teacher.mode == ONLINE:
-        live = live_teacher(trial.config, trial.data, trial.targets.parent, workers)
+        live = open_online_teacher(trial.config, trial.data, trial.targets.parent, workers)
         ground = dataclasses.replace(ground, teacher=live)
     recorder = Recorder(Checkpoints(trial.folder), workers, report)
     if recorder.replay():
@@ -153,7 +153,7 @@ def refine(trial: Trial, ground: TrainingData, recorder: Recorder) -> bool:
     )
     progress = recorder.resume(stage, task)
     if progress.epoch == 0 and refiner.mirror_pairs is not None:
-        learn_names(task, ground, starts, seed_of(trial.seed, "mirror_pairs"))
+        train_swap_resolver(task, ground, starts, seed_of(trial.seed, "mirror_pairs"))
     return run_stage(task, stage, progress, workers, recorder.finish)
 
 
@@ -168,8 +168,8 @@ def unseen_errors(task: RefineTask, ground: TrainingData) -> PoseErrors:
             torch.from_numpy(keypoints).float(),
             torch.from_numpy(store.keypoints_stored[rows]),
             torch.from_numpy(store.visibility[rows]),
-            torch.from_numpy(store.neighbour_keypoints(rows)),
-            torch.from_numpy(store.neighbour_visibility(rows)),
+            torch.from_numpy(store.neighbor_keypoints(rows)),
+            torch.from_numpy(store.neighbor_visibility(rows)),
             torch.from_numpy(store.areas[rows]),
             ground.skeleton,
         )

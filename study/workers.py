@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
-def settle_in(cpus: float) -> None:
+def configure_process(cpus: float) -> None:
     """Gives this process its share of a machine: a thread a CPU, and the memory that it once had.
 
     Else glibc hands every large tensor back to the system when it is freed, and each step faults

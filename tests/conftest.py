@@ -19,8 +19,8 @@ import torch
 from models.skeleton import COCO, SKELETONS, Skeleton
 from study.cache import crop_parts
 from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
-from study.cache.prepare import StudyData, prepare_data
-from study.cache.teacher_store import Answer, write_teacher_store
+from study.cache.prepare import PreparedData, prepare_data
+from study.cache.teacher_store import TeacherTargets, write_teacher_store
 from study.config import checks
 from study.config.compose import compose
 from study.config.schema import StudyConfig
@@ -45,10 +45,10 @@ FIVE = Skeleton(
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of reference numbers and real pictures; skips the test where it is missing."""
+    """The folder of reference numbers and real images; skips the test where it is missing."""
     folder = Path(os.environ.get("POSE_STUDY_SHARED", ROOT.parent / "shared"))
     if not folder.is_dir():
-        pytest.skip(f"{folder} is missing: it holds the reference numbers and real pictures")
+        pytest.skip(f"{folder} is missing: it holds the reference numbers and real images")
     return folder
 
 
@@ -70,19 +70,19 @@ def five() -> Skeleton:
 
 @pytest.fixture(scope="session")
 def five_people(tmp_path_factory: pytest.TempPathFactory) -> People:
-    """13 people of 5 joints, not all seen, in 8 pictures; two in a picture overlap."""
+    """13 people of 5 joints, not all seen, in 8 images; two in an image overlap."""
     root = tmp_path_factory.mktemp("five")
-    dice = np.random.RandomState(3)
+    rng = np.random.RandomState(3)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     (root / "images").mkdir()
     for image in range(1, 9):
-        picture = cv2.resize(dice.randint(0, 256, (20, 24, 3), np.uint8), (120, 100))
+        picture = cv2.resize(rng.randint(0, 256, (20, 24, 3), np.uint8), (120, 100))
         cv2.imwrite(str(root / f"images/{image}.png"), picture)
         size = {"height": 100, "width": 120}
         images.append({"id": image, "file_name": f"{image}.png", **size})
         for place in range(1 if image % 3 == 0 else 2):
-            annotations.append(_person(dice, 10 * image + place, image, 20 + 25 * place))
+            annotations.append(_person(rng, 10 * image + place, image, 20 + 25 * place))
     annotations.pop()  # an odd number of people
     category = {"id": 1, "name": "person", "keypoints": list(FIVE.joints), "skeleton": []}
     content = {"images": images, "annotations": annotations, "categories": [category]}
@@ -90,19 +90,19 @@ def five_people(tmp_path_factory: pytest.TempPathFactory) -> People:
     return read_people(root / "five.json", root / "images", FIVE)
 
 
-def _person(dice: np.random.RandomState, number: int, image: int, left: int) -> dict[str, Any]:
-    points = dice.uniform((left, 20), (left + 40, 90), (5, 2)).round(2)
-    seen = np.where(dice.rand(5) < 0.75, 2, 0)
+def _person(rng: np.random.RandomState, number: int, image: int, left: int) -> dict[str, Any]:
+    points = rng.uniform((left, 20), (left + 40, 90), (5, 2)).round(2)
+    seen = np.where(rng.rand(5) < 0.75, 2, 0)
     seen[0] = 2
     keypoints = np.where(seen[:, None] > 0, np.c_[points, seen], 0).ravel().tolist()
     box = {"bbox": [left, 20, 40, 70], "area": 1500.0 + number, "iscrowd": 0}
-    labelled = {"keypoints": keypoints, "num_keypoints": int((seen > 0).sum())}
-    return {"id": number, "image_id": image, "category_id": 1, **box, **labelled}
+    labeled = {"keypoints": keypoints, "num_keypoints": int((seen > 0).sum())}
+    return {"id": number, "image_id": image, "category_id": 1, **box, **labeled}
 
 
 @pytest.fixture
 def five_data(five_people: People, tmp_path: Path) -> Path:
-    """Their files in a folder that the test may change, and ``val.json`` of the same pictures in
+    """Their files in a folder that the test may change, and ``val.json`` of the same images in
     ``others``, whose people have ids that are higher by 1000.
     """
     root = tmp_path / "data"
@@ -148,11 +148,11 @@ def workers() -> Workers:
 
 @pytest.fixture(scope="session")
 def mini_config(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
-    """A study of 24 drawn pictures, both networks tiny, 2 + 2 epochs."""
+    """A study of 24 drawn images, both networks tiny, 2 + 2 epochs."""
     return compose(
         [
             f"storage={tmp_path_factory.mktemp('mini')}",
-            *("data=drawn", "data.train_pictures=24", "data.val_pictures=2", "data.seed=3"),
+            *("data=drawn", "data.num_train_images=24", "data.num_val_images=2", "data.seed=3"),
             *("data.input_size=[64,64]", "data.search_fraction=0.25", "teacher.size=tiny"),
             *("teacher.epochs=1", "teacher.flip_test=false", "teacher.views=2"),
             *("distill.epochs=2", "refine.epochs=2", "refine.width=16"),
@@ -162,23 +162,23 @@ def mini_config(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
 
 
 @pytest.fixture(scope="session")
-def mini_data(mini_config: StudyConfig) -> StudyData:
+def mini_data(mini_config: StudyConfig) -> PreparedData:
     """The mini study's people, prepared."""
     return prepare_data(mini_config, lambda name: lambda done, total: None, lambda text: None)
 
 
 @pytest.fixture(scope="session")
-def mini_targets(mini_data: StudyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mini_targets(mini_data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A made-up teacher's word on the mini study's people: near the truth, with rival modes."""
     store = open_crop_store(Path(mini_data.train))
-    dice = np.random.RandomState(5)
+    rng = np.random.RandomState(5)
     count, joints = store.visibility.shape
     modes = np.zeros((count, joints, 3, 4), np.float32)
-    modes[..., :2] = store.keypoints_stored[:, :, None] + dice.normal(0, 2, (count, joints, 3, 2))
-    modes[..., 2] = np.sort(dice.rand(count, joints, 3))[..., ::-1]
-    modes[..., 3] = dice.uniform(0.8, 1.3, (count, joints, 3))
-    relation = torch.from_numpy(dice.uniform(-1, 1, (count, joints, joints)))
-    said = Answer(torch.from_numpy(modes), torch.ones(count, joints), relation)
+    modes[..., :2] = store.keypoints_stored[:, :, None] + rng.normal(0, 2, (count, joints, 3, 2))
+    modes[..., 2] = np.sort(rng.rand(count, joints, 3))[..., ::-1]
+    modes[..., 3] = rng.uniform(0.8, 1.3, (count, joints, 3))
+    relation = torch.from_numpy(rng.uniform(-1, 1, (count, joints, joints)))
+    said = TeacherTargets(torch.from_numpy(modes), torch.ones(count, joints), relation)
     path = tmp_path_factory.mktemp("targets") / TARGETS
     write_teacher_store(path, stored_size(store.input_size), count, said.part)
     return path

@@ -1,7 +1,8 @@
 """The codecs by name. Each encodes keypoints for training and reads a network's answer.
 
-``read(features)`` gives keypoints and scores, ``read_modes(features, count)`` a joint's several
-places; ``frame`` says how the crop is cut, ``flip_back`` turns the answer to its mirror round.
+``decode_features(features)`` returns keypoints and scores; ``decode_feature_modes(features,
+count)`` returns the several places of a joint. ``frame`` says how the crop is cut;
+``flip_back`` mirrors the heatmaps of a mirrored crop back.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where a person's box lies in the crop that a network sees, by the convention of its codec.
 
-Pixel centres are whole numbers. The official HRNet counts a crop of w pixels as w long and puts
-the box's centre at w / 2; UDP (Huang et al., CVPR 2020) counts the gaps between the pixels.
+Pixel centers are whole numbers. The official HRNet counts a crop of w pixels as w long and puts
+the box's center at w / 2; UDP (Huang et al., CVPR 2020) counts the gaps between the pixels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class CropFrame:
     size: tuple[int, int]
     """Height and width, px."""
     align_corners: bool = False
-    """True: from the first pixel's centre to the last one's, w - 1; False: w pixels."""
+    """True: from the first pixel's center to the last one's, w - 1; False: w pixels."""
 
     @property
     def span(self) -> tuple[float, float]:
@@ -25,8 +25,8 @@ class CropFrame:
         return (width - 1.0, height - 1.0) if self.align_corners else (float(width), float(height))
 
     @property
-    def centre(self) -> tuple[float, float]:
-        """x and y of the place at which the box's centre lies."""
+    def center(self) -> tuple[float, float]:
+        """x and y of the place at which the box's center lies."""
         across, down = self.span
         return across / 2, down / 2
 

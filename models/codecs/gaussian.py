@@ -1,7 +1,7 @@
 """Keypoints to heatmaps and back; encode and decode stand in one class so that they cannot drift.
 
 ``msra`` is what official HRNet and SimpleBaseline weights expect, ``dark`` follows Zhang et al.,
-``udp`` Huang et al., both CVPR 2020. The centre of heatmap cell i lies at crop pixel
+``udp`` Huang et al., both CVPR 2020. The center of heatmap cell i lies at crop pixel
 ``stride * i``; the stride is the crop's length over the heatmap's, each counted as the codec's
 frame counts. A mode is one peak of a joint's map: x and y in crop pixels, its height, and its
 width as a multiple of sigma; height 0 stands for no mode.
@@ -65,11 +65,11 @@ class GaussianCodec(abc.ABC):
         """How the crop is cut."""
         return CropFrame(self.input_size, self.align_corners)
 
-    def read(self, features: PoseFeatures) -> tuple[Tensor, Tensor]:
+    def decode_features(self, features: PoseFeatures) -> tuple[Tensor, Tensor]:
         """A network's keypoints_crop (B, K, 2) and their scores (B, K), without gradient."""
         return self.decode(features.heatmaps)
 
-    def read_modes(self, features: PoseFeatures, count: int) -> Tensor:
+    def decode_feature_modes(self, features: PoseFeatures, count: int) -> Tensor:
         """A network's up to ``count`` modes a joint, (B, K, M, 4), the first where ``read`` is."""
         return self.decode_modes(features.heatmaps, count)
 
@@ -85,37 +85,37 @@ class GaussianCodec(abc.ABC):
         return mirrored._replace(heatmaps=maps)
 
     def encode(self, keypoints_crop: Tensor, visibility: Tensor) -> tuple[Tensor, Tensor]:
-        """Give each labelled joint a Gaussian of peak 1.
+        """Give each labeled joint a Gaussian of peak 1.
 
-        A labelled joint whose window lies outside the map counts as unlabelled, by the official
+        A labeled joint whose window lies outside the map counts as unlabeled, by the official
         rule: ``start >= size`` or ``end < 0``.
 
         Args:
-            keypoints_crop: (B, K, 2) in crop pixels; unlabelled joints may hold anything.
+            keypoints_crop: (B, K, 2) in crop pixels; unlabeled joints may hold anything.
             visibility: COCO visibility, (B, K).
 
         Returns:
             Heatmaps (B, K, H, W), zero where the weight is, and weights (B, K), 0 or 1.
         """
-        labelled = visibility > 0
-        keypoints_crop = torch.where(labelled[..., None], keypoints_crop, 0.0)
-        centres = self._centres(keypoints_crop / self._stride(keypoints_crop))
-        sizes = centres.new_tensor(self.heatmap_size[::-1])
-        weights = labelled & touches(self._window(centres), WINDOW * self.sigma, sizes)
-        heights = weights[:, :, None].to(centres.dtype)
-        maps = self._drawn(centres[:, :, None], heights, centres.new_tensor(self.sigma))
+        labeled = visibility > 0
+        keypoints_crop = torch.where(labeled[..., None], keypoints_crop, 0.0)
+        centers = self._centers(keypoints_crop / self._stride(keypoints_crop))
+        sizes = centers.new_tensor(self.heatmap_size[::-1])
+        weights = labeled & touches(self._window(centers), WINDOW * self.sigma, sizes)
+        heights = weights[:, :, None].to(centers.dtype)
+        maps = self._drawn(centers[:, :, None], heights, centers.new_tensor(self.sigma))
         return maps, weights.float()
 
     def render(self, modes: Tensor) -> Tensor:
         """Draw modes (B, K, M, 4) as heatmaps (B, K, H, W), the highest where they overlap."""
-        centres = self._centres(modes[..., :2] / self._stride(modes))
-        return self._drawn(centres, modes[..., 2], self.sigma * modes[..., 3].clamp_min(_TINY))
+        centers = self._centers(modes[..., :2] / self._stride(modes))
+        return self._drawn(centers, modes[..., 2], self.sigma * modes[..., 3].clamp_min(_TINY))
 
-    def _drawn(self, centres: Tensor, heights: Tensor, spread: Tensor) -> Tensor:
-        """Gaussians at centres (B, K, M, 2) in cells, heights and spread (B, K, M), as maps."""
+    def _drawn(self, centers: Tensor, heights: Tensor, spread: Tensor) -> Tensor:
+        """Gaussians at centers (B, K, M, 2) in cells, heights and spread (B, K, M), as maps."""
         height, width = self.heatmap_size
-        along_x = self._profile(centres[..., 0], spread, width)
-        along_y = self._profile(centres[..., 1], spread, height)
+        along_x = self._profile(centers[..., 0], spread, width)
+        along_y = self._profile(centers[..., 1], spread, height)
         peaks = heights[..., None]
         along_y = torch.where(peaks > 0, along_y * peaks, 0.0)  # before the maps: those are large
         maps = along_y[..., :, None] * along_x[..., None, :]  # (B, K, M, H, W)
@@ -139,7 +139,7 @@ class GaussianCodec(abc.ABC):
     def decode_modes(self, heatmaps: Tensor, count: int) -> Tensor:
         """List each map's highest local maxima, the first at the place that decode gives.
 
-        A maximum exceeds its eight neighbours. Its width is that of the Gaussian with the same
+        A maximum exceeds its eight neighbors. Its width is that of the Gaussian with the same
         curvature of the log, kept within WIDTH_RANGE; its height is such that the drawn Gaussian
         has the map's value in the peak's cell.
 
@@ -154,7 +154,7 @@ class GaussianCodec(abc.ABC):
         values, cells = highest(torch.where(is_peak(maps), maps, 0.0), count)
         refined = self._refine(maps, cells)
         spread = self.sigma * width_at(maps, cells, self.sigma)
-        away = self._centres(refined) - cell_xy(cells, self.heatmap_size[1])
+        away = self._centers(refined) - cell_xy(cells, self.heatmap_size[1])
         # a step beyond half a cell on both axes comes from noise, not from a Gaussian's peak
         distance = away.square().sum(dim=-1).clamp_max(0.5)
         heights = values * torch.exp(distance / (2 * spread.square()))
@@ -177,23 +177,23 @@ class GaussianCodec(abc.ABC):
             )
         return heatmaps.detach().float()
 
-    def _profile(self, centres: Tensor, spread: Tensor, size: int) -> Tensor:
+    def _profile(self, centers: Tensor, spread: Tensor, size: int) -> Tensor:
         """One-dimensional Gaussians (..., size), cut off where the codec cuts them."""
-        cells = torch.arange(size, device=centres.device, dtype=centres.dtype)
-        ratio = (cells - centres[..., None]) / spread[..., None]
+        cells = torch.arange(size, device=centers.device, dtype=centers.dtype)
+        ratio = (cells - centers[..., None]) / spread[..., None]
         profile = torch.exp(-0.5 * ratio.square())
         if not self.is_cut:
             return profile
-        away = (cells - self._window(centres)[..., None]).abs()
+        away = (cells - self._window(centers)[..., None]).abs()
         return torch.where(away <= (WINDOW + _EPSILON) * spread[..., None], profile, 0.0)
 
     @abc.abstractmethod
-    def _centres(self, keypoints_heatmap: Tensor) -> Tensor:
+    def _centers(self, keypoints_heatmap: Tensor) -> Tensor:
         """Where Gaussians are drawn for these places, in cells."""
 
-    def _window(self, centres: Tensor) -> Tensor:
+    def _window(self, centers: Tensor) -> Tensor:
         """The middles of the windows in which Gaussians at these places are drawn, in cells."""
-        return centres
+        return centers
 
     @abc.abstractmethod
     def _refine(self, maps: Tensor, cells: Tensor) -> Tensor:
@@ -202,12 +202,12 @@ class GaussianCodec(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Msra(GaussianCodec):
-    """Gaussians on whole cells, 3 sigma wide; a quarter cell towards the higher neighbour.
+    """Gaussians on whole cells, 3 sigma wide; a quarter cell towards the higher neighbor.
 
     Equal to the targets and the decoding of leoxiaobin/deep-high-resolution-net.pytorch.
     """
 
-    def _centres(self, keypoints_heatmap: Tensor) -> Tensor:
+    def _centers(self, keypoints_heatmap: Tensor) -> Tensor:
         return _nearest_cell(keypoints_heatmap)
 
     def _refine(self, maps: Tensor, cells: Tensor) -> Tensor:
@@ -231,7 +231,7 @@ class Dark(GaussianCodec):
 
     is_cut = False
 
-    def _centres(self, keypoints_heatmap: Tensor) -> Tensor:
+    def _centers(self, keypoints_heatmap: Tensor) -> Tensor:
         return keypoints_heatmap
 
     def _refine(self, maps: Tensor, cells: Tensor) -> Tensor:
@@ -252,11 +252,11 @@ class Udp(GaussianCodec):
 
     align_corners = True
 
-    def _centres(self, keypoints_heatmap: Tensor) -> Tensor:
+    def _centers(self, keypoints_heatmap: Tensor) -> Tensor:
         return keypoints_heatmap
 
-    def _window(self, centres: Tensor) -> Tensor:
-        return _nearest_cell(centres)
+    def _window(self, centers: Tensor) -> Tensor:
+        return _nearest_cell(centers)
 
     def _refine(self, maps: Tensor, cells: Tensor) -> Tensor:
         logs = torch.log(smoothed(maps).clamp(*_UDP_RANGE))

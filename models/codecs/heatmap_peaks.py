@@ -42,7 +42,7 @@ def highest(maps: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def is_peak(maps: Tensor) -> Tensor:
-    """True where a cell exceeds its eight neighbours; of equal neighbours the first one counts."""
+    """True where a cell exceeds its eight neighbors; of equal neighbors the first one counts."""
     height, width = maps.shape[-2:]
     padded = F.pad(maps, (1, 1, 1, 1), value=-math.inf)
     around = [
@@ -59,7 +59,7 @@ def width_at(maps: Tensor, cells: Tensor, sigma: float, reach: int = 2) -> Tenso
     """Width of the peaks at flat indices (B, K, M), a multiple of sigma; 1 in a corner.
 
     The second difference of the log over ``reach`` cells, which noise disturbs the less the
-    further it reaches, averaged over the axes on which both neighbours lie in the map.
+    further it reaches, averaged over the axes on which both neighbors lie in the map.
     """
     height, width = maps.shape[-2:]
     here = values_at(maps, cells, 0, 0).clamp_min(_TINY)

@@ -48,21 +48,21 @@ class SimCC(Dark):
     def encode_bins(
         self, keypoints_crop: Tensor, visibility: Tensor
     ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Give each labelled joint a Gaussian about its bin on both axes.
+        """Give each labeled joint a Gaussian about its bin on both axes.
 
         Args:
-            keypoints_crop: (B, K, 2) in crop pixels; unlabelled joints may hold anything.
-            visibility: above 0 where a joint is labelled, (B, K).
+            keypoints_crop: (B, K, 2) in crop pixels; unlabeled joints may hold anything.
+            visibility: above 0 where a joint is labeled, (B, K).
 
         Returns:
             Labels (B, K, 2w) and (B, K, 2h), whose sums are the weights, and weights (B, K), 0 or
-            1. Weight 0 has what is unlabelled or farther from the crop than a label's window.
+            1. Weight 0 has what is unlabeled or farther from the crop than a label's window.
         """
-        labelled = visibility > 0
-        places = torch.where(labelled[..., None], keypoints_crop, 0.0) * SPLIT_RATIO
+        labeled = visibility > 0
+        places = torch.where(labeled[..., None], keypoints_crop, 0.0) * SPLIT_RATIO
         places = places.round()
         sizes, spread = places.new_tensor(self.num_bins), places.new_tensor(self.spread)
-        weights = (labelled & touches(places, WINDOW * spread, sizes)).float()
+        weights = (labeled & touches(places, WINDOW * spread, sizes)).float()
         along_x, along_y = (
             self._profile(places[..., axis], spread[axis].expand_as(weights), bins)
             for axis, bins in enumerate(self.num_bins)
@@ -70,14 +70,14 @@ class SimCC(Dark):
         labels = (_distribution(along_x, weights), _distribution(along_y, weights))
         return labels, weights
 
-    def read(self, features: PoseFeatures) -> tuple[Tensor, Tensor]:
+    def decode_features(self, features: PoseFeatures) -> tuple[Tensor, Tensor]:
         """A network's keypoints_crop (B, K, 2) and their scores (B, K), without gradient."""
         peaks = [profile.max(dim=-1) for profile in self._shares(features)]
         x, y = (peak.indices / SPLIT_RATIO for peak in peaks)
         scores = torch.minimum(peaks[0].values, peaks[1].values).clamp_max(1)
         return torch.stack((x, y), dim=-1), scores
 
-    def read_modes(self, features: PoseFeatures, count: int) -> Tensor:
+    def decode_feature_modes(self, features: PoseFeatures, count: int) -> Tensor:
         """A network's up to ``count`` modes a joint, (B, K, M, 4), the first where ``read`` is.
 
         They pair the peaks of both axes: nothing in the bins tells which x goes with which y, so
@@ -109,7 +109,7 @@ class SimCC(Dark):
         """What a network says of a mirrored crop, as if it said it of the crop itself.
 
         Pixel x was w - 1 - x, so bin i was bin 2 (w - 1) - i; the last bin had none and keeps its
-        neighbour's value.
+        neighbor's value.
         """
         assert mirrored.bins is not None
         along_x, along_y = (bins[:, list(flip_order)] for bins in mirrored.bins)

@@ -1,4 +1,4 @@
-"""The two pictures of an analysis: learning curves, and every trial's parameters beside its AP."""
+"""The two plots of an analysis: learning curves, and every trial's parameters beside its AP."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Scale:
 
 
 def draw_parallel_coordinates(trials: Sequence[TableRow], space: SearchSpace, file: Path) -> Path:
-    """Saves a line per trial through its parameters to its AP, coloured by it; grey is pruned."""
+    """Saves a line per trial through its parameters to its AP, colored by it; gray is pruned."""
     scored = [row for row in trials if row["objective"] is not None]
     scored.sort(key=lambda row: (row["state"] == "COMPLETE", row["objective"], -row["trial"]))
     aps = [row["objective"] for row in scored] or [0.0, 1.0]
@@ -56,12 +56,12 @@ def draw_parallel_coordinates(trials: Sequence[TableRow], space: SearchSpace, fi
     if min(done) < max(done):
         _color_last_scale(axes, len(scales) - 1, *map(scales[-1].place, (min(done), max(done))))
     _draw_scales(axes, scales, any_unused)
-    axes.set_title("Trials: parameters and AP (thick: the best; grey: pruned)", loc="left")
+    axes.set_title("Trials: parameters and AP (thick: the best; gray: pruned)", loc="left")
     return save(figure, file)
 
 
 def _color(share: float) -> tuple[float, float, float, float]:
-    """From a light to a dark colour, the palest left out, for it is hard to see on white."""
+    """From a light to a dark color, the palest left out, for it is hard to see on white."""
     return colormaps["plasma_r"](0.12 + 0.88 * share)
 
 
@@ -110,7 +110,7 @@ def _ap_scale(low: float, high: float) -> Scale:
 
 def _height(scale: Scale, row: TableRow, index: int) -> float:
     value = row.get(scale.column)
-    # Golden ratio: neighbours in the order land far apart in the band.
+    # Golden ratio: neighbors in the order land far apart in the band.
     offset = (index * 0.618 % 1.0 - 0.5) * (0.05 if value is None else scale.spread)
     return offset + (UNUSED if value is None else scale.place(value))
 
@@ -140,7 +140,7 @@ def _draw_scales(axes: Axes, scales: Sequence[Scale], any_unused: Sequence[bool]
 
 
 def _color_last_scale(axes: Axes, place: int, low: float, high: float) -> None:
-    """The colours of AP beside its scale, in place of a colour bar."""
+    """The colors of AP beside its scale, in place of a color bar."""
     strip = np.array([[_color(share)] for share in np.linspace(0, 1, 64)])
     extent = (place + 0.03, place + 0.1, low, high)
     axes.imshow(strip, extent=extent, origin="lower", aspect="auto", zorder=4)

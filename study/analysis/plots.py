@@ -151,7 +151,7 @@ def _curves(reports: Sequence[TableRow]) -> dict[int, list[TableRow]]:
 
 
 def _emphasis(trials: Sequence[TableRow]) -> dict[int, tuple[str, str]]:
-    """Name and colour of the trials that stand out."""
+    """Name and color of the trials that stand out."""
     done = [row for row in trials if row["state"] == "COMPLETE" and row["objective"] is not None]
     found = {
         row["trial"]: (_control(row), {"baseline": BASELINE}.get(row["control"], DEFAULTS))
@@ -227,7 +227,7 @@ def _dress(axes: Axes) -> None:
 
 
 def save(figure: Figure, file: Path) -> Path:
-    """The picture is in the file, whose folder is made."""
+    """The plot is in the file, whose folder is made."""
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)
     return file

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from study.storage.files import aside_of, put_in_place
+from study.storage.files import commit_file, temp_path
 
 
 def write_columns(
@@ -30,11 +30,11 @@ def write_columns(
         pa.Array.from_buffers(field.type, len(column), [None, pa.py_buffer(column)])
         for field, column in zip(schema, columns.values(), strict=True)
     ]
-    aside = aside_of(path)
+    aside = temp_path(path)
     try:
         with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
-        put_in_place(aside, path)
+        commit_file(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 

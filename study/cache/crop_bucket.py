@@ -21,7 +21,7 @@ from pyarrow import fs
 
 from study.cache.crop_parts import Part, Tell, is_whole, write_part
 from study.errors import InputError
-from study.storage.files import aside_of, clear_leftovers, put_in_place
+from study.storage.files import commit_file, remove_stale_temps, temp_path
 
 INDEX = "people.arrow"
 """The file of a store that is written last and says which parts belong to it."""
@@ -50,7 +50,7 @@ def check_writable(url: str) -> None:
     """
     with _explained(url):
         files, path = fs.FileSystem.from_uri(url)
-        probe = aside_of(Path("probe")).name
+        probe = temp_path(Path("probe")).name
         with files.open_output_stream(f"{path}/{probe}") as stream:
             stream.write(b"may this study write here?")
         files.delete_file(f"{path}/{probe}")
@@ -64,7 +64,7 @@ def sizes_in(url: str, name: str) -> dict[str, int]:
         return {info.base_name: info.size for info in files.get_file_info(wanted) if info.is_file}
 
 
-def is_up(url: str, part: Part, sizes: dict[str, int]) -> bool:
+def is_uploaded(url: str, part: Part, sizes: dict[str, int]) -> bool:
     """Whether the part was taken up to its end.
 
     Args:
@@ -78,23 +78,23 @@ def is_up(url: str, part: Part, sizes: dict[str, int]) -> bool:
             return is_whole(source, part)
 
 
-def make_part(part: Part, threads: int, tell: Tell = lambda count: None) -> None:
+def build_part(part: Part, threads: int, tell: Tell = lambda count: None) -> None:
     """Makes the part unless it is there, and takes it to the object store, if there is one."""
     if is_whole(part.file, part):
         tell(len(part))
     else:
         write_part(part, threads, tell)
     if part.url is not None:
-        take_up(part.url, part.file.parent.name, part.file)
+        upload(part.url, part.file.parent.name, part.file)
 
 
-def cut_here(parts: Sequence[Part], tell: Tell) -> None:
+def cut_locally(parts: Sequence[Part], tell: Tell) -> None:
     """Makes the parts in this process, by as many threads as there are cores."""
     for part in parts:
-        make_part(part, os.cpu_count() or 1, tell)
+        build_part(part, os.cpu_count() or 1, tell)
 
 
-def take_up(url: str, name: str, file: Path) -> None:
+def upload(url: str, name: str, file: Path) -> None:
     """Puts the file into the store of this name."""
     with _explained(url):
         files, path = fs.FileSystem.from_uri(url)
@@ -102,7 +102,7 @@ def take_up(url: str, name: str, file: Path) -> None:
         fs.copy_files(str(file), f"{path}/{name}/{file.name}", local, files)
 
 
-def bring(url: str, folder: Path, file_names: Sequence[str], sizes: dict[str, int]) -> None:
+def fetch_files(url: str, folder: Path, file_names: Sequence[str], sizes: dict[str, int]) -> None:
     """The files of the store in this local folder, those that are missing brought aside and
     renamed, in this order.
 
@@ -126,17 +126,17 @@ def bring(url: str, folder: Path, file_names: Sequence[str], sizes: dict[str, in
         files, path = fs.FileSystem.from_uri(url)
         for name in missing:
             target = folder / name
-            clear_leftovers(target)
-            aside = aside_of(target)
+            remove_stale_temps(target)
+            aside = temp_path(target)
             try:
                 source = f"{path}/{folder.name}/{name}"
                 fs.copy_files(source, str(aside), files, fs.LocalFileSystem())
-                put_in_place(aside, target)
+                commit_file(aside, target)
             finally:
                 aside.unlink(missing_ok=True)
 
 
-def bring_store(url: str, folder: Path, sizes: dict[str, int] | None = None) -> Path:
+def fetch_store(url: str, folder: Path, sizes: dict[str, int] | None = None) -> Path:
     """The local folder of the store of this name, brought here unless it is; once a node.
 
     It lies where it is told, or, on a node that has no such place, in the folder for temporary
@@ -164,7 +164,7 @@ def bring_store(url: str, folder: Path, sizes: dict[str, int] | None = None) -> 
                 "start the study again, which makes them"
             )
         parts = sorted(name for name in sizes if name.startswith("part-"))
-        bring(url, folder, [*parts, INDEX], sizes)
+        fetch_files(url, folder, [*parts, INDEX], sizes)
     return folder
 
 

@@ -1,6 +1,6 @@
 """The pixels of stored crops in part files: raw or JPEG, cut on any machine, memory-mapped.
 
-A part holds the crops of whole pictures, so that a picture is decoded once for all its people. It
+A part holds the crops of whole images, so that an image is decoded once for all its people. It
 is written aside and renamed, and ends with Arrow's footer: one that was cut short is known by it.
 """
 
@@ -22,9 +22,9 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from study.data.crops import read_picture, warp
+from study.data.crops import read_image, warp
 from study.errors import InputError
-from study.storage.files import aside_of, clear_leftovers, put_in_place
+from study.storage.files import commit_file, remove_stale_temps, temp_path
 
 RAW, JPEG = "raw", "jpeg"
 JPEG_SETTINGS = (
@@ -50,19 +50,19 @@ class Part:
     file: Path
     url: str | None
     """Object store that it is taken to, too."""
-    pictures: tuple[Path, ...]
-    """Of each crop; those of a picture lie side by side."""
+    images: tuple[Path, ...]
+    """Of each crop; those of an image lie side by side."""
     affines: NDArray[np.float64]
-    """Picture to stored crop, (n, 2, 3)."""
+    """Image to stored crop, (n, 2, 3)."""
     size: tuple[int, int]
     form: str
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def batches(self) -> list[tuple[int, int]]:
-        """Rows from and to, of whole pictures."""
-        return whole_pictures(self.pictures, PEOPLE_PER_BATCH)
+        """Rows from and to, of whole images."""
+        return whole_images(self.images, PEOPLE_PER_BATCH)
 
 
 def raw_bytes(size: tuple[int, int]) -> int:
@@ -71,7 +71,7 @@ def raw_bytes(size: tuple[int, int]) -> int:
 
 
 def plan_parts(
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     affines: NDArray[np.float64],
     size: tuple[int, int],
     form: str,
@@ -81,48 +81,48 @@ def plan_parts(
     """The parts of a store, and at which place of all of them each person lies.
 
     Args:
-        pictures: of each person, in any order.
+        images: of each person, in any order.
     """
     ranks: dict[Path, int] = {}
-    ranked = np.array([ranks.setdefault(picture, len(ranks)) for picture in pictures])
+    ranked = np.array([ranks.setdefault(image, len(ranks)) for image in images])
     order = np.argsort(ranked, kind="stable")
     places = np.empty(len(order), np.int64)
     places[order] = np.arange(len(order))
-    ordered = [pictures[row] for row in order]
+    ordered = [images[row] for row in order]
     parts = [
         Part(
             file=folder / f"part-{number:05d}.arrow",
             url=url,
-            pictures=tuple(ordered[start:stop]),
+            images=tuple(ordered[start:stop]),
             affines=affines[order[start:stop]],
             size=size,
             form=form,
         )
-        for number, (start, stop) in enumerate(whole_pictures(ordered, PEOPLE_PER_PART))
+        for number, (start, stop) in enumerate(whole_images(ordered, PEOPLE_PER_PART))
     ]
     return parts, places
 
 
-def whole_pictures(pictures: Sequence[Path], at_least: int) -> list[tuple[int, int]]:
-    """Cuts the rows where a picture begins, as soon as so many people are together."""
+def whole_images(images: Sequence[Path], at_least: int) -> list[tuple[int, int]]:
+    """Cuts the rows where an image begins, as soon as so many people are together."""
     bounds = [0]
-    for row in range(1, len(pictures)):
-        if row - bounds[-1] >= at_least and pictures[row] != pictures[row - 1]:
+    for row in range(1, len(images)):
+        if row - bounds[-1] >= at_least and images[row] != images[row - 1]:
             bounds.append(row)
-    return list(pairwise([*bounds, len(pictures)]))
+    return list(pairwise([*bounds, len(images)]))
 
 
 def write_part(part: Part, threads: int, tell: Tell = lambda count: None) -> None:
     """Writes the part file aside, a batch at a time, then renames it.
 
     Raises:
-        InputError: a picture can't be decoded.
+        InputError: an image can't be decoded.
     """
     part.file.parent.mkdir(parents=True, exist_ok=True)
     kind = pa.binary(raw_bytes(part.size) if part.form == RAW else -1)
     schema = pa.schema([("crops", kind)])
-    clear_leftovers(part.file)
-    aside = aside_of(part.file)
+    remove_stale_temps(part.file)
+    aside = temp_path(part.file)
     try:
         with (
             ThreadPoolExecutor(threads) as pool,
@@ -133,7 +133,7 @@ def write_part(part: Part, threads: int, tell: Tell = lambda count: None) -> Non
                 column = _column(part, start, stop, pool, kind)
                 writer.write_batch(pa.RecordBatch.from_arrays([column], schema=schema))
                 tell(stop - start)
-        put_in_place(aside, part.file)
+        commit_file(aside, part.file)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -141,30 +141,30 @@ def write_part(part: Part, threads: int, tell: Tell = lambda count: None) -> Non
 def _column(
     part: Part, start: int, stop: int, pool: ThreadPoolExecutor, kind: pa.DataType
 ) -> pa.Array:
-    """The crops of these rows, whose pictures are shared out among the threads."""
-    same = groupby(range(start, stop), key=lambda row: part.pictures[row])
-    pictures = [(path, list(rows)) for path, rows in same]
+    """The crops of these rows, whose images are shared out among the threads."""
+    same = groupby(range(start, stop), key=lambda row: part.images[row])
+    images = [(path, list(rows)) for path, rows in same]
     if part.form == JPEG:
 
         def encoded(item: tuple[Path, list[int]]) -> list[bytes]:
-            picture = read_picture(item[0])
-            return [encode(warp(picture, part.affines[row], part.size)) for row in item[1]]
+            image = read_image(item[0])
+            return [encode(warp(image, part.affines[row], part.size)) for row in item[1]]
 
-        crops = [crop for group in pool.map(encoded, pictures) for crop in group]
+        crops = [crop for group in pool.map(encoded, images) for crop in group]
         return pa.array(crops, kind)
     pixels = np.empty((stop - start, *part.size, 3), np.uint8)
 
     def cut(item: tuple[Path, list[int]]) -> None:
-        picture = read_picture(item[0])
+        image = read_image(item[0])
         for row in item[1]:
-            pixels[row - start] = warp(picture, part.affines[row], part.size)
+            pixels[row - start] = warp(image, part.affines[row], part.size)
 
-    list(pool.map(cut, pictures))
+    list(pool.map(cut, images))
     return pa.Array.from_buffers(kind, stop - start, [None, pa.py_buffer(pixels)])
 
 
 def encode(crop: NDArray[np.uint8]) -> bytes:
-    """An RGB crop as JPEG, without loss of resolution in colour."""
+    """An RGB crop as JPEG, without loss of resolution in color."""
     _, coded = cv2.imencode(".jpg", cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), JPEG_SETTINGS)
     return bytes(coded.data)
 
@@ -266,7 +266,7 @@ def choose_form(setting: str, num_people: int, size: tuple[int, int]) -> str:
 
 
 def require_room(
-    parts: Sequence[Part], folder: Path, say: Callable[[str], None], name: str
+    parts: Sequence[Part], folder: Path, notify: Callable[[str], None], name: str
 ) -> None:
     """Says how large these parts become.
 
@@ -280,7 +280,7 @@ def require_room(
     raw = count * raw_bytes(parts[0].size)
     form = RAW if parts[0].form == RAW else f"{parts[0].form} (raw {readable(raw)})"
     size = f"{count:,} people, about {readable(needed)} as {form}"
-    say(f"cropping {name}: {size}, {readable(free)} free")
+    notify(f"cropping {name}: {size}, {readable(free)} free")
     if needed > free:
         raise InputError(
             f"the crops of {name} must find room: {size}, but {folder.parent} has "
@@ -304,7 +304,7 @@ def sampled_bytes(parts: Sequence[Part]) -> float:
 
     def coded(item: tuple[Part, int]) -> int:
         part, row = item
-        return len(encode(warp(read_picture(part.pictures[row]), part.affines[row], part.size)))
+        return len(encode(warp(read_image(part.images[row]), part.affines[row], part.size)))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return float(np.mean(list(pool.map(coded, sample))))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from study.cache import crop_bucket, crop_parts
 from study.cache.arrow_file import read_columns, write_columns
-from study.cache.crop_bucket import INDEX, cut_here
+from study.cache.crop_bucket import INDEX, cut_locally
 from study.cache.crop_parts import RAW, Part, StoredPixels, Tell, readable, require_room
 from study.data.crops import (
     STORED_MARGIN,
@@ -36,6 +36,8 @@ from study.storage.files import fingerprint, hash_file
 
 VERSION = 3
 """Raise it when what a store holds changes."""
+NEIGHBORS = "neighbours"
+"""Column of ``CropStore.neighbors`` in the index; stores on disk keep this spelling."""
 SEEN_WITHIN_S = 60.0
 """File systems that machines share may be so late in showing what another one wrote."""
 Progress = Callable[[int, int], None]
@@ -59,15 +61,15 @@ class CropStore:
     areas: NDArray[np.float32]
     """(N,), squared stored-crop pixels."""
     boxes_image: NDArray[np.float64]
-    """xywh in picture pixels, (N, 4)."""
+    """xywh in image pixels, (N, 4)."""
     image_to_stored: NDArray[np.float64]
     """(N, 2, 3)."""
     image_ids: NDArray[np.int64]
     annotation_ids: NDArray[np.int64]
-    neighbours: NDArray[np.int64]
-    """(N,), the row of the person that overlaps most in the same picture, -1 where none does."""
+    neighbors: NDArray[np.int64]
+    """(N,), the row of the person that overlaps most in the same image, -1 where none does."""
     box_scores: NDArray[np.float64] | None = None
-    """(N,), of people whom a detector found; None where they are labelled."""
+    """(N,), of people whom a detector found; None where they are labeled."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -76,19 +78,19 @@ class CropStore:
         """These rows' crops, (hs, ws, 3) RGB each, not to be written to."""
         return self.pixels.crops(self.places[rows])
 
-    def neighbour_keypoints(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Each row's neighbour's keypoints in the row's own stored crop, (B, K, 2).
+    def neighbor_keypoints(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Each row's neighbor's keypoints in the row's own stored crop, (B, K, 2).
 
-        Where a row has no neighbour they mean nothing.
+        Where a row has no neighbor they mean nothing.
         """
-        others = self.neighbours[rows]
+        others = self.neighbors[rows]
         stored_to_image = invert_affine(self.image_to_stored[others])
-        in_picture = apply_affine(self.keypoints_stored[others].astype(float), stored_to_image)
-        return apply_affine(in_picture, self.image_to_stored[rows]).astype(np.float32)
+        in_image = apply_affine(self.keypoints_stored[others].astype(float), stored_to_image)
+        return apply_affine(in_image, self.image_to_stored[rows]).astype(np.float32)
 
-    def neighbour_visibility(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """COCO visibility of each row's neighbour, (B, K); 0 throughout where there is none."""
-        others = self.neighbours[rows]
+    def neighbor_visibility(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """COCO visibility of each row's neighbor, (B, K); 0 throughout where there is none."""
+        others = self.neighbors[rows]
         return np.where(others[:, None] >= 0, self.visibility[others], np.uint8(0))
 
 
@@ -101,8 +103,8 @@ def make_crop_store(
     folder: Path | None = None,
     form: str = RAW,
     url: str | None = None,
-    cut: Cut = cut_here,
-    say: Callable[[str], None] = lambda text: None,
+    cut: Cut = cut_locally,
+    notify: Callable[[str], None] = lambda text: None,
     name: str = "people",
 ) -> Path:
     """The folder of these people's crops, made unless it is there already.
@@ -111,14 +113,14 @@ def make_crop_store(
 
     Args:
         folder: what ``store_folder`` says of them, where that is known already: a fingerprint
-            looks at every picture.
+            looks at every image.
         form: raw or jpeg.
         url: the object store where all machines find it; ``cache`` is then this node's copy.
         say: is told how large it becomes, before it is made.
         name: whose crops they are, for messages.
 
     Raises:
-        InputError: there is no room for it, a picture can't be decoded, or the object store
+        InputError: there is no room for it, an image can't be decoded, or the object store
             can't be used.
     """
     size = stored_size(input_size)
@@ -129,14 +131,14 @@ def make_crop_store(
     if url is not None and INDEX in sizes:
         cache.mkdir(parents=True, exist_ok=True)
         if not (folder / INDEX).is_file():
-            say(f"fetching the crops of {name}: {readable(sum(sizes.values()))}")
-        return crop_bucket.bring_store(url, folder, sizes)
+            notify(f"fetching the crops of {name}: {readable(sum(sizes.values()))}")
+        return crop_bucket.fetch_store(url, folder, sizes)
     affines = image_to_crop_affine(people.boxes, stored_frame(input_size), margin=STORED_MARGIN)
     parts, places = crop_parts.plan_parts(people.image_paths, affines, size, form, folder, url)
     missing = [part for part in parts if not _is_made(part, sizes)]
     folder.mkdir(parents=True, exist_ok=True)
     uncut = [part for part in missing if not crop_parts.is_whole(part.file, part)]
-    require_room(uncut, folder, say, name)
+    require_room(uncut, folder, notify, name)
     if url is not None:
         crop_bucket.check_writable(url)
     done = len(people) - sum(map(len, missing))
@@ -168,7 +170,7 @@ def is_there(folder: Path) -> bool:
 
 def _is_made(part: Part, sizes: dict[str, int]) -> bool:
     if part.url is not None:
-        return crop_bucket.is_up(part.url, part, sizes)
+        return crop_bucket.is_uploaded(part.url, part, sizes)
     return crop_parts.is_whole(part.file, part)
 
 
@@ -189,7 +191,7 @@ def _write_index(
         "image_to_stored": affines,
         "image_ids": people.image_ids,
         "annotation_ids": people.annotation_ids,
-        "neighbours": people.neighbours,
+        NEIGHBORS: people.neighbors,
     }
     if people.box_scores is not None:
         columns["box_scores"] = people.box_scores
@@ -205,8 +207,8 @@ def _write_index(
         return
     with tempfile.TemporaryDirectory() as aside:
         write(Path(aside) / INDEX, crop_bucket.sizes_in(url, folder.name))
-        crop_bucket.take_up(url, folder.name, Path(aside) / INDEX)
-    crop_bucket.bring_store(url, folder)
+        crop_bucket.upload(url, folder.name, Path(aside) / INDEX)
+    crop_bucket.fetch_store(url, folder)
 
 
 def _lengths(parts: Sequence[Part]) -> dict[str, int]:
@@ -239,6 +241,7 @@ def open_crop_store(path: Path) -> CropStore:
             "does not; run the study again, which makes what is missing"
         )
     columns, meta = read_columns(path / INDEX)
+    columns["neighbors"] = columns.pop(NEIGHBORS)
     height, width = meta["input_size"]
     parts = [path / name for name in meta["parts"]]
     pixels = StoredPixels(parts, stored_size((height, width)), meta["form"])
@@ -246,11 +249,11 @@ def open_crop_store(path: Path) -> CropStore:
 
 
 def _people_fingerprint(people: People, input_size: tuple[int, int], form: str) -> str:
-    """Of the annotations' content, the pictures' names and sizes, who is taken, and the crop."""
-    pictures = {path.name: path.stat().st_size for path in set(people.image_paths)}
+    """Of the annotations' content, the images' names and sizes, who is taken, and the crop."""
+    images = {path.name: path.stat().st_size for path in set(people.image_paths)}
     annotations = hash_file(people.annotations)
-    arrays = (people.annotation_ids, people.neighbours, people.boxes)
+    arrays = (people.annotation_ids, people.neighbors, people.boxes)
     who = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
     layout = (crop_parts.PEOPLE_PER_PART, crop_parts.PEOPLE_PER_BATCH, crop_parts.JPEG_SETTINGS)
     cut = (list(input_size), form, layout)
-    return fingerprint(VERSION, annotations, sorted(pictures.items()), who, *cut)
+    return fingerprint(VERSION, annotations, sorted(images.items()), who, *cut)

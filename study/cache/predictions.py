@@ -1,7 +1,7 @@
-"""Poses that another method has found in the training pictures: a teacher, or refine.start.
+"""Poses that another method has found in the training images: a teacher, or refine.start.
 
 They come as COCO keypoint results, a JSON list of ``{image_id, category_id, keypoints, score}``.
-``keypoints`` are x, y in picture pixels and a confidence for each joint. An entry may tell whom it
+``keypoints`` are x, y in image pixels and a confidence for each joint. An entry may tell whom it
 is of by ``annotation_id``, or its person's box by ``bbox``.
 """
 
@@ -76,7 +76,7 @@ class Predictions:
     def match(self, store: CropStore) -> NDArray[np.int64]:
         """Which prediction is of each person of the store, (N,), NOBODY where there is none.
 
-        By annotation id where the file has them. Else, in each picture, by the overlap (IoU) of
+        By annotation id where the file has them. Else, in each image, by the overlap (IoU) of
         the boxes: the best pair first, the higher score first of equals, each person and each
         prediction once. A prediction without ``bbox`` has the box of the joints that score above
         0.2, or of all where none does.
@@ -86,8 +86,8 @@ class Predictions:
             places = {int(number): place for place, number in enumerate(self.annotation_ids)}
             found = [places.get(int(number), NOBODY) for number in store.annotation_ids]
             return np.array(found, np.int64)
-        predicted = _by_picture(self.image_ids)
-        for image, ours in _by_picture(store.image_ids).items():
+        predicted = _by_image(self.image_ids)
+        for image, ours in _by_image(store.image_ids).items():
             theirs = predicted.get(image, np.empty(0, np.int64))
             overlaps = _iou(store.boxes_image[ours], self.boxes[theirs])
             scores = np.broadcast_to(self.scores[theirs], overlaps.shape)
@@ -212,11 +212,11 @@ def _annotation_ids(path: Path, entries: list[dict[str, Any]]) -> NDArray[np.int
     return np.array(given, np.int64)
 
 
-def _by_picture(image_ids: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
-    """The places of each picture's entries, in their order."""
+def _by_image(image_ids: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
+    """The places of each image's entries, in their order."""
     order = np.argsort(image_ids, kind="stable")
-    pictures, starts = np.unique(image_ids[order], return_index=True)
-    return dict(zip(pictures.tolist(), np.split(order, starts[1:]), strict=True))
+    images, starts = np.unique(image_ids[order], return_index=True)
+    return dict(zip(images.tolist(), np.split(order, starts[1:]), strict=True))
 
 
 def _box_of(pose: NDArray[np.float64], confidence: NDArray[np.float64]) -> list[float]:

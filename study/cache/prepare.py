@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from study.cache.crop_bucket import bring_store, check_bucket, cut_here
+from study.cache.crop_bucket import check_bucket, cut_locally, fetch_store
 from study.cache.crop_parts import choose_form
 from study.cache.crop_store import Cut, make_crop_store, store_folder
 from study.config.derived import input_size_of, skeleton_of, teacher_input_size_of
@@ -30,7 +30,7 @@ Meter = Callable[[str], Callable[[int, int], None]]
 
 
 @dataclasses.dataclass(frozen=True)
-class StudyData:
+class PreparedData:
     """Where a study's prepared data lie; paths, so that it travels to any worker."""
 
     train: str
@@ -60,12 +60,12 @@ class StudyData:
         paths = (*self.crops, self.search_truth, self.val_truth, *self.teacher_crops)
         return fingerprint(*(Path(path).name for path in paths))
 
-    def here(self) -> StudyData:
+    def here(self) -> PreparedData:
         """The same data where this node reads them; crops are brought from the object store."""
         if self.url is None:
             return self
         stores = (*self.crops, *self.teacher_crops)
-        found = {path: str(bring_store(self.url, Path(path))) for path in stores}
+        found = {path: str(fetch_store(self.url, Path(path))) for path in stores}
         train, search, val = self.teacher_crops
         return dataclasses.replace(
             self,
@@ -75,7 +75,7 @@ class StudyData:
             teacher_crops=(found[train], found[search], found[val]),
         )
 
-    def for_teacher(self) -> StudyData:
+    def for_teacher(self) -> PreparedData:
         """The same people in the teacher's crops."""
         train, search, val = self.teacher_crops
         return dataclasses.replace(self, train=train, search=search, val=val)
@@ -97,10 +97,10 @@ class StudyPeople:
     train: People
     search: People
     val: People
-    """Those labelled."""
+    """Those labeled."""
     found: People
     """Those a detector found; ``val`` itself where none was asked."""
-    val_pictures: NDArray[np.int64]
+    num_val_images: NDArray[np.int64]
     """Ids of those in ``val``; where a detector was asked, who may find people where nobody is,
     of all in its file."""
     left_out: frozenset[int]
@@ -116,16 +116,16 @@ class StudyPeople:
         return _truth_of(self.search, np.unique(self.search.image_ids), self.left_out, cache)
 
     def val_truth(self, cache: Path) -> Truth:
-        return _truth_of(self.val, self.val_pictures, self.left_out_of_val, cache)
+        return _truth_of(self.val, self.num_val_images, self.left_out_of_val, cache)
 
 
 def prepare_data(
     config: StudyConfig,
     meter: Meter,
-    say: Callable[[str], None],
-    cut: Cut = cut_here,
+    notify: Callable[[str], None],
+    cut: Cut = cut_locally,
     audit_folder: Path | None = None,
-) -> StudyData:
+) -> PreparedData:
     """The study's people, checked, split and stored; what is there already is used again.
 
     Args:
@@ -144,24 +144,32 @@ def prepare_data(
         draw_dataset(
             Path(data.root),
             seed=data.seed,
-            train_pictures=data.train_pictures,
-            val_pictures=data.val_pictures,
+            num_train_images=data.num_train_images,
+            num_val_images=data.num_val_images,
             progress=meter("drawing people"),
         )
-    people = read_study_people(config, meter, say, audit_folder)
+    people = read_study_people(config, meter, notify, audit_folder)
     planned = planned_data(config, people)
     stores = [("", input_size_of(config), planned.crops)]
     if planned.teacher_crops != planned.crops:
         teacher_size = teacher_input_size_of(config)
         stores.append((" for the teacher", teacher_size, planned.teacher_crops))
     for seen_by, size, folders in stores:
-        how: dict[str, Any] = {"form": form_of(config, people, size)}
-        how |= {"url": url, "cut": cut, "say": say}
         parts = zip(("train", "search", "val"), people.cropped, folders, strict=True)
         for part, crops_of, folder in parts:
             name = f"{part}{seen_by}"
-            how |= {"name": name, "folder": Path(folder)}
-            make_crop_store(crops_of, size, crops_folder, meter(f"cropping {name}"), **how)
+            make_crop_store(
+                crops_of,
+                size,
+                crops_folder,
+                meter(f"cropping {name}"),
+                form=form_of(config, people, size),
+                url=url,
+                cut=cut,
+                notify=notify,
+                name=name,
+                folder=Path(folder),
+            )
     for truth in (people.search_truth(cache), people.val_truth(cache)):
         if not truth.file.exists():
             write_ground_truth(
@@ -183,7 +191,7 @@ def _require_folder(crops: Path) -> None:
         ) from error
 
 
-def planned_data(config: StudyConfig, people: StudyPeople) -> StudyData:
+def planned_data(config: StudyConfig, people: StudyPeople) -> PreparedData:
     """Where ``prepare_data`` puts what it makes of these people."""
     url, folder = place_of_crops(config)
 
@@ -196,7 +204,7 @@ def planned_data(config: StudyConfig, people: StudyPeople) -> StudyData:
 
     own = stores(input_size_of(config))
     is_same = teacher_input_size_of(config) == input_size_of(config)
-    return StudyData(
+    return PreparedData(
         *own,
         search_truth=str(people.search_truth(cache_of(config)).file),
         val_truth=str(people.val_truth(cache_of(config)).file),
@@ -214,7 +222,7 @@ def form_of(config: StudyConfig, people: StudyPeople, size: tuple[int, int]) -> 
 def read_study_people(
     config: StudyConfig,
     meter: Meter,
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
     audit_folder: Path | None = None,
 ) -> StudyPeople:
     """The study's people, checked and split; nothing is written but the audit.
@@ -226,46 +234,46 @@ def read_study_people(
     if not Path(data.root).is_dir():
         raise InputError(
             f"data.root must be the folder of the data, got data.root={data.root}, which is not "
-            "there; set data.root to where its annotations and pictures lie"
+            "there; set data.root to where its annotations and images lie"
         )
-    people, left_out = _read(config, data.train, meter, say, audit_folder)
-    val, left_out_of_val = _read(config, data.val, meter, say, audit_folder)
+    people, left_out = _read(config, data.train, meter, notify, audit_folder)
+    val, left_out_of_val = _read(config, data.val, meter, notify, audit_folder)
     in_both = overlap(people, val)
     if audit_folder is not None:
         write_audit(audit_folder / "overlap.parquet", in_both)
     check(in_both, data.max_bad_fraction, len(people))
     if in_both:
-        say(f"warning: left out of train\n{describe(in_both)}")
+        notify(f"warning: left out of train\n{describe(in_both)}")
         left_out |= faulty_ids(in_both)
         is_kept = ~np.isin(people.annotation_ids, list(left_out))
         people = people.take(np.flatnonzero(is_kept))
     if data.max_people:
         people = draw_people(people, data.max_people, data.seed)
-    found = _detected(config, val, say)
-    val_pictures = np.unique(val.image_ids)
+    found = _detected(config, val, notify)
+    num_val_images = np.unique(val.image_ids)
     if found is not val:
-        val_pictures = read_table(val.annotations, skeleton_of(config)).picture_ids
+        num_val_images = read_table(val.annotations, skeleton_of(config)).picture_ids
     train_rows, search_rows = split_people(people, data.search_fraction, data.seed)
     return StudyPeople(
         train=people.take(train_rows),
         search=people.take(search_rows),
         val=val,
         found=found,
-        val_pictures=val_pictures,
+        num_val_images=num_val_images,
         left_out=left_out,
         left_out_of_val=left_out_of_val,
     )
 
 
 def draw_people(people: People, at_most: int, seed: int) -> People:
-    """The people of pictures drawn at random, as many as ``at_most`` people fill."""
-    pictures, numbers = np.unique(people.image_ids, return_counts=True)
-    order = np.random.RandomState(seed).permutation(len(pictures))
+    """The people of images drawn at random, as many as ``at_most`` people fill."""
+    images, numbers = np.unique(people.image_ids, return_counts=True)
+    order = np.random.RandomState(seed).permutation(len(images))
     fits = np.cumsum(numbers[order]) <= at_most
-    chosen = pictures[order[fits]]
+    chosen = images[order[fits]]
     if not len(chosen):
         raise InputError(
-            f"data.max_people must leave at least one picture, got data.max_people={at_most}; "
+            f"data.max_people must leave at least one image, got data.max_people={at_most}; "
             "raise it, or 0 for all people"
         )
     return people.take(np.flatnonzero(np.isin(people.image_ids, chosen)))
@@ -275,7 +283,7 @@ def _read(
     config: StudyConfig,
     split: SplitConfig,
     meter: Meter,
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
     audit_folder: Path | None,
 ) -> tuple[People, frozenset[int]]:
     """The people of a split, and the annotations left out for their faults."""
@@ -289,16 +297,16 @@ def _read(
         shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
         num_faults = sum(not fault.is_warning for fault in faults)
         odd = len(listed) - num_faults
-        say(f"{annotations.name}: faults {num_faults}, notes {odd}, listed in {shown}")
+        notify(f"{annotations.name}: faults {num_faults}, notes {odd}, listed in {shown}")
     num_people = notes(annotations, skeleton)["people"]
     check(faults, config.data.max_bad_fraction, num_people)
     if faults:
-        say(f"warning: left out or kept with care\n{describe(faults)}")
+        notify(f"warning: left out or kept with care\n{describe(faults)}")
     left_out = faulty_ids(faults)
     return read_people(annotations, images, skeleton, leave_out=left_out), left_out
 
 
-def _detected(config: StudyConfig, val: People, say: Callable[[str], None]) -> People:
+def _detected(config: StudyConfig, val: People, notify: Callable[[str], None]) -> People:
     """The people of data.val.detections; those of the ground truth where it names no file."""
     split, root = config.data.val, Path(config.data.root)
     if split.detections is None:
@@ -308,14 +316,14 @@ def _detected(config: StudyConfig, val: People, say: Callable[[str], None]) -> P
         *(skeleton_of(config), split.detection_threshold),
     )
     pictures = len(np.unique(found.image_ids))
-    say(f"{len(found)} boxes in {pictures} pictures of val from {split.detections}")
+    notify(f"{len(found)} boxes in {pictures} images of val from {split.detections}")
     return found
 
 
 def _truth_of(
     people: People, images: NDArray[np.int64], left_out: frozenset[int], cache: Path
 ) -> Truth:
-    """A COCO-format file of these pictures, which need not be there yet."""
+    """A COCO-format file of these images, which need not be there yet."""
     content = hash_file(people.annotations)
     name = f"truth-{fingerprint(content, images.tolist(), sorted(left_out))}.json"
     return Truth(cache / name, people.annotations, images, left_out)

@@ -27,7 +27,7 @@ from models.codecs.crop_frame import CropFrame
 from study.cache.arrow_file import read_columns, write_columns
 from study.config.schema import AugmentConfig
 from study.data.augmentation import Augmentation
-from study.data.crops import carry_modes
+from study.data.crops import transform_modes
 from study.workers import Workers
 
 BATCH_SIZE = 64
@@ -36,7 +36,7 @@ _ONE = 127
 _LARGEST = float(np.finfo(np.float16).max)
 
 
-class Answer(NamedTuple):
+class TeacherTargets(NamedTuple):
     """What a teacher says of B crops."""
 
     modes_crop: Tensor
@@ -47,18 +47,18 @@ class Answer(NamedTuple):
     relation: Tensor | None
     """(B, K, K), cosines between the joints' descriptors; None without features."""
 
-    def part(self, start: int, stop: int) -> Answer:
+    def part(self, start: int, stop: int) -> TeacherTargets:
         """For the people from a row up to another."""
         relation = None if self.relation is None else self.relation[start:stop]
-        return Answer(self.modes_crop[start:stop], self.taught[start:stop], relation)
+        return TeacherTargets(self.modes_crop[start:stop], self.taught[start:stop], relation)
 
 
-class Targets(Protocol):
+class TargetSource(Protocol):
     """What teaches a batch: answers that are stored, or a teacher that is asked at each step."""
 
     def answers(
         self, rows: NDArray[np.int64], drawn: Augmentation, frame: CropFrame, crops: Tensor
-    ) -> Answer:
+    ) -> TeacherTargets:
         """Of these rows of the training store, in the frame of their augmented crops.
 
         Args:
@@ -70,9 +70,9 @@ class Targets(Protocol):
 class Views:
     """V crops of each of N people; the first is plain, training chooses among them all.
 
-    Each is a place in the picture: a scale, an angle, perhaps half a body. Mirror, colours and
+    Each is a place in the image: a scale, an angle, perhaps half a body. Mirror, colors and
     patches are drawn anew each time: a teacher with a flip test says of a mirror what it says of
-    the view, and it was itself trained to look past colours.
+    the view, and it was itself trained to look past colors.
     """
 
     affine: NDArray[np.float32]
@@ -150,24 +150,24 @@ class TeacherStore:
 
     def answers(
         self, rows: NDArray[np.int64], drawn: Augmentation, frame: CropFrame, crops: Tensor
-    ) -> Answer:
+    ) -> TeacherTargets:
         return self.carried(rows, drawn)
 
-    def carried(self, rows: NDArray[np.int64], drawn: Augmentation) -> Answer:
+    def carried(self, rows: NDArray[np.int64], drawn: Augmentation) -> TeacherTargets:
         """As ``answers``, for which it needs no crops."""
-        modes = carry_modes(drawn.reordered(self.modes_stored(rows)), drawn.affine)
-        taught = drawn.reordered(self.taught[rows]).float()
+        modes = transform_modes(drawn.in_flip_order(self.modes_stored(rows)), drawn.affine)
+        taught = drawn.in_flip_order(self.taught[rows]).float()
         if self.relation is None:
-            return Answer(modes, taught, None)
-        return Answer(modes, taught, _reordered(self.relations(rows), drawn))
+            return TeacherTargets(modes, taught, None)
+        return TeacherTargets(modes, taught, _reordered(self.relations(rows), drawn))
 
 
-Asked = Callable[[int, int], Answer]
+RowTargets = Callable[[int, int], TeacherTargets]
 
 
 def _reordered(relation: NDArray[np.float32], drawn: Augmentation) -> Tensor:
     """Values of every two joints, (B, K, K), in the drawn order of both."""
-    rows = drawn.reordered(relation)
+    rows = drawn.in_flip_order(relation)
     return rows.gather(2, drawn.joints[:, None, :].expand_as(rows))
 
 
@@ -175,7 +175,7 @@ def write_teacher_store(
     path: Path,
     stored_size: tuple[int, int],
     count: int,
-    *asked: Asked,
+    *asked: RowTargets,
     views: Views | None = None,
     workers: Workers | None = None,
     tell: Callable[[int, int], None] = lambda done, total: None,
@@ -227,7 +227,9 @@ def open_teacher_store(path: Path) -> TeacherStore:
     )
 
 
-def _packed(answer: Answer, stored_size: tuple[int, int]) -> dict[str, NDArray[np.generic]]:
+def _packed(
+    answer: TeacherTargets, stored_size: tuple[int, int]
+) -> dict[str, NDArray[np.generic]]:
     modes = answer.modes_crop.double().cpu().numpy()
     lengths = np.array(stored_size[::-1], float)
     steps = (modes[..., :2] + lengths / 2) * (_STEPS / (2 * lengths))

@@ -68,8 +68,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 AT_LEAST: dict[str, float] = {
     "data.max_people": 0,
     "data.val.detection_threshold": 0,
-    "data.train_pictures": 2,
-    "data.val_pictures": 1,
+    "data.num_train_images": 2,
+    "data.num_val_images": 1,
     "teacher.views": 1,
     "teacher.epochs": 0,
     "distill.epochs": 1,
@@ -97,7 +97,7 @@ AT_LEAST: dict[str, float] = {
     **{
         f"{stage}.augment.{name}": 0
         for stage in ("distill", "refine")
-        for name in ("scale", "rotation", "colour")
+        for name in ("scale", "rotation", "color")
     },
 }
 POSITIVE = (
@@ -196,7 +196,7 @@ def _impossible_data(values: Mapping[str, Any]) -> Iterable[str]:
     fraction, size = values["data.search_fraction"], values["data.input_size"]
     if fraction <= 0 or fraction >= 1:
         yield (
-            "data.search_fraction must lie between 0 and 1: it is the share of training pictures "
+            "data.search_fraction must lie between 0 and 1: it is the share of training images "
             f"held out to score trials on, got data.search_fraction={fraction}"
         )
     if not _is_input_size(size):
@@ -316,7 +316,7 @@ def _impossible_movenet(values: Mapping[str, Any]) -> Iterable[str]:
         )
     elif values["teacher.codec"] == MOVENET and values["teacher.flip_test"]:
         yield (
-            "teacher.codec=movenet has no flip test, since what MoveNet says of a person's centre "
+            "teacher.codec=movenet has no flip test, since what MoveNet says of a person's center "
             "can't be averaged, got teacher.flip_test=true; set teacher.flip_test=false"
         )
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from study.config import checks, schema
-from study.config.schema import RANDOM, StudyConfig
+from study.config.schema import RANDOM, RENAMED, StudyConfig
 from study.errors import InputError
 
 MAY_CHANGE = (
@@ -49,6 +49,7 @@ def compose(overrides: Sequence[str] = ()) -> StudyConfig:
         InputError: an unknown key, a wrong type or an impossible value.
     """
     groups = {group: group_names(group) for group in ("data", "plan")}
+    overrides = [_renamed(override) for override in overrides]
     for override in overrides:
         if fault := fault_in(override, _schema(), groups):
             raise InputError(fault)
@@ -62,6 +63,12 @@ def compose(overrides: Sequence[str] = ()) -> StudyConfig:
         return _checked(values)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(explain(error, _schema())) from None
+
+
+def _renamed(override: str) -> str:
+    """The override by the setting's path of today."""
+    path, equals, value = override.partition("=")
+    return f"{RENAMED.get(path, path)}{equals}{value}"
 
 
 @functools.cache
@@ -182,7 +189,18 @@ def from_plain(plain: Mapping[str, Any]) -> StudyConfig:
     Raises:
         InputError: they are not this version's settings.
     """
-    return _fill(OmegaConf.create(dict(plain)))
+    return _fill(OmegaConf.create(with_current_paths(plain)))
+
+
+def with_current_paths(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings of any version under the paths of today."""
+    current = copy.deepcopy(dict(plain))
+    for old, new in RENAMED.items():
+        *sections, name = old.split(".")
+        section = functools.reduce(lambda found, key: found.get(key, {}), sections, current)
+        if name in section:
+            section[new.rpartition(".")[2]] = section.pop(name)
+    return current
 
 
 def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

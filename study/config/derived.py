@@ -1,15 +1,76 @@
-"""Values that follow from the settings: skeletons, sizes, seeds, the launcher."""
+"""Values that follow from the settings: skeletons, sizes, places, the launcher, seeds.
+
+``resolve`` computes them once, in the driver. Below ``trial.py`` functions take these values and
+single sections of the settings, never the whole ``StudyConfig``.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
+from pathlib import Path
 
 from models.skeleton import SKELETONS, Skeleton
-from study.config.schema import STAGED, Kind, StudyConfig
+from study.config.schema import SHARED_FOLDER, STAGED, Kind, StudyConfig
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What follows from a study's settings; travels to every worker."""
+
+    skeleton: Skeleton
+    """Joints that the data are annotated with."""
+    input_size: tuple[int, int]
+    """(height, width) of the crop that networks see."""
+    teacher_skeleton: Skeleton
+    """Joints that the teacher predicts."""
+    teacher_input_size: tuple[int, int]
+    """(height, width) of the crop that the teacher sees."""
+    evaluation: Kind
+    """Whose rules AP follows: coco or crowdpose."""
+    cache: Path
+    """Folder that all studies under one ``storage`` share."""
+    crops_url: str | None
+    """Object store of the crops; None where they are kept in ``crops_folder`` alone."""
+    crops_folder: Path
+    """Folder where crops are read."""
+    is_staged: bool
+    """Whether students are searched first, refiners second."""
+    launcher: str
+    """How trials run: inline or train."""
+
+
+def resolve(config: StudyConfig) -> Resolved:
+    """Return the values that follow from these settings."""
+    data, teacher = config.data, config.teacher
+    height, width = data.input_size
+    teacher_height, teacher_width = teacher.input_size or data.input_size
+    cache = Path(config.storage) / SHARED_FOLDER
+    is_url = data.store is not None and "://" in data.store
+    return Resolved(
+        skeleton=SKELETONS[data.skeleton],
+        input_size=(height, width),
+        teacher_skeleton=SKELETONS[teacher.skeleton or data.skeleton],
+        teacher_input_size=(teacher_height, teacher_width),
+        evaluation="crowdpose" if data.kind == "crowdpose" else "coco",
+        cache=cache,
+        crops_url=data.store if is_url else None,
+        crops_folder=Path(data.store) if data.store is not None and not is_url else cache,
+        is_staged=config.plan.kind == STAGED,
+        launcher=_launcher_of(config),
+    )
+
+
+def _launcher_of(config: StudyConfig) -> str:
+    """Resolve ``trial.launcher``: auto runs one CPU worker inline, all else under Ray Train."""
+    if config.trial.launcher != "auto":
+        return config.trial.launcher
+    is_small = config.trial.num_workers == 1 and not config.trial.gpus
+    return "inline" if is_small else "train"
 
 
 def seed_of(*parts: object) -> int:
-    """A seed of 63 bits that these parts, and nothing else, determine."""
+    """Return a seed of 63 bits that depends on these parts alone."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

@@ -43,12 +43,12 @@ CONSTRAINTS = "search.constraints."
 
 @dataclass
 class SplitConfig:
-    """Training or validation: annotations and pictures."""
+    """Training or validation: annotations and images."""
 
     annotations: str
     """COCO-format keypoint JSON, relative to ``data.root``."""
     images: str
-    """Folder of the pictures, relative to ``data.root``."""
+    """Folder of the images, relative to ``data.root``."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ class ValConfig(SplitConfig):
     detection_threshold: float
     """Boxes that score lower are left out."""
     oks_nms: float
-    """Of two poses in a picture more alike than this OKS the worse is dropped; 1 = none."""
+    """Of two poses in an image more alike than this OKS the worse is dropped; 1 = none."""
 
 
 @dataclass
@@ -78,17 +78,17 @@ class DataConfig:
     input_size: tuple[int, int]
     """(height, width) of the person crop that networks see, px; both divisible by 32."""
     search_fraction: float
-    """Share of the training pictures held out to score trials on."""
+    """Share of the training images held out to score trials on."""
     max_bad_fraction: float
     """Share of people that may be faulty and are then left out; above it the study stops."""
     max_people: int
     """Train on at most so many people, drawn at random (0 = all)."""
-    train_pictures: int
-    """data=drawn: how many training pictures to draw."""
-    val_pictures: int
-    """data=drawn: how many validation pictures to draw."""
+    num_train_images: int
+    """data=drawn: how many training images to draw."""
+    num_val_images: int
+    """data=drawn: how many validation images to draw."""
     seed: int
-    """data=drawn: which pictures are drawn; also which pictures are held out."""
+    """data=drawn: which images are drawn; also which images are held out."""
     crops: str
     """raw | jpeg | auto: how crops are stored; auto: raw up to 4 GB a study, above that jpeg."""
     store: str | None
@@ -137,7 +137,7 @@ class TeacherConfig(ModelConfig):
 
     ``name`` may also be vitpose (``init`` is a folder with config.json and safetensors), onnx
     (``init`` is a file) or predictions (``init`` is a JSON of COCO keypoint results on the
-    training pictures); those have no ``size``, and vitpose and predictions no codec either.
+    training images); those have no ``size``, and vitpose and predictions no codec either.
     """
 
     skeleton: str | None
@@ -146,14 +146,14 @@ class TeacherConfig(ModelConfig):
     input_size: tuple[int, int] | None
     """(height, width) of the crop that it sees, px, both divisible by 32; null = the data's."""
     pixels: str
-    """imagenet | unit: what an onnx file takes, RGB normalised as for ImageNet, or in 0..1."""
+    """imagenet | unit: what an onnx file takes, RGB normalized as for ImageNet, or in 0..1."""
     mode: str
     """cached | online: asked once about each person, its answer carried through every
     augmentation; or, as a control, asked at each step about the augmented crop itself."""
     views: int
     """cached: about so many crops of each person the teacher is asked: the plain one, and others
     drawn once, for all trials, by scale, rotation and half_body of distill.augment. A stage that
-    has the same chooses among them, and draws mirror, colours and patches on top. 1: the answer
+    has the same chooses among them, and draws mirror, colors and patches on top. 1: the answer
     about the plain crop is carried through any augmentation; so is that of predictions in a file,
     which nobody can ask."""
     epochs: int
@@ -207,10 +207,10 @@ class AugmentConfig:
     """Probability of a mirror."""
     half_body: float
     """Probability of a crop about the upper or the lower body alone."""
-    colour: float
+    color: float
     """Spread of brightness and contrast."""
     erase: float
-    """Probability of a rectangle of one colour, 2 to 15 % of the crop."""
+    """Probability of a rectangle of one color, 2 to 15 % of the crop."""
     occlude: float
     """Probability of such a rectangle out of another person's crop instead."""
 
@@ -250,8 +250,8 @@ class RefineConfig:
     """Share of the rate that a finetuned student takes."""
     start: str
     """student | jitter | the path of a JSON of another method's COCO keypoint results on the
-    training pictures: the poses that the refiner learns to improve. jitter: the truth with noise,
-    and what is not labelled from the student. A JSON: matched to people as for
+    training images: the poses that the refiner learns to improve. jitter: the truth with noise,
+    and what is not labeled from the student. A JSON: matched to people as for
     teacher.name=predictions; people and joints that it lacks start from the student.
     Left and right of poses from either are named anew before they are refined."""
     jitter: float
@@ -395,3 +395,12 @@ class StudyConfig:
     search: SearchConfig
     confirm: ConfirmConfig
     trial: TrialConfig
+
+
+RENAMED = {
+    "data.train_pictures": "data.num_train_images",
+    "data.val_pictures": "data.num_val_images",
+    "distill.augment.colour": "distill.augment.color",
+    "refine.augment.colour": "refine.augment.color",
+}
+"""Settings by their former path: older studies and command lines have those."""

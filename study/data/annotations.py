@@ -49,15 +49,15 @@ class AnnotationTable:
     ids: np.ndarray
     image_ids: np.ndarray
     image_rows: np.ndarray
-    """Where the picture stands in the file; -1 where its id stands there not at all or twice."""
+    """Where the image stands in the file; -1 where its id stands there not at all or twice."""
     picture_ids: np.ndarray
-    """Per picture of the file, (M,)."""
+    """Per image of the file, (M,)."""
     image_names: tuple[str, ...]
-    """Per picture of the file."""
+    """Per image of the file."""
     picture_sizes: np.ndarray
-    """Height and width per picture of the file, (M, 2)."""
+    """Height and width per image of the file, (M, 2)."""
     image_sizes: np.ndarray
-    """Height and width of the annotation's picture, NaN where ``image_rows`` is -1, (N, 2)."""
+    """Height and width of the annotation's image, NaN where ``image_rows`` is -1, (N, 2)."""
     keypoints: np.ndarray
     """x and y in image pixels, visibility; NaN where the file has another length, (N, K, 3)."""
     num_numbers: np.ndarray
@@ -69,17 +69,17 @@ class AnnotationTable:
     areas: np.ndarray
     """Square image pixels, (N,)."""
     source_ids: np.ndarray
-    """Id of the person whom a composed picture shows, -1 where the file has none, (N,)."""
+    """Id of the person whom a composed image shows, -1 where the file has none, (N,)."""
     category_ids: np.ndarray
     """-1 where the file has none, (N,)."""
     num_keypoints: np.ndarray
-    """The file's count of labelled joints, -1 where it has none, (N,)."""
+    """The file's count of labeled joints, -1 where it has none, (N,)."""
     is_crowd: np.ndarray
-    is_labelled: np.ndarray
+    is_labeled: np.ndarray
     is_used: np.ndarray
     """Whether the official readers take the annotation as a person, (N,)."""
     crowd_indices: np.ndarray
-    """CrowdPose's crowdIndex per picture of the file, NaN where it has none."""
+    """CrowdPose's crowdIndex per image of the file, NaN where it has none."""
     categories: tuple[Any, ...]
     """As in the file; empty where it has none."""
 
@@ -93,7 +93,7 @@ class AnnotationTable:
         return named[0] if len(named) == 1 else None
 
     def joints_outside(self) -> np.ndarray:
-        """How many pixels beyond its picture each labelled joint lies; 0 inside; (N, K)."""
+        """How many pixels beyond its image each labeled joint lies; 0 inside; (N, K)."""
         x, y, visibility = np.moveaxis(self.keypoints, 2, 0)  # 3 x (N, K)
         height, width = self.image_sizes.T[:, :, None]  # 2 x (N, 1)
         beyond = np.maximum.reduce([-x, -y, x - width, y - height])
@@ -115,24 +115,24 @@ def read_table(annotations: Path, skeleton: Skeleton) -> AnnotationTable:
 
 @functools.lru_cache(maxsize=2)
 def _read_table(path: Path, num_joints: int, _stamp: tuple[int, ...]) -> AnnotationTable:
-    pictures, people, categories = _read_columns(path, num_joints)
-    image_rows, image_sizes = _match_images(pictures, people["image_ids"])
+    images, people, categories = _read_columns(path, num_joints)
+    image_rows, image_sizes = _match_images(images, people["image_ids"])
     keypoints, num_numbers = people.pop("keypoints"), people.pop("num_numbers")
     boxes, areas = people.pop("boxes"), people.pop("areas")
     is_crowd = people.pop("iscrowd") > 0
     # Keypoints that cannot be read are a fault of a person, not a person without joints.
     has_some = (num_numbers > 0) | (people["num_keypoints"] > 0)
     is_illegible = has_some & ~np.isfinite(keypoints).all(axis=(1, 2))
-    is_labelled = is_illegible | (keypoints[:, :, 2] > 0).any(axis=1)
-    is_labelled &= people["num_keypoints"] != 0
+    is_labeled = is_illegible | (keypoints[:, :, 2] > 0).any(axis=1)
+    is_labeled &= people["num_keypoints"] != 0
     # A box of zero size is a fault even where the area is 0 too, so the person stays in sight.
     has_no_area = (areas <= 0) & (boxes[:, 2:] > 0).all(axis=1)
     table = AnnotationTable(
         path=path,
         image_rows=image_rows,
-        picture_ids=pictures["ids"],
-        image_names=tuple(pictures["names"].tolist()),
-        picture_sizes=pictures["sizes"],
+        picture_ids=images["ids"],
+        image_names=tuple(images["names"].tolist()),
+        picture_sizes=images["sizes"],
         image_sizes=image_sizes,
         keypoints=keypoints,
         num_numbers=num_numbers,
@@ -140,9 +140,9 @@ def _read_table(path: Path, num_joints: int, _stamp: tuple[int, ...]) -> Annotat
         clipped_boxes=clip_boxes(boxes, image_sizes),
         areas=np.where(np.isnan(areas), AREA_OF_BOX * boxes[:, 2] * boxes[:, 3], areas),
         is_crowd=is_crowd,
-        is_labelled=is_labelled,
-        is_used=is_labelled & ~is_crowd & ~has_no_area,
-        crowd_indices=pictures["crowd_indices"],
+        is_labeled=is_labeled,
+        is_used=is_labeled & ~is_crowd & ~has_no_area,
+        crowd_indices=images["crowd_indices"],
         categories=categories,
         **people,
     )
@@ -153,9 +153,9 @@ def _read_table(path: Path, num_joints: int, _stamp: tuple[int, ...]) -> Annotat
 
 
 def _read_columns(path: Path, num_joints: int) -> tuple[Columns, Columns, tuple[Any, ...]]:
-    """Columns of the pictures and of the annotations, and the categories as in the file."""
+    """Columns of the images and of the annotations, and the categories as in the file."""
     parts = {
-        "images": [_picture_columns(path, [], 0)],
+        "images": [_image_columns(path, [], 0)],
         "annotations": [_annotation_columns(path, [], 0, num_joints)],
     }
     counts = dict.fromkeys(LISTS, 0)
@@ -165,12 +165,12 @@ def _read_columns(path: Path, num_joints: int) -> tuple[Columns, Columns, tuple[
             categories = next(group)[1]
         while key in LISTS and (block := [r for _, r in itertools.islice(group, BLOCK)]):
             if key == "images":
-                parts[key].append(_picture_columns(path, block, counts[key]))
+                parts[key].append(_image_columns(path, block, counts[key]))
             else:
                 parts[key].append(_annotation_columns(path, block, counts[key], num_joints))
             counts[key] += len(block)
-    pictures, people = (_joined(parts[key]) for key in LISTS)
-    return pictures, people, tuple(categories) if isinstance(categories, list) else ()
+    images, people = (_joined(parts[key]) for key in LISTS)
+    return images, people, tuple(categories) if isinstance(categories, list) else ()
 
 
 def _joined(parts: list[Columns]) -> Columns:
@@ -178,14 +178,14 @@ def _joined(parts: list[Columns]) -> Columns:
     return {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
 
 
-def _picture_columns(path: Path, records: Sequence[Any], start: int) -> Columns:
+def _image_columns(path: Path, records: Sequence[Any], start: int) -> Columns:
     column = functools.partial(_column, f"images of {path}", records, start)
     ids = column("id", np.int64)
     names = [image.get("file_name") for image in records]
     wrong = next((i for i, name in enumerate(names) if not _is_file_name(name)), None)
     if wrong is not None:
         raise InputError(
-            f"every picture must have a 'file_name', got {records[wrong]!a} as number "
+            f"every image must have a 'file_name', got {records[wrong]!a} as number "
             f"{start + wrong} (from 0) of the images of {path}; mend the file"
         )
     sizes = np.stack([column("height", np.float64), column("width", np.float64)], axis=1)
@@ -217,28 +217,28 @@ def _annotation_columns(
 
 
 def clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The boxes inside their pictures, one pixel narrower and lower, as HRNet's reader has them.
+    """The boxes inside their images, one pixel narrower and lower, as HRNet's reader has them.
 
-    A width or height of 0 or less is left where nothing of the box lies in the picture.
+    A width or height of 0 or less is left where nothing of the box lies in the image.
 
     Args:
         boxes: xywh in image pixels, (N, 4).
-        sizes: height and width of the picture of each, (N, 2).
+        sizes: height and width of the image of each, (N, 2).
     """
     start = np.maximum(boxes[:, :2], 0)  # (N, 2)
     stop = np.minimum(sizes[:, ::-1] - 1, start + np.maximum(boxes[:, 2:] - 1, 0))
     return np.concatenate([start, stop - start], axis=1)
 
 
-def _match_images(pictures: Columns, image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row of each annotation's picture (N,), its height and width (N, 2)."""
-    known, rows, counts = np.unique(pictures["ids"], return_index=True, return_counts=True)
+def _match_images(images: Columns, image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row of each annotation's image (N,), its height and width (N, 2)."""
+    known, rows, counts = np.unique(images["ids"], return_index=True, return_counts=True)
     if not len(known):
         return np.full(len(image_ids), -1), np.full((len(image_ids), 2), math.nan)
     place = np.minimum(np.searchsorted(known, image_ids), len(known) - 1)
     is_match = (known[place] == image_ids) & (counts[place] == 1)
     image_rows = np.where(is_match, rows[place], -1)
-    return image_rows, np.where(is_match[:, None], pictures["sizes"][image_rows], math.nan)
+    return image_rows, np.where(is_match[:, None], images["sizes"][image_rows], math.nan)
 
 
 def _column(

@@ -3,8 +3,8 @@
 Faults are told of people whom the study would use. What the official readers skip by design, and
 oddities that official files have, are notes: they stop nothing and leave nobody out.
 
-Of a picture the audit looks at no more than its header and its last bytes. That is some 40
-microseconds for a sound picture, not the milliseconds of a decoder: COCO has 118,000, and each is
+Of an image the audit looks at no more than its header and its last bytes. That is some 40
+microseconds for a sound image, not the milliseconds of a decoder: COCO has 118,000, and each is
 decoded once anyway, when its people are cropped, where damage between the two ends comes to light.
 """
 
@@ -24,49 +24,49 @@ import pyarrow.parquet as pq
 from models.skeleton import Skeleton
 from study.data.annotations import AnnotationTable, read_table
 from study.data.coco_json import WHERE
-from study.data.image_files import TURNED_PICTURE, picture_problem
+from study.data.image_files import TURNED_IMAGE, image_problem
 from study.errors import InputError
-from study.storage.files import aside_of, put_in_place
+from study.storage.files import commit_file, temp_path
 
 WRONG_LENGTH = "keypoints of the wrong length"
 WRONG_VISIBILITY = "visibility that is not 0, 1 or 2"
 NOT_FINITE = "coordinates that are not finite"
-JOINT_OUTSIDE = "joint far outside its picture"
+JOINT_OUTSIDE = "joint far outside its image"
 WRONG_BOX = "box that is not four finite numbers"
 ZERO_BOX = "box of zero size"
 DUPLICATE_ID = "duplicate annotation id"
-UNKNOWN_IMAGE = "image id without its one picture"
+UNKNOWN_IMAGE = "image id without its one image"
 WRONG_AREA = "area that is not finite"
 OTHER_CATEGORY = "category that is not the person's"
 OTHER_ORDER = "joints in another order"
 FAR_OUTSIDE = 0.1
-"""How far beyond the edge a labelled joint may lie, over the picture's longer side. Official files
-go up to 7 pixels in 640; exchanged axes and wrong pictures go much further."""
+"""How far beyond the edge a labeled joint may lie, over the image's longer side. Official files
+go up to 7 pixels in 640; exchanged axes and wrong images go much further."""
 EXAMPLES = 3
 """How many faults of a kind a message shows."""
 READERS = 16
-"""Threads that look at pictures: what they wait for is the disk."""
+"""Threads that look at images: what they wait for is the disk."""
 CHUNK = 128
 Progress = Callable[[int, int], None]
-"""Called with the number of pictures looked at and of all."""
+"""Called with the number of images looked at and of all."""
 Check = tuple[str, np.ndarray, Callable[[int], str]]
 """Kind of fault, whether each annotation has it (N,), and the detail of annotation i."""
 CROWD = "crowd region"
-NO_LABELS = "person without labelled joints"
+NO_LABELS = "person without labeled joints"
 NO_AREA = "person without area"
-CLIPPED = "box clipped to the picture"
-OUTSIDE = "joint a little outside the picture"
-OTHER_COUNT = "num_keypoints that is not the number of labelled joints"
-AT_ORIGIN = "labelled joint at 0, 0"
+CLIPPED = "box clipped to the image"
+OUTSIDE = "joint a little outside the image"
+OTHER_COUNT = "num_keypoints that is not the number of labeled joints"
+AT_ORIGIN = "labeled joint at 0, 0"
 TWICE = "person annotated twice"
 OTHER_NAMES = "joints of other names"
-SAME_PICTURE = "picture under several ids"
-NO_CROWD_INDEX = "picture without crowdIndex"
+SAME_IMAGE = "image under several ids"
+NO_CROWD_INDEX = "image without crowdIndex"
 SCHEMA = pa.schema(
     [
         ("kind", pa.dictionary(pa.int32(), pa.string())),
         ("is_fault", pa.bool_()),  # else it is a note, which stops nothing
-        ("file", pa.dictionary(pa.int32(), pa.string())),  # the picture's, or the annotation file
+        ("file", pa.dictionary(pa.int32(), pa.string())),  # the image's, or the annotation file
         ("image_id", pa.int64()),  # null where a file as a whole is meant
         ("annotation_id", pa.int64()),
         ("detail", pa.string()),
@@ -91,24 +91,24 @@ def audit(
     images: Path,
     skeleton: Skeleton,
     *,
-    verify_pictures: bool = True,
+    verify_images: bool = True,
     progress: Progress | None = None,
 ) -> list[Fault]:
-    """All faults of the file and of the pictures that its people are in; none where all is well.
+    """All faults of the file and of the images that its people are in; none where all is well.
 
     Raises:
         InputError: where there is nothing to list: no folder, no file, no such format, no person.
     """
-    if verify_pictures and annotations.is_file() and not images.is_dir():
+    if verify_images and annotations.is_file() and not images.is_dir():
         raise InputError(
-            f"the folder of the pictures must exist, got {images}; "
+            f"the folder of the images must exist, got {images}; "
             "change data.root or data.{train,val}.images"
         )
     table = read_table(annotations, skeleton)
     require_people(table)
     faults = annotation_faults(table, skeleton)
-    if verify_pictures:
-        faults += _picture_faults(table, images, progress)
+    if verify_images:
+        faults += _image_faults(table, images, progress)
     return faults
 
 
@@ -117,9 +117,9 @@ def require_people(table: AnnotationTable, left_out: int = 0) -> None:
     if np.count_nonzero(table.is_used) > left_out:
         return
     raise InputError(
-        "the annotation file must have at least one person with a labelled joint, got "
+        "the annotation file must have at least one person with a labeled joint, got "
         f"{len(table.ids)} annotations ({np.count_nonzero(table.is_crowd)} crowd regions, "
-        f"{np.count_nonzero(table.is_labelled)} with labelled joints, {left_out} left out for "
+        f"{np.count_nonzero(table.is_labeled)} with labeled joints, {left_out} left out for "
         f"their faults) in {table.path}; {WHERE}"
     )
 
@@ -176,7 +176,7 @@ def _keypoint_checks(table: AnnotationTable) -> list[Check]:
         return f"its visibility has the values {np.unique(table.keypoints[i, :, 2]).tolist()}"
 
     def distance(i: int) -> str:
-        return f"a joint is {outside[i]:g} px beyond the edge {_of_picture(table, i)}"
+        return f"a joint is {outside[i]:g} px beyond the edge {_of_image(table, i)}"
 
     return [
         (WRONG_LENGTH, ~has_length, length),
@@ -198,7 +198,7 @@ def _box_checks(table: AnnotationTable) -> list[Check]:
     num_alike = counts[places]
 
     def void(i: int) -> str:
-        return f"the box {table.boxes[i].tolist()} covers nothing {_of_picture(table, i)}"
+        return f"the box {table.boxes[i].tolist()} covers nothing {_of_image(table, i)}"
 
     return [
         (WRONG_BOX, ~has_box, lambda _: "bbox must be x, y, width, height in image pixels"),
@@ -275,10 +275,8 @@ def faulty_ids(faults: Iterable[Fault]) -> frozenset[int]:
     )
 
 
-def _picture_faults(
-    table: AnnotationTable, images: Path, progress: Progress | None
-) -> list[Fault]:
-    """A fault for every used person whose picture is missing or broken."""
+def _image_faults(table: AnnotationTable, images: Path, progress: Progress | None) -> list[Fault]:
+    """A fault for every used person whose image is missing or broken."""
     people = np.flatnonzero(table.is_used & (table.image_rows >= 0))
     rows = np.unique(table.image_rows[people])
     problems: dict[int, tuple[str, str]] = {}
@@ -286,7 +284,7 @@ def _picture_faults(
     def look(chunk: np.ndarray) -> list[tuple[str, str] | None]:
         sizes = table.picture_sizes[chunk].tolist()
         names = (table.image_names[row] for row in chunk)
-        return [picture_problem(images / n, *size) for n, size in zip(names, sizes, strict=True)]
+        return [image_problem(images / n, *size) for n, size in zip(names, sizes, strict=True)]
 
     chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
     num_seen = 0
@@ -303,16 +301,16 @@ def _picture_faults(
             int(table.ids[i]),
             int(table.image_ids[i]),
             detail,
-            is_warning=kind == TURNED_PICTURE,
+            is_warning=kind == TURNED_IMAGE,
         )
         for i in people[np.isin(table.image_rows[people], list(problems))]
         for kind, detail in [problems[int(table.image_rows[i])]]
     ]
 
 
-def _of_picture(table: AnnotationTable, i: int) -> str:
+def _of_image(table: AnnotationTable, i: int) -> str:
     height, width = table.image_sizes[i]
-    return f"of its picture, which is {height:g} px high and {width:g} px wide"
+    return f"of its image, which is {height:g} px high and {width:g} px wide"
 
 
 def notes(annotations: Path, skeleton: Skeleton) -> dict[str, int]:
@@ -333,17 +331,17 @@ def _note_checks(table: AnnotationTable) -> list[Check]:
     outside = table.joints_outside().max(axis=1, initial=0)
     start, size = table.boxes[:, :2], table.boxes[:, 2:]
     is_cut = ((start < 0) | (start + size > table.image_sizes[:, ::-1])).any(axis=1)
-    labelled = table.keypoints[:, :, 2] > 0  # (N, K)
-    counts = labelled.sum(axis=1)
+    labeled = table.keypoints[:, :, 2] > 0  # (N, K)
+    counts = labeled.sum(axis=1)
     is_read = np.isfinite(table.keypoints).all(axis=(1, 2))
-    at_origin = labelled & (table.keypoints[:, :, :2] == 0).all(axis=2)
+    at_origin = labeled & (table.keypoints[:, :, :2] == 0).all(axis=2)
     is_other_count = (table.num_keypoints >= 0) & (table.num_keypoints != counts) & is_read
     return [
         (CROWD, table.is_crowd, lambda _: "official readers skip it"),
-        (NO_LABELS, ~table.is_labelled & ~table.is_crowd, lambda _: "official readers skip it"),
+        (NO_LABELS, ~table.is_labeled & ~table.is_crowd, lambda _: "official readers skip it"),
         (
             NO_AREA,
-            table.is_labelled & ~table.is_crowd & ~table.is_used,
+            table.is_labeled & ~table.is_crowd & ~table.is_used,
             lambda _: "official readers skip it",
         ),
         (CLIPPED, is_cut & table.is_used, lambda i: f"its box is {table.boxes[i].tolist()}"),
@@ -351,19 +349,19 @@ def _note_checks(table: AnnotationTable) -> list[Check]:
         (
             OTHER_COUNT,
             is_other_count,
-            lambda i: f"it is {table.num_keypoints[i]}, {counts[i]} are labelled",
+            lambda i: f"it is {table.num_keypoints[i]}, {counts[i]} are labeled",
         ),
         (
             AT_ORIGIN,
             at_origin.any(axis=1) & table.is_used,
-            lambda i: f"{at_origin[i].sum()} joints; visibility 0 would leave them unlabelled",
+            lambda i: f"{at_origin[i].sum()} joints; visibility 0 would leave them unlabeled",
         ),
-        (TWICE, _is_repeated(table), lambda _: "same picture, box and joints as another"),
+        (TWICE, _is_repeated(table), lambda _: "same image, box and joints as another"),
     ]
 
 
 def _is_repeated(table: AnnotationTable) -> np.ndarray:
-    """Whether a used person has the picture, box and joints of one before, (N,)."""
+    """Whether a used person has the image, box and joints of one before, (N,)."""
     rows = np.flatnonzero(table.is_used)
     firsts: dict[int, int] = {}  # by hash: a note may be wrong once in 2 ** 64 pairs
     is_repeated = np.zeros(len(table.ids), bool)
@@ -375,7 +373,7 @@ def _is_repeated(table: AnnotationTable) -> np.ndarray:
 
 
 def _file_notes(table: AnnotationTable, skeleton: Skeleton) -> list[Fault]:
-    """What is odd about the file or its pictures rather than about a person."""
+    """What is odd about the file or its images rather than about a person."""
     found: list[tuple[str, str]] = []
     names = joint_names(table)
     if names and sorted(names) != sorted(skeleton.joints) and len(names) == skeleton.num_joints:
@@ -385,7 +383,7 @@ def _file_notes(table: AnnotationTable, skeleton: Skeleton) -> list[Fault]:
     used = np.unique(table.image_rows[table.is_used & (table.image_rows >= 0)]).tolist()
     by_name = collections.Counter(table.image_names[row] for row in used)
     found += [
-        (SAME_PICTURE, f"{name} stands there {count} times: it may be in train and in search")
+        (SAME_IMAGE, f"{name} stands there {count} times: it may be in train and in search")
         for name, count in by_name.items()
         if count > 1
     ]
@@ -422,10 +420,10 @@ def write_table(file: Path, table: pa.Table) -> None:
     """The Parquet file of this table, in a folder that is made; written aside and renamed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     # Programs that read a folder skip names with a dot in front.
-    aside = aside_of(file)
+    aside = temp_path(file)
     try:
         pq.write_table(table, aside)
-        put_in_place(aside, file)
+        commit_file(aside, file)
     finally:
         aside.unlink(missing_ok=True)
 

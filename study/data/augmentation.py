@@ -1,7 +1,7 @@
 """What is done to people in training, drawn for a batch and carried out on a batch.
 
-The geometry's draws are those of the official HRNet: scale, rotation, half body, flip. Colour and
-patches are ours, since a student of few pictures needs them. All is drawn for the global batch
+The geometry's draws are those of the official HRNet: scale, rotation, half body, flip. Color and
+patches are ours, since a student of few images needs them. All is drawn for the global batch
 from one generator, so that it is the same for any number of workers; pixels are cut on whatever
 device trains: on a CPU by OpenCV from bytes, which is several times as fast there as grid_sample.
 """
@@ -27,10 +27,10 @@ from study.data.crops import plain_affines, stored_frame
 HALF_BODY_PADDING = 1.5
 ROTATED_SHARE = 0.6
 MIN_HALF_BODY_JOINTS = 8
-"""As the official HRNet: people with no more labelled joints are not cut in half."""
+"""As the official HRNet: people with no more labeled joints are not cut in half."""
 UPPER_BELOW = 0.5
 """As the official HRNet: the upper half where a *normal* draw is lower, so for 69 in 100."""
-GREY = np.arange(256, dtype=np.uint8)[None]
+GRAY = np.arange(256, dtype=np.uint8)[None]
 PATCH_AREA = (0.02, 0.15)
 """Of a patch, as shares of the crop."""
 PATCH_ASPECT = 3.0
@@ -45,15 +45,15 @@ class Augmentation:
     """From stored-crop pixels to those of the crop, (B, 2, 3)."""
     joints: Tensor
     """(B, K), which of the stored joints each joint is: left and right change in a mirror."""
-    colours: Tensor | None = None
+    colors: Tensor | None = None
     """(B, 2), the factors of contrast and brightness; None where pixels stay as they are."""
     patches: Tensor | None = None
     """(B, 4), left, top, right, bottom of what is hidden, as shares of the crop; an empty one
     hides nothing. None where nobody has one."""
-    patch_colours: Tensor | None = None
+    patch_colors: Tensor | None = None
     """(B, 3), RGB in 0..255, of which a patch is."""
     patch_people: Tensor | None = None
-    """(B,), the place in the drawn batch of whose crop shows in the patch; -1 for its colour."""
+    """(B,), the place in the drawn batch of whose crop shows in the patch; -1 for its color."""
 
     def take(self, places: Tensor) -> Augmentation:
         """Of the people at these places; ``patch_people`` still counts in the batch drawn."""
@@ -64,7 +64,7 @@ class Augmentation:
         }
         return dataclasses.replace(self, **taken)
 
-    def reordered(self, values: NDArray[np.generic]) -> Tensor:
+    def in_flip_order(self, values: NDArray[np.generic]) -> Tensor:
         """Values per stored joint, (B, K, ...), as values per joint."""
         tensor = torch.from_numpy(np.asarray(values))
         return tensor[torch.arange(len(tensor))[:, None], self.joints]
@@ -94,10 +94,10 @@ def draw_augmentation(
         frame: the augmented crop's.
     """
     affine = draw_affines(keypoints_stored, visibility, skeleton, frame, augment, generator)
-    return vary(affine, skeleton, frame, augment, generator)
+    return add_flip_and_color(affine, skeleton, frame, augment, generator)
 
 
-def vary(
+def add_flip_and_color(
     affine: Tensor,
     skeleton: Skeleton,
     frame: CropFrame,
@@ -107,14 +107,14 @@ def vary(
     """These affines (B, 2, 3) from stored to augmented crop, some mirrored, with all the rest."""
     count = len(affine)
     mirrored = torch.rand(count, generator=generator) < augment.flip
-    drawn = Augmentation(mirror(affine, mirrored, frame), joints_of(mirrored, skeleton))
-    if augment.colour:
+    drawn = Augmentation(mirror(affine, mirrored, frame), flip_order_of(mirrored, skeleton))
+    if augment.color:
         draws = torch.rand(count, 2, generator=generator)
-        drawn = dataclasses.replace(drawn, colours=1 + (2 * draws - 1) * augment.colour)
+        drawn = dataclasses.replace(drawn, colors=1 + (2 * draws - 1) * augment.color)
     return _with_patches(drawn, augment, generator)
 
 
-def joints_of(mirrored: Tensor, skeleton: Skeleton) -> Tensor:
+def flip_order_of(mirrored: Tensor, skeleton: Skeleton) -> Tensor:
     """Which of the stored joints each joint is, (B, K), of people (B,) that may be mirrored."""
     order = torch.tensor(skeleton.flip_order)
     return torch.where(mirrored[:, None], order, torch.arange(skeleton.num_joints))
@@ -123,7 +123,7 @@ def joints_of(mirrored: Tensor, skeleton: Skeleton) -> Tensor:
 def _with_patches(
     drawn: Augmentation, augment: AugmentConfig, generator: torch.Generator
 ) -> Augmentation:
-    """With rectangles of one colour or of another person, if there are to be any.
+    """With rectangles of one color or of another person, if there are to be any.
 
     Zhong et al., Random Erasing, AAAI 2020.
     """
@@ -140,14 +140,14 @@ def _with_patches(
     area = low + (high - low) * uniform()
     aspect = torch.exp((2 * uniform() - 1) * math.log(PATCH_ASPECT))
     half = torch.stack(((area * aspect).sqrt(), (area / aspect).sqrt()), dim=1) / 2
-    centre = uniform(2)
-    patches = torch.cat((centre - half, centre + half), dim=1).clamp(0, 1)
+    center = uniform(2)
+    patches = torch.cat((center - half, center + half), dim=1).clamp(0, 1)
     shift = torch.randint(1, max(count, 2), (count,), generator=generator)
     others = (torch.arange(count) + shift) % count
     return dataclasses.replace(
         drawn,
         patches=torch.where(has_patch[:, None], patches, 0.0),
-        patch_colours=255 * uniform(3),
+        patch_colors=255 * uniform(3),
         patch_people=torch.where(occluded, others, -1),
     )
 
@@ -178,27 +178,27 @@ def draw_affines(
     def normal() -> Tensor:
         return torch.randn(count, generator=generator)
 
-    centres = torch.tensor(stored_frame(frame.size).centre).expand(count, 2)
+    centers = torch.tensor(stored_frame(frame.size).center).expand(count, 2)
     shown = torch.full((count,), float(width))
-    half_centres, half_shown, can_halve = _half_bodies(
+    half_centers, half_shown, can_halve = _half_bodies(
         keypoints_stored, visibility, skeleton, width / height, normal() < UPPER_BELOW
     )
     halved = can_halve & (uniform() < augment.half_body)
-    centres = torch.where(halved[:, None], half_centres, centres)
+    centers = torch.where(halved[:, None], half_centers, centers)
     shown = torch.where(halved, half_shown, shown)
     spread = augment.scale
     shown = shown * (1 + normal() * spread).clamp(1 - spread, 1 + spread)
     turned = uniform() < ROTATED_SHARE
     angles = (normal() * augment.rotation).clamp(-2 * augment.rotation, 2 * augment.rotation)
     angles = torch.deg2rad(torch.where(turned, angles, 0.0))
-    return affines_of(centres, shown, angles, frame)
+    return affines_of(centers, shown, angles, frame)
 
 
-def affines_of(centres: Tensor, shown: Tensor, angles: Tensor, frame: CropFrame) -> Tensor:
+def affines_of(centers: Tensor, shown: Tensor, angles: Tensor, frame: CropFrame) -> Tensor:
     """Affines from stored to augmented crop, (B, 2, 3).
 
     Args:
-        centres: the place in the stored crop that comes to the middle, (B, 2).
+        centers: the place in the stored crop that comes to the middle, (B, 2).
         shown: how many of its pixels the crop's width shows, (B,).
         angles: of the crop's frame about that place, radians, (B,).
     """
@@ -207,7 +207,7 @@ def affines_of(centres: Tensor, shown: Tensor, angles: Tensor, frame: CropFrame)
     turn = torch.stack([torch.stack([cosine, sine], -1), torch.stack([-sine, cosine], -1)], 1)
     zoom = (width / shown)[:, None] * torch.tensor(frame.zoom)  # (B, 2)
     linear = zoom[:, :, None] * turn
-    offset = torch.tensor(frame.centre) - torch.einsum("bij,bj->bi", linear, centres)
+    offset = torch.tensor(frame.center) - torch.einsum("bij,bj->bi", linear, centers)
     return torch.cat([linear, offset[:, :, None]], dim=2)
 
 
@@ -221,22 +221,22 @@ def mirror(affine: Tensor, mirrored: Tensor, frame: CropFrame) -> Tensor:
 def _half_bodies(
     keypoints: Tensor, visibility: Tensor, skeleton: Skeleton, aspect: float, wants_upper: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Centre and shown width of a crop about half of each person, and whether there is one."""
+    """Center and shown width of a crop about half of each person, and whether there is one."""
     is_upper = torch.zeros(skeleton.num_joints, dtype=torch.bool)
     is_upper[list(skeleton.upper_body)] = True
-    labelled = visibility > 0
-    upper, lower = labelled & is_upper, labelled & ~is_upper
+    labeled = visibility > 0
+    upper, lower = labeled & is_upper, labeled & ~is_upper
     takes_upper = wants_upper & (upper.sum(1) > 2) | (lower.sum(1) <= 2)
     chosen = torch.where(takes_upper[:, None], upper, lower)
     number = chosen.sum(1)
     total = torch.where(chosen[..., None], keypoints, 0.0).sum(1)
-    centres = total / number.clamp(min=1)[:, None]
+    centers = total / number.clamp(min=1)[:, None]
     low = torch.where(chosen[..., None], keypoints, math.inf).amin(1)
     high = torch.where(chosen[..., None], keypoints, -math.inf).amax(1)
     extent = torch.where((number > 1)[:, None], high - low, 1.0)
     shown = torch.maximum(extent[:, 0], extent[:, 1] * aspect) * HALF_BODY_PADDING
-    can_halve = (labelled.sum(1) > MIN_HALF_BODY_JOINTS) & (number > 2) & (shown > 4)
-    return centres, shown.clamp(min=4.0), can_halve
+    can_halve = (labeled.sum(1) > MIN_HALF_BODY_JOINTS) & (number > 2) & (shown > 4)
+    return centers, shown.clamp(min=4.0), can_halve
 
 
 def cut_crops(
@@ -244,49 +244,47 @@ def cut_crops(
     affine: Tensor,
     frame: CropFrame,
     device: torch.device,
-    colours: Tensor | None = None,
+    colors: Tensor | None = None,
 ) -> Tensor:
     """Bilinear crops (B, 3, h, w) in 0..255, on the device, cut from stored ones.
 
     Args:
         stored: B of (hs, ws, 3) RGB; beyond them there is black.
         affine: stored to crop pixels, (B, 2, 3).
-        colours: factors of contrast and brightness, (B, 2); None leaves colours as they are.
+        colors: factors of contrast and brightness, (B, 2); None leaves colors as they are.
     """
     if device.type == "cpu":
-        return _cut_on_cpu(stored, affine, frame, colours)
-    pictures = torch.from_numpy(np.stack(stored))
-    crops = _cut_on_device(pictures.to(device), affine.to(device), frame)
-    return crops if colours is None else jitter_colour(crops, colours.to(device))
+        return _cut_on_cpu(stored, affine, frame, colors)
+    images = torch.from_numpy(np.stack(stored))
+    crops = _cut_on_device(images.to(device), affine.to(device), frame)
+    return crops if colors is None else jitter_color(crops, colors.to(device))
 
 
 def _cut_on_cpu(
-    stored: Sequence[NDArray[np.uint8]], affine: Tensor, frame: CropFrame, colours: Tensor | None
+    stored: Sequence[NDArray[np.uint8]], affine: Tensor, frame: CropFrame, colors: Tensor | None
 ) -> Tensor:
-    """The same in bytes: grey values are rounded after the warp, and again after the colours."""
+    """The same in bytes: gray values are rounded after the warp, and again after the colors."""
     height, width = frame.size
     crops = np.empty((len(stored), height, width, 3), np.float32)
     # Four channels are warped faster than three, the way there and back included.
     wide = np.empty((*stored[0].shape[:2], 4), np.uint8)
     warped = np.empty((height, width, 4), np.uint8)
     crop = np.empty((height, width, 3), np.uint8)
-    for place, (picture, forth) in enumerate(zip(stored, affine.double().numpy(), strict=True)):
-        cv2.cvtColor(picture, cv2.COLOR_RGB2RGBA, dst=wide)
+    for place, (image, forth) in enumerate(zip(stored, affine.double().numpy(), strict=True)):
+        cv2.cvtColor(image, cv2.COLOR_RGB2RGBA, dst=wide)
         cv2.warpAffine(wide, forth, (width, height), dst=warped, flags=cv2.INTER_LINEAR)
         cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB, dst=crop)
-        if colours is not None:
-            cv2.LUT(crop, _colour_table(crop, *colours[place].tolist()), dst=crop)
+        if colors is not None:
+            cv2.LUT(crop, _color_table(crop, *colors[place].tolist()), dst=crop)
         crops[place] = crop  # while it is in the cache
     return torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
-def _colour_table(
-    crop: NDArray[np.uint8], contrast: float, brightness: float
-) -> NDArray[np.uint8]:
-    """What becomes of each grey value of the crop (h, w, 3), (1, 256)."""
+def _color_table(crop: NDArray[np.uint8], contrast: float, brightness: float) -> NDArray[np.uint8]:
+    """What becomes of each gray value of the crop (h, w, 3), (1, 256)."""
     mean = sum(cv2.mean(crop)[:3]) / 3
     shift = mean * (1 - contrast) * brightness
-    return np.asarray(cv2.addWeighted(GREY, contrast * brightness, GREY, 0, shift), np.uint8)
+    return np.asarray(cv2.addWeighted(GRAY, contrast * brightness, GRAY, 0, shift), np.uint8)
 
 
 def _cut_on_device(stored: Tensor, affine: Tensor, frame: CropFrame) -> Tensor:
@@ -304,19 +302,19 @@ def _cut_on_device(stored: Tensor, affine: Tensor, frame: CropFrame) -> Tensor:
     return F.grid_sample(maps, grid, mode="bilinear", align_corners=True)
 
 
-def jitter_colour(crops: Tensor, colours: Tensor) -> Tensor:
+def jitter_color(crops: Tensor, colors: Tensor) -> Tensor:
     """Crops (B, 3, h, w) in 0..255 with another contrast and brightness, by factors (B, 2)."""
-    contrast, brightness = colours.T[..., None, None, None]
+    contrast, brightness = colors.T[..., None, None, None]
     mean = crops.mean(dim=(1, 2, 3), keepdim=True)
     return (((crops - mean) * contrast + mean) * brightness).clamp(0, 255)
 
 
-def hide(crops: Tensor, patches: Tensor, fillings: Tensor) -> None:
+def paste_patches(crops: Tensor, patches: Tensor, fillings: Tensor) -> None:
     """Lets the fillings show in crops (B, 3, h, w) where the patches are, in place.
 
     Args:
         patches: left, top, right, bottom as shares of the crop, (B, 4); empty ones hide nothing.
-        fillings: (B, 3, h, w), or (B, 3, 1, 1) for one colour.
+        fillings: (B, 3, h, w), or (B, 3, 1, 1) for one color.
     """
     height, width = crops.shape[-2:]
     edges = (patches * torch.tensor([width, height, width, height])).round().int().tolist()

@@ -1,7 +1,7 @@
 """The two files that evaluations share with other people's code: boxes come in, poses go out.
 
 Boxes are COCO detections, a JSON list of ``{image_id, category_id, bbox, score}`` with xywh in
-picture pixels, as the usual ``COCO_val2017_detections_AP_H_56_person.json``. Poses are COCO
+image pixels, as the usual ``COCO_val2017_detections_AP_H_56_person.json``. Poses are COCO
 keypoint results.
 """
 
@@ -17,9 +17,9 @@ import numpy as np
 
 from models.skeleton import Skeleton
 from study.data.annotations import AREA_OF_BOX, PERSON_ID, clip_boxes, read_table
-from study.data.people import People, find_neighbours
+from study.data.people import People, find_neighbors
 from study.errors import InputError
-from study.storage.files import write_whole
+from study.storage.files import write_atomic
 
 SETTING = "data.val.detections"
 
@@ -27,20 +27,20 @@ SETTING = "data.val.detections"
 def read_detections(
     file: Path, annotations: Path, images: Path, skeleton: Skeleton, threshold: float
 ) -> People:
-    """The found people of an annotation file's pictures, with box scores and no known keypoints.
+    """The found people of an annotation file's images, with box scores and no known keypoints.
 
-    Boxes of other categories and other pictures, and those that score below the threshold, are
-    left out; so are those of which nothing lies in the picture, for boxes are clipped as labelled
+    Boxes of other categories and other images, and those that score below the threshold, are
+    left out; so are those of which nothing lies in the image, for boxes are clipped as labeled
     ones are (HRNet's reader of detections takes them as they come). An ``annotation_id`` is the
     place in the file, from 0.
 
     Args:
-        annotations: names the pictures and their sizes.
-        images: the pictures' folder.
+        annotations: names the images and their sizes.
+        images: the images' folder.
         skeleton: whose joints are to be looked for.
 
     Raises:
-        InputError: the file is broken or leaves nobody, or a picture is not there.
+        InputError: the file is broken or leaves nobody, or an image is not there.
     """
     found = read_entries(
         file, SETTING, "null or a JSON of COCO detections, relative to data.root", "detections"
@@ -49,7 +49,7 @@ def read_detections(
         if fault := _fault_in(entry):
             raise InputError(f"{file}, detection {place} (from 0): {fault}; mend the file")
     table = read_table(annotations, skeleton)
-    rows = {picture: row for row, picture in enumerate(table.picture_ids.tolist())}
+    rows = {image: row for row, image in enumerate(table.picture_ids.tolist())}
     wanted = [
         place
         for place, entry in enumerate(found)
@@ -57,7 +57,7 @@ def read_detections(
     ]
     if not wanted:
         raise InputError(
-            f"{SETTING} must hold boxes of people (category_id {PERSON_ID}) in the pictures of "
+            f"{SETTING} must hold boxes of people (category_id {PERSON_ID}) in the images of "
             f"{annotations}, got none among the {len(found)} of {file}; change {SETTING} or "
             "data.val.annotations"
         )
@@ -71,14 +71,14 @@ def read_detections(
     kept = np.flatnonzero((scores >= threshold) & (boxes[:, 2:] > 0).all(axis=1))
     if not len(kept):
         raise InputError(
-            f"{SETTING} must leave a box within its picture that scores at least "
+            f"{SETTING} must leave a box within its image that scores at least "
             f"data.val.detection_threshold={threshold:g}, got none of {len(wanted)} in {file}, "
             f"whose highest score is {scores.max():g}; lower the threshold or change {SETTING}"
         )
     kept = kept[np.argsort(image_rows[kept], kind="stable")]
     boxes, image_rows = boxes[kept], image_rows[kept]
     paths = tuple(images / table.image_names[row] for row in image_rows)
-    _require_pictures(file, paths)
+    _require_images(file, paths)
     image_ids = table.picture_ids[image_rows]
     return People(
         annotation_ids=places[kept],
@@ -88,7 +88,7 @@ def read_detections(
         areas=AREA_OF_BOX * boxes[:, 2:].prod(axis=1),
         keypoints_image=np.zeros((len(kept), skeleton.num_joints, 2)),
         visibility=np.zeros((len(kept), skeleton.num_joints), np.uint8),
-        neighbours=find_neighbours(boxes, image_rows),
+        neighbors=find_neighbors(boxes, image_rows),
         image_paths=paths,
         annotations=file,
         has_source=False,
@@ -98,7 +98,7 @@ def read_detections(
 
 def write_poses(poses: Sequence[dict[str, Any]], file: Path) -> None:
     """The file holds these COCO keypoint results; never seen unfinished."""
-    write_whole(file, json.dumps(list(poses)))
+    write_atomic(file, json.dumps(list(poses)))
 
 
 def _fault_in(entry: Any) -> str | None:
@@ -117,11 +117,11 @@ def _fault_in(entry: Any) -> str | None:
     return None
 
 
-def _require_pictures(file: Path, paths: Sequence[Path]) -> None:
+def _require_images(file: Path, paths: Sequence[Path]) -> None:
     gone = next((path for path in dict.fromkeys(paths) if not path.is_file()), None)
     if gone is not None:
         raise InputError(
-            f"pictures of which {file} has boxes must be there, got none at {gone}; put it there, "
+            f"images of which {file} has boxes must be there, got none at {gone}; put it there, "
             f"or change data.val.images or {SETTING}"
         )
 

@@ -1,7 +1,7 @@
-"""Whether a picture file is whole, and as large as its annotation says, at a look at its ends.
+"""Whether an image file is whole, and as large as its annotation says, at a look at its ends.
 
 A JPEG that was cut off lacks its end-of-image marker (decoders differ in whether they mind), a PNG
-its last chunk; both tell their size at the start. Only a picture that fails this, or is of another
+its last chunk; both tell their size at the start. Only an image that fails this, or is of another
 kind, is read whole and decoded.
 """
 
@@ -13,10 +13,10 @@ from typing import BinaryIO, NamedTuple
 import cv2
 import numpy as np
 
-MISSING_PICTURE = "picture missing"
-BROKEN_PICTURE = "picture truncated or unreadable"
-OTHER_SIZE = "picture of another size than its annotation"
-TURNED_PICTURE = "picture that its EXIF tag turns"
+MISSING_IMAGE = "image missing"
+BROKEN_IMAGE = "image truncated or unreadable"
+OTHER_SIZE = "image of another size than its annotation"
+TURNED_IMAGE = "image that its EXIF tag turns"
 
 HEADER = 4096
 """Bytes read at first: in most files the size stands in them."""
@@ -26,7 +26,7 @@ EXIF = b"Exif\0\0"
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 """JPEG markers of a frame, which tell the size."""
 ORIENTATION = 0x0112
-"""EXIF's tag of how a picture is to be turned; from SIDEWAYS on, width and height change."""
+"""EXIF's tag of how an image is to be turned; from SIDEWAYS on, width and height change."""
 UPRIGHT, SIDEWAYS = 1, 5
 
 
@@ -38,30 +38,30 @@ class Header(NamedTuple):
     orientation: int = UPRIGHT
 
     def size_as_read(self) -> tuple[int, int]:
-        """(height, width) of what ``read_picture`` gives, which follows the EXIF tag."""
+        """(height, width) of what ``read_image`` gives, which follows the EXIF tag."""
         is_sideways = self.orientation >= SIDEWAYS
         return (self.width, self.height) if is_sideways else (self.height, self.width)
 
 
-def picture_problem(picture: Path, height: float = 0, width: float = 0) -> tuple[str, str] | None:
+def image_problem(image: Path, height: float = 0, width: float = 0) -> tuple[str, str] | None:
     """Kind and detail of what is wrong with the file; none where nothing is.
 
     Args:
         height: as the annotation file has it, with the width; 0 for any.
     """
     try:
-        with picture.open("rb", buffering=HEADER) as file:
+        with image.open("rb", buffering=HEADER) as file:
             header = read_header(file)
             is_whole = header is not None and _ends_well(file)
         if header is None or not is_whole:
-            decoded = _decode(picture.read_bytes())
+            decoded = _decode(image.read_bytes())
             if isinstance(decoded, str):
-                return BROKEN_PICTURE, decoded
+                return BROKEN_IMAGE, decoded
             header = header or Header(*decoded)
     except FileNotFoundError:
-        return MISSING_PICTURE, "there is no such file"
+        return MISSING_IMAGE, "there is no such file"
     except OSError as error:
-        return BROKEN_PICTURE, f"it cannot be read: {error.strerror}"
+        return BROKEN_IMAGE, f"it cannot be read: {error.strerror}"
     return _size_problem(header, height, width) if height and width else None
 
 
@@ -117,29 +117,29 @@ def _ends_well(file: BinaryIO) -> bool:
 
 
 def _decode(data: bytes) -> tuple[int, int] | str:
-    """(height, width) of the picture, or what keeps these bytes from being a whole one."""
+    """(height, width) of the image, or what keeps these bytes from being a whole one."""
     if not data:
         return "the file is empty"
     if data.startswith(JPEG):
-        # A thumbnail in the header ends with a marker of its own: the picture's follows the scan.
+        # A thumbnail in the header ends with a marker of its own: the image's follows the scan.
         scan = data.rfind(b"\xff\xda")
         if scan < 0 or data.find(JPEG_END, scan) < 0:
             return f"the JPEG is cut off after {len(data)} bytes: it has no end-of-image marker"
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if picture is None:
-        return f"its {len(data)} bytes are not a picture that can be decoded"
-    return picture.shape[0], picture.shape[1]
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        return f"its {len(data)} bytes are not an image that can be decoded"
+    return image.shape[0], image.shape[1]
 
 
 def _size_problem(header: Header, height: float, width: float) -> tuple[str, str] | None:
     found = header.size_as_read()
     tag = f"its EXIF orientation is {header.orientation}"
     if found == (height, width):
-        return (TURNED_PICTURE, f"{tag}; it is read upright") if header.orientation > 1 else None
+        return (TURNED_IMAGE, f"{tag}; it is read upright") if header.orientation > 1 else None
     detail = (
-        f"the picture must be as high and wide as the annotation file says, {height:g} x "
+        f"the image must be as high and wide as the annotation file says, {height:g} x "
         f"{width:g}, got {found[0]} x {found[1]}"
     )
     if header.orientation >= SIDEWAYS and found == (width, height):
-        detail += f" ({tag}: remove the tag, if joints fit the picture as it is stored)"
+        detail += f" ({tag}: remove the tag, if joints fit the image as it is stored)"
     return OTHER_SIZE, detail

@@ -20,52 +20,52 @@ from study.data.annotations import read_table
 from study.data.audit import Fault, annotation_faults, check, require_people
 from study.data.coco_json import LISTS, read_records, without_outline
 from study.errors import InputError
-from study.storage.files import write_whole
+from study.storage.files import write_atomic
 
 IN_BOTH = "person of train who is in val"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class People:
-    """N people of one annotation file, picture by picture in the order of its ``images``."""
+    """N people of one annotation file, image by image in the order of its ``images``."""
 
     annotation_ids: np.ndarray
     """(N,), int64 as all ids."""
     image_ids: np.ndarray
     source_ids: np.ndarray
-    """Who is shown, where pictures are composed of known people; else the image ids."""
+    """Who is shown, where images are composed of known people; else the image ids."""
     boxes: np.ndarray
-    """xywh in image pixels, clipped to the picture as the official readers do, (N, 4) float64."""
+    """xywh in image pixels, clipped to the image as the official readers do, (N, 4) float64."""
     areas: np.ndarray
     """Square image pixels, 0.53 of the file's box where the file has none, (N,) float64."""
     keypoints_image: np.ndarray
     """(N, K, 2) float64."""
     visibility: np.ndarray
     """(N, K) uint8."""
-    neighbours: np.ndarray
-    """Whose box overlaps this one most in the same picture, -1 where none does, (N,) int64."""
+    neighbors: np.ndarray
+    """Whose box overlaps this one most in the same image, -1 where none does, (N,) int64."""
     image_paths: tuple[Path, ...]
     """Per person."""
     annotations: Path
     has_source: bool
     """Whether ``source_ids`` tell more than ``image_ids``: every annotation names its source."""
     box_scores: np.ndarray | None = None
-    """(N,) float64, of people whom a detector found; None where they are labelled."""
+    """(N,) float64, of people whom a detector found; None where they are labeled."""
 
     def __len__(self) -> int:
         return len(self.annotation_ids)
 
     def take(self, indices: np.ndarray) -> People:
-        """These people in this order; a neighbour who is left out becomes -1."""
+        """These people in this order; a neighbor who is left out becomes -1."""
         indices = np.asarray(indices, np.int64)
-        places = np.full(len(self) + 1, -1)  # the last place is that of neighbour -1
+        places = np.full(len(self) + 1, -1)  # the last place is that of neighbor -1
         places[indices] = np.arange(len(indices))
         arrays = {
             name: value[indices]
             for name, value in vars(self).items()
             if isinstance(value, np.ndarray)
         }
-        arrays["neighbours"] = places[arrays["neighbours"]]
+        arrays["neighbors"] = places[arrays["neighbors"]]
         paths = tuple(self.image_paths[i] for i in indices)
         return dataclasses.replace(self, **arrays, image_paths=paths)
 
@@ -80,7 +80,7 @@ def read_people(
     """The people whom the official readers take, without those left out by annotation id.
 
     Raises:
-        InputError: where a person who is not left out has a fault, or nobody remains. Pictures
+        InputError: where a person who is not left out has a fault, or nobody remains. Images
             are not looked at.
     """
     table = read_table(annotations, skeleton)
@@ -105,19 +105,19 @@ def read_people(
         areas=table.areas[rows],
         keypoints_image=table.keypoints[rows, :, :2],
         visibility=table.keypoints[rows, :, 2].astype(np.uint8),
-        neighbours=find_neighbours(boxes, table.image_rows[rows]),
+        neighbors=find_neighbors(boxes, table.image_rows[rows]),
         image_paths=tuple(pictures[row] for row in table.image_rows[rows]),
         annotations=annotations,
         has_source=has_source,
     )
 
 
-def find_neighbours(boxes: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def find_neighbors(boxes: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Index of the box of the same group with the highest overlap (IoU), -1 where there is none.
 
     Args:
         boxes: xywh, (N, 4).
-        groups: the picture of each box, ascending, (N,).
+        groups: the image of each box, ascending, (N,).
     """
     _, starts, sizes = np.unique(groups, return_index=True, return_counts=True)
     starts, sizes = np.repeat(starts, sizes), np.repeat(sizes, sizes)  # of each box's group
@@ -136,35 +136,35 @@ def find_neighbours(boxes: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def split_people(people: People, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the people to train on, and of those of a seeded draw of pictures to search on.
+    """Indices of the people to train on, and of those of a seeded draw of images to search on.
 
-    Nobody to train on shares a picture with the search slice, nor, where the data tell it, is
-    shown there too: who is in a picture for training but in the slice elsewhere, is in neither.
+    Nobody to train on shares an image with the search slice, nor, where the data tell it, is
+    shown there too: who is in an image for training but in the slice elsewhere, is in neither.
     """
     if not 0 < fraction < 1:
         raise InputError(
             f"data.search_fraction must lie between 0 and 1, got {fraction}; 0.1 is usual"
         )
-    pictures = np.unique(people.image_ids)
-    count = min(max(1, round(fraction * len(pictures))), len(pictures) - 1)
+    images = np.unique(people.image_ids)
+    count = min(max(1, round(fraction * len(images))), len(images) - 1)
     # RandomState: its stream is the same in every version of NumPy.
-    drawn = np.random.RandomState(seed).permutation(pictures)[:count]
+    drawn = np.random.RandomState(seed).permutation(images)[:count]
     is_search = np.isin(people.image_ids, drawn)
     is_train = ~is_search & ~np.isin(people.source_ids, people.source_ids[is_search])
     if not is_search.any() or not is_train.any():
         raise InputError(
             f"a slice of data.search_fraction={fraction} must leave people on both sides, got "
             f"{is_train.sum()} people to train on and {is_search.sum()} to search on of the "
-            f"{len(people)} people and {len(pictures)} pictures of {people.annotations}; change "
-            "data.search_fraction or use more pictures"
+            f"{len(people)} people and {len(images)} images of {people.annotations}; change "
+            "data.search_fraction or use more images"
         )
     return np.flatnonzero(is_train), np.flatnonzero(is_search)
 
 
 def overlap(train: People, val: People) -> list[Fault]:
-    """Faults: the people of train who are in val too, or whose picture is.
+    """Faults: the people of train who are in val too, or whose image is.
 
-    The same person is one with the same annotation id and box, in a picture of the same id or
+    The same person is one with the same annotation id and box, in an image of the same id or
     name (many data sets number each split from 1, so ids alone say little), or with the same
     source where both files name it.
     """
@@ -179,10 +179,10 @@ def overlap(train: People, val: People) -> list[Fault]:
     if train.has_source and val.has_source:
         for i in np.flatnonzero(np.isin(train.source_ids, val.source_ids)):
             reasons.setdefault(int(i), f"source person {train.source_ids[i]}")
-    pictures = set(val.image_paths)
+    images = set(val.image_paths)
     for row, path in enumerate(train.image_paths):
-        if path in pictures:
-            reasons.setdefault(row, f"the picture {path}")
+        if path in images:
+            reasons.setdefault(row, f"the image {path}")
     return [
         Fault(
             IN_BOTH,
@@ -202,7 +202,7 @@ def write_ground_truth(
     *,
     leave_out: Collection[int] = frozenset(),
 ) -> None:
-    """The target is the annotation file with these pictures only, crowd regions and all.
+    """The target is the annotation file with these images only, crowd regions and all.
 
     Outlines (``segmentation``) are left out. It is written aside and renamed, so that it is never
     seen unfinished.
@@ -219,7 +219,7 @@ def write_ground_truth(
             document[key].append(value)
         elif key == "annotations" and value["image_id"] in kept and value["id"] not in leave_out:
             document[key].append(without_outline(value))
-    write_whole(target, json.dumps(document))
+    write_atomic(target, json.dumps(document))
 
 
 def _iou(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:

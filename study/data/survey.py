@@ -24,16 +24,16 @@ FOLDERS = ("annotations", "json", ".")
 OFFICIAL = "person_keypoints_*.json"
 """COCO's names of files with joints; captions and outlines lie beside them."""
 SAMPLE = 50
-"""Pictures that are looked for in a folder to tell whether it is the right one."""
+"""Images that are looked for in a folder to tell whether it is the right one."""
 AREA_BOUNDS = (32.0**2, 96.0**2)
 """Where COCO divides small, medium and large people, square pixels."""
 HEIGHT_SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BLOCK = 8192
-"""People whose neighbours' joints are looked at at once."""
+"""People whose neighbors' joints are looked at at once."""
 BAR = 20
 """Characters of the longest bar."""
 TILE = 256
-"""Longest side of a picture on the sheet, pixels."""
+"""Longest side of an image on the sheet, pixels."""
 
 
 def annotation_files(path: Path) -> list[Path]:
@@ -53,7 +53,7 @@ def annotation_files(path: Path) -> list[Path]:
             return found
     raise InputError(
         "a data set's folder must hold annotation files (*.json in COCO's format), got none in "
-        f"{path}, annotations or json below it; name a file, and its pictures by --images"
+        f"{path}, annotations or json below it; name a file, and its images by --images"
     )
 
 
@@ -87,7 +87,7 @@ def find_skeleton(annotations: Path) -> Skeleton:
 
 
 def find_images(table: AnnotationTable) -> Path:
-    """The folder near the annotation file that holds most of a sample of its pictures.
+    """The folder near the annotation file that holds most of a sample of its images.
 
     Raises:
         InputError: no folder holds any.
@@ -98,7 +98,7 @@ def find_images(table: AnnotationTable) -> Path:
     words = set(re.split(r"[^a-z0-9]+", table.path.stem.lower()))
 
     def score(folder: Path) -> tuple[int, bool]:
-        # Splits may name their pictures alike: then the folder of the file's own split is it.
+        # Splits may name their images alike: then the folder of the file's own split is it.
         found = sum((folder / name).is_file() for name in names)
         return found, folder.name.lower() in words
 
@@ -107,14 +107,14 @@ def find_images(table: AnnotationTable) -> Path:
     if names and not score(best)[0]:
         looked = ", ".join(map(str, folders[:6])) + (" ..." if len(folders) > 6 else "")
         raise InputError(
-            f"the pictures of {table.path} must lie near it, got none of {names[0]} and "
+            f"the images of {table.path} must lie near it, got none of {names[0]} and "
             f"{len(names) - 1} others in {looked}; name their folder by --images"
         )
     return best
 
 
 def _folders_near(annotations: Path) -> Iterable[Path]:
-    """Where the pictures of an annotation file may be, each once."""
+    """Where the images of an annotation file may be, each once."""
     tops = [annotations.parent, annotations.parent.parent]
     if annotations.parent.name not in FOLDERS:
         tops.pop()
@@ -137,30 +137,30 @@ def train_file_of(val: Path, files: Iterable[Path]) -> Path | None:
 class Figures:
     """Counts and shares of the people whom a study would use."""
 
-    num_pictures: int
+    num_images: int
     num_with_people: int
     num_annotations: int
     rows: NDArray[np.int64]
     """The people's places in the annotation file, (N,)."""
-    labelled: NDArray[np.float64]
-    """Share of the people who have each joint labelled, (K,)."""
+    labeled: NDArray[np.float64]
+    """Share of the people who have each joint labeled, (K,)."""
     visible: NDArray[np.float64]
-    """Share of those whose labelled joint is visible, (K,); NaN where nobody has it."""
+    """Share of those whose labeled joint is visible, (K,); NaN where nobody has it."""
     joints_per_person: NDArray[np.int64]
-    """People with so many labelled joints, from 0 to K, (K + 1,)."""
+    """People with so many labeled joints, from 0 to K, (K + 1,)."""
     box_heights: NDArray[np.float64]
     """Pixels that 5, 25, 50, 75 and 95 % of the boxes are lower than."""
     sizes: NDArray[np.int64]
     """Small, medium and large people by COCO's bounds of the area."""
     crowd_indices: NDArray[np.float64]
-    """Of each picture with people, in the order of their rows."""
+    """Of each image with people, in the order of their rows."""
     is_crowd_computed: bool
     """Whether the file has no crowdIndex, so that it comes from the joints."""
     picture_rows: NDArray[np.int64]
-    """Of the same pictures."""
+    """Of the same images."""
 
     def crowd_groups(self) -> NDArray[np.int64]:
-        """Pictures that are easy, medium and hard."""
+        """Images that are easy, medium and hard."""
         return np.bincount(np.digitize(self.crowd_indices, CROWD_BOUNDS), minlength=3)
 
 
@@ -172,29 +172,29 @@ def measure(table: AnnotationTable, left_out: Collection[int] = frozenset()) -> 
     visibility = table.keypoints[rows, :, 2]  # (N, K)
     has_label = visibility > 0
     numbers = has_label.sum(axis=0)
-    pictures = np.unique(table.image_rows[rows])
-    given = table.crowd_indices[pictures]
+    images = np.unique(table.image_rows[rows])
+    given = table.crowd_indices[images]
     is_computed = not np.isfinite(given).any()
     with np.errstate(invalid="ignore"):
         visible = (visibility == 2).sum(axis=0) / numbers
     return Figures(
-        num_pictures=len(table.image_names),
-        num_with_people=len(pictures),
+        num_images=len(table.image_names),
+        num_with_people=len(images),
         num_annotations=len(table.ids),
         rows=rows,
-        labelled=numbers / len(rows),
+        labeled=numbers / len(rows),
         visible=visible,
         joints_per_person=np.bincount(has_label.sum(axis=1), minlength=has_label.shape[1] + 1),
         box_heights=np.quantile(table.boxes[rows, 3], HEIGHT_SHARES),
         sizes=np.bincount(np.digitize(table.areas[rows], AREA_BOUNDS), minlength=3),
         crowd_indices=crowd_indices(table, rows) if is_computed else given,
         is_crowd_computed=is_computed,
-        picture_rows=pictures,
+        picture_rows=images,
     )
 
 
 def crowd_indices(table: AnnotationTable, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """How crowded each picture of these people is, 0 to 1, by ascending row of the pictures.
+    """How crowded each image of these people is, 0 to 1, by ascending row of the images.
 
     Mean over the people of: joints of others in a person's box over the person's own in it, at
     most 1 (Li et al., CrowdPose, CVPR 2019). From people with joints only, so it is not exactly
@@ -227,16 +227,16 @@ def counts_table(figures: Figures) -> Table:
         f"{100 * share:.0f} %: {height:.0f}"
         for share, height in zip(HEIGHT_SHARES, figures.box_heights, strict=True)
     )
-    grid.add_row("pictures", f"{figures.num_pictures}, {figures.num_with_people} with people")
+    grid.add_row("images", f"{figures.num_images}, {figures.num_with_people} with people")
     grid.add_row("annotations", f"{figures.num_annotations}")
-    grid.add_row("people", f"{people}, {people / figures.num_with_people:.2f} a picture with any")
-    grid.add_row("labelled joints", f"{round(people * figures.labelled.sum())}")
+    grid.add_row("people", f"{people}, {people / figures.num_with_people:.2f} an image with any")
+    grid.add_row("labeled joints", f"{round(people * figures.labeled.sum())}")
     grid.add_row("box heights, px", heights)
     return grid
 
 
 def bars_table(figures: Figures) -> Table:
-    """Counts as bars: how crowded, how large, how well labelled."""
+    """Counts as bars: how crowded, how large, how well labeled."""
     table = Table(box=None, padding=(0, 2))
     for heading in ("", "", "number", ""):
         table.add_column(heading, justify="right" if heading else "left")
@@ -254,7 +254,7 @@ def bars_table(figures: Figures) -> Table:
         "size by COCO's area": dict(
             zip(("small", "medium", "large"), figures.sizes.tolist(), strict=True)
         ),
-        "labelled joints": spans,
+        "labeled joints": spans,
     }
     for title, counts in groups.items():
         most = max(1, *counts.values())
@@ -266,15 +266,15 @@ def bars_table(figures: Figures) -> Table:
 
 
 def joints_table(figures: Figures, skeleton: Skeleton) -> Table:
-    """How often each joint is labelled, and how often it is then visible."""
+    """How often each joint is labeled, and how often it is then visible."""
     table = Table("joint", box=None, padding=(0, 2))
-    table.add_column("labelled, % of people", justify="right")
-    table.add_column("visible, % of labelled", justify="right")
-    for name, labelled, visible in zip(
-        skeleton.joints, figures.labelled, figures.visible, strict=True
+    table.add_column("labeled, % of people", justify="right")
+    table.add_column("visible, % of labeled", justify="right")
+    for name, labeled, visible in zip(
+        skeleton.joints, figures.labeled, figures.visible, strict=True
     ):
         seen = "-" if np.isnan(visible) else f"{100 * visible:.1f}"
-        table.add_row(name, f"{100 * labelled:.1f}", seen)
+        table.add_row(name, f"{100 * labeled:.1f}", seen)
     return table
 
 
@@ -285,17 +285,17 @@ def draw_sheet(
     columns: int,
     skeleton: Skeleton = COCO,
 ) -> int:
-    """How many of the pictures were drawn, each with its people's keypoints, as a grid of tiles.
+    """How many of the images were drawn, each with its people's keypoints, as a grid of tiles.
 
     Those that cannot be decoded are left out; where that is all, nothing is written.
     """
     tiles = []
     for path, persons in zip(paths, people, strict=True):
-        picture = cv2.imread(str(path))
-        if picture is None:
+        image = cv2.imread(str(path))
+        if image is None:
             continue
-        scale = TILE / max(picture.shape[:2])
-        large = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+        scale = TILE / max(image.shape[:2])
+        large = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
         for keypoints in persons:
             _draw_labels(large, keypoints, scale, skeleton)
         down, right = TILE - large.shape[0], TILE - large.shape[1]
@@ -312,8 +312,8 @@ def draw_sheet(
     return count
 
 
-def _draw_labels(picture: Array, keypoints: list[float], scale: float, skeleton: Skeleton) -> None:
-    """Keypoints as a stick figure on a picture that is enlarged by the scale."""
+def _draw_labels(image: Array, keypoints: list[float], scale: float, skeleton: Skeleton) -> None:
+    """Keypoints as a stick figure on an image that is enlarged by the scale."""
     points = [
         (round((x + 0.5) * scale), round((y + 0.5) * scale), v)
         for x, y, v in zip(keypoints[0::3], keypoints[1::3], keypoints[2::3], strict=True)
@@ -322,10 +322,10 @@ def _draw_labels(picture: Array, keypoints: list[float], scale: float, skeleton:
         (ax, ay, av), (bx, by, bv) = points[start], points[end]
         if av and bv:
             names = skeleton.joints[start] + skeleton.joints[end]
-            colour = (230, 230, 230)
+            color = (230, 230, 230)
             if ("left" in names) != ("right" in names):
-                colour = (0, 150, 255) if "left" in names else (255, 170, 30)
-            cv2.line(picture, (ax, ay), (bx, by), colour, 1, cv2.LINE_AA)
+                color = (0, 150, 255) if "left" in names else (255, 170, 30)
+            cv2.line(image, (ax, ay), (bx, by), color, 1, cv2.LINE_AA)
     for x, y, v in points:
         if v:
-            cv2.circle(picture, (x, y), 2, (90, 255, 90), -1 if v == 2 else 1, cv2.LINE_AA)
+            cv2.circle(image, (x, y), 2, (90, 255, 90), -1 if v == 2 else 1, cv2.LINE_AA)

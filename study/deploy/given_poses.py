@@ -1,4 +1,4 @@
-"""Poses that another method has found in a user's pictures, for the refiner to improve.
+"""Poses that another method has found in a user's images, for the refiner to improve.
 
 A COCO annotation file with keypoints, or a list of COCO keypoint results: each entry is a person.
 Its skeleton is told by its number of joints; joints are paired with the export's by name.
@@ -23,26 +23,26 @@ from study.errors import InputError
 
 @dataclass(frozen=True)
 class GivenPoses:
-    """The entries of a file, those of whole pictures to be improved."""
+    """The entries of a file, those of whole images to be improved."""
 
     file: Path
     entries: list[dict[str, Any]]
     """All of the file, in its order."""
     places: dict[Path, list[int]]
-    """Each picture's entries; pictures without one are left out."""
+    """Each image's entries; images without one are left out."""
     theirs: Skeleton
     """Of the entries' keypoints."""
     ours: Skeleton
     """Of the poses to come."""
 
-    def starts(self, picture: Path) -> NDArray[np.float64]:
-        """x, y in picture pixels and score of each entry's joints, (N, K, 3).
+    def starts(self, image: Path) -> NDArray[np.float64]:
+        """x, y in image pixels and score of each entry's joints, (N, K, 3).
 
         A score is cut to 0..1, so that COCO's visibility 1 and 2 count as sure. Score 0 marks
         joints to start from the student's: those that the file lacks, or has at (0, 0) or with
         score 0.
         """
-        return np.stack([self._start(self.entries[place]) for place in self.places[picture]])
+        return np.stack([self._start(self.entries[place]) for place in self.places[image]])
 
     def _start(self, entry: dict[str, Any]) -> NDArray[np.float64]:
         given = np.reshape(np.asarray(entry["keypoints"], float), (-1, 3))
@@ -54,22 +54,22 @@ class GivenPoses:
         return start
 
     def boxes(
-        self, picture: Path, starts: NDArray[np.float64], size: tuple[int, int]
+        self, image: Path, starts: NDArray[np.float64], size: tuple[int, int]
     ) -> NDArray[np.float64]:
-        """xywh in picture pixels of each entry, (N, 4), clipped to the picture as a study's are.
+        """xywh in image pixels of each entry, (N, 4), clipped to the image as a study's are.
 
         ``bbox``, else the box of the entry's joints. Either grows by the crop frame's usual
         quarter later.
 
         Args:
-            starts: what ``starts`` gives for the picture.
-            size: the picture's height and width.
+            starts: what ``starts`` gives for the image.
+            size: the image's height and width.
 
         Raises:
-            InputError: an entry has neither, or a box with nothing of the picture inside.
+            InputError: an entry has neither, or a box with nothing of the image inside.
         """
         boxes = []
-        for place, start in zip(self.places[picture], starts, strict=True):
+        for place, start in zip(self.places[image], starts, strict=True):
             box = self.entries[place].get("bbox")
             if box is None:
                 joints = start[start[:, 2] > 0, :2]
@@ -79,30 +79,30 @@ class GivenPoses:
             if (clipped[2:] <= 0).any():
                 raise InputError(
                     f"{self.file}, entry {place}: must have a bbox, or joints, that span a part "
-                    f"of {picture.name} of {size[1]} x {size[0]} pixels, got x, y, width and "
+                    f"of {image.name} of {size[1]} x {size[0]} pixels, got x, y, width and "
                     f"height {[round(float(value), 1) for value in box]}; mend or drop it"
                 )
             boxes.append(clipped)
         return np.stack(boxes)
 
-    def scores(self, picture: Path) -> NDArray[np.float64]:
+    def scores(self, image: Path) -> NDArray[np.float64]:
         """How sure the file is of each entry, (N,) in 0..1; 1 where it does not say."""
-        given = [self.entries[place].get("score", 1.0) for place in self.places[picture]]
+        given = [self.entries[place].get("score", 1.0) for place in self.places[image]]
         return np.clip(np.array(given, float), 0, 1)
 
     def improve(
         self,
-        picture: Path,
+        image: Path,
         starts: NDArray[np.float64],
         keypoints_image: NDArray[np.float64],
         scores: NDArray[np.float64],
     ) -> None:
-        """Puts the picture's improved poses (N, K, 2) into its entries, other keys as they were.
+        """Puts the image's improved poses (N, K, 2) into its entries, other keys as they were.
 
         A joint that was given keeps its third number; another one gets its score of (N, K).
         """
         pairs = shared_joints(self.ours, self.theirs)
-        for row, place in enumerate(self.places[picture]):
+        for row, place in enumerate(self.places[image]):
             entry = self.entries[place]
             third = scores[row].copy()
             for own, other in pairs:
@@ -112,8 +112,8 @@ class GivenPoses:
             self.entries[place] = {**entry, "keypoints": keypoints}
 
 
-def read_poses(file: Path, pictures: Sequence[Path], ours: Skeleton) -> GivenPoses:
-    """The file's poses. Warns of pictures without any, and of entries of other pictures.
+def read_poses(file: Path, images: Sequence[Path], ours: Skeleton) -> GivenPoses:
+    """The file's poses. Warns of images without any, and of entries of other images.
 
     Args:
         ours: the export's skeleton.
@@ -123,26 +123,26 @@ def read_poses(file: Path, pictures: Sequence[Path], ours: Skeleton) -> GivenPos
     """
     document = load_document(file, "--poses")
     entries = document if isinstance(document, list) else document["annotations"]
-    ids = ids_of(file, document, pictures)
-    of_picture = {number: picture for picture, number in ids.items() if number is not None}
+    ids = ids_of(file, document, images)
+    of_image = {number: image for image, number in ids.items() if number is not None}
     theirs = _skeleton_of(file, entries, ours)
     places: dict[Path, list[int]] = {}
     for place, entry in enumerate(entries):
         if fault := _fault_in(entry, theirs):
             raise InputError(f"{file}, entry {place}: {fault}; mend or drop it")
-        if entry["image_id"] in of_picture:
-            places.setdefault(of_picture[entry["image_id"]], []).append(place)
+        if entry["image_id"] in of_image:
+            places.setdefault(of_image[entry["image_id"]], []).append(place)
     if not places:
         raise InputError(
-            f"{file} must have a pose in at least one of the {len(pictures)} pictures, got none, "
-            f"the first being {pictures[0].name}; its 'images' must name them, or, in results, "
-            "image_id be the number that a picture's name ends in"
+            f"{file} must have a pose in at least one of the {len(images)} images, got none, "
+            f"the first being {images[0].name}; its 'images' must name them, or, in results, "
+            "image_id be the number that an image's name ends in"
         )
-    if empty := [picture.name for picture in pictures if picture not in places]:
+    if empty := [image.name for image in images if image not in places]:
         more = f" and {len(empty) - 5} more" if empty[5:] else ""
         warn(f"{file} has no pose in {', '.join(empty[:5])}{more}; left out")
     if others := len(entries) - sum(map(len, places.values())):
-        warn(f"{file}: {others} entries are of other pictures; kept as they are")
+        warn(f"{file}: {others} entries are of other images; kept as they are")
     return GivenPoses(file, list(entries), places, theirs, ours)
 
 

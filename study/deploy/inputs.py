@@ -1,4 +1,4 @@
-"""The pictures that a user gives, and the people to look at in them: boxes of a COCO file."""
+"""The images that a user gives, and the people to look at in them: boxes of a COCO file."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from study.errors import InputError
 PERSON = 1
 """COCO's number of the category, where a file names none."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-"""What counts as a picture in a folder."""
+"""What counts as an image in a folder."""
 RESULTS = "keypoints.json"
-"""What is written beside the drawn pictures."""
+"""What is written beside the drawn images."""
 
 
 @dataclass(frozen=True)
 class PersonBoxes:
-    """The N people to look at in one picture."""
+    """The N people to look at in one image."""
 
     image_id: int
     boxes: NDArray[np.float64] | None
-    """xywh in picture pixels, (N, 4); None: the whole picture is one person."""
+    """xywh in image pixels, (N, 4); None: the whole image is one person."""
     scores: NDArray[np.float64]
     """(N,); 1 where the file has none."""
 
 
-def find_pictures(given: Iterable[Path]) -> list[Path]:
-    """The files, and those of the folders that are pictures by name, each once.
+def find_images(given: Iterable[Path]) -> list[Path]:
+    """The files, and those of the folders that are images by name, each once.
 
     Raises:
         InputError: one is not there, or nothing is.
@@ -47,31 +47,31 @@ def find_pictures(given: Iterable[Path]) -> list[Path]:
             inside = [file for file in sorted(path.iterdir()) if file.suffix.lower() in SUFFIXES]
             if not inside:
                 raise InputError(
-                    f"a folder must hold pictures ({' '.join(SUFFIXES)}), got none in {path}"
+                    f"a folder must hold images ({' '.join(SUFFIXES)}), got none in {path}"
                 )
             found += inside
         elif path.is_file():
             found.append(path)
         else:
-            raise InputError(f"a picture must exist to be looked at, got {path}; correct its path")
+            raise InputError(f"an image must exist to be looked at, got {path}; correct its path")
     return list({path.resolve(): path for path in found}.values())
 
 
-def check_targets(pictures: Sequence[Path], boxes: Path | None, out: Path) -> None:
-    """Returns if what is to be written lies beside what is read, each picture by its own name.
+def check_targets(images: Sequence[Path], boxes: Path | None, out: Path) -> None:
+    """Returns if what is to be written lies beside what is read, each image by its own name.
 
     Raises:
-        InputError: two pictures have one name, or an input would be written over.
+        InputError: two images have one name, or an input would be written over.
     """
     by_stem: dict[str, Path] = {}
-    for picture in pictures:
-        other = by_stem.setdefault(picture.stem, picture)
-        if other is not picture:
+    for image in images:
+        other = by_stem.setdefault(image.stem, image)
+        if other is not image:
             raise InputError(
-                f"pictures must have names of their own, got {other} and {picture}, which would "
-                f"both be drawn to {out / picture.stem}.jpg; give one of them another --out"
+                f"images must have names of their own, got {other} and {image}, which would "
+                f"both be drawn to {out / image.stem}.jpg; give one of them another --out"
             )
-    inputs = {path.resolve() for path in (*pictures, *((boxes,) if boxes else ()))}
+    inputs = {path.resolve() for path in (*images, *((boxes,) if boxes else ()))}
     for target in (out / RESULTS, *(out / f"{stem}.jpg" for stem in by_stem)):
         if target.resolve() in inputs:
             raise InputError(
@@ -81,50 +81,50 @@ def check_targets(pictures: Sequence[Path], boxes: Path | None, out: Path) -> No
 
 
 def find_people(
-    pictures: Sequence[Path], boxes: Path | None
+    images: Sequence[Path], boxes: Path | None
 ) -> tuple[list[Path], dict[Path, PersonBoxes]]:
-    """The pictures with anybody in them, and whom; warns of the others."""
+    """The images with anybody in them, and whom; warns of the others."""
     if boxes is None:
-        return list(pictures), whole_pictures(pictures)
-    people = read_boxes(boxes, pictures)
-    left_out = [picture.name for picture in pictures if picture not in people]
+        return list(images), whole_images(images)
+    people = read_boxes(boxes, images)
+    left_out = [image.name for image in images if image not in people]
     if left_out:
         more = f" and {len(left_out) - 5} more" if left_out[5:] else ""
         warn(f"{boxes} has no person's box for {', '.join(left_out[:5])}{more}; left out")
-    return [picture for picture in pictures if picture in people], people
+    return [image for image in images if image in people], people
 
 
-def whole_pictures(pictures: Sequence[Path]) -> dict[Path, PersonBoxes]:
-    """Each picture as one person.
+def whole_images(images: Sequence[Path]) -> dict[Path, PersonBoxes]:
+    """Each image as one person.
 
     The ids are the numbers that the names end in, or, if not all have one of their own, places in
     the list from 1.
     """
-    numbers = [number_of(picture) for picture in pictures]
+    numbers = [number_of(image) for image in images]
     if None in numbers or len(set(numbers)) < len(numbers):
-        numbers = list(range(1, len(pictures) + 1))
+        numbers = list(range(1, len(images) + 1))
     return {
-        picture: PersonBoxes(number or 0, None, np.ones(1))
-        for picture, number in zip(pictures, numbers, strict=True)
+        image: PersonBoxes(number or 0, None, np.ones(1))
+        for image, number in zip(images, numbers, strict=True)
     }
 
 
-def read_boxes(file: Path, pictures: Sequence[Path]) -> dict[Path, PersonBoxes]:
-    """The people of each picture that has any, crowd regions and other categories left out.
+def read_boxes(file: Path, images: Sequence[Path]) -> dict[Path, PersonBoxes]:
+    """The people of each image that has any, crowd regions and other categories left out.
 
     Args:
-        file: a COCO annotation file, whose ``images`` name the pictures; or COCO detection
-            results, whose ``image_id`` is the number that a picture's name ends in.
+        file: a COCO annotation file, whose ``images`` name the images; or COCO detection
+            results, whose ``image_id`` is the number that an image's name ends in.
 
     Raises:
-        InputError: it is neither, or has a broken box or none at all for these pictures.
+        InputError: it is neither, or has a broken box or none at all for these images.
     """
     document = load_document(file, "--boxes")
     if isinstance(document, list):
         entries, is_person = document, {PERSON}
     else:
         entries, is_person = document["annotations"], _person_categories(document)
-    ids = ids_of(file, document, pictures)
+    ids = ids_of(file, document, images)
     wanted = {number for number in ids.values() if number is not None}
     rows: dict[int, list[tuple[list[float], float]]] = {}
     for place, entry in enumerate(entries):
@@ -134,19 +134,19 @@ def read_boxes(file: Path, pictures: Sequence[Path]) -> dict[Path, PersonBoxes]:
         if is_taken and entry["image_id"] in wanted:
             rows.setdefault(entry["image_id"], []).append(_box(file, place, entry))
     found = {
-        picture: PersonBoxes(
+        image: PersonBoxes(
             number,
             np.array([box for box, _ in rows[number]]),
             np.array([score for _, score in rows[number]]),
         )
-        for picture, number in ids.items()
+        for image, number in ids.items()
         if number is not None and number in rows
     }
     if not found:
         raise InputError(
-            f"{file} must have a person's box for at least one of the {len(pictures)} pictures, "
-            f"got none, the first being {pictures[0].name}; its 'images' must name them, or, in "
-            "detection results, image_id be the number that a picture's name ends in"
+            f"{file} must have a person's box for at least one of the {len(images)} images, "
+            f"got none, the first being {images[0].name}; its 'images' must name them, or, in "
+            "detection results, image_id be the number that an image's name ends in"
         )
     return found
 
@@ -156,9 +156,9 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
 
 
-def number_of(picture: Path) -> int | None:
-    """The number that the picture's name ends in: 785 of 000000000785.jpg."""
-    digits = re.search(r"\d+$", picture.stem)
+def number_of(image: Path) -> int | None:
+    """The number that the image's name ends in: 785 of 000000000785.jpg."""
+    digits = re.search(r"\d+$", image.stem)
     return int(digits.group()) if digits else None
 
 
@@ -187,11 +187,11 @@ def load_document(file: Path, option: str) -> Any:
     return document
 
 
-def ids_of(file: Path, document: Any, pictures: Sequence[Path]) -> dict[Path, int | None]:
-    """Each picture's id: in results the number that its name ends in, else by its file name."""
+def ids_of(file: Path, document: Any, images: Sequence[Path]) -> dict[Path, int | None]:
+    """Each image's id: in results the number that its name ends in, else by its file name."""
     if isinstance(document, list):
-        return {picture: number_of(picture) for picture in pictures}
-    return _ids_by_name(file, document, pictures)
+        return {image: number_of(image) for image in images}
+    return _ids_by_name(file, document, images)
 
 
 def _person_categories(document: Mapping[str, Any]) -> set[Any]:
@@ -209,7 +209,7 @@ def _records(value: object) -> Iterator[dict[str, Any]]:
 def _ids_by_name(
     file: Path, document: Mapping[str, Any], pictures: Sequence[Path]
 ) -> dict[Path, int | None]:
-    """Each picture's id by its file name; None where the file does not name it."""
+    """Each image's id by its file name; None where the file does not name it."""
     named: dict[str, list[int]] = {}
     for image in _records(document.get("images")):
         named.setdefault(Path(str(image.get("file_name"))).name, []).append(image.get("id", -1))
@@ -220,8 +220,8 @@ def _ids_by_name(
         numbers = named.get(picture.name, [])
         if len(numbers) > 1:
             raise InputError(
-                f"{file} must name each picture once, got {picture.name} for the ids {numbers}; "
-                "give the pictures names of their own"
+                f"{file} must name each image once, got {picture.name} for the ids {numbers}; "
+                "give the images names of their own"
             )
         ids[picture] = numbers[0] if numbers else None
     return ids

@@ -42,8 +42,8 @@ and to feed it; `model.safetensors` holds the weights. `model.onnx`, which an ex
 has, is all of it in one graph: any number of float32 `crops` in, `keypoints_crop` and `scores`
 out.
 
-- In: a crop {height} high and {width} wide, the centre of the person's box at x {centre[0]:g},
-  y {centre[1]:g}, pixel centres being whole numbers, and the box, widened to the crop's shape,
+- In: a crop {height} high and {width} wide, the center of the person's box at x {center[0]:g},
+  y {center[1]:g}, pixel centers being whole numbers, and the box, widened to the crop's shape,
   {box[0]:g} wide and {box[1]:g} high. The estimator takes the mean {pixel_mean} out itself and
   divides by {pixel_std}.
 - Out: x and y of each joint in pixels of the crop, and its score: the height of the peak that it
@@ -62,7 +62,7 @@ Made with {versions}.
 ## Limits
 
 One person a crop: whoever is in its middle. Where people overlap, joints may be taken from the
-other one. Pictures unlike those it was trained on need a test of their own before it is used.
+other one. Images unlike those it was trained on need a test of their own before it is used.
 """
 
 FLIP_TEST = (
@@ -94,7 +94,7 @@ def model_card(info: Mapping[str, Any], params: Mapping[str, Any], num_parameter
         rules="CrowdPose" if source["data"] == "crowdpose" else "COCO",
         height=height,
         width=width,
-        centre=info["box_centre"],
+        center=info["box_centre"],
         box=[length / info["box_padding"] for length in info["crop_span"]],
         flip_test=FLIP_TEST if info["flip_test"] else "",
         pixel_mean=info["pixel_mean"],

@@ -83,7 +83,7 @@ def prove_onnx(estimator: RefinedPose, path: Path, crops: Tensor) -> tuple[float
         )
         with torch.inference_mode():
             expected_keypoints, expected_scores = estimator(part)
-            heatmaps = estimator.student.look(part).heatmaps
+            heatmaps = estimator.student.predict(part).heatmaps
         rivals = heatmaps.flatten(2).topk(2).values
         is_clear = ((rivals[..., 0] - rivals[..., 1]) > TIE).all(dim=1)
         away = (keypoints - expected_keypoints).abs().flatten(1).amax(dim=1)

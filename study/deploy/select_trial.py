@@ -24,7 +24,7 @@ from study.validation.finalists import finalists
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SelectedTrial:
     """The trial to export, and its best epoch, of both stages or of stage 2."""
 
     trial: dict[str, Any]
@@ -55,7 +55,7 @@ class Chosen:
             ) from None
 
 
-def located(config: StudyConfig, folder: Path) -> StudyConfig:
+def relocate(config: StudyConfig, folder: Path) -> StudyConfig:
     """The settings of a study as it lies now: seen from any folder, wherever it was moved to.
 
     The student's weights come from checkpoints, so that those it began with are not asked for.
@@ -73,9 +73,9 @@ def located(config: StudyConfig, folder: Path) -> StudyConfig:
     return with_values(config, values)
 
 
-def choose_trial(
+def select_trial(
     folder: Path, config: StudyConfig, number: int | None, *, is_refined: bool = False
-) -> Chosen:
+) -> SelectedTrial:
     """The trial of that number, by default the winner among those that came to their end.
 
     Args:
@@ -123,7 +123,7 @@ def choose_trial(
         raise InputError(
             f"the checkpoint of trial {number} is gone from {path}; {others}"
         ) from None
-    return Chosen(row, report, trial_config(config, row), checkpoint)
+    return SelectedTrial(row, report, trial_config(config, row), checkpoint)
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from study.cache.crop_parts import readable
-from study.cache.prepare import StudyData
+from study.cache.prepare import PreparedData
 from study.config.derived import is_staged
 from study.config.schema import SearchConfig, StudyConfig
 from study.dry_run.timing import Speeds
-from study.search.forecast import TrialGroup, is_foreseen
+from study.search.forecast import TrialGroup, is_predictable
 from study.teachers.make import is_ready, teacher_folder
 from study.training.evaluation import BATCH_SIZE
 from study.training.left_right import MAX_PEOPLE
@@ -60,7 +60,7 @@ def trial_lines(
         yield f"plan=staged: {students} students to train, then {refiners} refiners"
     groups = list(itertools.chain(*stages))
     most = f"epochs: at most {sum(group.most for group in groups)}"
-    if not is_foreseen(config.search):
+    if not is_predictable(config.search):
         yield f"{most}; what pruner={config.search.pruner} leaves of them can't be foreseen"
         return
     expected = sum(group.trials * sum(group.shares(config.search)) for group in groups)
@@ -155,7 +155,7 @@ def confirm_lines(config: StudyConfig, folder: Path, finished: int) -> Iterator[
 
 def time_lines(
     config: StudyConfig,
-    planned: StudyData | None,
+    planned: PreparedData | None,
     counts: Counts,
     speeds: Speeds,
     stages: Sequence[Sequence[TrialGroup]],
@@ -197,13 +197,13 @@ def time_lines(
     for name, expected, bound in parts:
         if not bound:
             continue
-        if name == "trials" and not is_foreseen(config.search):
+        if name == "trials" and not is_predictable(config.search):
             yield f"{name}: at most {_span(bound)}"
             continue
         upto = f", at most {_span(bound)}" if bound > expected else ""
         yield f"{name}: about {_span(expected)}{upto}"
     total, bound = sum(part[1] for part in parts), sum(part[2] for part in parts)
-    foreseen = f"about {total / 3600:.2g} hours, " if is_foreseen(config.search) else ""
+    foreseen = f"about {total / 3600:.2g} hours, " if is_predictable(config.search) else ""
     yield (
         f"in all: {foreseen}at most {bound / 3600:.2g} hours; not counted: making crops, starting "
         "processes, AP's own arithmetic, scoring val"

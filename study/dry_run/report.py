@@ -16,7 +16,7 @@ from search_spaces.space import SearchSpace
 from study.cache.crop_bucket import check_bucket
 from study.cache.crop_parts import choose_form, plan_parts, readable, sampled_bytes
 from study.cache.crop_store import is_there
-from study.cache.prepare import StudyData, StudyPeople, planned_data, read_study_people
+from study.cache.prepare import PreparedData, StudyPeople, planned_data, read_study_people
 from study.config.compose import with_absolute_paths, with_values
 from study.config.derived import input_size_of, is_staged, teacher_input_size_of
 from study.config.schema import PREDICTIONS, StudyConfig
@@ -34,7 +34,7 @@ from study.dry_run.cost import (
 )
 from study.dry_run.timing import time_study
 from study.errors import InputError
-from study.launch.cluster import require_trial_fits, this_machine, waits_for_room
+from study.launch.cluster import check_trial_fits, is_autoscaled, this_machine
 from study.search.forecast import trial_groups
 from study.search.samplers import sampler_notes
 from study.search.stage import trials_handed_over
@@ -46,11 +46,11 @@ from study.teachers.make import is_ready, teacher_folder
 from study.validation.finalists import num_finished
 
 HANDFUL = (24, 8)
-"""Pictures of train and val that stand for drawn people who are not there yet."""
+"""Images of train and val that stand for drawn people who are not there yet."""
 
 
 def show_plan(
-    as_typed: StudyConfig, space: SearchSpace, folder: Path, say: Callable[[str], None]
+    as_typed: StudyConfig, space: SearchSpace, folder: Path, notify: Callable[[str], None]
 ) -> None:
     """Says what the study in this folder would compute.
 
@@ -65,66 +65,68 @@ def show_plan(
     with tempfile.TemporaryDirectory(prefix="plan-") as scratch:
         read = config
         if data.kind == "drawn":
-            train_pictures, val_pictures = data.train_pictures, data.val_pictures
+            num_train_images, num_val_images = data.num_train_images, data.num_val_images
             is_here = is_drawn(
                 Path(data.root),
                 seed=data.seed,
-                train_pictures=train_pictures,
-                val_pictures=val_pictures,
+                num_train_images=num_train_images,
+                num_val_images=num_val_images,
             )
             if not is_here:
                 read = _handful(config, Path(scratch) / "drawn")
-        people = read_study_people(read, lambda name: lambda done, total: None, say)
+        people = read_study_people(read, lambda name: lambda done, total: None, notify)
         counts = _counts(config, read, people)
-        say("data")
-        _tell(say, _data_lines(config, counts, people, is_here))
+        notify("data")
+        _tell(notify, _data_lines(config, counts, people, is_here))
         planned = planned_data(config, people) if is_here else None
-        say("stores of crops")
-        _tell(say, _store_lines(config, counts, people, planned))
-        say("timing a few steps on this machine ...")
+        notify("stores of crops")
+        _tell(notify, _store_lines(config, counts, people, planned))
+        notify("timing a few steps on this machine ...")
         speeds = time_study(read, people.train)
-    say("teacher")
-    _tell(say, _teacher_lines(config, planned))
+    notify("teacher")
+    _tell(notify, _teacher_lines(config, planned))
     finished = num_finished(folder)
-    room = _room_here(config, say)
+    room = _room_here(config, notify)
     handed_over = trials_handed_over(folder, config.name)
     stages = trial_groups(config, finished, handed_over)
-    say("trials")
-    _tell(say, trial_lines(config, stages, finished, room))
-    _tell(say, search_warnings(config, trial_groups(config, 0, handed_over), room))
+    notify("trials")
+    _tell(notify, trial_lines(config, stages, finished, room))
+    _tell(notify, search_warnings(config, trial_groups(config, 0, handed_over), room))
     own = distill_space(space) if is_staged(config) else space
-    _tell(say, sampler_notes(config, own))
-    _tell(say, _warm_start_lines(as_typed, config, own, folder, planned))
-    say("confirming")
-    _tell(say, confirm_lines(config, folder, finished))
-    say(f"time, by the steps of one worker on this machine ({speeds.device}); a cluster differs")
-    _tell(say, time_lines(config, planned, counts, speeds, stages, finished, room))
-    say("disk")
-    _tell(say, disk_lines(config, speeds, folder))
-    say("nothing was computed and nothing is left; without plan_only=true the study runs")
+    _tell(notify, sampler_notes(config, own))
+    _tell(notify, _warm_start_lines(as_typed, config, own, folder, planned))
+    notify("confirming")
+    _tell(notify, confirm_lines(config, folder, finished))
+    notify(
+        f"time, by the steps of one worker on this machine ({speeds.device}); a cluster differs"
+    )
+    _tell(notify, time_lines(config, planned, counts, speeds, stages, finished, room))
+    notify("disk")
+    _tell(notify, disk_lines(config, speeds, folder))
+    notify("nothing was computed and nothing is left; without plan_only=true the study runs")
 
 
-def _tell(say: Callable[[str], None], lines: Iterator[str]) -> None:
+def _tell(notify: Callable[[str], None], lines: Iterator[str]) -> None:
     for line in lines:
-        say(f"  {line}")
+        notify(f"  {line}")
 
 
 def _handful(config: StudyConfig, root: Path) -> StudyConfig:
     train, val = (
         min(few, all_of)
         for few, all_of in zip(
-            HANDFUL, (config.data.train_pictures, config.data.val_pictures), strict=True
+            HANDFUL, (config.data.num_train_images, config.data.num_val_images), strict=True
         )
     )
-    draw_dataset(root, seed=config.data.seed, train_pictures=train, val_pictures=val)
-    values = {"data.train_pictures": train, "data.val_pictures": val, "data.max_people": 0}
+    draw_dataset(root, seed=config.data.seed, num_train_images=train, num_val_images=val)
+    values = {"data.num_train_images": train, "data.num_val_images": val, "data.max_people": 0}
     return with_values(config, {"data.root": str(root), **values})
 
 
 def _counts(config: StudyConfig, read: StudyConfig, people: StudyPeople) -> Counts:
-    """Those read; of a handful, as many more as there will be pictures more."""
-    more = config.data.train_pictures / read.data.train_pictures
-    more_val = config.data.val_pictures / read.data.val_pictures
+    """Those read; of a handful, as many more as there will be images more."""
+    more = config.data.num_train_images / read.data.num_train_images
+    more_val = config.data.num_val_images / read.data.num_val_images
     train, search = round(more * len(people.train)), round(more * len(people.search))
     most = config.data.max_people
     if read is not config and most and train + search > most:
@@ -138,8 +140,8 @@ def _data_lines(
 ) -> Iterator[str]:
     data, about = config.data, "about " if counts.about else ""
     if not is_here:
-        pictures = f"{data.train_pictures:,} + {data.val_pictures:,}"
-        yield f"to be drawn: {pictures} pictures in {data.root}"
+        images = f"{data.num_train_images:,} + {data.num_val_images:,}"
+        yield f"to be drawn: {images} images in {data.root}"
     yield (
         f"{about}{counts.train:,} people to train on, {counts.search:,} to score trials on, "
         f"{counts.val:,} in val"
@@ -151,7 +153,7 @@ def _data_lines(
 
 
 def _store_lines(
-    config: StudyConfig, counts: Counts, people: StudyPeople, planned: StudyData | None
+    config: StudyConfig, counts: Counts, people: StudyPeople, planned: PreparedData | None
 ) -> Iterator[str]:
     numbers = (counts.train, counts.search, counts.found)
     sizes = [(input_size_of(config), "")]
@@ -192,7 +194,7 @@ def _bytes_of_a_crop(people: People, size: tuple[int, int], form: str) -> float:
     return sampled_bytes(parts)
 
 
-def _teacher_lines(config: StudyConfig, planned: StudyData | None) -> Iterator[str]:
+def _teacher_lines(config: StudyConfig, planned: PreparedData | None) -> Iterator[str]:
     epochs, views = config.teacher.epochs, config.teacher.views
     asked = "to be asked about everyone" + (f", in {views} views" if views > 1 else "")
     if planned is None:
@@ -217,7 +219,7 @@ def _warm_start_lines(
     config: StudyConfig,
     space: SearchSpace,
     folder: Path,
-    planned: StudyData | None,
+    planned: PreparedData | None,
 ) -> Iterator[str]:
     """Which trials of older studies would be known, and which not; nothing once they are."""
     if not config.search.warm_start or (folder / SETTINGS).exists():
@@ -230,13 +232,13 @@ def _warm_start_lines(
     yield from known_trial_lines(as_typed, config, space)
 
 
-def _room_here(config: StudyConfig, say: Callable[[str], None]) -> int:
+def _room_here(config: StudyConfig, notify: Callable[[str], None]) -> int:
     """Trials at once on this machine; on a cluster those asked for."""
-    if waits_for_room(config):
+    if is_autoscaled(config):
         return config.search.concurrent
     try:
-        room = require_trial_fits([this_machine()], config.trial)
+        room = check_trial_fits([this_machine()], config.trial)
     except InputError as error:
-        say(f"warning: here the study would stop: {error}")
+        notify(f"warning: here the study would stop: {error}")
         return config.search.concurrent or 1
     return min(config.search.concurrent or room, room)

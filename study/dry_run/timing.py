@@ -17,8 +17,8 @@ import torch
 
 from models.refined_pose import RefinedPose
 from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
-from study.cache.prepare import StudyData
-from study.cache.teacher_store import Answer, write_teacher_store
+from study.cache.prepare import PreparedData
+from study.cache.teacher_store import TeacherTargets, write_teacher_store
 from study.config.compose import with_values
 from study.config.derived import input_size_of, teacher_input_size_of
 from study.config.schema import (
@@ -35,15 +35,15 @@ from study.data.crops import stored_size
 from study.data.people import People
 from study.teachers.adapters import NUM_MODES, HeatmapTeacher, for_data, open_teacher
 from study.teachers.make import build_task
-from study.teachers.online import LiveTeacher
+from study.teachers.online import OnlineTeacher
 from study.training.batches import Batch
 from study.training.evaluation import Estimator, predict_crops
-from study.training.left_right import learn_names
+from study.training.left_right import train_swap_resolver
 from study.training.loop import Progress, Task, run_stage
 from study.training.networks import build_distill_task, build_refine_task, build_refiner
 from study.training.refine import RefineTask
 from study.training.training_data import TrainingData
-from study.workers import Workers, settle_in
+from study.workers import Workers, configure_process
 
 PEOPLE = 16
 STEPS = 6
@@ -69,7 +69,7 @@ class Speeds:
 
 def time_study(config: StudyConfig, people: People) -> Speeds:
     """What a step and an evaluation of this study's networks take here."""
-    settle_in(config.trial.cpus)
+    configure_process(config.trial.cpus)
     on_gpu = bool(config.trial.gpus) and torch.cuda.is_available()
     workers = Workers(torch.device("cuda" if on_gpu else "cpu"))
     few = people.take(np.arange(min(PEOPLE, len(people))))
@@ -83,7 +83,7 @@ def _time(config: StudyConfig, few: People, scratch: Path, workers: Workers) -> 
         for size in (input_size_of(config), teacher_input_size_of(config))
     )
     place = str(own.path)
-    data = StudyData(
+    data = PreparedData(
         *(place, place, place, "", "", (len(few), len(few), len(few))),
         teacher_crops=(str(seen.path),) * 3,
     )
@@ -110,13 +110,13 @@ def _names_seconds(config: StudyConfig, ground: TrainingData) -> float:
     refiner = build_refiner(config, distilled.student.pyramid_channels)
     task = build_refine_task(config, distilled, refiner).to(ground.workers.device)
     started = _now(ground.workers.device)
-    learn_names(task, ground, starts=None, seed=0)
+    train_swap_resolver(task, ground, starts=None, seed=0)
     return _now(ground.workers.device) - started
 
 
 def _time_teacher(
     config: StudyConfig,
-    data: StudyData,
+    data: PreparedData,
     workers: Workers,
     ground: TrainingData,
     speeds: Speeds,
@@ -133,7 +133,7 @@ def _time_teacher(
     speeds.people["teacher"] = _person_seconds(teacher, for_teacher)
     if config.teacher.mode != ONLINE:
         return ground
-    live = LiveTeacher(teacher, for_teacher.train, ground.train)
+    live = OnlineTeacher(teacher, for_teacher.train, ground.train)
     return dataclasses.replace(ground, teacher=live)
 
 
@@ -200,6 +200,6 @@ def _made_up(store: CropStore, config: StudyConfig, file: Path) -> Path:
     relation = None
     if config.teacher.name not in (ONNX, PREDICTIONS):
         relation = torch.eye(joints).expand(count, joints, joints)
-    said = Answer(torch.from_numpy(modes), torch.ones(count, joints), relation)
+    said = TeacherTargets(torch.from_numpy(modes), torch.ones(count, joints), relation)
     write_teacher_store(file, stored_size(store.input_size), count, said.part)
     return file

@@ -27,7 +27,7 @@ _ROUNDING = 1e-9
 """Ten tenths of a CPU are a CPU, though 1 // 0.1 is 9."""
 
 
-def room_for(nodes: Sequence[Mapping[str, float]], trial: TrialConfig) -> int:
+def num_trials_that_fit(nodes: Sequence[Mapping[str, float]], trial: TrialConfig) -> int:
     """Trials that fit at once: a worker on one node, and on one GPU if it has a share of one.
 
     Args:
@@ -45,13 +45,13 @@ def room_for(nodes: Sequence[Mapping[str, float]], trial: TrialConfig) -> int:
     return workers // trial.num_workers
 
 
-def require_trial_fits(nodes: Sequence[Mapping[str, float]], trial: TrialConfig) -> int:
-    """``room_for``, of which one at least must be.
+def check_trial_fits(nodes: Sequence[Mapping[str, float]], trial: TrialConfig) -> int:
+    """``num_trials_that_fit``, of which one at least must be.
 
     Raises:
         InputError: not even one trial finds room.
     """
-    room = room_for(nodes, trial)
+    room = num_trials_that_fit(nodes, trial)
     if room < 1:
         cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
         raise InputError(
@@ -67,7 +67,7 @@ def this_machine() -> dict[str, float]:
     return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
 
 
-def waits_for_room(config: StudyConfig) -> bool:
+def is_autoscaled(config: StudyConfig) -> bool:
     """Whether trials are asked of a cluster, which may grow to what is asked of it."""
     return bool(config.search.concurrent) and os.environ.get("RAY_ADDRESS", "local") != "local"
 
@@ -110,10 +110,10 @@ def num_concurrent_trials(config: StudyConfig) -> int:
     Raises:
         InputError: not even one finds room.
     """
-    if waits_for_room(config):
+    if is_autoscaled(config):
         return config.search.concurrent
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = require_trial_fits(nodes, config.trial)
+    room = check_trial_fits(nodes, config.trial)
     return min(config.search.concurrent or room, room)
 
 
@@ -129,7 +129,7 @@ def ray_started(config: StudyConfig, display: Display) -> Iterator[None]:
         yield
         return
     address = ray_address()
-    display.say("starting Ray" if address == "local" else f"joining the cluster at {address}")
+    display.notify("starting Ray" if address == "local" else f"joining the cluster at {address}")
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # Workers must run this very code, and not an installed copy of another age, nor what lies in

@@ -12,12 +12,12 @@ from typing import Any
 import ray.train
 import ray.train.torch
 
-from study.cache.prepare import StudyData
+from study.cache.prepare import PreparedData
 from study.config.compose import with_values
 from study.config.schema import StudyConfig
 from study.errors import TrainingDiverged
 from study.storage.checkpoint import Row
-from study.storage.files import is_full_disk, no_room
+from study.storage.files import disk_full_message, is_full_disk
 from study.storage.paths import ERROR_LOG, trial_folder
 from study.training.networks import measure_costs
 from study.trial import Trial
@@ -25,11 +25,11 @@ from study.workers import Workers
 
 
 @dataclass(frozen=True)
-class StudyPlan:
+class StudyContext:
     """What all trials of a study share; travels to every worker."""
 
     config: StudyConfig
-    data: StudyData
+    data: PreparedData
     folder: str
     """The study's folder."""
     targets: str
@@ -41,7 +41,7 @@ class StudyPlan:
 class OwnerLink:
     """One trial's line to the owner of the Optuna study; only the first worker speaks."""
 
-    def __init__(self, plan: StudyPlan, number: int, *, is_first: bool = True) -> None:
+    def __init__(self, plan: StudyContext, number: int, *, is_first: bool = True) -> None:
         self.number = number
         self.folder = trial_folder(Path(plan.folder), number)
         self.is_first = is_first
@@ -76,7 +76,7 @@ class OwnerLink:
     def halts(self, error: BaseException) -> bool:
         """Whether the error is that of a full disk; the study ends then."""
         if is_full := is_full_disk(error):
-            ray.get(self.owner.halt.remote(no_room(self.folder.parent.parent)))
+            ray.get(self.owner.halt.remote(disk_full_message(self.folder.parent.parent)))
         return is_full
 
     @contextlib.contextmanager
@@ -102,7 +102,7 @@ class OwnerLink:
             raise
 
 
-def trial_of(plan: StudyPlan, suggestion: dict[str, Any]) -> Trial:
+def trial_of(plan: StudyContext, suggestion: dict[str, Any]) -> Trial:
     """The trial that a suggestion stands for: number, values by config path, parent's number."""
     folder, parent = Path(plan.folder), suggestion["parent"]
     return Trial(

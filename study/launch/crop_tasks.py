@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import ray
 
-from study.cache.crop_bucket import cut_here, make_part
+from study.cache.crop_bucket import build_part, cut_locally
 from study.cache.crop_parts import Part, Tell
 from study.errors import InputError
 
@@ -19,7 +19,7 @@ PEOPLE_FOR_RAY = 20_000
 def cut_by_size(parts: Sequence[Part], tell: Tell, *, start_ray: Callable[[], Any]) -> None:
     """Makes few parts in this process, many by all nodes."""
     if sum(map(len, parts)) < PEOPLE_FOR_RAY:
-        cut_here(parts, tell)
+        cut_locally(parts, tell)
     else:
         if not ray.is_initialized():
             start_ray()
@@ -30,7 +30,7 @@ def cut_by_ray(parts: Sequence[Part], tell: Tell) -> None:
     """Makes each part in a task of one CPU, spread over the nodes; Ray must have been started.
 
     Raises:
-        InputError: a picture can't be decoded.
+        InputError: an image can't be decoded.
         OSError: a part can't be written; those that are finished stay.
     """
     task = ray.remote(_make).options(num_cpus=1, scheduling_strategy="SPREAD")
@@ -51,4 +51,4 @@ def cut_by_ray(parts: Sequence[Part], tell: Tell) -> None:
 
 def _make(part: Part) -> None:
     cv2.setNumThreads(1)
-    make_part(part, 1)
+    build_part(part, 1)

@@ -17,10 +17,10 @@ from ray.train.torch import TorchTrainer
 from ray.util import get_current_placement_group, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
-from study.launch.context import StudyPlan
-from study.storage.files import write_whole
+from study.launch.context import StudyContext
+from study.storage.files import write_atomic
 from study.storage.paths import RAY_FOLDER
-from study.workers import Workers, settle_in
+from study.workers import Workers, configure_process
 
 
 @contextlib.contextmanager
@@ -42,7 +42,7 @@ def interruptible() -> Iterator[None]:
 def run_under_train(
     worker: Callable[[dict[str, Any]], None],
     config: dict[str, Any],
-    plan: StudyPlan,
+    plan: StudyContext,
     job: str,
 ) -> None:
     """Runs ``worker(config)`` on all workers of a trial under Ray Train, and waits for the end.
@@ -56,7 +56,7 @@ def run_under_train(
     """
     retries = plan.config.trial.max_failures
     while True:
-        free_what_was_held(plan.folder, job)
+        release_placement_group(plan.folder, job)
         try:
             _trainer(partial(worker, {**config, "job": job}), plan).fit()
             return
@@ -66,7 +66,7 @@ def run_under_train(
             retries -= 1
 
 
-def _trainer(worker: Callable[[], None], plan: StudyPlan) -> LeanTrainer:
+def _trainer(worker: Callable[[], None], plan: StudyContext) -> LeanTrainer:
     settings = plan.config.trial
     resources = {"CPU": settings.cpus}
     if settings.gpus:
@@ -90,8 +90,8 @@ class LeanTrainer(TorchTrainer):
     """Without two of Ray Train's own callbacks, each a further process for each trial.
 
     One is to free what a killed controller held, but is at a loss without Ray's dashboard, or
-    beside another Ray; ``free_what_was_held`` does it everywhere. The other hands out the shards
-    of Ray's data sets, of which there are none.
+    beside another Ray; ``release_placement_group`` does it everywhere. The other hands out the
+    shards of Ray's data sets, of which there are none.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -105,25 +105,25 @@ def job_of_trial(number: int) -> str:
     return f"trial-{number}"
 
 
-def _note_what_is_held(plan: StudyPlan, job: str) -> None:
+def _record_placement_group(plan: StudyContext, job: str) -> None:
     group = get_current_placement_group()
     assert group is not None
-    write_whole(_note_of(plan.folder, job), group.id.hex())
+    write_atomic(_record_path(plan.folder, job), group.id.hex())
 
 
-def free_what_was_held(study_folder: str | Path, job: str) -> None:
+def release_placement_group(study_folder: str | Path, job: str) -> None:
     """The CPUs and GPUs of an earlier try whose controller was killed are free.
 
     Ray itself frees them only when the driver ends.
     """
-    note = _note_of(study_folder, job)
+    note = _record_path(study_folder, job)
     if note.is_file():
         group = ray.PlacementGroupID(bytes.fromhex(note.read_text()))
         remove_placement_group(PlacementGroup(group))
         note.unlink()
 
 
-def _note_of(study_folder: str | Path, job: str) -> Path:
+def _record_path(study_folder: str | Path, job: str) -> Path:
     return Path(study_folder) / RAY_FOLDER / f"{job}.held"
 
 
@@ -134,8 +134,8 @@ def join_workers(config: dict[str, Any]) -> Workers:
         config: as ``run_under_train`` hands it to each worker.
     """
     resources = ray.get_runtime_context().get_assigned_resources()
-    settle_in(resources.get("CPU", 1))
+    configure_process(resources.get("CPU", 1))
     workers = Workers(ray.train.torch.get_device())
     if workers.rank == 0:
-        _note_what_is_held(config["plan"], config["job"])
+        _record_placement_group(config["plan"], config["job"])
     return workers

@@ -17,26 +17,26 @@ from ray import tune
 from ray.train import TrainingFailedError
 
 from study.errors import InputError
-from study.launch.context import OwnerLink, StudyPlan, brief, last_line, trial_of
+from study.launch.context import OwnerLink, StudyContext, brief, last_line, trial_of
 from study.launch.ray_train import interruptible, job_of_trial, join_workers, run_under_train
-from study.launch.watchdog import ended_if_it_hangs, hang_in
+from study.launch.watchdog import exit_on_stall, stall_reason
 from study.storage.checkpoint import Row
-from study.storage.files import is_full_disk, no_room
+from study.storage.files import disk_full_message, is_full_disk
 from study.teachers.make import make_teacher
 from study.trial import run_trial
-from study.workers import Workers, settle_in
+from study.workers import Workers, configure_process
 
 
-def inline_trial(suggestion: dict[str, Any], plan: StudyPlan) -> None:
+def inline_trial(suggestion: dict[str, Any], plan: StudyContext) -> None:
     """A trial in its own Tune process: one worker, no further process."""
     settings = plan.config.trial
     link = OwnerLink(plan, suggestion["number"])
-    settle_in(settings.cpus)
+    configure_process(settings.cpus)
     workers = Workers(torch.device("cuda" if settings.gpus else "cpu"))
     _run(suggestion, plan, link, workers, tune.report)
 
 
-def train_trial(suggestion: dict[str, Any], plan: StudyPlan) -> None:
+def train_trial(suggestion: dict[str, Any], plan: StudyContext) -> None:
     """A trial whose workers run under Ray Train; its Tune process only waits for them."""
     loop_config = {"plan": plan, "suggestion": suggestion}
     job = job_of_trial(suggestion["number"])
@@ -46,7 +46,7 @@ def train_trial(suggestion: dict[str, Any], plan: StudyPlan) -> None:
         OwnerLink(plan, suggestion["number"]).fail(error)
 
 
-def train_teacher(plan: StudyPlan) -> None:
+def train_teacher(plan: StudyContext) -> None:
     """Makes the study's teacher under Ray Train.
 
     Raises:
@@ -58,7 +58,7 @@ def train_teacher(plan: StudyPlan) -> None:
             run_under_train(_teacher_worker, {"plan": plan}, plan, "teacher")
     except TrainingFailedError as error:
         if is_full_disk(error):
-            raise InputError(no_room(Path(plan.targets).parent)) from error
+            raise InputError(disk_full_message(Path(plan.targets).parent)) from error
         raise InputError(f"the teacher could not be trained: {last_line(error)}") from error
 
 
@@ -71,7 +71,7 @@ def _trial_worker(config: dict[str, Any]) -> None:
 
 def _run(
     suggestion: dict[str, Any],
-    plan: StudyPlan,
+    plan: StudyContext,
     link: OwnerLink,
     workers: Workers,
     tell: Callable[[dict[str, Any]], None],
@@ -85,14 +85,14 @@ def _run(
     """
     if link.is_halted():
         return
-    if reason := hang_in(link.folder):
+    if reason := stall_reason(link.folder):
         link.fail(reason)
         return
     timeout_s = plan.config.trial.timeout_s
-    with link.watching(), ended_if_it_hangs(link.folder, workers.rank, timeout_s) as beat:
+    with link.watching(), exit_on_stall(link.folder, workers.rank, timeout_s) as heartbeat:
 
         def report(row: Row) -> bool:
-            beat()
+            heartbeat()
             stop = link.report(row)
             tell(brief(row))
             return stop

@@ -15,8 +15,8 @@ from ray.tune.search import Searcher
 
 from study.config.derived import launcher_of
 from study.display import Display, epochs_done, trials_line, trials_panel
-from study.launch.context import StudyPlan
-from study.launch.ray_train import free_what_was_held, job_of_trial
+from study.launch.context import StudyContext
+from study.launch.ray_train import job_of_trial, release_placement_group
 from study.launch.trials import inline_trial, train_trial
 from study.storage.paths import RAY_FOLDER
 
@@ -45,7 +45,7 @@ class OwnerSearcher(Searcher):
     ) -> None:
         if error:
             number = self.numbers[trial_id]
-            free_what_was_held(self.study_folder, job_of_trial(number))
+            release_placement_group(self.study_folder, job_of_trial(number))
             reason = "its process died again and again, without a word"
             ray.get(self.owner.fail.remote(number, reason))
 
@@ -64,7 +64,7 @@ class SilentProgress(TrialProgressCallback):
 
 
 def run_trials(
-    plan: StudyPlan, owner: Any, missing: int, concurrent: int, display: Display
+    plan: StudyContext, owner: Any, missing: int, concurrent: int, display: Display
 ) -> None:
     """Run missing trials under Ray Tune, with the live table of trials."""
     config = plan.config

@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def ended_if_it_hangs(folder: Path, rank: int, timeout_s: float) -> Iterator[Callable[[], None]]:
+def exit_on_stall(folder: Path, rank: int, timeout_s: float) -> Iterator[Callable[[], None]]:
     """Within, this process exits once ``timeout_s`` seconds pass without a call of what is given.
 
     Args:
@@ -28,18 +28,18 @@ def ended_if_it_hangs(folder: Path, rank: int, timeout_s: float) -> Iterator[Cal
     file = folder / f"hang-{rank}.log"
     with file.open("w") as log:
 
-        def beat() -> None:
+        def heartbeat() -> None:
             faulthandler.dump_traceback_later(timeout_s, file=log, exit=True)
 
-        beat()
+        heartbeat()
         try:
-            yield beat
+            yield heartbeat
         finally:
             faulthandler.cancel_dump_traceback_later()
     file.unlink(missing_ok=True)
 
 
-def hang_in(folder: Path) -> str | None:
+def stall_reason(folder: Path) -> str | None:
     """That a trial hung, and where to read where; None if none did."""
     for file in sorted(folder.glob("hang-*.log")):
         if file.stat().st_size:

@@ -17,7 +17,7 @@ RULE = 2.0
 """As many trials are what the pruner's rule counts for beside those that were seen."""
 
 
-def is_foreseen(search: SearchConfig) -> bool:
+def is_predictable(search: SearchConfig) -> bool:
     """Whether the pruner's rule alone says how many trials it leaves.
 
     The others compare with what earlier trials reached.
@@ -95,7 +95,7 @@ def trial_groups(
     return groups
 
 
-class Seen(NamedTuple):
+class TrialProgress(NamedTuple):
     """A trial that was begun."""
 
     epochs: int
@@ -105,7 +105,7 @@ class Seen(NamedTuple):
 
 
 def ahead(
-    groups: Sequence[TrialGroup], seen: Sequence[Seen], search: SearchConfig
+    groups: Sequence[TrialGroup], seen: Sequence[TrialProgress], search: SearchConfig
 ) -> dict[str, Any]:
     """What is done of a stage and what is to come, as the display shows it.
 
@@ -129,7 +129,7 @@ def ahead(
         "trials": sum(group.trials for group in groups),
         "epochs": sum(trial.epochs for trial in seen),
         "left": max(left, 0) + float(to_come + under_way),
-        "is_bound": not ended and not is_foreseen(search),
+        "is_bound": not ended and not is_predictable(search),
     }
 
 
@@ -144,7 +144,7 @@ def _shares(
     epochs = np.arange(1, budget)
     gone = (np.array(ended)[:, None] == epochs).sum(axis=0, dtype=float)
     came = (np.array([*ended, *running])[:, None] >= epochs).sum(axis=0, dtype=float)
-    if is_foreseen(search):
+    if is_predictable(search):
         rule = np.array(expected_epochs(budget, search))
         gone -= RULE * np.diff(rule)
         came += RULE * rule[:-1]

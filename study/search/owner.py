@@ -22,9 +22,9 @@ from search_spaces.space import SearchSpace
 from study.config.derived import is_staged, seed_of
 from study.config.schema import COSTS, StudyConfig
 from study.errors import InputError
-from study.launch.watchdog import hang_in
+from study.launch.watchdog import stall_reason
 from study.search.controls import BASELINE, DEFAULTS, baseline_values
-from study.search.forecast import Seen, ahead, trial_groups
+from study.search.forecast import TrialProgress, ahead, trial_groups
 from study.search.samplers import sampler_notes
 from study.search.stage import (
     HANDED_OVER,
@@ -85,8 +85,8 @@ class StudyOwner:
         self.flushed: dict[int, float] = {}
         self.why_halted: str | None = None
         tidy(self.folder)
-        self.mend_tables()
-        self.left_over = self.stages[-1].left_over(session)
+        self.repair_tables()
+        self.orphaned = self.stages[-1].orphaned(session)
 
     def trials_to_run(self) -> int:
         """How many trials are to run now, all of one stage; 0 when the study has them all.
@@ -113,7 +113,7 @@ class StudyOwner:
         known = stage.asked_by(asker)
         if known is not None:
             return stage.suggestion(known)
-        number = self.left_over.pop(0) if self.left_over else stage.new_trial()
+        number = self.orphaned.pop(0) if self.orphaned else stage.new_trial()
         suggestion = stage.suggestion(number)
         failpoints.point("asked")
         stage.note(number, "asker", asker)
@@ -158,7 +158,9 @@ class StudyOwner:
         """Ends the trial as failed, unless it has ended already or the study is halted."""
         trial = self._stage(number).frozen(number)
         if not trial.state.is_finished() and self.why_halted is None:
-            known = hang_in(trial_folder(self.folder, number)) or trial.user_attrs.get("error")
+            known = stall_reason(trial_folder(self.folder, number)) or trial.user_attrs.get(
+                "error"
+            )
             self.note_error(number, known or reason)
             self._end(number, TrialState.FAIL)
 
@@ -315,7 +317,7 @@ class StudyOwner:
         rows = self._rows(number)
         write_trial(self.folder, self._trial_row(number, rows), rows, self.space)
 
-    def mend_tables(self) -> None:
+    def repair_tables(self) -> None:
         """Writes the trials that Optuna knows as finished and the tables do not."""
         written = written_trials(self.folder)
         for number, trial in self._trials().items():
@@ -380,8 +382,8 @@ class StudyOwner:
         return row
 
 
-def _seen(trial: FrozenTrial) -> Seen:
-    return Seen(
+def _seen(trial: FrozenTrial) -> TrialProgress:
+    return TrialProgress(
         epochs=max(trial.intermediate_values, default=0),
         budget=trial.user_attrs.get("budget", 0),
         has_ended=trial.state.is_finished(),

@@ -65,7 +65,7 @@ class ConditionalTPE(TPESampler):
 
     A weight is learned from the trials of the same kind alone: the model of both is that of the
     kind times that of the weight given the kind. Parameters that are independent of each other
-    are modelled one by one. Optuna's own joint models are another thing: ``multivariate`` leaves
+    are modeled one by one. Optuna's own joint models are another thing: ``multivariate`` leaves
     out what only some trials have, and ``group`` models it apart from what it depends on.
     """
 

@@ -180,7 +180,7 @@ class StageSearch:
         known = (t for t in self.trials() if t.user_attrs.get("asker") == asker)
         return next(map(self.number, known), None)
 
-    def left_over(self, session: str) -> list[int]:
+    def orphaned(self, session: str) -> list[int]:
         """The trials that were running when the driver of an earlier session died."""
         return [
             self.number(trial)

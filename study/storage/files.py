@@ -22,12 +22,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 WORDS = tuple(os.strerror(number) for number in FULL)
 
 
-def aside_of(file: Path) -> Path:
+def temp_path(file: Path) -> Path:
     """A name that no other process on any machine writes to, until the file is renamed."""
     return file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}")
 
 
-def clear_leftovers(file: Path) -> None:
+def remove_stale_temps(file: Path) -> None:
     """Removes what processes of this machine that are no more wrote aside for this file."""
     for aside in file.parent.glob(f".{file.name}.{socket.gethostname()}.*"):
         try:
@@ -38,7 +38,7 @@ def clear_leftovers(file: Path) -> None:
             pass  # it runs, by another user
 
 
-def put_in_place(aside: Path, file: Path) -> None:
+def commit_file(aside: Path, file: Path) -> None:
     """Renames what was written aside, once it is safe on the disk."""
     sync(aside)
     aside.replace(file)
@@ -53,13 +53,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(file: Path, text: str) -> None:
+def write_atomic(file: Path, text: str) -> None:
     """The file holds this text, in a folder that is made."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = aside_of(file)
+    aside = temp_path(file)
     try:
         aside.write_text(text, encoding="utf-8")
-        put_in_place(aside, file)
+        commit_file(aside, file)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -78,7 +78,7 @@ def is_full_disk(error: BaseException | None) -> bool:
     return False
 
 
-def no_room(folder: Path) -> str:
+def disk_full_message(folder: Path) -> str:
     """What the user is told."""
     return (
         f"the study needs room on the disk of {folder}, got a full one; free some there, and the "
@@ -87,7 +87,7 @@ def no_room(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def stopped_when_full(folder: Path) -> Iterator[None]:
+def report_full_disk(folder: Path) -> Iterator[None]:
     """What breaks within for want of room on a disk says so.
 
     Raises:
@@ -99,7 +99,7 @@ def stopped_when_full(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         if is_full_disk(error):
-            raise InputError(no_room(folder)) from error
+            raise InputError(disk_full_message(folder)) from error
         raise
 
 

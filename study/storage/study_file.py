@@ -15,7 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from study.config.compose import MAY_CHANGE, flatten, to_plain
+from study.config.compose import MAY_CHANGE, flatten, to_plain, with_current_paths
 from study.config.schema import StudyConfig
 from study.errors import InputError
 from study.storage.paths import SETTINGS
@@ -105,4 +105,4 @@ def read_settings(folder: Path) -> dict[str, Any]:
             f"{folder / SETTINGS} must hold the settings that a study wrote there, got something "
             "else; put the file back as it was, or name another folder"
         )
-    return {str(key): value for key, value in content.items()}
+    return {**content, "config": with_current_paths(content["config"])}

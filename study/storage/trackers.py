@@ -37,7 +37,7 @@ News = Callable[[set[int]], Sequence[tuple[TableRow, Sequence[TableRow]]]]
 
 
 @dataclass
-class Told:
+class Logged:
     """What a log has of a trial."""
 
     epochs: set[int] = field(default_factory=set)
@@ -47,7 +47,7 @@ class Told:
 class TrialLog(Protocol):
     """Where trials are written, each by its row of ``trials`` and its reports."""
 
-    def read(self, number: int) -> Told: ...
+    def read(self, number: int) -> Logged: ...
     def begin(self, trial: TableRow) -> None: ...
     def tell(self, number: int, report: TableRow) -> None: ...
     def end(self, trial: TableRow) -> None: ...
@@ -69,7 +69,7 @@ def require_packages(config: StudyConfig) -> None:
 
 @contextlib.contextmanager
 def trials_logged(
-    config: StudyConfig, folder: Path, news: News, say: Callable[[str], None]
+    config: StudyConfig, folder: Path, news: News, notify: Callable[[str], None]
 ) -> Iterator[None]:
     """Trials are written to every log of ``log`` until the block ends, and what is left then.
 
@@ -82,7 +82,7 @@ def trials_logged(
         TENSORBOARD: TensorBoardLog,
         MLFLOW: MLflowLog,
     }
-    logs = [(name, kinds[name](folder, config.name), dict[int, Told]()) for name in config.log]
+    logs = [(name, kinds[name](folder, config.name), dict[int, Logged]()) for name in config.log]
     over = threading.Event()
 
     def follow() -> None:
@@ -96,7 +96,7 @@ def trials_logged(
                 except Exception as error:
                     text = f"log={name} could not be written: {type(error).__name__}: {error}"
                     if text not in said:
-                        say(f"{text}; the study goes on")
+                        notify(f"{text}; the study goes on")
                     said.add(text)
 
     thread = threading.Thread(target=follow, daemon=True)
@@ -107,10 +107,10 @@ def trials_logged(
         over.set()
         thread.join(LAST_S)
         if thread.is_alive():
-            say(f"log={','.join(config.log)} took more than {LAST_S:g} s; its end is missing")
+            notify(f"log={','.join(config.log)} took more than {LAST_S:g} s; its end is missing")
 
 
-def catch_up(log: TrialLog, told: dict[int, Told], news: News) -> None:
+def catch_up(log: TrialLog, told: dict[int, Logged], news: News) -> None:
     """The log has every epoch and every end that there is news of."""
     ended = {number for number, known in told.items() if known.has_ended}
     for trial, reports in news(ended):
@@ -152,10 +152,10 @@ class TensorBoardLog:
         self.folder = folder / TENSORBOARD
         self.files: dict[int, Any] = {}
 
-    def read(self, number: int) -> Told:
+    def read(self, number: int) -> Logged:
         from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-        told = Told()
+        told = Logged()
         for file in sorted(self._of(number).glob("events.*")):
             for event in EventFileLoader(str(file)).Load():
                 tags = {value.tag for value in event.summary.value}
@@ -234,15 +234,15 @@ class MLflowLog:
         )
         self.runs: dict[int, str] = {}
 
-    def read(self, number: int) -> Told:
+    def read(self, number: int) -> Logged:
         mine = f"tags.trial = '{number}' and tags.folder = '{self.folder}'"
         runs = self.client.search_runs([self.experiment], mine)
         if not runs:
-            return Told()
+            return Logged()
         info = runs[0].info
         self.runs[number] = info.run_id
         epochs = {metric.step for metric in self.client.get_metric_history(info.run_id, AP)}
-        return Told(epochs, has_ended=info.status != RUNNING)
+        return Logged(epochs, has_ended=info.status != RUNNING)
 
     def begin(self, trial: TableRow) -> None:
         from mlflow.entities import Param

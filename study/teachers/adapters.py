@@ -23,7 +23,7 @@ from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton, shared_joints
 from models.weights import HEAD, SIMCC_HEAD
 from study.cache.predictions import START, Predictions
-from study.cache.teacher_store import Answer
+from study.cache.teacher_store import TeacherTargets
 from study.config.derived import seed_of, skeleton_of, teacher_input_size_of, teacher_skeleton_of
 from study.config.schema import (
     JITTER,
@@ -56,7 +56,7 @@ class Teacher(Protocol):
     def frame(self) -> CropFrame:
         """Where people lie in those crops."""
 
-    def ask(self, crops: Tensor) -> Answer: ...
+    def ask(self, crops: Tensor) -> TeacherTargets: ...
 
     def __call__(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """Keypoints in crop pixels, (B, K, 2), and scores (B, K), as what is evaluated gives."""
@@ -82,11 +82,11 @@ class HeatmapTeacher(nn.Module):
         keypoints, scores = self.pose(crops)
         return keypoints, scores
 
-    def ask(self, crops: Tensor) -> Answer:
-        out = self.pose.look(crops)
-        modes = self.pose.codec.read_modes(out, NUM_MODES)
+    def ask(self, crops: Tensor) -> TeacherTargets:
+        out = self.pose.predict(crops)
+        modes = self.pose.codec.decode_feature_modes(out, NUM_MODES)
         relation = joint_relation(out.heatmaps, out.pyramid[-1]) if out.pyramid else None
-        return Answer(modes, modes.new_ones(modes.shape[:2]), relation)
+        return TeacherTargets(modes, modes.new_ones(modes.shape[:2]), relation)
 
 
 class SimccTeacher(nn.Module):
@@ -105,7 +105,7 @@ class SimccTeacher(nn.Module):
         modes = self.ask(crops).modes_crop[:, :, 0]
         return modes[..., :2], modes[..., 2]
 
-    def ask(self, crops: Tensor) -> Answer:
+    def ask(self, crops: Tensor) -> TeacherTargets:
         columns, rows = self.network(crops)
         bins_per_pixel = columns.shape[-1] / crops.shape[-1]
         score_x, x = columns.max(dim=-1)
@@ -115,7 +115,7 @@ class SimccTeacher(nn.Module):
         modes = first.new_zeros(*first.shape[:2], NUM_MODES, 4)
         modes[:, :, 0, :3] = first
         modes[..., 3] = 1
-        return Answer(modes, modes.new_ones(modes.shape[:2]), None)
+        return TeacherTargets(modes, modes.new_ones(modes.shape[:2]), None)
 
 
 class TeacherOfOtherJoints(nn.Module):
@@ -140,12 +140,12 @@ class TeacherOfOtherJoints(nn.Module):
         keypoints, scores = self.teacher(crops)
         return self._put(keypoints), self._put(scores)
 
-    def ask(self, crops: Tensor) -> Answer:
+    def ask(self, crops: Tensor) -> TeacherTargets:
         answer = self.teacher.ask(crops)
         relation = answer.relation
         if relation is not None:
             relation = self._put(self._put(relation).transpose(1, 2)).transpose(1, 2)
-        return Answer(self._put(answer.modes_crop), self._put(answer.taught), relation)
+        return TeacherTargets(self._put(answer.modes_crop), self._put(answer.taught), relation)
 
     def _put(self, values: Tensor) -> Tensor:
         """Values (B, K, ...) of its own joints at the places of the wanted ones, else zero."""
@@ -154,8 +154,8 @@ class TeacherOfOtherJoints(nn.Module):
         return put
 
 
-def check_files(config: StudyConfig, say: Callable[[str], None]) -> None:
-    """Returns if whatever the settings name beside the data can be used; looks at no picture.
+def check_files(config: StudyConfig, notify: Callable[[str], None]) -> None:
+    """Returns if whatever the settings name beside the data can be used; looks at no image.
 
     Before anything takes its time, so that a wrong path is told at once. Says what
     ``check_weights`` does.
@@ -163,14 +163,14 @@ def check_files(config: StudyConfig, say: Callable[[str], None]) -> None:
     Raises:
         InputError: one of the files is missing, broken or something else; says what to change.
     """
-    check_weights(config, say)
+    check_weights(config, notify)
     check_teacher(config)
     if config.refine.epochs and config.refine.start not in (STUDENT, JITTER):
         Predictions(Path(config.refine.start), skeleton_of(config), START)
 
 
 def check_teacher(config: StudyConfig) -> None:
-    """Returns if ``teacher.init`` is what ``teacher.name`` says; looks at no picture.
+    """Returns if ``teacher.init`` is what ``teacher.name`` says; looks at no image.
 
     Raises:
         InputError: it is not, or the library that reads it is missing; says what to change.
@@ -185,7 +185,7 @@ def check_teacher(config: StudyConfig) -> None:
         Predictions(init, skeleton)
 
 
-def check_weights(config: StudyConfig, say: Callable[[str], None]) -> None:
+def check_weights(config: StudyConfig, notify: Callable[[str], None]) -> None:
     """Says which layers stay random though their network starts from weights, and what may undo
     the student's.
 
@@ -212,9 +212,9 @@ def check_weights(config: StudyConfig, say: Callable[[str], None]) -> None:
                 "a teacher that is not trained must have all its weights, got teacher.epochs=0, "
                 f"and {said}; set teacher.skeleton and codec to the file's, or teacher.epochs"
             )
-        say(said)
+        notify(said)
     if config.student.init != RANDOM:
-        _warn_of_structure(config.distill, say)
+        _warn_of_structure(config.distill, notify)
 
 
 def _what_differs(skeleton: Skeleton, new: Sequence[str]) -> str:
@@ -228,12 +228,12 @@ def _what_differs(skeleton: Skeleton, new: Sequence[str]) -> str:
     )
 
 
-def _warn_of_structure(settings: DistillConfig, say: Callable[[str], None]) -> None:
+def _warn_of_structure(settings: DistillConfig, notify: Callable[[str], None]) -> None:
     """Says if the structure loss is as heavy as suits a student that starts from nothing."""
     weight = sum(weight for _, weight in structure_terms(settings.structure).values())
     if settings.weights == "fixed" and weight >= HEAVY:
         paths = "mix.* together" if settings.structure.kind == "mix" else "weight"
-        say(
+        notify(
             f"warning: distill.structure.{paths}={weight:g} is for students that start from "
             f"nothing and sets back one that starts from student.init; {GENTLE:g} is gentler"
         )

@@ -17,11 +17,11 @@ from models.movenet import weight_files
 from models.skeleton import Skeleton
 from study.cache.crop_store import CropStore, open_crop_store
 from study.cache.predictions import NOBODY, Predictions
-from study.cache.prepare import StudyData
+from study.cache.prepare import PreparedData
 from study.cache.teacher_store import (
-    Answer,
-    Asked,
-    Targets,
+    RowTargets,
+    TargetSource,
+    TeacherTargets,
     Views,
     open_teacher_store,
     place_of,
@@ -38,10 +38,10 @@ from study.config.schema import (
     TeacherConfig,
 )
 from study.data.augmentation import draw_affines, no_augmentation
-from study.data.crops import carry_modes, invert_affine, plain_affines, stored_size
+from study.data.crops import invert_affine, plain_affines, stored_size, transform_modes
 from study.errors import InputError
 from study.storage.checkpoint import Checkpoint, Checkpoints, Row, best_row
-from study.storage.files import fingerprint, hash_file, write_whole
+from study.storage.files import fingerprint, hash_file, write_atomic
 from study.storage.paths import DONE, EPOCHS, TARGETS, cache_of
 from study.teachers.adapters import (
     NUM_MODES,
@@ -51,7 +51,7 @@ from study.teachers.adapters import (
     open_network,
     open_teacher,
 )
-from study.teachers.online import LiveTeacher
+from study.teachers.online import OnlineTeacher
 from study.teachers.target_error import note_target_error
 from study.training.batches import crops_of
 from study.training.distill import DistillTask
@@ -64,12 +64,14 @@ VERSION = 4
 """Raise it when training a teacher, or what is kept of it, changes."""
 
 
-def teacher_folder(config: StudyConfig, data: StudyData) -> Path:
+def teacher_folder(config: StudyConfig, data: PreparedData) -> Path:
     """Where the teacher of these settings and data lies, for all studies under one ``storage``."""
     settings = to_plain(config)
     teacher = {**settings["teacher"], "init": _content_of(config.teacher), "mode": None}
+    augment = settings["distill"]["augment"]
+    augment["colour"] = augment.pop("color")  # as in the names of teachers on disk
     arithmetic = [settings["trial"][key] for key in ("precision", "channels_last", "compile")]
-    parts = (VERSION, teacher, settings["distill"]["augment"], config.seed, arithmetic)
+    parts = (VERSION, teacher, augment, config.seed, arithmetic)
     return cache_of(config) / f"teacher-{fingerprint(*parts, data.fingerprint)}"
 
 
@@ -127,7 +129,9 @@ def load_teacher(config: StudyConfig, folder: Path, device: torch.device) -> Tea
     return for_data(HeatmapTeacher(task.student, task.codec, task.flip_order), config, device)
 
 
-def prepare_teacher(config: StudyConfig, data: StudyData, say: Callable[[str], None]) -> None:
+def prepare_teacher(
+    config: StudyConfig, data: PreparedData, notify: Callable[[str], None]
+) -> None:
     """Stores predictions at once, for there is nobody to train or to ask; other teachers wait.
 
     Raises:
@@ -146,16 +150,16 @@ def prepare_teacher(config: StudyConfig, data: StudyData, say: Callable[[str], N
             f"{len(store)} in {predictions.path}; change teacher.init, or its image_id or "
             "annotation_id to those of data.train.annotations"
         )
-    say(f"{number} of {len(store)} people to train on have a prediction; the rest are untaught")
+    notify(f"{number} of {len(store)} people to train on have a prediction; the rest are untaught")
     modes = torch.from_numpy(predictions.modes(store, matched, NUM_MODES, skeleton_of(config)))
-    said = Answer(modes, modes[:, :, 0, 2] > 0, None)
+    said = TeacherTargets(modes, modes[:, :, 0, 2] > 0, None)
     write_teacher_store(folder / TARGETS, stored_size(store.input_size), len(store), said.part)
     _finish(folder, 0, [])
 
 
 def make_teacher(
     config: StudyConfig,
-    data: StudyData,
+    data: PreparedData,
     workers: Workers,
     report: Report,
     tell: Callable[[Row], None] = lambda row: None,
@@ -176,7 +180,7 @@ def make_teacher(
         rows = [{"stage": "teacher", "epoch": 0, "step": 0, "seconds": 0.0, "loss": 0.0, **scores}]
         report(rows[0])
     student = open_crop_store(Path(data.train))
-    live = LiveTeacher(teacher, ground.train, student)
+    live = OnlineTeacher(teacher, ground.train, student)
     codec = build_codec(config.student.codec, input_size_of(config), config.student.sigma)
     views = draw_views(
         *(student, ground.skeleton, codec.frame, config.distill.augment),
@@ -231,7 +235,7 @@ def draw_views(
 
 
 def ask(
-    live: LiveTeacher,
+    live: OnlineTeacher,
     views: Views,
     skeleton: Skeleton,
     workers: Workers,
@@ -248,15 +252,15 @@ def ask(
     drawn = dataclasses.replace(plain, affine=torch.from_numpy(views.affine))
     back = torch.from_numpy(invert_affine(views.affine.astype(float)))
 
-    def of_view(number: int) -> Asked:
-        def asked(start: int, stop: int) -> Answer:
+    def of_view(number: int) -> RowTargets:
+        def asked(start: int, stop: int) -> TeacherTargets:
             people = torch.arange(start, stop)
             rows = number * len(store) + people
             own, places = drawn.take(rows), torch.arange(len(people))
             with torch.inference_mode():
                 crops = crops_of(store, people, own, places, views.frame, workers.device)
                 said = live.answers(people.numpy(), own, views.frame, crops)
-                modes = carry_modes(said.modes_crop.double().cpu(), back[rows])
+                modes = transform_modes(said.modes_crop.double().cpu(), back[rows])
             return said._replace(modes_crop=modes)
 
         return asked
@@ -266,13 +270,15 @@ def ask(
     write_teacher_store(target, size, len(store), *asked, views=kept, workers=workers, tell=tell)
 
 
-def live_teacher(config: StudyConfig, data: StudyData, folder: Path, workers: Workers) -> Targets:
+def open_online_teacher(
+    config: StudyConfig, data: PreparedData, folder: Path, workers: Workers
+) -> TargetSource:
     """The teacher of this folder, to be asked at every step about what the student sees."""
     teacher = load_teacher(config, folder, workers.device)
     stores = (open_crop_store(Path(part.train)) for part in (data.for_teacher(), data))
-    return LiveTeacher(teacher, *stores)
+    return OnlineTeacher(teacher, *stores)
 
 
 def _finish(folder: Path, epoch: int, rows: list[Row]) -> None:
     """From here on the teacher is ready."""
-    write_whole(folder / DONE, json.dumps({"epoch": epoch, "rows": rows}))
+    write_atomic(folder / DONE, json.dumps({"epoch": epoch, "rows": rows}))

@@ -15,20 +15,20 @@ from torch import Tensor
 
 from models.codecs.crop_frame import CropFrame
 from study.cache.crop_store import CropStore
-from study.cache.teacher_store import Answer
+from study.cache.teacher_store import TeacherTargets
 from study.data.augmentation import Augmentation, cut_crops
 from study.data.crops import (
-    carry_modes,
-    chain_affines,
+    compose_affines,
     crop_to_image_affine,
     invert_affine,
     stored_to_crop_affine,
+    transform_modes,
 )
 from study.teachers.adapters import Teacher
 
 
 @dataclass(frozen=True)
-class LiveTeacher:
+class OnlineTeacher:
     """A teacher, and the people to train on in its own crops and in the student's."""
 
     teacher: Teacher
@@ -37,8 +37,8 @@ class LiveTeacher:
 
     def answers(
         self, rows: NDArray[np.int64], drawn: Augmentation, frame: CropFrame, crops: Tensor
-    ) -> Answer:
-        """As ``Targets``. A teacher of the same frame sees the student's crops themselves.
+    ) -> TeacherTargets:
+        """As ``TargetSource``. A teacher of the same frame sees the student's crops themselves.
 
         Another one sees its own, augmented alike but for patches.
         """
@@ -47,25 +47,25 @@ class LiveTeacher:
                 return self.teacher.ask(crops)
             to_own = self._between(rows, frame)
             affine = drawn.affine.double().numpy()
-            stored_to_stored = chain_affines(
+            stored_to_stored = compose_affines(
                 invert_affine(self.own.image_to_stored[rows]), self.student.image_to_stored[rows]
             )
-            augmented = chain_affines(chain_affines(stored_to_stored, affine), to_own)
+            augmented = compose_affines(compose_affines(stored_to_stored, affine), to_own)
             seen = cut_crops(
                 self.own.crops(rows),
                 torch.from_numpy(augmented).float(),
                 self.teacher.frame,
                 crops.device,
-                drawn.colours,
+                drawn.colors,
             )
             answer = self.teacher.ask(seen)
             back = torch.from_numpy(invert_affine(to_own)).to(answer.modes_crop)
-            return answer._replace(modes_crop=carry_modes(answer.modes_crop, back))
+            return answer._replace(modes_crop=transform_modes(answer.modes_crop, back))
 
     def _between(self, rows: NDArray[np.int64], frame: CropFrame) -> NDArray[np.float64]:
         """From these people's plain crops in the student's frame to those in its own."""
-        image_to_own = chain_affines(
+        image_to_own = compose_affines(
             self.own.image_to_stored[rows], stored_to_crop_affine(self.teacher.frame)
         )
         crop_to_image = crop_to_image_affine(frame, self.student.image_to_stored[rows])
-        return chain_affines(crop_to_image, image_to_own)
+        return compose_affines(crop_to_image, image_to_own)

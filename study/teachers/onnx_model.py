@@ -41,7 +41,7 @@ class OnnxSimcc(nn.Module):
         self.pixels = PIXELS[pixels]
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        columns, rows = _run(self.session, self.pixels.normalise(crops))
+        columns, rows = _run(self.session, self.pixels.normalize(crops))
         return columns, rows
 
 
@@ -129,7 +129,7 @@ def _is_fixed(size: Any) -> bool:
 
 
 def _run(session: Any, crops: Tensor) -> list[Tensor]:
-    """The outputs for normalised crops (B, 3, h, w), on the crops' device."""
+    """The outputs for normalized crops (B, 3, h, w), on the crops' device."""
     entry = session.get_inputs()[0]
     pixels = crops.contiguous().cpu().numpy()
     parts = np.split(pixels, len(pixels)) if _is_fixed(entry.shape[0]) else [pixels]

@@ -15,9 +15,9 @@ from study.cache.teacher_store import BATCH_SIZE, TeacherStore
 from study.config.derived import input_size_of, skeleton_of
 from study.config.schema import StudyConfig
 from study.data.annotations import SCORED_JOINT
-from study.data.augmentation import Augmentation, affines_of, cut_crops, joints_of, mirror
+from study.data.augmentation import Augmentation, affines_of, cut_crops, flip_order_of, mirror
 from study.data.crops import stored_frame
-from study.teachers.online import LiveTeacher
+from study.teachers.online import OnlineTeacher
 
 FILE = "target_error.json"
 COCO_PEOPLE = 150_000
@@ -28,7 +28,7 @@ SCALES, ROTATION = (0.65, 1.35), 40.0
 
 def target_error(
     cached: TeacherStore,
-    live: LiveTeacher,
+    live: OnlineTeacher,
     skeleton: Skeleton,
     codec: HeatmapCodec,
     device: torch.device,
@@ -54,13 +54,13 @@ def target_error(
         draws = torch.rand(3, count, generator=generator)
         mirrored = draws[2] < 0.5
         turned = affines_of(
-            torch.tensor(stored_frame(frame.size).centre).expand(count, 2),
+            torch.tensor(stored_frame(frame.size).center).expand(count, 2),
             width * (SCALES[0] + (SCALES[1] - SCALES[0]) * draws[0]),
             math.radians(ROTATION) * (2 * draws[1] - 1),
             frame,
         )
         affine = mirror(turned, mirrored, frame)
-        drawn, rows = Augmentation(affine, joints_of(mirrored, skeleton)), people.numpy()
+        drawn, rows = Augmentation(affine, flip_order_of(mirrored, skeleton)), people.numpy()
         crops = cut_crops(store.crops(rows), affine, frame, device)
         said = live.answers(rows, drawn, frame, crops).modes_crop.cpu()
         kept = cached.answers(rows, drawn, frame, crops).modes_crop
@@ -89,7 +89,7 @@ def target_error(
 def note_target_error(
     folder: Path,
     cached: TeacherStore,
-    live: LiveTeacher,
+    live: OnlineTeacher,
     config: StudyConfig,
     device: torch.device,
 ) -> None:

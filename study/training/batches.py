@@ -13,17 +13,17 @@ from torch import Tensor
 from models.codecs.crop_frame import CropFrame
 from models.skeleton import Skeleton
 from study.cache.crop_store import CropStore
-from study.cache.teacher_store import Answer, Targets, TeacherStore
+from study.cache.teacher_store import TargetSource, TeacherStore, TeacherTargets
 from study.config.schema import AugmentConfig
 from study.data.augmentation import (
     Augmentation,
+    add_flip_and_color,
     cut_crops,
     draw_augmentation,
-    hide,
     no_augmentation,
-    vary,
+    paste_patches,
 )
-from study.data.crops import carry
+from study.data.crops import transform_points
 from study.workers import Workers
 
 BLOCK = 16
@@ -42,13 +42,13 @@ class Batch:
     """COCO visibility, (B, K)."""
     areas_crop: Tensor
     """(B,), squared crop pixels."""
-    neighbour_crop: Tensor
+    neighbor_crop: Tensor
     """Keypoints of the person that overlaps most, (B, K, 2)."""
-    neighbour_visibility: Tensor
+    neighbor_visibility: Tensor
     """(B, K); 0 throughout where nobody overlaps."""
     teacher_modes: Tensor | None = None
     """The teacher's up to M modes a joint, (B, K, M, 4): x, y, height, width in sigmas."""
-    teacher_taught: Tensor | None = None
+    teacher_mask: Tensor | None = None
     """(B, K), 1 for joints of which the teacher has something to say, else 0."""
     teacher_relation: Tensor | None = None
     """(B, K, K); None also where the teacher has no features."""
@@ -87,7 +87,7 @@ def epoch_rows(
 
 def training_batches(
     store: CropStore,
-    teacher: Targets | None,
+    teacher: TargetSource | None,
     skeleton: Skeleton,
     frame: CropFrame,
     augment: AugmentConfig,
@@ -118,7 +118,7 @@ def training_batches(
             drawn = draw_augmentation(keypoints, visibility, skeleton, frame, augment, generator)
         else:
             seen, affine = views.choose(rows, generator)
-            drawn = vary(affine, skeleton, frame, augment, generator)
+            drawn = add_flip_and_color(affine, skeleton, frame, augment, generator)
         places = torch.arange(len(rows)).split([len(batch) for batch in block])
         shares = [shard(part, workers) for part in places]
         mine = torch.cat(shares)
@@ -153,19 +153,19 @@ def crops_of(
 
     def cut(people: Tensor) -> Tensor:
         own = drawn.take(people)
-        return cut_crops(store.crops(rows[people].numpy()), own.affine, frame, device, own.colours)
+        return cut_crops(store.crops(rows[people].numpy()), own.affine, frame, device, own.colors)
 
     crops = cut(places)
     own = drawn.take(places)
-    if own.patches is None or own.patch_people is None or own.patch_colours is None:
+    if own.patches is None or own.patch_people is None or own.patch_colors is None:
         return crops
-    fillings = own.patch_colours[:, :, None, None].to(device)
+    fillings = own.patch_colors[:, :, None, None].to(device)
     occluded = torch.nonzero(own.patch_people >= 0)[:, 0]
-    hide(crops, own.patches, fillings)
+    paste_patches(crops, own.patches, fillings)
     if len(occluded):
         hidden = cut(own.patch_people[occluded])
         for place, filling in zip(occluded.tolist(), hidden, strict=True):
-            hide(crops[place : place + 1], own.patches[place : place + 1], filling[None])
+            paste_patches(crops[place : place + 1], own.patches[place : place + 1], filling[None])
     return crops
 
 
@@ -208,21 +208,25 @@ def _labels(
     """What is known of these people without a teacher, by the names of a batch's fields."""
     index, affine = rows.numpy(), drawn.affine
     labels = {
-        "keypoints_crop": carry(drawn.reordered(store.keypoints_stored[index]), affine),
-        "visibility": drawn.reordered(store.visibility[index]),
+        "keypoints_crop": transform_points(
+            drawn.in_flip_order(store.keypoints_stored[index]), affine
+        ),
+        "visibility": drawn.in_flip_order(store.visibility[index]),
         "areas_crop": torch.from_numpy(store.areas[index])
         * torch.linalg.det(affine[..., :2]).abs(),
-        "neighbour_crop": carry(drawn.reordered(store.neighbour_keypoints(index)), affine),
-        "neighbour_visibility": drawn.reordered(store.neighbour_visibility(index)),
+        "neighbor_crop": transform_points(
+            drawn.in_flip_order(store.neighbor_keypoints(index)), affine
+        ),
+        "neighbor_visibility": drawn.in_flip_order(store.neighbor_visibility(index)),
     }
     if starts is not None:
-        poses = drawn.reordered(starts[index])
-        start = torch.cat((carry(poses[..., :2], affine), poses[..., 2:]), dim=-1)
+        poses = drawn.in_flip_order(starts[index])
+        start = torch.cat((transform_points(poses[..., :2], affine), poses[..., 2:]), dim=-1)
         labels["start_crop"] = start
     return labels
 
 
-def _taught(said: Answer) -> dict[str, Tensor]:
+def _taught(said: TeacherTargets) -> dict[str, Tensor]:
     """What a teacher says, by the names of a batch's fields."""
-    taught = {"teacher_modes": said.modes_crop, "teacher_taught": said.taught}
+    taught = {"teacher_modes": said.modes_crop, "teacher_mask": said.taught}
     return taught if said.relation is None else {**taught, "teacher_relation": said.relation}

@@ -92,7 +92,7 @@ class DistillTask(nn.Module):
         return list(term_weights(self.settings, isinstance(self.codec, SimCC)))
 
     def forward(self, batch: Batch) -> dict[str, Term]:
-        out = self.student.look(batch.crops)
+        out = self.student.predict(batch.crops)
         targets, weights = self.codec.encode(batch.keypoints_crop, batch.visibility)
         terms = {"truth": truth_loss(out.heatmaps, targets, weights)}
         if isinstance(self.codec, SimCC):
@@ -101,9 +101,9 @@ class DistillTask(nn.Module):
             terms = {"truth": bins_kl(out.bins, labels, weights), "truth_heatmap": terms["truth"]}
         if self.heatmap_kind == "none" and not self.structure_kinds:
             return terms
-        assert batch.teacher_modes is not None and batch.teacher_taught is not None
+        assert batch.teacher_modes is not None and batch.teacher_mask is not None
         taught = self.codec.render(batch.teacher_modes)
-        weights = batch.teacher_taught
+        weights = batch.teacher_mask
         if self.heatmap_kind == "mse":
             terms["heatmap"] = heatmap_mse(out.heatmaps, taught, weights)
         elif self.heatmap_kind == "kl":
@@ -116,16 +116,16 @@ class DistillTask(nn.Module):
     def _taught_bins(self, codec: SimCC, out: PoseFeatures, batch: Batch) -> Term:
         """The bins against the teacher's first modes, each by its height."""
         assert out.bins is not None
-        assert batch.teacher_modes is not None and batch.teacher_taught is not None
+        assert batch.teacher_modes is not None and batch.teacher_mask is not None
         best = batch.teacher_modes[:, :, 0]
-        heights = best[..., 2].clamp(0, 1) * batch.teacher_taught
+        heights = best[..., 2].clamp(0, 1) * batch.teacher_mask
         labels, weights = codec.encode_bins(best[..., :2], heights)
         return bins_kl(out.bins, labels, weights * heights)
 
     def _structure(self, out: PoseFeatures, taught: Tensor, batch: Batch) -> dict[str, Term]:
-        assert batch.teacher_modes is not None and batch.teacher_taught is not None
+        assert batch.teacher_modes is not None and batch.teacher_mask is not None
         confidence = confident_joints(batch.teacher_modes, self.codec.input_size)
-        confidence = confidence * batch.teacher_taught
+        confidence = confidence * batch.teacher_mask
         kinds = self.structure_kinds
         height = out.heatmaps.shape[2]
         edges, cell = self.skeleton.edges, 1 / height

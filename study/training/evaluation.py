@@ -18,7 +18,7 @@ from study.cache.crop_store import CropStore
 from study.config.schema import Kind
 from study.data.crops import apply_affine, invert_affine, stored_to_crop_affine
 from study.errors import TrainingDiverged
-from study.metrics import average_precision, oks_nms_by_picture, to_detections
+from study.metrics import average_precision, oks_nms_by_image, to_detections
 from study.training.batches import evaluation_batches
 from study.workers import Workers
 
@@ -85,11 +85,11 @@ def detect_people(
     starts: NDArray[np.float32] | None = None,
     nms_threshold: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """COCO results, in picture pixels, of all people of a store, or of boxes that were detected.
+    """COCO results, in image pixels, of all people of a store, or of boxes that were detected.
 
     Args:
         starts: as ``predict_crops``.
-        nms_threshold: of two poses in a picture that are more alike than this OKS, the one that
+        nms_threshold: of two poses in an image that are more alike than this OKS, the one that
             scores lower is left out; 1 leaves all.
     """
     keypoints, scores = predict_crops(estimator, store, skeleton, workers, starts=starts)
@@ -104,7 +104,7 @@ def detect_people(
     poses = to_detections(keypoints_image, scores, store.image_ids, box_scores)
     if nms_threshold == 1:
         return poses
-    kept = oks_nms_by_picture(
+    kept = oks_nms_by_image(
         keypoints_image,
         np.array([pose["score"] for pose in poses]),
         _shown_areas(store),
@@ -114,7 +114,7 @@ def detect_people(
 
 
 def _shown_areas(store: CropStore) -> NDArray[np.float64]:
-    """What HRNet's OKS-NMS takes as a person's area: the widened box's, square picture pixels."""
+    """What HRNet's OKS-NMS takes as a person's area: the widened box's, square image pixels."""
     height, width = store.input_size
     zoom = np.linalg.det(store.image_to_stored[..., :2])
     return np.asarray(height * width / zoom)
@@ -134,7 +134,7 @@ def evaluate(
     A figure that is about nobody (the AP of large people where there are none) is left out.
 
     Args:
-        truth: COCO-format ground truth of the same pictures.
+        truth: COCO-format ground truth of the same images.
         kind: coco or crowdpose, the evaluation's rules.
         starts: as ``predict_crops``.
     """

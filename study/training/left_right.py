@@ -1,7 +1,7 @@
 """How the names of left and right are learned, at the start of stage 2, before the refiner is.
 
 The student, which may be finetuned later, looks once at plain crops, and what it sees under poses
-with the errors of ``refine.start`` is kept. From this, a few numbers a person, ``MirrorPairs``
+with the errors of ``refine.start`` is kept. From this, a few numbers a person, ``SwapResolver``
 learns quickly which way of naming the pairs is right: wrong ones there are enough of in every
 pose, none needs to be made. In the epochs that follow it stays as it is, so that a trial that goes
 on has it with its first checkpoint, and one that was broken off before learns it again, the same.
@@ -14,11 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.mirror_pairs import MirrorPairs
+from models.mirror_pairs import SwapResolver
 from study.config.derived import seed_of
 from study.training.batches import evaluation_batches
 from study.training.loop import rate_share
-from study.training.losses import ways_loss
+from study.training.losses import swap_loss
 from study.training.refine import RefineTask
 from study.training.training_data import Starts, TrainingData
 
@@ -30,7 +30,9 @@ MAX_PEOPLE = 5_000
 """So many are enough; the student looks at no more."""
 
 
-def learn_names(task: RefineTask, ground: TrainingData, starts: Starts | None, seed: int) -> None:
+def train_swap_resolver(
+    task: RefineTask, ground: TrainingData, starts: Starts | None, seed: int
+) -> None:
     """The refiner's names of left and right are learned, the same on every worker.
 
     Args:
@@ -42,7 +44,7 @@ def learn_names(task: RefineTask, ground: TrainingData, starts: Starts | None, s
     torch.manual_seed(seed_of(seed, ground.workers.rank))
     examples = collect_examples(task, mirror_pairs, ground, starts)
     mirror_pairs.requires_grad_()
-    fit_names(mirror_pairs, examples, ground.skeleton.oks_sigmas, seed)
+    fit_swap_resolver(mirror_pairs, examples, ground.skeleton.oks_sigmas, seed)
     mirror_pairs.requires_grad_(False)
 
 
@@ -58,13 +60,13 @@ class Examples(NamedTuple):
     truth: Tensor
     """(N, K, 2)."""
     weights: Tensor
-    """1 for labelled joints, (N, K)."""
+    """1 for labeled joints, (N, K)."""
     areas: Tensor
     """(N,)."""
 
 
 def collect_examples(
-    task: RefineTask, mirror_pairs: MirrorPairs, ground: TrainingData, starts: Starts | None
+    task: RefineTask, mirror_pairs: SwapResolver, ground: TrainingData, starts: Starts | None
 ) -> Examples:
     """Of the first people to train on, EPOCHS draws of jitter, or the one pose of a file."""
     store, workers = ground.train, ground.workers
@@ -76,7 +78,7 @@ def collect_examples(
             *(store, ground.skeleton, task.codec.frame, count, BATCH_SIZE, workers),
             starts.train if starts else None,
         ):
-            maps = estimator.look(batch.crops).heatmaps
+            maps = estimator.predict(batch.crops).heatmaps
             draws = (task.given(batch) for _ in range(1 if starts else EPOCHS))
             given = [draw for draw in draws if draw is not None]
             poses, scores = (torch.stack(values, dim=1) for values in zip(*given, strict=True))
@@ -90,8 +92,8 @@ def collect_examples(
     return Examples(*(value[order].to(workers.device) for value in values))
 
 
-def fit_names(
-    mirror_pairs: MirrorPairs, examples: Examples, sigmas: tuple[float, ...], seed: int
+def fit_swap_resolver(
+    mirror_pairs: SwapResolver, examples: Examples, sigmas: tuple[float, ...], seed: int
 ) -> None:
     """EPOCHS of AdamW over the examples, in an order that follows the seed."""
     generator = torch.Generator().manual_seed(seed)
@@ -106,7 +108,7 @@ def fit_names(
                 values[rows, epoch % draws]
                 for values in (examples.poses, examples.is_given, examples.evidence)
             )
-            term = ways_loss(
+            term = swap_loss(
                 mirror_pairs(poses, is_given, evidence),
                 poses[:, mirror_pairs.orders],
                 *(examples.truth[rows], examples.weights[rows], examples.areas[rows]),

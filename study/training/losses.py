@@ -1,4 +1,4 @@
-"""What both stages minimise: pure functions of batched tensors, each a sum and a count.
+"""What both stages minimize: pure functions of batched tensors, each a sum and a count.
 
 Points are in units of the crop's height on both axes, unless a name says otherwise; ``beta`` is
 one heatmap cell in that unit. Whatever comes from a teacher, and every weight, is detached;
@@ -41,7 +41,7 @@ def truth_loss(student_heatmaps: Tensor, target_heatmaps: Tensor, weights: Tenso
     Args:
         student_heatmaps: (B, K, H, W).
         target_heatmaps: (B, K, H, W).
-        weights: (B, K), 0 for unlabelled joints.
+        weights: (B, K), 0 for unlabeled joints.
     """
     squared = (student_heatmaps - target_heatmaps.detach()).square()
     halves = 0.5 * weights.detach().square() * squared.sum(dim=(2, 3))
@@ -282,7 +282,7 @@ def choice_loss(
     return _weighted_mean((logits.softmax(dim=-1) * wrong).sum(dim=-1), weights)
 
 
-def ways_loss(
+def swap_loss(
     logits: Tensor,
     poses: Tensor,
     target: Tensor,

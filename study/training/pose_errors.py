@@ -17,7 +17,7 @@ from models.skeleton import Skeleton
 
 NEAR = 0.5
 """Part of the OKS from which a joint counts as found."""
-INVERSION, NEIGHBOUR, MISS = range(3)
+INVERSION, NEIGHBOR, MISS = range(3)
 NUM_KINDS = 3
 POWERS = (2.0, 12.0)
 """Of jitter: at the higher one 78 of 100 joints have less than a twentieth of the spread, at the
@@ -53,8 +53,8 @@ class PoseErrors:
     """How often and how far the joints of a skeleton are off."""
 
     rates: Tensor
-    """(NUM_KINDS, K): share of labelled joints that lie on the person's other side, on another
-    person, or nowhere; of those joints alone whose other side, or other person, is labelled."""
+    """(NUM_KINDS, K): share of labeled joints that lie on the person's other side, on another
+    person, or nowhere; of those joints alone whose other side, or other person, is labeled."""
     jitter: Tensor
     """(K,): root mean square of found joints' distances per axis, over the root of the area."""
     miss: Tensor
@@ -65,20 +65,20 @@ def measure_errors(
     keypoints: Tensor,
     truth: Tensor,
     visibility: Tensor,
-    neighbour: Tensor,
-    neighbour_visibility: Tensor,
+    neighbor: Tensor,
+    neighbor_visibility: Tensor,
     areas: Tensor,
     skeleton: Skeleton,
 ) -> PoseErrors:
-    """The errors of these N poses; a joint that nobody labelled has none.
+    """The errors of these N poses; a joint that nobody labeled has none.
 
     Args:
         keypoints: the student's, (N, K, 2); all in one frame.
         truth: (N, K, 2), with COCO ``visibility`` (N, K).
-        neighbour: the person that overlaps most, likewise.
+        neighbor: the person that overlaps most, likewise.
         areas: (N,).
     """
-    labelled = visibility > 0
+    labeled = visibility > 0
     sigmas = torch.tensor(skeleton.oks_sigmas)
     order = list(skeleton.flip_order)
     is_paired = torch.tensor(order) != torch.arange(skeleton.num_joints)
@@ -87,20 +87,20 @@ def measure_errors(
         squared = (keypoints - target).square().sum(-1)
         return (torch.exp(-squared / (8 * sigmas**2 * areas[:, None])) >= NEAR) & counts
 
-    found = is_near(truth, labelled)
-    can_invert = labelled & labelled[:, order] & is_paired
+    found = is_near(truth, labeled)
+    can_invert = labeled & labeled[:, order] & is_paired
     inverted = is_near(truth[:, order], can_invert) & ~found
-    there = neighbour_visibility > 0
-    can_jump = labelled & (there | there[:, order])
-    jumped = is_near(neighbour, there) | is_near(neighbour[:, order], there[:, order])
-    jumped &= labelled & ~found & ~inverted
-    missed = labelled & ~found & ~inverted & ~jumped
+    there = neighbor_visibility > 0
+    can_jump = labeled & (there | there[:, order])
+    jumped = is_near(neighbor, there) | is_near(neighbor[:, order], there[:, order])
+    jumped &= labeled & ~found & ~inverted
+    missed = labeled & ~found & ~inverted & ~jumped
     relative = (keypoints - truth).square().sum(-1) / 2 / areas[:, None]
 
     def spread(which: Tensor) -> Tensor:
         return (torch.where(which, relative, 0.0).sum(0) / which.sum(0).clamp(min=1)).sqrt()
 
-    kinds = ((inverted, can_invert), (jumped, can_jump), (missed, labelled))
+    kinds = ((inverted, can_invert), (jumped, can_jump), (missed, labeled))
     rates = torch.stack([kind.sum(0) / possible.sum(0).clamp(min=1) for kind, possible in kinds])
     return PoseErrors(rates=rates, jitter=spread(found), miss=spread(missed))
 
@@ -119,15 +119,15 @@ def disturb(
     keypoints: Tensor,
     truth: Tensor,
     visibility: Tensor,
-    neighbour: Tensor,
-    neighbour_visibility: Tensor,
+    neighbor: Tensor,
+    neighbor_visibility: Tensor,
     areas: Tensor,
     errors: PoseErrors,
     skeleton: Skeleton,
 ) -> tuple[Tensor, Tensor]:
     """The poses (B, K, 2) with these errors added, drawn from torch's global generator.
 
-    An inversion needs the joint of the other side labelled, a jump the neighbour's.
+    An inversion needs the joint of the other side labeled, a jump the neighbor's.
 
     Returns:
         The disturbed poses, and which joints (B, K) were put on another joint or person.
@@ -143,11 +143,11 @@ def disturb(
     draw = torch.rand(keypoints.shape[:2]).to(device)
     bounds = errors.rates.to(device).cumsum(0)
     inverts = (draw < bounds[INVERSION]) & (visibility[:, order] > 0)
-    jumps = (draw >= bounds[INVERSION]) & (draw < bounds[NEIGHBOUR]) & (neighbour_visibility > 0)
-    misses = (draw >= bounds[NEIGHBOUR]) & (draw < bounds[MISS]) & (visibility > 0)
+    jumps = (draw >= bounds[INVERSION]) & (draw < bounds[NEIGHBOR]) & (neighbor_visibility > 0)
+    misses = (draw >= bounds[NEIGHBOR]) & (draw < bounds[MISS]) & (visibility > 0)
     moved = keypoints + jitter
     moved = torch.where(inverts[..., None], truth[:, order] + jitter, moved)
-    moved = torch.where(jumps[..., None], neighbour + jitter, moved)
+    moved = torch.where(jumps[..., None], neighbor + jitter, moved)
     moved = torch.where(misses[..., None], truth + noise(errors.miss), moved)
     return moved, inverts | jumps
 
@@ -156,8 +156,8 @@ def disturb_candidates(
     candidates: Tensor,
     truth: Tensor,
     visibility: Tensor,
-    neighbour: Tensor,
-    neighbour_visibility: Tensor,
+    neighbor: Tensor,
+    neighbor_visibility: Tensor,
     areas: Tensor,
     errors: PoseErrors,
     skeleton: Skeleton,
@@ -172,7 +172,7 @@ def disturb_candidates(
     """
     places, heights = candidates[..., :2], candidates[..., 2]
     moved, is_carried_off = disturb(
-        *(places[:, :, 0], truth, visibility, neighbour, neighbour_visibility),
+        *(places[:, :, 0], truth, visibility, neighbor, neighbor_visibility),
         *(areas, errors, skeleton),
     )
     first = torch.cat((moved, heights[:, :, 0, None]), dim=-1)[:, :, None]

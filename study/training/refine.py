@@ -73,7 +73,7 @@ class RefineTask(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Term]:
         with torch.set_grad_enabled(self.is_finetuned and torch.is_grad_enabled()):
-            out = self.student.look(batch.crops)
+            out = self.student.predict(batch.crops)
         height, width = batch.crops.shape[-2:]
         candidates = self._candidates(out, batch)
         choice = self.refiner.choose(out, candidates, (height, width))
@@ -111,8 +111,8 @@ class RefineTask(nn.Module):
             candidates,
             batch.keypoints_crop,
             batch.visibility,
-            batch.neighbour_crop,
-            batch.neighbour_visibility,
+            batch.neighbor_crop,
+            batch.neighbor_visibility,
             batch.areas_crop,
             self.errors,
             self.skeleton,
@@ -123,12 +123,12 @@ class RefineTask(nn.Module):
 
         Without a teacher, as where labels alone are learned from, its term is 0.
         """
-        truth, labelled = batch.keypoints_crop, (batch.visibility > 0).float()
-        if batch.teacher_modes is None or batch.teacher_taught is None:
-            return {"teacher": (truth, torch.zeros_like(labelled)), "truth": (truth, labelled)}
+        truth, labeled = batch.keypoints_crop, (batch.visibility > 0).float()
+        if batch.teacher_modes is None or batch.teacher_mask is None:
+            return {"teacher": (truth, torch.zeros_like(labeled)), "truth": (truth, labeled)}
         best = batch.teacher_modes[:, :, 0]
-        taught = best[..., 2].clamp(0, 1) * batch.teacher_taught
-        return {"teacher": (best[..., :2], taught), "truth": (truth, labelled)}
+        taught = best[..., 2].clamp(0, 1) * batch.teacher_mask
+        return {"teacher": (best[..., :2], taught), "truth": (truth, labeled)}
 
     def _over_levels(
         self,
@@ -192,6 +192,6 @@ def read_parameters(student: PoseNetwork, codec: HeatmapCodec, levels: int) -> l
     parameters = list(student.parameters())
     crop = next(student.parameters()).new_zeros((1, 3, *codec.input_size))
     with torch.enable_grad():
-        sums = [features.sum() for features in student.look(crop).pyramid[-levels:]]
+        sums = [features.sum() for features in student.predict(crop).pyramid[-levels:]]
     gradients = torch.autograd.grad(sums, parameters, allow_unused=True)
     return [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]

@@ -15,8 +15,8 @@ from models.codecs.crop_frame import CropFrame
 from models.skeleton import Skeleton
 from study.cache.crop_store import CropStore, open_crop_store
 from study.cache.predictions import check_start, stored_starts
-from study.cache.prepare import StudyData
-from study.cache.teacher_store import Targets, open_teacher_store
+from study.cache.prepare import PreparedData
+from study.cache.teacher_store import TargetSource, open_teacher_store
 from study.config.derived import evaluation_of, skeleton_of
 from study.config.schema import (
     JITTER,
@@ -51,11 +51,11 @@ class TrainingData:
     train: CropStore
     search: CropStore
     search_truth: Path
-    teacher: Targets | None
+    teacher: TargetSource | None
 
     @classmethod
     def open(
-        cls, config: StudyConfig, data: StudyData, workers: Workers, teacher: Path | None
+        cls, config: StudyConfig, data: PreparedData, workers: Workers, teacher: Path | None
     ) -> TrainingData:
         return cls(
             config=config,
@@ -142,7 +142,7 @@ class TrainingData:
         return Starts(*(stored_starts(Path(start), store, self.skeleton) for store in stores))
 
 
-def prepare_start(config: StudyConfig, data: StudyData, say: Callable[[str], None]) -> None:
+def prepare_start(config: StudyConfig, data: PreparedData, notify: Callable[[str], None]) -> None:
     """Checks the file of ``refine.start``, if it is one, before anything is started for it.
 
     Raises:
@@ -151,4 +151,6 @@ def prepare_start(config: StudyConfig, data: StudyData, say: Callable[[str], Non
     if config.refine.epochs and config.refine.start not in (STUDENT, JITTER):
         store = open_crop_store(Path(data.train))
         found, left = check_start(Path(config.refine.start), store, skeleton_of(config))
-        say(f"refine.start has {found} people to train on; {left} start from the student's pose")
+        notify(
+            f"refine.start has {found} people to train on; {left} start from the student's pose"
+        )

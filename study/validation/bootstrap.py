@@ -20,7 +20,7 @@ from study.data.coco_json import load_document
 from study.metrics import OKS_THRESHOLDS, oks, read_truth
 
 MOST_POSES = 20
-"""Poses of a picture that count, the best first."""
+"""Poses of an image that count, the best first."""
 RECALLS = np.linspace(0, 1, 101)
 """Where precision is read off."""
 LEVEL = 0.95
@@ -50,35 +50,35 @@ def match_people(
 ) -> Matches:
     """The matches of an evaluation; args as ``study.metrics.average_precision``.
 
-    A unit is a source person where every annotation names one (``source_id``), else a picture.
+    A unit is a source person where every annotation names one (``source_id``), else an image.
     """
     document = read_truth(ground_truth, skeleton)
-    people, pictures = document["annotations"], sorted(i["id"] for i in document["images"])
+    people, images = document["annotations"], sorted(i["id"] for i in document["images"])
     sources = [a.get("source_id") for a in load_document(ground_truth)["annotations"]]
     has_sources = None not in sources
     places: dict[Any, int] = {}
 
-    def unit_of(number: int, picture: int) -> int:
-        name = ("source", sources[number]) if has_sources else ("picture", picture)
+    def unit_of(number: int, image: int) -> int:
+        name = ("source", sources[number]) if has_sources else ("image", image)
         return places.setdefault(name, len(places))
 
-    people_in: dict[int, list[int]] = {picture: [] for picture in pictures}
+    people_in: dict[int, list[int]] = {image: [] for image in images}
     for number, person in enumerate(people):
         people_in[person["image_id"]].append(number)
-    found_in: dict[int, list[dict[str, Any]]] = {picture: [] for picture in pictures}
+    found_in: dict[int, list[dict[str, Any]]] = {image: [] for image in images}
     for found in detections:
         found_in[found["image_id"]].append(found)
     parts, scores, wanted = [], [], []
-    for picture in pictures:
-        numbers = people_in[picture]
-        units = np.array([unit_of(number, picture) for number in numbers], np.int64)
+    for image in images:
+        numbers = people_in[image]
+        units = np.array([unit_of(number, image) for number in numbers], np.int64)
         own = [people[number] for number in numbers]
         if not own:
-            units = np.array([places.setdefault(("picture", picture), len(places))])
+            units = np.array([places.setdefault(("image", image), len(places))])
         wanted += [u for u, p in zip(units, own, strict=False) if not _is_ignored(p)]
-        best = sorted(found_in[picture], key=lambda pose: -pose["score"])[:MOST_POSES]
+        best = sorted(found_in[image], key=lambda pose: -pose["score"])[:MOST_POSES]
         if best:
-            parts.append(_match_picture(best, own, units, skeleton, kind))
+            parts.append(_match_image(best, own, units, skeleton, kind))
             scores += [pose["score"] for pose in best]
     order = np.argsort(-np.array(scores), kind="stable")
     shape = (0, len(OKS_THRESHOLDS))
@@ -117,14 +117,14 @@ def _is_ignored(person: dict[str, Any]) -> bool:
     return bool(person["num_keypoints"] == 0 or person["iscrowd"])
 
 
-def _match_picture(
+def _match_image(
     found: Sequence[dict[str, Any]],
     people: Sequence[dict[str, Any]],
     units: NDArray[np.int64],
     skeleton: Skeleton,
     kind: Kind,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Units, is_right and counts of a picture's poses, the best first, each (D, T)."""
+    """Units, is_right and counts of an image's poses, the best first, each (D, T)."""
     thresholds = np.minimum(OKS_THRESHOLDS, 1 - 1e-10)
     shape = (len(found), len(thresholds))
     whose, is_right = np.full(shape, units[0]), np.zeros(shape, bool)
@@ -178,7 +178,7 @@ def _similarity(
 def resampled_scores(
     scores: Sequence[Sequence[Score]],
     num_units: int,
-    dice: np.random.RandomState,
+    rng: np.random.RandomState,
     resamples: int = RESAMPLES,
 ) -> NDArray[np.float64]:
     """The score of each configuration and seed, (R, C, S), in each of R draws of the units.
@@ -188,14 +188,14 @@ def resampled_scores(
     """
     found = np.empty((resamples, len(scores), len(scores[0])))
     for draw in range(resamples):
-        picked = dice.randint(0, num_units, num_units)
+        picked = rng.randint(0, num_units, num_units)
         weights = np.bincount(picked, minlength=num_units).astype(float)
         found[draw] = [[score(weights) for score in seeds] for seeds in scores]
     return found
 
 
 def draws_of_mean(
-    resampled: NDArray[np.float64], dice: np.random.RandomState
+    resampled: NDArray[np.float64], rng: np.random.RandomState
 ) -> NDArray[np.float64]:
     """R draws of what the mean over all seeds and people may be.
 
@@ -206,7 +206,7 @@ def draws_of_mean(
     if seeds < 2:
         raise ValueError(f"the scatter of seeds must be seen, got {seeds} seed; use 2 at least")
     error = resampled.std(axis=1, ddof=1) / np.sqrt(seeds)
-    return np.asarray(resampled.mean(axis=1) + error * dice.standard_t(seeds - 1, resamples))
+    return np.asarray(resampled.mean(axis=1) + error * rng.standard_t(seeds - 1, resamples))
 
 
 def interval(draws: NDArray[np.float64]) -> tuple[float, float]:

@@ -26,13 +26,13 @@ from study.config.derived import evaluation_of, seed_of, skeleton_of
 from study.data.coco_results import write_poses
 from study.display import Display, confirm_line, confirm_panel
 from study.errors import TrainingDiverged
-from study.launch.context import StudyPlan, brief, last_line
-from study.launch.ray_train import free_what_was_held, join_workers, run_under_train
-from study.launch.watchdog import ended_if_it_hangs, hang_in
+from study.launch.context import StudyContext, brief, last_line
+from study.launch.ray_train import join_workers, release_placement_group, run_under_train
+from study.launch.watchdog import exit_on_stall, stall_reason
 from study.metrics import average_precision
 from study.search.controls import BASELINE, trial_config
 from study.storage.checkpoint import Checkpoints, Row, best_row
-from study.storage.files import is_full_disk, write_whole
+from study.storage.files import is_full_disk, write_atomic
 from study.storage.paths import FOLDER
 from study.training.evaluation import detect_people
 from study.training.networks import load_estimator
@@ -57,7 +57,7 @@ from study.validation.confirm_table import (
     write_run,
     write_verdicts,
 )
-from study.workers import Workers, settle_in
+from study.workers import Workers, configure_process
 
 POSES = "keypoints.json"
 
@@ -76,7 +76,7 @@ class ConfirmRun:
         """Its folder, relative to the study's."""
         return place_of(self.trial["trial"], self.run)
 
-    def as_trial(self, plan: StudyPlan) -> Trial:
+    def as_trial(self, plan: StudyContext) -> Trial:
         """What is trained."""
         return Trial(
             number=self.trial["trial"],
@@ -87,13 +87,13 @@ class ConfirmRun:
             own_seed=self.seed(plan),
         )
 
-    def seed(self, plan: StudyPlan) -> int:
+    def seed(self, plan: StudyContext) -> int:
         """A seed that no trial of the search had."""
         return seed_of(plan.config.seed, "confirm", self.run)
 
 
 def confirm_study(
-    plan: StudyPlan, space: SearchSpace, launcher: str, concurrent: int, display: Display
+    plan: StudyContext, space: SearchSpace, launcher: str, concurrent: int, display: Display
 ) -> None:
     """The best trials and the baseline are run again, told in Parquet, and judged."""
     settings, folder = plan.config.confirm, Path(plan.folder)
@@ -105,7 +105,7 @@ def confirm_study(
             write_verdicts(folder, [], space)
         return
     done = f"; {len(runs) - len(left)} are there already" if len(left) < len(runs) else ""
-    display.say(
+    display.notify(
         f"confirming: {len(trials)} configurations from {settings.seeds} new seeds each{done}"
     )
     with display.watching(lambda: _status(folder, runs), confirm_panel, confirm_line):
@@ -119,7 +119,7 @@ def confirm_study(
 
 
 def _run_all(
-    runs: Sequence[ConfirmRun], plan: StudyPlan, launcher: str, concurrent: int
+    runs: Sequence[ConfirmRun], plan: StudyContext, launcher: str, concurrent: int
 ) -> Iterator[ConfirmRun]:
     """Gives each run when its result is there; some are under way at once."""
     settings = plan.config.trial
@@ -143,21 +143,21 @@ def _run_all(
         except ray.exceptions.RayError as error:
             if is_full_disk(error):
                 raise
-            free_what_was_held(plan.folder, _job_of(run))
+            release_placement_group(plan.folder, _job_of(run))
             folder = Path(plan.folder) / run.place
-            write_result(folder, {"error": hang_in(folder) or last_line(error)})
+            write_result(folder, {"error": stall_reason(folder) or last_line(error)})
         yield run
 
 
-def run_inline(run: ConfirmRun, plan: StudyPlan) -> None:
+def run_inline(run: ConfirmRun, plan: StudyContext) -> None:
     """The run in this process, its result on disk."""
     settings = plan.config.trial
-    settle_in(settings.cpus)
+    configure_process(settings.cpus)
     workers = Workers(torch.device("cuda" if settings.gpus else "cpu"))
     confirm(run, plan, workers, _end_with_driver(plan))
 
 
-def run_with_workers(run: ConfirmRun, plan: StudyPlan) -> None:
+def run_with_workers(run: ConfirmRun, plan: StudyContext) -> None:
     """The run under Ray Train, its result on disk; this process only waits."""
     try:
         run_under_train(_worker, {"plan": plan, "run": run}, plan, _job_of(run))
@@ -165,7 +165,7 @@ def run_with_workers(run: ConfirmRun, plan: StudyPlan) -> None:
         if is_full_disk(error):
             raise
         folder = Path(plan.folder) / run.place
-        write_result(folder, {"error": hang_in(folder) or last_line(error)})
+        write_result(folder, {"error": stall_reason(folder) or last_line(error)})
 
 
 def _job_of(run: ConfirmRun) -> str:
@@ -184,7 +184,7 @@ def _worker(config: dict[str, Any]) -> None:
     confirm(run, plan, workers, tell)
 
 
-def _end_with_driver(plan: StudyPlan) -> Callable[[Row], None]:
+def _end_with_driver(plan: StudyContext) -> Callable[[Row], None]:
     """Breaks a run whose driver was killed, which else went on beside its successor's.
 
     The owner of the Optuna study dies with the driver.
@@ -195,7 +195,7 @@ def _end_with_driver(plan: StudyPlan) -> Callable[[Row], None]:
 
 def confirm(
     run: ConfirmRun,
-    plan: StudyPlan,
+    plan: StudyContext,
     workers: Workers,
     tell: Callable[[Row], None] = lambda row: None,
 ) -> None:
@@ -204,13 +204,13 @@ def confirm(
     if (trial.folder / RESULT).is_file():
         return
     timeout_s = plan.config.trial.timeout_s
-    result: dict[str, Any] = {"error": hang_in(trial.folder)}
+    result: dict[str, Any] = {"error": stall_reason(trial.folder)}
     if not result["error"]:
         try:
-            with ended_if_it_hangs(trial.folder, workers.rank, timeout_s) as beat:
+            with exit_on_stall(trial.folder, workers.rank, timeout_s) as heartbeat:
 
                 def report(row: Row) -> bool:
-                    beat()
+                    heartbeat()
                     tell(row)
                     return False
 
@@ -246,10 +246,10 @@ def _score(trial: Trial, workers: Workers) -> dict[str, Any]:
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
     """The result is on disk, whole."""
-    write_whole(folder / RESULT, json.dumps(result))
+    write_atomic(folder / RESULT, json.dumps(result))
 
 
-def _write_row(run: ConfirmRun, plan: StudyPlan, space: SearchSpace) -> None:
+def _write_row(run: ConfirmRun, plan: StudyContext, space: SearchSpace) -> None:
     folder = Path(plan.folder)
     result = json.loads((folder / run.place / RESULT).read_text())
     row = {
@@ -261,7 +261,7 @@ def _write_row(run: ConfirmRun, plan: StudyPlan, space: SearchSpace) -> None:
     write_run(folder, row, space)
 
 
-def _judge(plan: StudyPlan, trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _judge(plan: StudyContext, trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row per configuration, the highest mean first; those with a failed run are left out."""
     config, folder = plan.config, Path(plan.folder)
     runs = [row for row in read_runs(folder) if row["run"] < config.confirm.seeds]
@@ -287,14 +287,14 @@ def _judge(plan: StudyPlan, trials: Sequence[dict[str, Any]]) -> list[dict[str, 
         ]
         for t in sound
     ]
-    dice = np.random.RandomState(config.seed % 2**32)
+    rng = np.random.RandomState(config.seed % 2**32)
     scores = [[lambda w, m=m: weighted_ap(m, w) for m in seeds] for seeds in matched]
-    drawn = resampled_scores(scores, len(matched[0][0].people), dice)
+    drawn = resampled_scores(scores, len(matched[0][0].people), rng)
     roles = _roles(sound)
     verdicts = []
     for place, trial in enumerate(sound):
-        low, high = interval(draws_of_mean(drawn[:, place], dice))
-        ahead = draws_of_mean(drawn[:, 0] - drawn[:, place], dice)
+        low, high = interval(draws_of_mean(drawn[:, place], rng))
+        ahead = draws_of_mean(drawn[:, 0] - drawn[:, place], rng)
         verdicts.append(
             {
                 **{"study": config.name, "role": roles[place], "trial": trial["trial"]},

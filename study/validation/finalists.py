@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from study.cache.crop_store import open_crop_store
-from study.cache.prepare import StudyData
+from study.cache.prepare import PreparedData
 from study.config.derived import evaluation_of, skeleton_of
 from study.config.schema import PREDICTIONS, StudyConfig
 from study.data.coco_results import write_poses
@@ -89,7 +89,7 @@ class _Judged:
     by_threshold: dict[float, float]
 
 
-def score_finalists(config: StudyConfig, data: StudyData, study_folder: str) -> Finals:
+def score_finalists(config: StudyConfig, data: PreparedData, study_folder: str) -> Finals:
     """The teacher and each finalist, scored on val; their poses lie in ``results/`` then.
 
     Predictions are of training people alone: such a teacher has no row.
@@ -116,7 +116,7 @@ def score_finalists(config: StudyConfig, data: StudyData, study_folder: str) -> 
 
 
 def _judge_teacher(
-    config: StudyConfig, data: StudyData, device: torch.device
+    config: StudyConfig, data: PreparedData, device: torch.device
 ) -> tuple[TableRow, _Judged]:
     folder = teacher_folder(config, data)
     best = best_of(folder) if config.teacher.epochs else None
@@ -130,7 +130,7 @@ def _judge_teacher(
 
 
 def _judge(
-    estimator: Estimator, config: StudyConfig, data: StudyData, device: torch.device
+    estimator: Estimator, config: StudyConfig, data: PreparedData, device: torch.device
 ) -> _Judged:
     """The official figures: also of ground-truth boxes HRNet's come after OKS-NMS."""
     store, skeleton = open_crop_store(Path(data.val)), skeleton_of(config)

@@ -2,11 +2,11 @@
 
 ``epochs``: an epoch of stage 1 and of stage 2 taught by stored answers, against one in which the
 teacher is asked live (make.mode=online). The teacher's forward pass costs about ten times the
-student's; what it really costs here is printed. Pictures are drawn people's.
+student's; what it really costs here is printed. Images are drawn people's.
 
 ``study``: all trials of the built-in study, by plain calls, with every store, against the same
 with none: the teacher is asked live, and every crop, of every epoch and every scoring, is cut anew
-out of its picture. Trials are not pruned, so that both do the same. The teacher is trained once,
+out of its image. Trials are not pruned, so that both do the same. The teacher is trained once,
 as in any toolbox: what that took counts on either side, or on none. What making the stores takes,
 once for all trials, counts against them in a row of its own: cropping, asking the make, and
 measuring how far what is stored is from what it says live.
@@ -42,20 +42,20 @@ from study.config.compose import compose, flatten, to_plain, with_values
 from study.config.derived import input_size_of
 from study.config.schema import StudyConfig
 from study.data.coco_json import load_document
-from study.data.crops import read_picture, stored_size, warp
+from study.data.crops import read_image, stored_size, warp
 from study.storage.checkpoint import Checkpoints, Row, best_row
 from study.storage.paths import TARGETS
 from study.teachers.adapters import open_network
-from study.teachers.make import is_ready, live_teacher, make_teacher, teacher_folder
+from study.teachers.make import is_ready, make_teacher, open_online_teacher, teacher_folder
 from study.training import training_data
 from study.training.loop import Progress, run_stage
 from study.training.networks import build_distill_task, build_refine_task, build_refiner
 from study.training.training_data import TrainingData
 from study.trial import Trial, run_trial
-from study.workers import Workers, settle_in
+from study.workers import Workers, configure_process
 
 EPOCHS = (
-    *("data.input_size=[128,96]", "data.train_pictures=150", "data.val_pictures=20"),
+    *("data.input_size=[128,96]", "data.num_train_images=150", "data.num_val_images=20"),
     *("student.size=large", "teacher.name=simple_baseline", "teacher.size=r50"),
     *("teacher.epochs=1", "teacher.batch_size=32", "distill.batch_size=32"),
     *("teacher.optimizer.lr=1e-4", "distill.optimizer.lr=1e-3", "refine.optimizer.lr=1e-3"),
@@ -77,7 +77,7 @@ def forward_seconds(network: Any, size: tuple[int, int]) -> float:
     crops = torch.rand(32, 3, *size) * 255
     network = network.eval()
     with torch.inference_mode():
-        return min(timed(lambda: network.look(crops)) for _ in range(5))
+        return min(timed(lambda: network.predict(crops)) for _ in range(5))
 
 
 def epochs(storage: str, rounds: int) -> list[tuple[str, float, float]]:
@@ -88,7 +88,7 @@ def epochs(storage: str, rounds: int) -> list[tuple[str, float, float]]:
     make_teacher(config, data, workers, quiet)
     folder = teacher_folder(config, data)
     stored = TrainingData.open(config, data, workers, folder / TARGETS)
-    asking = live_teacher(config, data, folder, workers)
+    asking = open_online_teacher(config, data, folder, workers)
     asked = dataclasses.replace(stored, teacher=asking)
     distilled = build_distill_task(config, seed=0)
     frozen = build_distill_task(config, seed=0)  # stage 2 freezes it in place
@@ -118,11 +118,11 @@ def epochs(storage: str, rounds: int) -> list[tuple[str, float, float]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class PicturesAnew(CropStore):
-    """A store whose pixels are not kept: each crop is cut out of its picture when asked for."""
+class ImagesRenewed(CropStore):
+    """A store whose pixels are not kept: each crop is cut out of its image when asked for."""
 
     @classmethod
-    def of(cls, store: CropStore, paths: dict[int, Path]) -> PicturesAnew:
+    def of(cls, store: CropStore, paths: dict[int, Path]) -> ImagesRenewed:
         anew = cls(**{f.name: getattr(store, f.name) for f in dataclasses.fields(store)})
         object.__setattr__(anew, "paths", [paths[int(image)] for image in store.image_ids])
         return anew
@@ -130,11 +130,11 @@ class PicturesAnew(CropStore):
     def crops(self, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         size = stored_size(self.input_size)
         paths: list[Path] = self.paths  # type: ignore[attr-defined]
-        return [warp(read_picture(paths[row]), self.image_to_stored[row], size) for row in rows]
+        return [warp(read_image(paths[row]), self.image_to_stored[row], size) for row in rows]
 
 
-def pictures_of(config: StudyConfig) -> dict[int, Path]:
-    """The drawn pictures by image id; those of train and val have ids of their own."""
+def images_of(config: StudyConfig) -> dict[int, Path]:
+    """The drawn images by image id; those of train and val have ids of their own."""
     root, found = Path(config.data.root), {}
     for split in (config.data.train, config.data.val):
         for image in load_document(root / split.annotations)["images"]:
@@ -151,7 +151,7 @@ def study(storage: str, trials: int) -> list[tuple[str, float, float]]:
     config = compose([f"storage={storage}"])
     workers = Workers(torch.device("cpu"))
     data = prepare_data(config, lambda _: lambda *_: None, print)
-    paths, folder = pictures_of(config), teacher_folder(config, data)
+    paths, folder = images_of(config), teacher_folder(config, data)
 
     def make() -> float:
         return timed(lambda: make_teacher(config, data, workers, quiet))
@@ -164,7 +164,7 @@ def study(storage: str, trials: int) -> list[tuple[str, float, float]]:
     print(f"cropping took {cropped:.1f} s, asking the teacher {asked:.1f} s", flush=True)
 
     def cut_anew(path: Path) -> CropStore:
-        return PicturesAnew.of(open_crop_store(path), paths)
+        return ImagesRenewed.of(open_crop_store(path), paths)
 
     ways = {"none": ("online", cut_anew), "all stores": ("cached", open_crop_store)}
     space, defaults = load(config.search_space), flatten(to_plain(config))
@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="epochs of each kind (default 3)")
     parser.add_argument("--trials", type=int, default=12, help="of the study (default 12)")
     options = parser.parse_args()
-    settle_in(1)
+    configure_process(1)
     with tempfile.TemporaryDirectory() as scratch:
         storage = options.storage or scratch
         if options.what == "epochs":

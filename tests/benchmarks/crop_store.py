@@ -44,7 +44,7 @@ def people_of(overrides: list[str]) -> tuple[People, tuple[int, int]]:
     config = compose(overrides)
     root, split = Path(config.data.root), config.data.train
     if config.data.kind == "drawn":
-        draw_dataset(root, seed=0, train_pictures=200, val_pictures=1)
+        draw_dataset(root, seed=0, num_train_images=200, num_val_images=1)
     people = read_people(root / split.annotations, root / split.images, skeleton_of(config))
     return people.take(np.arange(min(PEOPLE, len(people)))), input_size_of(config)
 
@@ -53,8 +53,8 @@ def bytes_per_person(store: CropStore) -> float:
     return sum(file.stat().st_size for file in store.path.glob("part-*")) / len(store)
 
 
-def seconds_per_person(store: CropStore, dice: np.random.RandomState) -> float:
-    rows = dice.randint(0, len(store), (BATCHES, BATCH))
+def seconds_per_person(store: CropStore, rng: np.random.RandomState) -> float:
+    rows = rng.randint(0, len(store), (BATCHES, BATCH))
     began = time.perf_counter()
     for batch in rows:
         np.stack(store.crops(batch))
@@ -77,11 +77,11 @@ def main() -> None:
             stores[name] = open_crop_store(make_crop_store(people, size, Path(scratch), form=JPEG))
         everyone = np.arange(len(people))
         raw = np.stack(stores[RAW].crops(everyone)).astype(np.int16)
-        dice = np.random.RandomState(0)
+        rng = np.random.RandomState(0)
         took: dict[str, list[float]] = {name: [] for name in stores}
         for _ in range(ROUNDS):
             for name, store in stores.items():
-                took[name].append(seconds_per_person(store, dice))
+                took[name].append(seconds_per_person(store, rng))
         base = statistics.median(took[RAW])
         print(f"{len(people)} people, crops of {raw.shape[1]} x {raw.shape[2]}, one thread")
         print(f"{'':14} {'kB/person':>9} {'of raw':>7} {'read, of raw':>12} {'pixel error':>11}")

@@ -1,8 +1,8 @@
 """How fast people come from the store: ``python tests/benchmarks/data.py --data FOLDER``.
 
 Training samples per second of one thread, at 256x192: from the crop store with augmentation,
-targets and normalisation, against a pipeline of the classic kind, in which every person is read
-from its picture, warped, normalised and given its heatmaps by itself. Both take turns; what counts
+targets and normalization, against a pipeline of the classic kind, in which every person is read
+from its image, warped, normalized and given its heatmaps by itself. Both take turns; what counts
 is the thread's own time, so that nobody else on the machine does.
 
 --official DIR adds the official HRNet's own dataset class to the turns: DIR is its repository.
@@ -40,21 +40,21 @@ from study.config.schema import AugmentConfig
 from study.data.crops import image_to_crop_affine
 from study.data.people import People, read_people
 from study.training.batches import training_batches
-from study.workers import Workers, settle_in
+from study.workers import Workers, configure_process
 
 SIZE, CELLS, SIGMA = (256, 192), (64, 48), 2
 BATCH = 64
 OFFICIAL = AugmentConfig(
-    scale=0.35, rotation=40.0, flip=0.5, half_body=0.3, colour=0.0, erase=0.0, occlude=0.0
+    scale=0.35, rotation=40.0, flip=0.5, half_body=0.3, color=0.0, erase=0.0, occlude=0.0
 )
-COLOURED = AugmentConfig(
-    scale=0.35, rotation=40.0, flip=0.5, half_body=0.3, colour=0.2, erase=0.2, occlude=0.2
+COLORED = AugmentConfig(
+    scale=0.35, rotation=40.0, flip=0.5, half_body=0.3, color=0.2, erase=0.2, occlude=0.2
 )
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) / 255 for v in (IMAGENET.mean, IMAGENET.std))
 
 
 class ClassicDataset:
-    """Person by person: read the picture, warp, normalise, draw each joint's Gaussian."""
+    """Person by person: read the image, warp, normalize, draw each joint's Gaussian."""
 
     def __init__(self, people: People, skeleton: Skeleton) -> None:
         self.people = people
@@ -62,25 +62,25 @@ class ClassicDataset:
         self.frame = build_codec("msra", SIZE, SIGMA).frame
 
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
-        people, dice = self.people, np.random
-        picture = cv2.imread(str(people.image_paths[row]), cv2.IMREAD_COLOR)
-        assert picture is not None
-        picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+        people, rng = self.people, np.random
+        image = cv2.imread(str(people.image_paths[row]), cv2.IMREAD_COLOR)
+        assert image is not None
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         box, joints = people.boxes[row].copy(), people.keypoints_image[row].copy()
         seen = people.visibility[row]
-        scale = float(np.clip(1 + 0.35 * dice.randn(), 0.65, 1.35))
-        angle = float(np.clip(40 * dice.randn(), -80, 80)) if dice.rand() < 0.6 else 0.0
-        if seen.astype(bool).sum() > 8 and dice.rand() < 0.3:
+        scale = float(np.clip(1 + 0.35 * rng.randn(), 0.65, 1.35))
+        angle = float(np.clip(40 * rng.randn(), -80, 80)) if rng.rand() < 0.6 else 0.0
+        if seen.astype(bool).sum() > 8 and rng.rand() < 0.3:
             box = self._half(joints, seen)
-        if dice.rand() < 0.5:
-            width = picture.shape[1]
-            picture = picture[:, ::-1]
+        if rng.rand() < 0.5:
+            width = image.shape[1]
+            image = image[:, ::-1]
             order = list(self.skeleton.flip_order)
             joints, seen = joints[order], seen[order]
             joints[:, 0] = width - 1 - joints[:, 0]
             box[0] = width - 1 - box[0] - box[2]
         affine = image_to_crop_affine(box[None], self.frame, scale=scale, rotation=angle)[0]
-        crop = cv2.warpAffine(picture, affine, (SIZE[1], SIZE[0]), flags=cv2.INTER_LINEAR)
+        crop = cv2.warpAffine(image, affine, (SIZE[1], SIZE[0]), flags=cv2.INTER_LINEAR)
         pixels = torch.from_numpy(crop.transpose(2, 0, 1)).contiguous().float().div(255)
         pixels = pixels.sub_(MEAN).div_(STD)
         joints = joints @ affine[:, :2].T + affine[:, 2]
@@ -159,10 +159,10 @@ def official_dataset(folder: Path, people: People, skeleton: Skeleton) -> Any:
         joints = np.zeros((skeleton.num_joints, 3))
         joints[:, :2] = people.keypoints_image[row]
         seen = np.repeat((people.visibility[row] > 0).astype(float)[:, None], 3, axis=1)
-        centre = np.array([left + width / 2, top + height / 2], np.float32)
+        center = np.array([left + width / 2, top + height / 2], np.float32)
         made.db.append(
             {
-                "image": str(people.image_paths[row]), "center": centre, "scale": shown,
+                "image": str(people.image_paths[row]), "center": center, "scale": shown,
                 "joints_3d": joints, "joints_3d_vis": seen, "filename": "", "imgnum": 0,
             }
         )  # fmt: skip
@@ -189,7 +189,7 @@ def from_store(
     for batch in training_batches(
         store, None, skeleton, codec.frame, augment, orders(), generator, workers
     ):
-        IMAGENET.normalise(batch.crops)
+        IMAGENET.normalize(batch.crops)
         codec.encode(batch.keypoints_crop, batch.visibility)
 
 
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--form", choices=("raw", "jpeg"), default="raw")
     parser.add_argument("--official", type=Path, help="the official HRNet's repository")
     options = parser.parse_args()
-    settle_in(1)
+    configure_process(1)
     root, skeleton = options.data, SKELETONS[options.skeleton]
     found = sorted(root.glob("annotations/*train*.json"))
     annotations = root / options.annotations if options.annotations else found[0]
@@ -229,8 +229,8 @@ def main() -> None:
             f"store ({options.form}), official augmentation": lambda: from_store(
                 store, skeleton, OFFICIAL, orders
             ),
-            "the same + colour, erasing, occlusion": lambda: from_store(
-                store, skeleton, COLOURED, orders
+            "the same + color, erasing, occlusion": lambda: from_store(
+                store, skeleton, COLORED, orders
             ),
         }
         if options.official:

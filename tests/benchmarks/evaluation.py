@@ -1,7 +1,7 @@
 """How long an evaluation takes: ``python tests/benchmarks/evaluation.py``.
 
 The figures of CrowdPose's rules, easy, medium and hard among them, of many detections: ours, those
-of faster-coco-eval called directly, and those of pycocotools, which knows no groups of pictures
+of faster-coco-eval called directly, and those of pycocotools, which knows no groups of images
 and so is asked four times. Seconds of CPU, all threads together: the median of turns, which the
 three take one after the other, and its ratio to faster-coco-eval's. Everyone is given the path of
 the ground truth; ours parses it in the first turn alone, as in a study.
@@ -43,16 +43,16 @@ SIGMAS = np.array(CROWDPOSE.oks_sigmas)
 Records = list[dict[str, Any]]
 
 
-def people_at_random(folder: Path, num_pictures: int) -> tuple[Path, Path]:
-    """Ground truth of four people a picture, and as many detections, shaken."""
-    dice = np.random.RandomState(0)
+def people_at_random(folder: Path, num_images: int) -> tuple[Path, Path]:
+    """Ground truth of four people an image, and as many detections, shaken."""
+    rng = np.random.RandomState(0)
     images, annotations, detections = list[Any](), list[Any](), list[Any]()
-    for number in range(1, num_pictures + 1):
-        images.append({"id": number, "width": 640, "height": 480, "crowdIndex": dice.rand()})
+    for number in range(1, num_images + 1):
+        images.append({"id": number, "width": 640, "height": 480, "crowdIndex": rng.rand()})
         for _ in range(4):
-            size, corner = dice.uniform(80, 240), dice.uniform(0, 300, 2)
-            points = corner + dice.uniform(0, size, (14, 2))
-            seen = np.where(dice.rand(14) < 0.8, 2, 0)
+            size, corner = rng.uniform(80, 240), rng.uniform(0, 300, 2)
+            points = corner + rng.uniform(0, size, (14, 2))
+            seen = np.where(rng.rand(14) < 0.8, 2, 0)
             seen[0] = 2
             annotations.append(
                 {
@@ -62,10 +62,10 @@ def people_at_random(folder: Path, num_pictures: int) -> tuple[Path, Path]:
                     "num_keypoints": int((seen > 0).sum()),
                 }
             )
-            shaken = points + dice.normal(0, dice.uniform(0, 0.1) * size, points.shape)
+            shaken = points + rng.normal(0, rng.uniform(0, 0.1) * size, points.shape)
             row = np.c_[shaken, np.ones(14)].ravel().tolist()
             person = {"image_id": number, "category_id": 1, "keypoints": row}
-            detections.append({**person, "score": dice.rand()})
+            detections.append({**person, "score": rng.rand()})
     truth = {"images": images, "annotations": annotations, "categories": [{"id": 1}]}
     (folder / "truth.json").write_text(json.dumps(truth))
     (folder / "detections.json").write_text(json.dumps(detections))
@@ -140,7 +140,7 @@ def main() -> None:
     if len(options.files) not in (0, 2):
         parser.error(f"two files or none, got {len(options.files)}")
     with tempfile.TemporaryDirectory() as folder:
-        truth, found = options.files or people_at_random(Path(folder), options.pictures)
+        truth, found = options.files or people_at_random(Path(folder), options.images)
         content = found.read_bytes()
         content = gzip.decompress(content) if found.suffix == ".gz" else content
         detections = json.loads(content)

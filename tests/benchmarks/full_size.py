@@ -1,7 +1,7 @@
 """What a study of COCO's size takes: ``python tests/benchmarks/full_size.py SOURCE --folder DIR``.
 
 An annotation file like COCO's of training people is made by repeating the people of a small one,
-outlines and all: 118,287 pictures, 150,000 people with joints. Its pictures are links to SOURCE's
+outlines and all: 118,287 images, 150,000 people with joints. Its images are links to SOURCE's
 few files, so what reading so many from a disk takes is not measured. Then each step runs in a
 process of its own, as in a study, and its memory is watched: RssAnon, what a process has of its
 own, without the files that it maps. SOURCE is a folder in COCO's layout with official names.
@@ -28,15 +28,15 @@ LIMIT = 2 * 1024**3
 """Bytes that no process may have of its own."""
 FULL = 150_000
 """People with joints; what else is as large as in COCO 2017 follows in proportion."""
-PICTURES, VAL_PEOPLE = 118_287, 6_352
+IMAGES, VAL_PEOPLE = 118_287, 6_352
 POLL_S = 0.05
-STEPS = ("audit", "data/people.py", "prepare", "targets", "train")
+STEPS = ("audit", "dataset.py", "prepare", "targets", "train")
 SPARE = 1.2
 """What is written at most, over the stored crops."""
 
 
 def repeated(source: Path, split: str, people: int) -> Iterator[tuple[dict[str, Any], list]]:
-    """Pictures of the source with their annotations, over and over, numbered anew."""
+    """Images of the source with their annotations, over and over, numbered anew."""
     document = json.loads((source / f"annotations/person_keypoints_{split}2017.json").read_text())
     of: dict[int, list[dict[str, Any]]] = {}
     for annotation in document["annotations"]:
@@ -55,7 +55,7 @@ def repeated(source: Path, split: str, people: int) -> Iterator[tuple[dict[str, 
 
 
 def make_split(source: Path, root: Path, split: str, people: int, pictures: int) -> dict[str, int]:
-    """Writes the annotation file and links the pictures; returns the number of each thing."""
+    """Writes the annotation file and links the images; returns the number of each thing."""
     originals, folder = root / "originals" / split, root / f"{split}2017"
     shutil.copytree(source / f"{split}2017", originals, dirs_exist_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -82,7 +82,7 @@ def make_split(source: Path, root: Path, split: str, people: int, pictures: int)
             os.link(originals / image.pop("linked"), folder / image["file_name"])
             out.write((", " if place else "") + json.dumps(image))
         out.write("]}")
-    return {"pictures": len(images), "annotations": count, "bytes": file.stat().st_size}
+    return {"images": len(images), "annotations": count, "bytes": file.stat().st_size}
 
 
 def settings_of(root: Path, size: int) -> list[str]:
@@ -111,7 +111,7 @@ def run_step(step: str, root: Path, size: int) -> None:
 
 
 def look(annotations: Path, images: Path, folder: Path) -> None:
-    """A study's audit, the annotation file and the pictures timed apart."""
+    """A study's audit, the annotation file and the images timed apart."""
     from models.skeleton import COCO
     from study.data.annotations import read_table
     from study.data.audit import audit, describe, find_notes, write_audit
@@ -131,17 +131,17 @@ def write_targets(store: Path, file: Path) -> None:
     import torch
 
     from study.cache.crop_store import open_crop_store
-    from study.cache.teacher_store import Answer, write_teacher_store
+    from study.cache.teacher_store import TeacherTargets, write_teacher_store
     from study.data.crops import stored_size
 
     people = open_crop_store(store)
 
-    def asked(start: int, stop: int) -> Answer:
+    def asked(start: int, stop: int) -> TeacherTargets:
         truth = torch.tensor(people.keypoints_stored[start:stop, :, None]).repeat(1, 1, 3, 1)
         modes = torch.cat((truth, torch.ones_like(truth)), dim=3)  # (b, K, 3, 4)
         modes[:, :, 1:, 2] = 0.1
         taught = torch.ones(modes.shape[:2])
-        return Answer(modes, taught, taught[:, :, None] * taught[:, None])
+        return TeacherTargets(modes, taught, taught[:, :, None] * taught[:, None])
 
     write_teacher_store(file, stored_size(people.input_size), len(people), asked)
 
@@ -150,23 +150,23 @@ def train(root: Path, size: int) -> None:
     """One epoch of stage 1, as a worker trains it."""
     import torch
 
-    from study.cache.prepare import StudyData
+    from study.cache.prepare import PreparedData
     from study.config.compose import compose
     from study.trial import Trial, run_trial
     from study.workers import Workers
 
-    data = StudyData(**json.loads((root / "data.json").read_text()))
+    data = PreparedData(**json.loads((root / "data.json").read_text()))
     config = compose(settings_of(root, size))
     shutil.rmtree(root / "trial", ignore_errors=True)
     torch.set_num_threads(1)
 
-    def say(row: dict[str, Any]) -> bool:
+    def notify(row: dict[str, Any]) -> bool:
         speed = row["images_per_s"]
         print(f"AP {100 * row['val_ap']:.1f}, loss {row['loss']:.3g}, {speed:.0f} people/s")
         return False
 
     trial = Trial(0, config, data, root / "trial", root / "targets.arrow")
-    run_trial(trial, Workers(torch.device("cpu")), say)
+    run_trial(trial, Workers(torch.device("cpu")), notify)
 
 
 class Used(NamedTuple):
@@ -255,18 +255,18 @@ def main() -> None:
     root.mkdir(parents=True, exist_ok=True)
     check_disk(root, options.people, options.size)
     share = options.people / FULL
-    for split, people, pictures in (
-        ("train", options.people, round(share * PICTURES)),
+    for split, people, images in (
+        ("train", options.people, round(share * IMAGES)),
         ("val", max(1, round(share * VAL_PEOPLE)), 0),
     ):
-        made = make_split(options.source, root, split, people, pictures)
+        made = make_split(options.source, root, split, people, images)
         print(split, *(f"{number:,} {what}" for what, number in made.items()), flush=True)
     own = [sys.executable, __file__, str(options.source), "--folder", str(root)]
     own += ["--size", str(options.size), "--step"]
     survey = [sys.executable, str(ROOT / "study/dataset.py"), str(root)]
     survey += ["--out", str(root / "survey")]
     used = [
-        watch(step, survey if step == "data/people.py" else [*own, step]) for step in options.steps
+        watch(step, survey if step == "dataset.py" else [*own, step]) for step in options.steps
     ]
     show(used, root)
     if worst := [one.step for one in used if one.bytes > LIMIT]:

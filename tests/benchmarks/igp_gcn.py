@@ -123,7 +123,7 @@ def main() -> None:
     crops = 255 * torch.rand(options.batch, 3, *CROP)
     keypoints = torch.rand(options.batch, COCO.num_joints, 2) * torch.tensor(CROP[::-1])
     with torch.no_grad():
-        pyramid = student.look(crops).pyramid
+        pyramid = student.predict(crops).pyramid
     show_sampling(pyramid, keypoints, options.rounds)
 
 

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from study import driver
-from study.cache.prepare import StudyData, prepare_data
+from study.cache.prepare import PreparedData, prepare_data
 from study.config.compose import compose
 from study.config.schema import StudyConfig
 from study.display import Display
@@ -42,7 +42,7 @@ from study.trial import Trial, run_trial
 from study.workers import Workers
 
 SETTINGS = (
-    *("data.train_pictures=120", "data.val_pictures=20", "data.input_size=[96,64]"),
+    *("data.num_train_images=120", "data.num_val_images=20", "data.input_size=[96,64]"),
     *("teacher.epochs=1", "distill.epochs=6", "refine.epochs=2"),
     *("search_space=smoke", "search.pruner=none", "search.concurrent=1", "display=none"),
 )
@@ -73,7 +73,7 @@ def run_launched(config: StudyConfig) -> tuple[list[float], list[float]]:
 
 
 def run_plain(
-    config: StudyConfig, data: StudyData, folder: Path, rows: list[Row]
+    config: StudyConfig, data: PreparedData, folder: Path, rows: list[Row]
 ) -> tuple[list[float], list[float]]:
     """The same of these trials as plain calls."""
     torch.set_num_threads(max(1, int(config.trial.cpus)))
@@ -97,7 +97,7 @@ def run_plain(
 
 
 def run_bare(
-    config: StudyConfig, data: StudyData, folder: Path, rows: list[Row]
+    config: StudyConfig, data: PreparedData, folder: Path, rows: list[Row]
 ) -> tuple[list[float], list[float]]:
     """The same of these trials as bare Tune runs them: a process each, no owner, no search."""
 

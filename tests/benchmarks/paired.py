@@ -26,7 +26,7 @@ from rich.table import Table
 from scipy import stats
 
 from study.cache.crop_store import open_crop_store
-from study.cache.prepare import StudyData, prepare_data
+from study.cache.prepare import PreparedData, prepare_data
 from study.config.compose import compose, with_values
 from study.config.derived import evaluation_of, skeleton_of
 from study.config.schema import StudyConfig
@@ -36,7 +36,7 @@ from study.teachers.make import is_ready, make_teacher, teacher_folder
 from study.training.evaluation import evaluate
 from study.training.networks import load_estimator
 from study.trial import Trial, run_trial
-from study.workers import Workers, settle_in
+from study.workers import Workers, configure_process
 
 WORST = -1.0
 """Points of AP that the bound must lie above."""
@@ -44,7 +44,7 @@ Results = dict[str, dict[str, float]]
 """By ``seed/value``: ap, and the seconds of training."""
 
 
-def say(row: Row) -> bool:
+def notify(row: Row) -> bool:
     print(f"  {row['stage']} epoch {row['epoch']}: AP {100 * row['val_ap']:.1f}", flush=True)
     return False
 
@@ -54,11 +54,11 @@ def train(
     seed: int,
     own: StudyConfig,
     targets: Path,
-    data: StudyData,
+    data: PreparedData,
     workers: Workers,
 ) -> dict[str, float]:
     """AP and seconds of a trial, which goes on from its last checkpoint if it has one."""
-    run_trial(Trial(seed, own, data, folder, targets), workers, say)
+    run_trial(Trial(seed, own, data, folder, targets), workers, notify)
     last = Checkpoints(folder).last()
     assert last is not None
     best = best_row(last.rows)
@@ -76,11 +76,11 @@ def run(config: StudyConfig, setting: str, values: list[str], seeds: int, out: P
     """The results of these seeds, those that ``out`` has not told yet trained and added to it."""
     results: Results = json.loads(out.read_text()) if out.exists() else {}
     trials = out.with_suffix("")
-    settle_in(config.trial.cpus)
+    configure_process(config.trial.cpus)
     workers = Workers(torch.device("cpu"))
     data = prepare_data(config, lambda _: lambda *_: None, print)
     if not is_ready(teacher_folder(config, data)):
-        make_teacher(config, data, workers, say)
+        make_teacher(config, data, workers, notify)
     targets = teacher_folder(config, data) / TARGETS
     for seed in range(seeds):
         for value in values:

@@ -100,7 +100,7 @@ def inference_step(
             if not is_compiled:
                 estimator(batch.crops)
                 return
-            seen = network.pixels.normalise(batch.crops)
+            seen = network.pixels.normalize(batch.crops)
             seen = seen.contiguous(memory_format=network.memory_format)
             with torch.autocast(batch.crops.device.type, torch.bfloat16, enabled=is_rounded):
                 answer = network(seen)
@@ -110,7 +110,7 @@ def inference_step(
 
 
 def made_up_batch(config: StudyConfig, device: torch.device) -> Batch:
-    """Noise with all joints labelled."""
+    """Noise with all joints labeled."""
     height, width = config.data.input_size
     count = PEOPLE[height, width]
     torch.manual_seed(0)
@@ -119,10 +119,10 @@ def made_up_batch(config: StudyConfig, device: torch.device) -> Batch:
         keypoints_crop=torch.rand(count, 17, 2) * torch.tensor((width, height)),
         visibility=torch.full((count, 17), 2),
         areas_crop=torch.full((count,), height * width / 2),
-        neighbour_crop=torch.zeros(count, 17, 2),
-        neighbour_visibility=torch.zeros(count, 17),
+        neighbor_crop=torch.zeros(count, 17, 2),
+        neighbor_visibility=torch.zeros(count, 17),
         teacher_modes=None,
-        teacher_taught=None,
+        teacher_mask=None,
         teacher_relation=None,
     ).to(device)
 

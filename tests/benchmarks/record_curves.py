@@ -7,7 +7,7 @@ command goes on where it was broken off, and several may run at once with other 
 end everything is condensed to DIR/<name>.parquet: a row a configuration, its values by config
 path, and its curve. What ``curves/`` has of that name is not trained again.
 
-``lspet_crowd`` takes its pictures from --data, the folder of that name, and starts from MoveNet's
+``lspet_crowd`` takes its images from --data, the folder of that name, and starts from MoveNet's
 weights (``teacher.init`` Thunder's, ``student.init`` Lightning's): in the seconds that a
 configuration has, a student that starts from nothing finds nobody there.
 """
@@ -38,7 +38,7 @@ from study.storage.checkpoint import Row
 from study.storage.paths import TARGETS
 from study.teachers.make import is_ready, make_teacher, teacher_folder
 from study.trial import Trial, run_trial
-from study.workers import Workers, settle_in
+from study.workers import Workers, configure_process
 
 SETTINGS = {
     "drawn": (
@@ -67,7 +67,7 @@ def record(name: str, overrides: list[str], out: Path, first: int, count: int) -
     data = prepare_data(config, lambda _: lambda *_: None, print)
     folder = teacher_folder(config, data)
     if not is_ready(folder):
-        make_teacher(config, data, workers, say)
+        make_teacher(config, data, workers, notify)
     lines = out / f"{name}.jsonl"
     if not lines.exists():
         lines.write_text("".join(json.dumps(line) + "\n" for line in kept(name)))
@@ -101,7 +101,7 @@ def record(name: str, overrides: list[str], out: Path, first: int, count: int) -
         print(f"{time.strftime('%H:%M:%S')} {name} {number}: AP {100 * best:.1f}", flush=True)
 
 
-def say(row: Row) -> bool:
+def notify(row: Row) -> bool:
     print(f"{row['stage']} epoch {row['epoch']}: AP {100 * row['val_ap']:.1f}", flush=True)
     return False
 
@@ -145,12 +145,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("name", choices=sorted(SETTINGS))
     parser.add_argument("--out", type=Path, required=True, help="folder of everything")
-    parser.add_argument("--data", type=Path, help="folder of the pictures; none where drawn")
+    parser.add_argument("--data", type=Path, help="folder of the images; none where drawn")
     parser.add_argument("--first", type=int, default=0, help="number of the first configuration")
     parser.add_argument("--count", type=int, default=200, help="how many (default 200)")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="as of tune.py")
     options = parser.parse_intermixed_args()
-    settle_in(1)
+    configure_process(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     options.out.mkdir(parents=True, exist_ok=True)
     out = options.out.absolute()

@@ -11,7 +11,7 @@ Then it gets poses of the validation people:
 
 Each gets AP by CrowdPose's rules and the mean OKS, before and after; of several draws the means.
 The interval is of the mean OKS's gain, by a bootstrap over the photographed persons of whom the
-data are composed (each may be in many pictures), else over pictures. Every step is kept under
+data are composed (each may be in many images), else over images. Every step is kept under
 --out; the same command goes on.
 """
 
@@ -43,7 +43,7 @@ from models.refined_pose import RefinedPose
 from models.skeleton import COCO, CROWDPOSE, shared_joints
 from study.cache.crop_store import CropStore, open_crop_store
 from study.cache.predictions import given_starts
-from study.cache.prepare import StudyData, prepare_data
+from study.cache.prepare import PreparedData, prepare_data
 from study.config.compose import compose, with_values
 from study.config.schema import MOVENET_SIZES, StudyConfig
 from study.data.crops import apply_affine, crop_to_image_affine, invert_affine
@@ -76,7 +76,7 @@ Poses = NDArray[np.float32]
 """x, y in stored-crop pixels and score, (N, K, 3)."""
 
 
-def say(row: Row) -> bool:
+def notify(row: Row) -> bool:
     print(
         f"  {row['stage']} epoch {row['epoch']}: AP {100 * row['val_ap']:.1f} on held-out people, "
         f"loss {row['loss']:.4f}, {row['seconds']:.0f} s",
@@ -85,14 +85,14 @@ def say(row: Row) -> bool:
     return False
 
 
-def train(config: StudyConfig, data: StudyData, out: Path, starts: list[str]) -> None:
+def train(config: StudyConfig, data: PreparedData, out: Path, starts: list[str]) -> None:
     """The student, and on top of copies of it a refiner for each start, as far as not yet done."""
     workers = Workers(torch.device("cpu"))
 
     def go_on(name: str, values: dict[str, Any]) -> None:
         print(f"training {name}", flush=True)
         own = with_values(config, values)
-        run_trial(Trial(0, own, data, out / name, targets=None), workers, say)
+        run_trial(Trial(0, own, data, out / name, targets=None), workers, notify)
 
     go_on("student", {"refine.epochs": 0})
     for start in starts:
@@ -173,23 +173,23 @@ def movenet_poses(
 
 
 def made_up_starts(store: CropStore, spread: float) -> dict[str, list[Poses]]:
-    """The truth of all people made worse, in each draw; what is not labelled has score 0."""
-    dice = np.random.RandomState(0)
-    truth, labelled = store.keypoints_stored, store.visibility > 0
-    count, joints = labelled.shape
-    swapped = [swap_some(truth, labelled, dice)]
+    """The truth of all people made worse, in each draw; what is not labeled has score 0."""
+    rng = np.random.RandomState(0)
+    truth, labeled = store.keypoints_stored, store.visibility > 0
+    count, joints = labeled.shape
+    swapped = [swap_some(truth, labeled, rng)]
     corners = store.boxes_image[:, None, :2]
-    places = corners + dice.rand(count, joints, 2) * store.boxes_image[:, None, 2:]
+    places = corners + rng.rand(count, joints, 2) * store.boxes_image[:, None, 2:]
     places = apply_affine(places, store.image_to_stored)
-    missed = np.where(dice.rand(count, joints, 1) < MISSED, places, truth)
-    swapped += [swap_some(truth, labelled, dice) for _ in range(SWAP_DRAWS - 1)]
+    missed = np.where(rng.rand(count, joints, 1) < MISSED, places, truth)
+    swapped += [swap_some(truth, labeled, rng) for _ in range(SWAP_DRAWS - 1)]
     torch.manual_seed(0)
     points, seen, areas = map(torch.from_numpy, (truth, store.visibility, store.areas))
     noisy, _ = jittered(points, seen, areas, spread)
     poses = {"swapped": swapped, "missed": [missed], "jitter": [noisy.numpy()]}
     return {
         name: [
-            np.concatenate((pose, labelled[..., None]), axis=-1).astype(np.float32)
+            np.concatenate((pose, labeled[..., None]), axis=-1).astype(np.float32)
             for pose in draws
         ]
         for name, draws in poses.items()
@@ -197,28 +197,28 @@ def made_up_starts(store: CropStore, spread: float) -> dict[str, list[Poses]]:
 
 
 def swap_some(
-    truth: NDArray[np.float32], labelled: NDArray[np.bool_], dice: np.random.RandomState
+    truth: NDArray[np.float32], labeled: NDArray[np.bool_], rng: np.random.RandomState
 ) -> NDArray[np.float32]:
-    """The truth (N, K, 2) with a share of the labelled left-right pairs swapped."""
+    """The truth (N, K, 2) with a share of the labeled left-right pairs swapped."""
     order = list(CROWDPOSE.flip_order)
-    draws = dice.rand(*labelled.shape)
+    draws = rng.rand(*labeled.shape)
     draws = np.minimum(draws, draws[:, order])  # both of a pair are swapped or none
     share = 1 - (1 - SWAPPED) ** 0.5
-    swaps = (draws < share) & labelled & labelled[:, order]
+    swaps = (draws < share) & labeled & labeled[:, order]
     return np.where(swaps[..., None], truth[:, order], truth)
 
 
 def look_once(estimator: RefinedPose, answers: dict[int, PoseFeatures]) -> None:
     """Lets the estimator take the student's answer to crops from those it has given before."""
-    look = estimator.look
+    predict = estimator.predict
 
     def remembered(crops: Tensor) -> PoseFeatures:
         key = hash(crops.numpy().tobytes())
         if key not in answers:
-            answers[key] = look(crops)
+            answers[key] = predict(crops)
         return answers[key]
 
-    estimator.look = remembered  # type: ignore[method-assign]
+    estimator.predict = remembered  # type: ignore[method-assign]
 
 
 def measure(
@@ -262,14 +262,14 @@ def interval(gains: NDArray[np.float64], groups: NDArray[np.int64]) -> list[floa
 
 
 def groups_of(truth: Path, store: CropStore) -> list[int]:
-    """What was drawn together: each person's source in the annotations, else its picture."""
+    """What was drawn together: each person's source in the annotations, else its image."""
     annotations = json.loads(truth.read_text())["annotations"]
     own = {a["id"]: int(a.get("source_id", a["image_id"])) for a in annotations}
     return [own[int(number)] for number in store.annotation_ids]
 
 
 def score(
-    config: StudyConfig, data: StudyData, out: Path, starts: list[str], real: list[Path]
+    config: StudyConfig, data: PreparedData, out: Path, starts: list[str], real: list[Path]
 ) -> dict[str, Any]:
     """The results by refiner and case, those that are not kept yet measured and kept."""
     file = out / "results.json"
@@ -343,13 +343,13 @@ def main() -> None:
         type=Path,
         action="append",
         default=[],
-        help="COCO results on the val pictures; may be given again",
+        help="COCO results on the val images; may be given again",
     )
     parser.add_argument(
         "--start",
         metavar="START",
         action="append",
-        help="refine.start of a refiner, a JSON being of the train pictures; may be given again "
+        help="refine.start of a refiner, a JSON being of the train images; may be given again "
         "(default: jitter)",
     )
     parser.add_argument(

@@ -29,7 +29,7 @@ from study.storage.checkpoint import Checkpoints, best_row
 from study.storage.paths import TARGETS
 from study.teachers.make import is_ready, make_teacher, teacher_folder
 from study.trial import Trial, run_trial
-from study.workers import Workers, settle_in
+from study.workers import Workers, configure_process
 
 TINY = SIZES["tiny"]
 
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--storage", help="of data and teacher (default: a temporary folder)")
     parser.add_argument("--seeds", type=int, default=5, help="at least 2 (default 5)")
     options = parser.parse_args()
-    settle_in(1)
+    configure_process(1)
     workers = Workers(torch.device("cpu"))
     seconds: dict[str, list[float]] = {name: [] for name in SHAPES}
     scores: dict[str, list[float]] = {name: [] for name in SHAPES}

@@ -26,7 +26,7 @@ STATE = "state.json"
 """In the folder of every epoch that is kept: what was reported, seconds included."""
 
 SETTINGS = (
-    *("data.train_pictures=36", "data.val_pictures=8", "data.input_size=[64,64]"),
+    *("data.num_train_images=36", "data.num_val_images=8", "data.input_size=[64,64]"),
     *("teacher.size=tiny", "teacher.epochs=1", "refine.width=16"),
     *("search.min_epochs=1", "search.reduction_factor=2"),
     *("search.startup_trials=2", "search.concurrent=1", "confirm.seeds=2", "display=plain"),
@@ -151,18 +151,18 @@ def killed_at_ten_moments(storage: Path, name: str, seed: int, *settings: str) -
     A kill comes seconds after the start, or as soon as another epoch is kept, since the study
     would else end before the last. No epoch that was kept then is trained again.
     """
-    dice, folder = random.Random(seed), storage / name
+    rng, folder = random.Random(seed), storage / name
     kept: dict[Path, str] = {}
     for kill in range(KILLS):
         seen = epochs_in(folder)
         driver = start(storage, name, *settings)
-        moment = time.monotonic() + (dice.uniform(1, 12) if kill % 3 else LIMIT_S)
+        moment = time.monotonic() + (rng.uniform(1, 12) if kill % 3 else LIMIT_S)
 
         def has_come(seen: set[str] = seen, moment: float = moment) -> bool:
             return bool(epochs_in(folder) - seen) or time.monotonic() > moment
 
         wait_until(has_come, driver)
-        time.sleep(dice.uniform(0, 0.1))
+        time.sleep(rng.uniform(0, 0.1))
         assert kill_driver(driver), f"the study ended after {kill} kills"
         for epoch in epochs_in(folder):
             with contextlib.suppress(FileNotFoundError):  # an older one than is needed

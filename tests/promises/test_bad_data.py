@@ -14,22 +14,22 @@ import pytest
 from models.skeleton import CROWDPOSE, Skeleton
 from study.data import audit as module
 from study.data.audit import Fault, audit, check, faulty_ids
-from study.data.image_files import BROKEN_PICTURE, MISSING_PICTURE, picture_problem
+from study.data.image_files import BROKEN_IMAGE, MISSING_IMAGE, image_problem
 from study.data.people import read_people
 from study.errors import InputError
 
 FIVE = Skeleton("five", tuple("abcde"), ((0, 1),), ((1, 2),), (0.1,) * 5, (0,))
-PICTURE = np.random.RandomState(0).randint(0, 256, (80, 60, 3), np.uint8)
+IMAGE = np.random.RandomState(0).randint(0, 256, (80, 60, 3), np.uint8)
 Change = Callable[[dict[str, Any]], None]
 
 
 def jpeg() -> bytes:
-    return cv2.imencode(".jpg", PICTURE)[1].tobytes()
+    return cv2.imencode(".jpg", IMAGE)[1].tobytes()
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> tuple[Path, Path]:
-    """A sound data set of three pictures and four people: its annotation file and its pictures."""
+    """A sound data set of three images and four people: its annotation file and its images."""
     images = tmp_path / "images"
     images.mkdir()
     for number in (1, 2, 3):
@@ -85,10 +85,8 @@ def test_missing_annotation_file_is_named(data: tuple[Path, Path], tmp_path: Pat
     )
 
 
-def test_missing_picture_folder_is_named(data: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"folder of the pictures must exist, got .*none; .*images"
-    ):
+def test_missing_image_folder_is_named(data: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"folder of the images must exist, got .*none; .*images"):
         audit(data[0], tmp_path / "none", FIVE)
 
 
@@ -134,7 +132,7 @@ def test_record_without_its_number_is_refused_with_its_place(
     )
 
 
-def test_record_that_is_no_object_and_picture_without_name_are_refused(
+def test_record_that_is_no_object_and_image_without_name_are_refused(
     data: tuple[Path, Path],
 ) -> None:
     document = json.loads(data[0].read_text())
@@ -188,7 +186,7 @@ def test_keypoints_of_the_wrong_length_name_the_setting(data: tuple[Path, Path])
         ({"keypoints": None}, module.WRONG_LENGTH, "got 0 numbers"),
         ({"bbox": [5, 5, 0, 20]}, module.ZERO_BOX, r"\[5.0, 5.0, 0.0, 20.0\] covers nothing"),
         ({"bbox": [5, 5, 20, 0], "area": 0}, module.ZERO_BOX, "covers nothing"),
-        ({"bbox": [70, 5, 20, 20]}, module.ZERO_BOX, "covers nothing of its picture"),
+        ({"bbox": [70, 5, 20, 20]}, module.ZERO_BOX, "covers nothing of its image"),
         ({"bbox": [1, 2, 3]}, module.WRONG_BOX, "x, y, width, height"),
         ({"bbox": None}, module.WRONG_BOX, "bbox"),
         ({"bbox": ["5", "5", "20", "20"]}, module.WRONG_BOX, "bbox"),
@@ -217,7 +215,7 @@ def test_duplicate_annotation_ids_are_told_for_each(data: tuple[Path, Path]) -> 
         check(faults, 0.49, 4)
 
 
-def test_picture_that_stands_twice_in_the_file_is_a_fault_of_its_people(
+def test_image_that_stands_twice_in_the_file_is_a_fault_of_its_people(
     data: tuple[Path, Path],
 ) -> None:
     document = json.loads(data[0].read_text())
@@ -242,7 +240,7 @@ def test_faults_of_people_whom_official_readers_skip_do_not_count(data: tuple[Pa
 @pytest.mark.parametrize(
     "images", [[], [{"id": 1, "file_name": "1.jpg", "height": 8, "width": 6}]]
 )
-def test_file_without_a_labelled_person_is_refused(
+def test_file_without_a_labeled_person_is_refused(
     data: tuple[Path, Path], images: list[dict[str, Any]]
 ) -> None:
     keypoints: list[int] = [0] * 15
@@ -254,31 +252,31 @@ def test_file_without_a_labelled_person_is_refused(
     data[0].write_text(json.dumps({"images": images, "annotations": people}))
     refused(
         data,
-        r"at least one person with a labelled joint, got 3 annotations \(1 crowd regions, 0 with "
-        r"labelled joints, 0 left out for their faults\) in .*people\.json",
+        r"at least one person with a labeled joint, got 3 annotations \(1 crowd regions, 0 with "
+        r"labeled joints, 0 left out for their faults\) in .*people\.json",
     )
     data[0].write_text(json.dumps({"images": images, "annotations": []}))
     refused(data, "got 0 annotations")
 
 
 def test_leaving_everyone_out_is_refused(data: tuple[Path, Path]) -> None:
-    with pytest.raises(InputError, match="4 with labelled joints, 4 left out for their faults"):
+    with pytest.raises(InputError, match="4 with labeled joints, 4 left out for their faults"):
         read_people(*data, FIVE, leave_out={10, 11, 12, 13})
 
 
-def test_missing_picture_is_named_with_each_of_its_people(data: tuple[Path, Path]) -> None:
+def test_missing_image_is_named_with_each_of_its_people(data: tuple[Path, Path]) -> None:
     (data[1] / "1.jpg").unlink()
     faults = audit(*data, FIVE)
     assert [(f.kind, f.annotation_id, f.image_id) for f in faults] == [
-        (MISSING_PICTURE, 10, 1),
-        (MISSING_PICTURE, 11, 1),
+        (MISSING_IMAGE, 10, 1),
+        (MISSING_IMAGE, 11, 1),
     ]
-    with pytest.raises(InputError, match=r"picture missing: 2\n.*images/1\.jpg, annotation 10"):
+    with pytest.raises(InputError, match=r"image missing: 2\n.*images/1\.jpg, annotation 10"):
         check(faults, 0, 4)
-    assert audit(*data, FIVE, verify_pictures=False) == []
+    assert audit(*data, FIVE, verify_images=False) == []
 
 
-def test_picture_that_nobody_is_in_may_be_missing(data: tuple[Path, Path]) -> None:
+def test_image_that_nobody_is_in_may_be_missing(data: tuple[Path, Path]) -> None:
     (data[1] / "2.jpg").unlink()
     document = json.loads(data[0].read_text())
     document["annotations"][2]["iscrowd"] = 1
@@ -288,48 +286,48 @@ def test_picture_that_nobody_is_in_may_be_missing(data: tuple[Path, Path]) -> No
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.9, 0.999])
 @pytest.mark.parametrize("kind", [".jpg", ".png", "progressive", "with thumbnail"])
-def test_truncated_picture_is_told(data: tuple[Path, Path], kind: str, share: float) -> None:
+def test_truncated_image_is_told(data: tuple[Path, Path], kind: str, share: float) -> None:
     whole = encode(kind)
     assert len(whole) > 1000
-    picture = data[1] / "3.jpg"
-    picture.write_bytes(whole)
+    image = data[1] / "3.jpg"
+    image.write_bytes(whole)
     assert audit(*data, FIVE) == []
-    picture.write_bytes(whole[: int(share * len(whole))])
+    image.write_bytes(whole[: int(share * len(whole))])
     (fault,) = audit(*data, FIVE)
-    assert (fault.kind, fault.file, fault.annotation_id) == (BROKEN_PICTURE, picture, 13)
+    assert (fault.kind, fault.file, fault.annotation_id) == (BROKEN_IMAGE, image, 13)
 
 
 def encode(kind: str) -> bytes:
     if kind == "progressive":
-        return cv2.imencode(".jpg", PICTURE, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+        return cv2.imencode(".jpg", IMAGE, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
     if kind == "with thumbnail":  # a whole JPEG inside the header of another
-        small = cv2.imencode(".jpg", PICTURE[:16, :16])[1].tobytes()
+        small = cv2.imencode(".jpg", IMAGE[:16, :16])[1].tobytes()
         size = (len(small) + 2).to_bytes(2, "big")
         return b"\xff\xd8\xff\xe1" + size + small + jpeg()[2:]
-    return cv2.imencode(kind, PICTURE)[1].tobytes()
+    return cv2.imencode(kind, IMAGE)[1].tobytes()
 
 
-def test_picture_padded_with_zeros_after_an_interrupted_copy_is_told(tmp_path: Path) -> None:
+def test_image_padded_with_zeros_after_an_interrupted_copy_is_told(tmp_path: Path) -> None:
     whole = jpeg()
     (tmp_path / "a.jpg").write_bytes(whole[:2000].ljust(len(whole), b"\0"))
-    problem = picture_problem(tmp_path / "a.jpg")
+    problem = image_problem(tmp_path / "a.jpg")
     assert problem is not None and "no end-of-image marker" in problem[1]
 
 
 @pytest.mark.parametrize("kind", [".jpg", ".png", ".bmp", ".webp"])
 @pytest.mark.parametrize("tail", [b"", b"\0" * 40, b"written by a camera"])
-def test_whole_picture_of_any_kind_passes_with_bytes_after_its_end(
+def test_whole_image_of_any_kind_passes_with_bytes_after_its_end(
     tmp_path: Path, kind: str, tail: bytes
 ) -> None:
-    (tmp_path / "a.jpg").write_bytes(cv2.imencode(kind, PICTURE)[1].tobytes() + tail)
-    assert picture_problem(tmp_path / "a.jpg") is None
+    (tmp_path / "a.jpg").write_bytes(cv2.imencode(kind, IMAGE)[1].tobytes() + tail)
+    assert image_problem(tmp_path / "a.jpg") is None
 
 
-def test_file_that_is_no_picture_is_told(tmp_path: Path) -> None:
+def test_file_that_is_no_image_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("version https://git-lfs.github.com/spec/v1")
     (tmp_path / "b.jpg").mkdir()
     for name, detail in (("a.jpg", "can be decoded"), ("b.jpg", "cannot be read")):
-        problem = picture_problem(tmp_path / name)
+        problem = image_problem(tmp_path / name)
         assert problem is not None and detail in problem[1]
 
 

@@ -1,4 +1,4 @@
-"""A lab's settings run as they are, on few and small pictures and for few epochs."""
+"""A lab's settings run as they are, on few and small images and for few epochs."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_labs_settings_run_on_little(
     official: Path,
     tmp_path: Path,
 ) -> None:
-    few = few_pictures(shared / "data" / data / "annotations/lspet_crowd_val.json", tmp_path)
+    few = few_images(shared / "data" / data / "annotations/lspet_crowd_val.json", tmp_path)
     overrides = [
         *(f"data={group}", f"data.root={shared / 'data' / data}", f"teacher.init={official}"),
         *(file.replace("=VAL", f"={few}") for file in files),
@@ -85,8 +85,8 @@ def test_a_labs_settings_run_on_little(
     assert set(final) >= {"teacher", "baseline", "winner"}
 
 
-def few_pictures(annotations: Path, folder: Path) -> Path | None:
-    """The first ten pictures of an annotation file, if it is there."""
+def few_images(annotations: Path, folder: Path) -> Path | None:
+    """The first ten images of an annotation file, if it is there."""
     if not annotations.is_file():
         return None
     content = json.loads(annotations.read_text())

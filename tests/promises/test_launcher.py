@@ -116,7 +116,7 @@ def test_workers_run_the_code_of_the_command_and_not_of_the_folder_it_is_typed_i
         (tmp_path / package / "__init__.py").write_text("raise ImportError('of another age')")
     out = run(
         ROOT / "study" / "tune.py",
-        *("storage=s", "display=plain", "data.train_pictures=16", "data.val_pictures=4"),
+        *("storage=s", "display=plain", "data.num_train_images=16", "data.num_val_images=4"),
         *("data.input_size=[64,64]", "teacher.size=tiny", "teacher.epochs=1", "distill.epochs=1"),
         *("refine.epochs=0", "search.trials=2", "search_space=smoke", "confirm.trials=0"),
         cwd=tmp_path,

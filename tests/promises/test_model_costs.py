@@ -48,7 +48,7 @@ def test_costs_are_those_of_the_official_networks(
 
 
 def test_a_graph_convolution_costs_its_products(costs: ModuleType, five: Skeleton) -> None:
-    """By hand: the joint's own part and the neighbours' mix channels, the latter joints too."""
+    """By hand: the joint's own part and the neighbors' mix channels, the latter joints too."""
     layer, people = SemGraphConv(6, 8, five.adjacency()), 3
     products = 2 * 5 * 6 * 8 + 5 * 5 * 8
     assert costs.multiply_adds(lambda: layer(torch.zeros(people, 5, 6))) == people * products

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 SMALL = (
-    *("data=drawn", "data.train_pictures=24", "data.val_pictures=2", "data.seed=3"),
+    *("data=drawn", "data.num_train_images=24", "data.num_val_images=2", "data.seed=3"),
     *("data.input_size=[64,64]", "data.search_fraction=0.25", "search_space=poses"),
     *("teacher.epochs=0", "distill.epochs=1", "refine.epochs=1", "refine.width=16"),
     *("search.trials=2", "confirm.trials=0", "name=whole", "trial.launcher=inline"),
@@ -51,13 +51,13 @@ def reports_of(folder: Path, trial: int) -> list[dict[str, Any]]:
 
 
 def test_a_study_learns_from_predictions_alone(tmp_path: Path) -> None:
-    draw_dataset(tmp_path / "drawn", seed=3, train_pictures=24, val_pictures=2)
+    draw_dataset(tmp_path / "drawn", seed=3, num_train_images=24, num_val_images=2)
     annotations = tmp_path / "drawn/annotations/person_keypoints_train2017.json"
-    dice = np.random.RandomState(0)
+    rng = np.random.RandomState(0)
     entries = []
     for person in json.loads(annotations.read_text())["annotations"]:
         x, y, width, height = person["bbox"]
-        pose = dice.uniform((x, y), (x + width, y + height), (17, 2))
+        pose = rng.uniform((x, y), (x + width, y + height), (17, 2))
         keypoints = np.c_[pose, np.full(17, 0.8)].ravel().tolist()
         entries.append({"image_id": person["image_id"], "keypoints": keypoints, "score": 0.8})
     (tmp_path / "poses.json").write_text(json.dumps(entries))

@@ -1,4 +1,4 @@
-"""The same command on real pictures, with overrides alone: a study, its analysis, an export."""
+"""The same command on real images, with overrides alone: a study, its analysis, an export."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def check_evidence(folder: Path, num_joints: int, figures: set[str]) -> None:
     assert set(final) >= {"teacher", "baseline", "best_distilled", "best_refined", "winner"}
     assert all(0 <= final["teacher"][name] <= 1 for name in figures)
     for name in ("learning_curves.png", "parallel_coordinates.png"):
-        assert (folder / "pictures" / name).stat().st_size > 1000
+        assert (folder / "plots" / name).stat().st_size > 1000
     config = json.loads((folder / "export" / "config.json").read_text())
     assert len(config["joints"]) == num_joints
     assert (folder / "export" / "model.safetensors").is_file()
@@ -68,16 +68,16 @@ def test_coco_by_its_official_names(shared: Path, tmp_path: Path) -> None:
     (tmp_path / "coco").symlink_to(shared / "data/coco_tiny")
     folder = study_on(tmp_path, "data=coco", "data.root=coco")
     check_evidence(folder, 17, {"ap", "ap_m", "ap_l"})
-    picture = next((shared / "data/coco_tiny/val2017").glob("*.jpg"))
+    image = next((shared / "data/coco_tiny/val2017").glob("*.jpg"))
     script(
         tmp_path,
         "predict.py",
         str(folder / "export"),
-        str(picture),
+        str(image),
         "--out",
         str(tmp_path / "poses"),
     )
-    assert (tmp_path / "poses" / picture.name).is_file()
+    assert (tmp_path / "poses" / image.name).is_file()
 
 
 @pytest.mark.parametrize(

@@ -20,17 +20,17 @@ Document = dict[str, Any]
 TRAIN = "annotations/person_keypoints_train2017.json"
 VAL = "annotations/person_keypoints_val2017.json"
 PERSON = 12
-"""The annotation that the tests spoil; it is in picture 2."""
+"""The annotation that the tests spoil; it is in image 2."""
 
 
 def write_split(root: Path, annotations: str, images: str, first: int) -> None:
-    """Four pictures with one person each, the first of that number."""
+    """Four images with one person each, the first of that number."""
     (root / images).mkdir(parents=True)
-    dice = np.random.RandomState(first)
+    rng = np.random.RandomState(first)
     document: Document = {"images": [], "annotations": []}
     for number in range(first, first + 4):
-        picture = dice.randint(0, 256, (96, 64, 3), np.uint8)
-        cv2.imwrite(str(root / images / f"{number}.jpg"), picture)
+        image = rng.randint(0, 256, (96, 64, 3), np.uint8)
+        cv2.imwrite(str(root / images / f"{number}.jpg"), image)
         document["images"].append(
             {"id": number, "file_name": f"{number}.jpg", "height": 96, "width": 64}
         )
@@ -113,7 +113,7 @@ def test_no_such_data_folder(refusal: Callable[..., str]) -> None:
     message = refusal("data.root=/no/such/folder")
     assert message == (
         "error: data.root must be the folder of the data, got data.root=/no/such/folder, which "
-        "is not there; set data.root to where its annotations and pictures lie"
+        "is not there; set data.root to where its annotations and images lie"
     )
 
 
@@ -133,29 +133,29 @@ def test_keypoints_of_the_wrong_length(refusal: Callable[..., str], data: Path) 
     assert "data.max_bad_fraction=0.25" in message
 
 
-def test_no_labelled_person(refusal: Callable[..., str], data: Path) -> None:
+def test_no_labeled_person(refusal: Callable[..., str], data: Path) -> None:
     document = json.loads((data / TRAIN).read_text())
     for annotation in document["annotations"]:
         annotation.update(keypoints=[0] * 51, num_keypoints=0)
     (data / TRAIN).write_text(json.dumps(document))
     message = refusal()
-    assert "at least one person with a labelled joint, got 4 annotations" in message
+    assert "at least one person with a labeled joint, got 4 annotations" in message
     assert str(data / TRAIN) in message
 
 
-def test_a_picture_that_is_missing(refusal: Callable[..., str], data: Path) -> None:
+def test_a_image_that_is_missing(refusal: Callable[..., str], data: Path) -> None:
     (data / "train2017" / "2.jpg").unlink()
     message = refusal()
-    assert "picture missing: 1" in message
+    assert "image missing: 1" in message
     assert f"{data / 'train2017' / '2.jpg'}, annotation {PERSON}: there is no such file" in message
 
 
-def test_a_picture_that_is_truncated(refusal: Callable[..., str], data: Path) -> None:
-    picture = data / "train2017" / "2.jpg"
-    picture.write_bytes(picture.read_bytes()[:-100])
+def test_a_image_that_is_truncated(refusal: Callable[..., str], data: Path) -> None:
+    image = data / "train2017" / "2.jpg"
+    image.write_bytes(image.read_bytes()[:-100])
     message = refusal()
-    assert "picture truncated or unreadable: 1" in message
-    assert f"{picture}, annotation {PERSON}: the JPEG is cut off" in message
+    assert "image truncated or unreadable: 1" in message
+    assert f"{image}, annotation {PERSON}: the JPEG is cut off" in message
 
 
 def test_a_box_of_zero_size(refusal: Callable[..., str], data: Path) -> None:

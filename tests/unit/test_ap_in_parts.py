@@ -61,7 +61,7 @@ def test_precision_and_recall_are_the_official_ones_at_every_place(
     np.testing.assert_allclose(recall[:, areas], official[f"{kind}_recall"][:, areas], atol=1e-12)
 
 
-def test_a_part_of_the_pictures_scores_as_if_it_were_alone(shared: Path) -> None:
+def test_a_part_of_the_images_scores_as_if_it_were_alone(shared: Path) -> None:
     """OKS are measured once and kept."""
     name, truth, skeleton = SETS["coco"]
     document = metrics._ground_truth(shared / truth, skeleton.num_joints, ())
@@ -114,7 +114,7 @@ def test_ap_of_a_joint_is_that_of_people_who_have_no_other(shared: Path, tmp_pat
 
 
 def people_of_two_joints(folder: Path, *keypoints: list[float]) -> Path:
-    """Ground truth: people in one picture, each in a box of 100 x 100 that begins 1000 further."""
+    """Ground truth: people in one image, each in a box of 100 x 100 that begins 1000 further."""
     annotations = [
         {
             **{"id": i, "image_id": 1, "category_id": 1, "keypoints": row, "iscrowd": 0},
@@ -132,16 +132,16 @@ def pose(*keypoints: float, score: float = 0.9) -> dict[str, Any]:
     return {"image_id": 1, "category_id": 1, "keypoints": list(keypoints), "score": score}
 
 
-def test_a_joint_is_judged_over_those_who_have_it_labelled(tmp_path: Path) -> None:
+def test_a_joint_is_judged_over_those_who_have_it_labeled(tmp_path: Path) -> None:
     truth = people_of_two_joints(tmp_path, [10, 10, 2, 10, 90, 2], [1010, 10, 2, 0, 0, 0])
     poses = [pose(10, 10, 1, 10, 90, 1), pose(1090, 90, 1, 1050, 50, 1, score=0.95)]
     found = ap_by_joint(truth, poses, TWO, "coco")
     # Heads: the surest is wrong, so precision is 1/2 up to a recall of 1/2. Feet: the second
-    # person's is unlabelled, and the pose in that person's box is no false one.
+    # person's is unlabeled, and the pose in that person's box is no false one.
     assert found == pytest.approx({"head": 0.5 * 51 / 101, "foot": 1.0}, abs=1e-9)
 
 
-def test_a_joint_that_nobody_has_labelled_is_nan(tmp_path: Path) -> None:
+def test_a_joint_that_nobody_has_labeled_is_nan(tmp_path: Path) -> None:
     truth = people_of_two_joints(tmp_path, [10, 10, 2, 0, 0, 0])
     found = ap_by_joint(truth, [pose(10, 10, 1, 10, 90, 1)], TWO, "crowdpose")
     assert found["head"] == pytest.approx(1) and math.isnan(found["foot"])

@@ -90,7 +90,7 @@ def test_the_trials_line_tells_states_best_baseline_resources_and_time_left() ->
     assert "| CPUs 1.5/2, GPUs 1/4 |" in line
 
 
-def test_every_picture_tells_what_is_in_use_of_what_there_is() -> None:
+def test_every_image_tells_what_is_in_use_of_what_there_is() -> None:
     confirming = {"states": {"COMPLETE": 1}, "runs": 6, "running": []}
     confirming["resources"] = status()["resources"]
     console = Console(width=100)

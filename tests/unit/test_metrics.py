@@ -46,7 +46,7 @@ def load_detections(shared: Path, name: str) -> Records:
 
 
 def made_up(folder: Path, skeleton: Skeleton, *, num_images: int = 12) -> tuple[Path, Records]:
-    """Ground truth of two people a picture, large and small, and detections partly off."""
+    """Ground truth of two people an image, large and small, and detections partly off."""
     rng = np.random.RandomState(3)
     annotations: Records = []
     detections: Records = []
@@ -170,7 +170,7 @@ def test_figures_about_nobody_are_nan(tmp_path: Path) -> None:
     assert by_crowd["ap_medium"] == by_crowd["ap"] > 0
 
 
-def test_crowd_groups_are_nan_where_a_picture_has_no_crowd_index(tmp_path: Path) -> None:
+def test_crowd_groups_are_nan_where_a_image_has_no_crowd_index(tmp_path: Path) -> None:
     path, detections = made_up(tmp_path, FIVE)
     document = json.loads(path.read_text())
     del document["images"][3]["crowdIndex"]
@@ -190,7 +190,7 @@ def test_ground_truth_without_anybody_is_refused(tmp_path: Path) -> None:
         average_precision(path, detections, FIVE, "coco")
 
 
-def test_detections_of_an_unknown_picture_are_refused(tmp_path: Path) -> None:
+def test_detections_of_an_unknown_image_are_refused(tmp_path: Path) -> None:
     path, detections = made_up(tmp_path, FIVE)
     detections[0]["image_id"] = 999
     with pytest.raises(InputError, match=r"image ids \[999\]"):
@@ -215,7 +215,7 @@ def test_file_with_the_bare_fields_is_evaluated_as_it_is_read(tmp_path: Path) ->
     for annotation in document["annotations"]:
         for key in ("area", "iscrowd", "num_keypoints", "category_id"):
             del annotation[key]
-    document["annotations"].append({"id": 99, "image_id": 1})  # a person whom nobody labelled
+    document["annotations"].append({"id": 99, "image_id": 1})  # a person whom nobody labeled
     del document["categories"]
     path.write_text(json.dumps(document))
     assert average_precision(path, detections, FIVE, "crowdpose") == expected
@@ -311,7 +311,7 @@ def test_oks_of_one_joint_off_by_hand() -> None:
     assert found == pytest.approx((np.exp(-1) + 1) / 2)
 
 
-def test_torso_is_the_mean_of_the_labelled_diagonals() -> None:
+def test_torso_is_the_mean_of_the_labeled_diagonals() -> None:
     points = np.array([[0, 0], [30, 0], [0, 0], [30, 50], [0, 40]], float)  # right_hip: (0, 40)
     keypoints = np.stack([points] * 3)
     visibility = np.array([[2, 2, 2, 2, 2], [2, 2, 0, 2, 1], [2, 0, 2, 2, 0]])
@@ -322,7 +322,7 @@ def test_torso_is_the_mean_of_the_labelled_diagonals() -> None:
     assert np.isnan(torso_lengths(keypoints[:, :1], visibility[:, :1], headless)).all()
 
 
-def test_pck_counts_labelled_joints_within_a_fifth_of_the_torso() -> None:
+def test_pck_counts_labeled_joints_within_a_fifth_of_the_torso() -> None:
     truth = np.zeros((3, 5, 2))
     keypoints = truth.copy()
     keypoints[0, :, 0] = [0, 20, 20.1, 99, 99]
@@ -332,7 +332,7 @@ def test_pck_counts_labelled_joints_within_a_fifth_of_the_torso() -> None:
     assert np.isnan(pck(keypoints, truth, visibility, np.full(3, np.nan)))
 
 
-def test_joint_errors_are_mean_distances_of_labelled_joints() -> None:
+def test_joint_errors_are_mean_distances_of_labeled_joints() -> None:
     truth = np.zeros((2, 3, 2))
     keypoints = np.array([[[3, 4], [6, 8], [1, 1]], [[0, 1], [9, 9], [1, 1]]], float)
     errors = joint_errors(keypoints, truth, np.array([[2, 1, 0], [1, 0, 0]]))

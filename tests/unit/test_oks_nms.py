@@ -1,4 +1,4 @@
-"""OKS-NMS, hard and soft, against the official HRNet's, and picture by picture."""
+"""OKS-NMS, hard and soft, against the official HRNet's, and image by image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from models.skeleton import COCO
-from study.metrics import oks, oks_nms, oks_nms_by_picture, soft_oks_nms
+from study.metrics import oks, oks_nms, oks_nms_by_image, soft_oks_nms
 
 SIGMAS = (0.1, 0.1)
 Nms = Callable[..., np.ndarray]
@@ -70,19 +70,19 @@ def test_the_soft_kind_puts_a_double_behind_a_worse_stranger() -> None:
     assert oks_nms(keypoints, scores, areas, SIGMAS).tolist() == [0, 2]
 
 
-def test_a_double_in_another_picture_stays() -> None:
+def test_a_double_in_another_image_stays() -> None:
     keypoints = np.stack([pose_at(0)] * 4)
     scores, areas = np.array([0.1, 0.2, 0.3, 0.4]), np.full(4, 100.0)
-    pictures = np.array([7, 3, 7, 3])
-    kept = oks_nms_by_picture(keypoints, scores, areas, pictures, SIGMAS, 0.9)
+    images = np.array([7, 3, 7, 3])
+    kept = oks_nms_by_image(keypoints, scores, areas, images, SIGMAS, 0.9)
     assert kept.tolist() == [2, 3]
 
 
-def test_by_picture_equals_each_picture_by_itself(reference: dict[str, Any]) -> None:
+def test_by_image_equals_each_image_by_itself(reference: dict[str, Any]) -> None:
     keypoints, scores, areas = candidates(reference)
-    pictures = np.arange(len(scores)) % 3
-    kept = oks_nms_by_picture(keypoints, scores, areas, pictures, COCO.oks_sigmas, 0.7)
-    for picture in range(3):
-        rows = np.flatnonzero(pictures == picture)
+    images = np.arange(len(scores)) % 3
+    kept = oks_nms_by_image(keypoints, scores, areas, images, COCO.oks_sigmas, 0.7)
+    for image in range(3):
+        rows = np.flatnonzero(images == image)
         own = oks_nms(keypoints[rows], scores[rows], areas[rows], COCO.oks_sigmas, 0.7)
-        assert kept[pictures[kept] == picture].tolist() == np.sort(rows[own]).tolist()
+        assert kept[images[kept] == image].tolist() == np.sort(rows[own]).tolist()

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.skeleton import SKELETONS, Skeleton
-from study.cache.prepare import StudyData, prepare_data
+from study.cache.prepare import PreparedData, prepare_data
 from study.config import checks
 from study.config.compose import compose, with_values
 from study.config.schema import StudyConfig
@@ -44,7 +44,7 @@ def config(mini_config: StudyConfig, easy: str) -> StudyConfig:
 @pytest.fixture(scope="module")
 def whole(
     config: StudyConfig,
-    mini_data: StudyData,
+    mini_data: PreparedData,
     mini_targets: Path,
     tmp_path_factory: pytest.TempPathFactory,
     workers: Workers,
@@ -281,7 +281,7 @@ def test_a_pretrained_student_starts_where_its_weights_are(
 
 
 def test_the_teacher_is_trained_once_and_goes_on_after_a_break(
-    mini_config: StudyConfig, mini_data: StudyData, workers: Workers
+    mini_config: StudyConfig, mini_data: PreparedData, workers: Workers
 ) -> None:
     config = with_values(mini_config, {"teacher.epochs": 2, "seed": 1})
     folder = teacher_folder(config, mini_data)

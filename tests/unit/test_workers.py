@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from models.codecs.crop_frame import CropFrame
 from models.skeleton import COCO, SKELETONS
-from study.cache.prepare import StudyData
+from study.cache.prepare import PreparedData
 from study.config import checks
 from study.config.compose import from_plain, to_plain, with_values
 from study.config.schema import StudyConfig
@@ -50,7 +50,7 @@ def trial_in(folder: Path) -> Trial:
     SKELETONS["easy"] = dataclasses.replace(COCO, name="easy", oks_sigmas=sigmas)
     checks.CHOICES["data.skeleton"] = ("coco", "easy")
     config = from_plain(told["config"])
-    data = StudyData(**{**told["data"], "num_people": tuple(told["data"]["num_people"])})
+    data = PreparedData(**{**told["data"], "num_people": tuple(told["data"]["num_people"])})
     return Trial(1, config, data, folder / "trial", Path(told["targets"]))
 
 
@@ -150,7 +150,7 @@ def main(folder: Path, rank: int) -> None:
 @pytest.fixture(scope="module")
 def folder(
     mini_config: StudyConfig,
-    mini_data: StudyData,
+    mini_data: PreparedData,
     mini_targets: Path,
     easy: str,
     tmp_path_factory: pytest.TempPathFactory,

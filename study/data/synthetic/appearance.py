@@ -1,7 +1,7 @@
-"""What drawn people wear, and the colours of each point of their bodies.
+"""What drawn people wear, and the colors of each point of their bodies.
 
-Looks come from a stream of their own, so that they can change without moving a label. Colours are
-blue, green, red from 0 to 255, as cv2 has them; arrays of colours are planar, (3, N).
+Looks come from a stream of their own, so that they can change without moving a label. Colors are
+blue, green, red from 0 to 255, as cv2 has them; arrays of colors are planar, (3, N).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import dataclasses
 import numpy as np
 
 from study.data.synthetic.body import Body
-from study.data.synthetic.geometry import Array, Capsule, Dice
+from study.data.synthetic.geometry import Array, Capsule, Rng
 
-Colour = tuple[float, float, float]
-Tones = tuple[Colour, Colour, float]
-"""The colour of a capsule's beginning, of its rest, and the share of its length between them."""
+Color = tuple[float, float, float]
+Tones = tuple[Color, Color, float]
+"""The color of a capsule's beginning, of its rest, and the share of its length between them."""
 
 SKINS = ((196, 219, 250), (160, 190, 232), (120, 158, 208), (84, 120, 172), (50, 78, 122))
 HAIRS = (
@@ -31,15 +31,15 @@ EYE, EYE_WHITE, BROW, MOUTH = (40, 30, 30), (245, 245, 245), (40, 45, 55), (70, 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """Colours and cuts of one person."""
+    """Colors and cuts of one person."""
 
-    skin: Colour
-    hair: Colour
-    shirt: Colour
-    second: Colour
-    trousers: Colour
-    shoes: Colour
-    cap: Colour | None
+    skin: Color
+    hair: Color
+    shirt: Color
+    second: Color
+    trousers: Color
+    shoes: Color
+    cap: Color | None
     pattern: str
     front: str
     stripe: float
@@ -55,44 +55,44 @@ OUTFIT = ("shirt", "second", "trousers", "pattern", "front", "stripe", "sleeve",
 """What people who wear the same have in common."""
 
 
-def draw_look(dice: Dice, body: Body) -> Look:
-    """A person's colours and clothes."""
-    tone = dice.between(0, len(SKINS) - 1.001)
+def draw_look(rng: Rng, body: Body) -> Look:
+    """A person's colors and clothes."""
+    tone = rng.between(0, len(SKINS) - 1.001)
     skin = mix(SKINS[int(tone)], SKINS[int(tone) + 1], tone % 1)
-    hair = HAIRS[dice.whole(0, len(HAIRS) - 1)]
-    sleeve = dice.between(0.35, 0.8) if dice.chance(0.5) else dice.between(1.6, 1.95)
+    hair = HAIRS[rng.whole(0, len(HAIRS) - 1)]
+    sleeve = rng.between(0.35, 0.8) if rng.chance(0.5) else rng.between(1.6, 1.95)
     return Look(
         skin=skin,
         hair=mix(skin, hair, 0.12) if body.hair == "bald" else hair,
-        shirt=draw_colour(dice),
-        second=draw_colour(dice),
-        trousers=draw_colour(dice, 0.75),
-        shoes=draw_colour(dice),
-        cap=draw_colour(dice) if body.hair == "cap" else None,
-        pattern=dice.pick(PATTERNS),
-        front=dice.pick(FRONTS),
-        stripe=dice.between(12, 22),
-        sleeve=0.05 if dice.chance(0.1) else sleeve,
-        leg=dice.between(0.45, 0.95) if dice.chance(0.4) else dice.between(1.7, 1.98),
+        shirt=draw_color(rng),
+        second=draw_color(rng),
+        trousers=draw_color(rng, 0.75),
+        shoes=draw_color(rng),
+        cap=draw_color(rng) if body.hair == "cap" else None,
+        pattern=rng.pick(PATTERNS),
+        front=rng.pick(FRONTS),
+        stripe=rng.between(12, 22),
+        sleeve=0.05 if rng.chance(0.1) else sleeve,
+        leg=rng.between(0.45, 0.95) if rng.chance(0.4) else rng.between(1.7, 1.98),
         stature=body.stature,
     )
 
 
-def draw_colour(dice: Dice, strength: float = 1.0) -> Colour:
-    """Array colour a cloth has: vivid, pale or nearly grey."""
-    hue, saturation = dice.between(0, 1), dice.between(0, 0.85) * strength
-    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, dice.between(0.15, 0.98))
+def draw_color(rng: Rng, strength: float = 1.0) -> Color:
+    """Array color a cloth has: vivid, pale or nearly gray."""
+    hue, saturation = rng.between(0, 1), rng.between(0, 0.85) * strength
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, rng.between(0.15, 0.98))
     return (255 * blue, 255 * green, 255 * red)
 
 
-def mix(first: Colour, second: Colour, share: float) -> Colour:
-    """The first colour with a share of the second."""
+def mix(first: Color, second: Color, share: float) -> Color:
+    """The first color with a share of the second."""
     b, g, r = (a + (b - a) * share for a, b in zip(first, second, strict=True))
     return (b, g, r)
 
 
 def tones_of(part: str, look: Look) -> Tones:
-    """The two colours of a body part, and where the first ends."""
+    """The two colors of a body part, and where the first ends."""
     skin = look.skin
     if part in ("upper_arm", "forearm"):
         return look.shirt, skin, look.sleeve - (part == "forearm")
@@ -100,12 +100,12 @@ def tones_of(part: str, look: Look) -> Tones:
         return look.trousers, skin, look.leg - (part == "shin")
     plain = {"hair": look.hair, "cap": look.cap, "foot": look.shoes, "skirt": look.trousers}
     plain |= {"bag": look.second, "nose": mix(skin, (60, 80, 190), 0.5)}
-    colour = plain.get(part) or skin
-    return colour, colour, 1.0
+    color = plain.get(part) or skin
+    return color, color, 1.0
 
 
 def texture(capsule: Capsule, look: Look, depth: Array, x: Array, y: Array) -> Array:
-    """The unlit colours of a point of the trunk or the head under each ray, (3, N)."""
+    """The unlit colors of a point of the trunk or the head under each ray, (3, N)."""
     ox, oy, oz = capsule.origin
     dx, dy, dz = x - ox, y - oy, depth - oz
     left, up, front = (dx * axis[0] + dy * axis[1] + dz * axis[2] for axis in capsule.frame)
@@ -116,12 +116,12 @@ def texture(capsule: Capsule, look: Look, depth: Array, x: Array, y: Array) -> A
     return _paint_torso(left, up, front, look)
 
 
-def _column(colour: Colour) -> Array:
-    return np.array(colour, dtype=np.float32)[:, None]
+def _column(color: Color) -> Array:
+    return np.array(color, dtype=np.float32)[:, None]
 
 
-def _blend(paint: Array, colour: Colour, share: Array) -> Array:
-    return paint + share * (_column(colour) - paint)
+def _blend(paint: Array, color: Color, share: Array) -> Array:
+    return paint + share * (_column(color) - paint)
 
 
 def _soft(inside_px: Array) -> Array:

@@ -10,8 +10,8 @@ import dataclasses
 from study.data.synthetic.geometry import (
     FACING_THE_CAMERA,
     Capsule,
-    Dice,
     Frame,
+    Rng,
     Vector,
     between,
     step,
@@ -88,7 +88,7 @@ upside_down  0.4 | tilt 135 205 | arm_out 140 176 | elbow 0 20 | leg_out 0 40 | 
 
 @dataclasses.dataclass
 class Body:
-    """A person's capsules and joints in the picture frame, pixels; built at the origin."""
+    """A person's capsules and joints in the image frame, pixels; built at the origin."""
 
     stature: float
     """Height when standing straight, pixels."""
@@ -132,27 +132,27 @@ class Build:
     girth: float
 
 
-def draw_build(dice: Dice, stature: float) -> Build:
+def draw_build(rng: Rng, stature: float) -> Build:
     """A person's proportions: adults of many shapes, one in six with a child's large head."""
-    child = dice.chance(1 / 6)
-    head = dice.between(1.15, 1.4) if child else dice.between(0.92, 1.15)
-    leg = dice.between(0.82, 0.95) if child else dice.between(0.92, 1.08)
-    girth = dice.between(0.95, 1.4)
+    child = rng.chance(1 / 6)
+    head = rng.between(1.15, 1.4) if child else rng.between(0.92, 1.15)
+    leg = rng.between(0.82, 0.95) if child else rng.between(0.92, 1.08)
+    girth = rng.between(0.95, 1.4)
     return Build(
         unit=stature,
         head=0.074 * head * stature,
         leg=leg * stature,
-        arm=dice.between(0.93, 1.08) * (0.5 + 0.5 * leg) * stature,
-        shoulder=dice.between(0.095, 0.122) * stature,
-        hip=dice.between(0.052, 0.068) * stature,
+        arm=rng.between(0.93, 1.08) * (0.5 + 0.5 * leg) * stature,
+        shoulder=rng.between(0.095, 0.122) * stature,
+        hip=rng.between(0.052, 0.068) * stature,
         girth=girth * stature,
     )
 
 
-def build_body(dice: Dice, stature: float) -> Body:
+def build_body(rng: Rng, stature: float) -> Body:
     """A person in a random pose, with the hips' middle at the origin."""
-    build, angles = draw_build(dice, stature), draw_angles(dice)
-    body = Body(stature=stature, head_radius=build.head, hair=dice.pick(HAIR_STYLES))
+    build, angles = draw_build(rng, stature), draw_angles(rng)
+    body = Body(stature=stature, head_radius=build.head, hair=rng.pick(HAIR_STYLES))
     pelvis = (
         FACING_THE_CAMERA.pitch(angles["camera"])
         .yaw(angles["yaw"])
@@ -166,7 +166,7 @@ def build_body(dice: Dice, stature: float) -> Body:
     for side in ("left", "right"):
         _add_arm(body, build, side, neck, chest, angles)
         _add_leg(body, build, side, pelvis, angles)
-    _add_extras(body, build, dice, neck, chest)
+    _add_extras(body, build, rng, neck, chest)
     return body
 
 
@@ -285,18 +285,18 @@ def _add_leg(body: Body, build: Build, side: str, pelvis: Frame, angles: dict[st
     body.joints.update({f"{side}_hip": hip, f"{side}_knee": knee, f"{side}_ankle": ankle})
 
 
-def _add_extras(body: Body, build: Build, dice: Dice, neck: Vector, chest: Frame) -> None:
+def _add_extras(body: Body, build: Build, rng: Rng, neck: Vector, chest: Frame) -> None:
     """A skirt for some, a bag on the back for some."""
     u, g = build.unit, build.girth
-    if dice.chance(0.14):
-        share = dice.between(0.35, 0.65)
+    if rng.chance(0.14):
+        share = rng.between(0.35, 0.65)
         hems = []
         for side in ("left", "right"):
             hip, knee = body.joints[f"{side}_hip"], body.joints[f"{side}_knee"]
             hems.append(between(hip, knee, share))
             body.parts.append(Capsule("skirt", hip, hems[-1], 0.068 * g, 0.085 * g))
         body.parts.append(Capsule("skirt", hems[0], hems[1], 0.085 * g, 0.085 * g))
-    if dice.chance(0.12):
+    if rng.chance(0.12):
         top = step(neck, (chest.front, -0.085 * g), (chest.up, -0.07 * u))
         low = step(top, (chest.up, -0.11 * u))
         body.parts.append(Capsule("bag", top, low, 0.065 * g, 0.075 * g, chest, neck))
@@ -314,22 +314,22 @@ def _read_table(table: str) -> tuple[dict[str, float], dict[str, dict[str, Range
     return weights, poses
 
 
-def draw_angles(dice: Dice) -> dict[str, float]:
+def draw_angles(rng: Rng) -> dict[str, float]:
     """The angles of a random pose, each side's under the names ``left_...`` and ``right_...``."""
-    ranges = POSES[dice.pick(WEIGHTS)]
-    sides = {"left": "a", "right": "b"} if dice.chance(0.5) else {"left": "b", "right": "a"}
+    ranges = POSES[rng.pick(WEIGHTS)]
+    sides = {"left": "a", "right": "b"} if rng.chance(0.5) else {"left": "b", "right": "a"}
     angles: dict[str, float] = {}
     for angle, usual in NEUTRAL.items():
         usual = ranges.get(angle, usual)
         if angle.startswith(LIMBS):
             for side, letter in sides.items():
-                angles[f"{side}_{angle}"] = dice.between(*ranges.get(f"{angle}_{letter}", usual))
+                angles[f"{side}_{angle}"] = rng.between(*ranges.get(f"{angle}_{letter}", usual))
         else:
-            angles[angle] = dice.between(*usual)
-    yaw = ranges.get("yaw") or YAWS[dice.pick(VIEWS)]
-    angles["yaw"] = dice.sign() * dice.between(*yaw)
-    angles["tilt"] *= dice.sign()
-    angles["camera"] = dice.between(-6, 18)
+            angles[angle] = rng.between(*usual)
+    yaw = ranges.get("yaw") or YAWS[rng.pick(VIEWS)]
+    angles["yaw"] = rng.sign() * rng.between(*yaw)
+    angles["tilt"] *= rng.sign()
+    angles["camera"] = rng.between(-6, 18)
     return angles
 
 

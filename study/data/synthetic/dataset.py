@@ -1,8 +1,8 @@
 """The built-in dataset: drawn, articulated, overlapping people in COCO's format and file names.
 
-Nothing is downloaded. Annotations are the same bytes on every machine; pictures are, but for how
-cv2 and its JPEG encoder round. A picture depends on the seed, its split and its number alone, so a
-larger dataset begins with a smaller one's pictures.
+Nothing is downloaded. Annotations are the same bytes on every machine; images are, but for how
+cv2 and its JPEG encoder round. An image depends on the seed, its split and its number alone, so a
+larger dataset begins with a smaller one's images.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from models.skeleton import COCO
 from study.data.survey import draw_sheet
-from study.data.synthetic.geometry import Array, Dice
+from study.data.synthetic.geometry import Array, Rng
 from study.data.synthetic.render import draw_scene, write_jpeg
 from study.data.synthetic.scene import Label, compose_scene
 from study.errors import InputError
@@ -27,27 +27,28 @@ from study.errors import InputError
 DRAWING = 2
 """Raised by one whenever a change moves a label or the looks."""
 SPLITS = ("train", "val")
-MOST_PICTURES = 1_000_000
+MOST_IMAGES = 1_000_000
 """Of one split: the next split's image ids begin there."""
 QUALITY = (86, 94)
-"""JPEG quality of the pictures."""
+"""JPEG quality of the images."""
 SETTINGS = "settings.json"
 HURRIED = 0.85
-"""Of the people in train, those whom the annotator labelled in a hurry; val was done with care."""
+"""Of the people in train, those whom the annotator labeled in a hurry; val was done with care."""
 SKIPPED = 0.75
-"""Of a hurried annotator's joints, those left unlabelled though they could be seen."""
+"""Of a hurried annotator's joints, those left unlabeled though they could be seen."""
 FEWEST_JOINTS = 3
 """A hurried annotator labels at least so many."""
 
 
-def dataset_settings(*, seed: int, train_pictures: int, val_pictures: int) -> dict[str, Any]:
+def dataset_settings(*, seed: int, num_train_images: int, num_val_images: int) -> dict[str, Any]:
     """What decides a dataset's content; two datasets with the same settings are the same."""
     return {
         "dataset": "drawn people",
         "drawing": DRAWING,
         "seed": seed,
-        "train_pictures": train_pictures,
-        "val_pictures": val_pictures,
+        # Names that data sets on disk have.
+        "train_pictures": num_train_images,
+        "val_pictures": num_val_images,
     }
 
 
@@ -55,47 +56,47 @@ def draw_dataset(
     root: Path,
     *,
     seed: int,
-    train_pictures: int,
-    val_pictures: int,
+    num_train_images: int,
+    num_val_images: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Leave the whole dataset in the folder; one that is there with these settings is kept.
 
     Args:
-        progress: called with the pictures drawn and all pictures, after each picture.
+        progress: called with the images drawn and all images, after each image.
 
     Raises:
         InputError: the folder holds something else, or a dataset with other settings: neither is
             deleted, since a study may be reading it.
     """
     settings = dataset_settings(
-        seed=seed, train_pictures=train_pictures, val_pictures=val_pictures
+        seed=seed, num_train_images=num_train_images, num_val_images=num_val_images
     )
-    if not (0 < train_pictures <= MOST_PICTURES and 0 < val_pictures <= MOST_PICTURES):
+    if not (0 < num_train_images <= MOST_IMAGES and 0 < num_val_images <= MOST_IMAGES):
         raise InputError(
-            f"a drawn dataset has 1 to {MOST_PICTURES} pictures in each split, "
-            f"got {train_pictures=} and {val_pictures=}"
+            f"a drawn dataset has 1 to {MOST_IMAGES} images in each split, "
+            f"got {num_train_images=} and {num_val_images=}"
         )
     if _is_drawn(root, settings):
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}.half-drawn-"))
     try:
-        _draw_splits(aside / "whole", seed, (train_pictures, val_pictures), progress)
+        _draw_splits(aside / "whole", seed, (num_train_images, num_val_images), progress)
         (aside / "whole" / SETTINGS).write_text(_to_json(settings), encoding="ascii")
         _rename(aside / "whole", root, settings)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def is_drawn(root: Path, *, seed: int, train_pictures: int, val_pictures: int) -> bool:
+def is_drawn(root: Path, *, seed: int, num_train_images: int, num_val_images: int) -> bool:
     """Whether ``draw_dataset`` with these arguments has nothing left to draw.
 
     Raises:
         InputError: as there.
     """
     settings = dataset_settings(
-        seed=seed, train_pictures=train_pictures, val_pictures=val_pictures
+        seed=seed, num_train_images=num_train_images, num_val_images=num_val_images
     )
     return _is_drawn(root, settings)
 
@@ -149,7 +150,7 @@ def _draw_splits(
         annotations: list[dict[str, Any]] = []
         (root / f"{name}2017").mkdir()
         for index in range(count):
-            image, people, picture, quality = draw_picture(seed, split, index)
+            image, people, picture, quality = draw_image(seed, split, index)
             write_jpeg(picture, root / f"{name}2017" / image["file_name"], quality)
             images.append(image)
             annotations += people
@@ -160,14 +161,14 @@ def _draw_splits(
         target.write_text(_to_json(_to_coco(images, annotations)), encoding="ascii")
 
 
-def draw_picture(
+def draw_image(
     seed: int, split: int, index: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]], Array, int]:
-    """One picture's entry in COCO's images, its annotations, its pixels and its JPEG quality."""
+    """One image's entry in COCO's images, its annotations, its pixels and its JPEG quality."""
     scene, labels = compose_scene(seed, split, index)
-    image_id = split * MOST_PICTURES + index + 1
+    image_id = split * MOST_IMAGES + index + 1
     if SPLITS[split] == "train":
-        hurry = Dice(seed, split, index, 2)
+        hurry = Rng(seed, split, index, 2)
         labels = [skip_joints(label, hurry) for label in labels]
     annotations = [
         _to_annotation(label, image_id, 10 * image_id + place)
@@ -180,11 +181,11 @@ def draw_picture(
         "width": scene.width,
         "crowdIndex": crowd_index(annotations),
     }
-    dice = Dice(seed, split, index, 1)
-    return image, annotations, draw_scene(scene, dice), dice.whole(*QUALITY)
+    rng = Rng(seed, split, index, 1)
+    return image, annotations, draw_scene(scene, rng), rng.whole(*QUALITY)
 
 
-def skip_joints(label: Label, hurry: Dice) -> Label:
+def skip_joints(label: Label, hurry: Rng) -> Label:
     """The label as an annotator leaves it who may be in a hurry; at least FEWEST_JOINTS stay."""
     is_hurried = hurry.chance(HURRIED)
     skips = [is_hurried and hurry.chance(SKIPPED) for _ in label.keypoints_image]
@@ -212,12 +213,12 @@ def _to_annotation(label: Label, image_id: int, annotation_id: int) -> dict[str,
 
 
 def crowd_index(annotations: list[dict[str, Any]]) -> float:
-    """CrowdPose's measure of a picture: 0 where nobody's joints lie in another's box.
+    """CrowdPose's measure of an image: 0 where nobody's joints lie in another's box.
 
-    The mean over the labelled people of (labelled joints of all others inside the person's box) /
-    (own labelled joints), to two digits.
+    The mean over the labeled people of (labeled joints of all others inside the person's box) /
+    (own labeled joints), to two digits.
     """
-    joints = [_labelled_joints(annotation["keypoints"]) for annotation in annotations]
+    joints = [_labeled_joints(annotation["keypoints"]) for annotation in annotations]
     ratios = []
     for person, (own, annotation) in enumerate(zip(joints, annotations, strict=True)):
         if not own:
@@ -229,7 +230,7 @@ def crowd_index(annotations: list[dict[str, Any]]) -> float:
     return round(math.fsum(ratios) / len(ratios), 2) if ratios else 0.0
 
 
-def _labelled_joints(keypoints: list[float]) -> list[tuple[float, float]]:
+def _labeled_joints(keypoints: list[float]) -> list[tuple[float, float]]:
     x, y, visibility = keypoints[0::3], keypoints[1::3], keypoints[2::3]
     return [(x[joint], y[joint]) for joint, v in enumerate(visibility) if v > 0]
 
@@ -257,18 +258,18 @@ def _to_json(content: dict[str, Any]) -> str:
 
 
 def contact_sheet(
-    root: Path, target: Path, *, pictures: int = 24, columns: int = 6, split: str = "val"
+    root: Path, target: Path, *, num_images: int = 24, columns: int = 6, split: str = "val"
 ) -> None:
-    """Write the split's first pictures as one sheet, every second one with its labels drawn.
+    """Write the split's first images as one sheet, every second one with its labels drawn.
 
-    Left limbs are orange, right ones blue; a joint that is labelled but hidden is a ring.
+    Left limbs are orange, right ones blue; a joint that is labeled but hidden is a ring.
     """
     annotations = root / "annotations" / f"person_keypoints_{split}2017.json"
     content = json.loads(annotations.read_text(encoding="utf-8"))
     people: dict[int, list[list[float]]] = {}
     for annotation in content["annotations"]:
         people.setdefault(annotation["image_id"], []).append(annotation["keypoints"])
-    images = content["images"][:pictures]
+    images = content["images"][:num_images]
     draw_sheet(
         [root / f"{split}2017" / image["file_name"] for image in images],
         [people.get(image["id"], []) if place % 2 else [] for place, image in enumerate(images)],

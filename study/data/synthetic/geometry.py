@@ -1,8 +1,8 @@
 """What drawn people are made of: frames, capsules and boxes, and where a ray of sight meets them.
 
-Picture frame: x to the right, y down, z towards the camera, all in pixels; a pixel's centre has
-whole coordinates. The projection is orthographic. Labels and pictures ask the same two functions,
-so a label says what the picture shows. Only operations that IEEE 754 rounds exactly are used (no
+Image frame: x to the right, y down, z towards the camera, all in pixels; a pixel's center has
+whole coordinates. The projection is orthographic. Labels and images ask the same two functions,
+so a label says what the image shows. Only operations that IEEE 754 rounds exactly are used (no
 reductions, no powers; sines are rounded), so that float64 results are the same on every machine.
 """
 
@@ -21,7 +21,7 @@ Vector = tuple[float, float, float]
 Array = npt.NDArray[Any]
 
 
-class Dice:
+class Rng:
     """Draws from one stream of the Mersenne Twister.
 
     Python guarantees that ``random()`` gives the same sequence for a seed in every version, as
@@ -89,7 +89,7 @@ def turn(first: Vector, second: Vector, degrees: float) -> tuple[Vector, Vector]
 
 
 class Frame(NamedTuple):
-    """Where a body part's own left, up and front point in the picture frame."""
+    """Where a body part's own left, up and front point in the image frame."""
 
     left: Vector
     up: Vector
@@ -135,7 +135,7 @@ class Capsule(NamedTuple):
         )
 
     def bounds(self) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom in the picture."""
+        """Left, top, right, bottom in the image."""
         (ax, ay, _), (bx, by, _), ar, br = self.start, self.end, self.start_radius, self.end_radius
         return (
             min(ax - ar, bx - br),
@@ -146,10 +146,10 @@ class Capsule(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A flat board that faces the camera, turned in the picture plane."""
+    """A flat board that faces the camera, turned in the image plane."""
 
     part: str
-    centre: Vector
+    center: Vector
     half_width: float
     half_height: float
     cosine: float
@@ -179,11 +179,11 @@ class Hit(NamedTuple):
     depth: Array
     """z of the surface; meaningless outside the silhouette."""
     place: Array
-    """Pixels along the axis as the picture shows it, from 0 to its length."""
+    """Pixels along the axis as the image shows it, from 0 to its length."""
     along: Array
     across: Array
     rise: Array
-    """The way from the axis to the surface: along and across the axis in the picture, and up."""
+    """The way from the axis to the surface: along and across the axis in the image, and up."""
     radius: Array
 
 
@@ -238,7 +238,7 @@ def meet_capsule(axis: Axis, x: Array, y: Array) -> Hit:
 
 def meet_box(box: Box, x: Array, y: Array) -> tuple[Array, Array, Array]:
     """Pixels to the board's edge, positive inside, and the place on the board (right, down)."""
-    dx, dy = x - box.centre[0], y - box.centre[1]
+    dx, dy = x - box.center[0], y - box.center[1]
     right = dx * box.cosine + dy * box.sine
     down = dy * box.cosine - dx * box.sine
     margin = np.minimum(box.half_width - np.abs(right), box.half_height - np.abs(down))

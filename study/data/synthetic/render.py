@@ -1,6 +1,6 @@
-"""Scenes into pictures: shaded capsules in a depth buffer over textured backgrounds.
+"""Scenes into images: shaded capsules in a depth buffer over textured backgrounds.
 
-Every part is cast as the labels see it (drawn_shapes). A picture in the making is planar, that is
+Every part is cast as the labels see it (drawn_shapes). An image in the making is planar, that is
 (3, height, width).
 """
 
@@ -17,10 +17,10 @@ import numpy as np
 from study.data.synthetic.appearance import (
     OUTFIT,
     TEXTURED,
-    Colour,
+    Color,
     Look,
     Tones,
-    draw_colour,
+    draw_color,
     draw_look,
     texture,
     tones_of,
@@ -30,29 +30,29 @@ from study.data.synthetic.geometry import (
     Axis,
     Box,
     Capsule,
-    Dice,
     Hit,
+    Rng,
     axis_of,
     meet_box,
     meet_capsule,
 )
 from study.data.synthetic.scene import LAYER, Scene
 
-# How hard the pictures are to see through.
+# How hard the images are to see through.
 CLUTTER = 2
 """Mean number of distracting shapes behind the people."""
 CONFUSED = 0.15
-"""Share of clutter, occluders and backgrounds that have somebody's colours."""
+"""Share of clutter, occluders and backgrounds that have somebody's colors."""
 SAME_OUTFIT = 0.1
-"""Share of pictures whose people all wear the same."""
+"""Share of images whose people all wear the same."""
 GRAIN = (1.5, 5.0)
-"""Least and most noise, grey levels, one standard deviation."""
+"""Least and most noise, gray levels, one standard deviation."""
 
 Window = tuple[slice, slice]
 
 
 class Piece(NamedTuple):
-    """A capsule and its colours; with a look, the trunk and the head are textured."""
+    """A capsule and its colors; with a look, the trunk and the head are textured."""
 
     capsule: Capsule
     tones: Tones
@@ -60,10 +60,10 @@ class Piece(NamedTuple):
 
 
 class Canvas:
-    """A picture in the making: colours, and the depth of what is on top."""
+    """An image in the making: colors, and the depth of what is on top."""
 
     def __init__(self, ground: Array, light: tuple[float, float, float], ambient: float) -> None:
-        self.colours = ground
+        self.colors = ground
         _, self.height, self.width = ground.shape
         self.depth = np.full((self.height, self.width), -1e6, dtype=np.float32)
         self.y, self.x = np.indices(self.depth.shape, dtype=np.float32)
@@ -71,17 +71,17 @@ class Canvas:
         self.ambient = ambient
 
     def window(self, bounds: tuple[float, float, float, float]) -> Window | None:
-        """Rows and columns that the bounds touch; None outside the picture."""
+        """Rows and columns that the bounds touch; None outside the image."""
         x0, y0 = max(int(bounds[0]) - 1, 0), max(int(bounds[1]) - 1, 0)
         x1, y1 = min(int(bounds[2]) + 3, self.width), min(int(bounds[3]) + 3, self.height)
         return (slice(y0, y1), slice(x0, x1)) if x0 < x1 and y0 < y1 else None
 
-    def lay(self, where: Window, cover: Array, depth: Array, colours: Array) -> None:
-        """Blend colours (3, ...) in where they are nearer than what is there."""
+    def lay(self, where: Window, cover: Array, depth: Array, colors: Array) -> None:
+        """Blend colors (3, ...) in where they are nearer than what is there."""
         below = self.depth[where]
         cover = cover * (depth > below)
-        patch = self.colours[:, *where]
-        patch += cover * (colours - patch)
+        patch = self.colors[:, *where]
+        patch += cover * (colors - patch)
         np.copyto(below, depth, where=cover > 0.5)
 
     def lay_pieces(self, pieces: Sequence[Piece]) -> None:
@@ -106,11 +106,11 @@ class Canvas:
         start = 0
         for (piece, where), size in zip(seen, sizes, strict=True):
             rays = slice(start, start + size)
-            colours, depth = paint[:, rays], hit.depth[rays]
+            colors, depth = paint[:, rays], hit.depth[rays]
             if piece.look is not None and piece.capsule.part in TEXTURED:
-                colours = texture(piece.capsule, piece.look, depth, x[rays], y[rays])
+                colors = texture(piece.capsule, piece.look, depth, x[rays], y[rays])
             shape = self.depth[where].shape
-            lit = (colours * shade[rays]).reshape(3, *shape)
+            lit = (colors * shade[rays]).reshape(3, *shape)
             self.lay(where, cover[rays].reshape(shape), depth.reshape(shape), lit)
             start += size
 
@@ -121,17 +121,17 @@ class Canvas:
         shine /= hit.radius
         return self.ambient + (1.0 - self.ambient) * np.maximum(shine, 0)
 
-    def lay_box(self, box: Box, colour: Colour) -> None:
+    def lay_box(self, box: Box, color: Color) -> None:
         """Draw a board with a grain and a bright rim."""
         reach = box.half_width + box.half_height
-        x, y, z = box.centre
+        x, y, z = box.center
         where = self.window((x - reach, y - reach, x + reach, y + reach))
         if where is None:
             return
         margin, right, down = meet_box(box, self.x[where], self.y[where])
         cover = np.minimum(np.maximum(margin + np.float32(0.5), 0), 1)
         grain = 0.82 + 0.1 * ((right * 0.21) % 1 < 0.5) + 0.12 * (margin > 2) - 0.004 * down
-        paint = np.array(colour, dtype=np.float32)[:, None, None] * grain.astype(np.float32)
+        paint = np.array(color, dtype=np.float32)[:, None, None] * grain.astype(np.float32)
         self.lay(where, cover, np.full_like(cover, z), paint)
 
     def lay_shadow(self, bounds: tuple[float, float, float, float]) -> None:
@@ -142,13 +142,13 @@ class Canvas:
         where = self.window((x - half_width, y - half_height, x + half_width, y + half_height))
         if where is not None:
             dx, dy = (self.x[where] - x) / half_width, (self.y[where] - y) / half_height
-            self.colours[:, *where] *= 1 - 0.5 * np.maximum(1 - dx * dx - dy * dy, 0)
+            self.colors[:, *where] *= 1 - 0.5 * np.maximum(1 - dx * dx - dy * dy, 0)
 
 
 def _paint_tones(
     seen: Sequence[tuple[Piece, Window]], axes: list[Axis], sizes: list[int], place: Array
 ) -> Array:
-    """The two colours of each piece along its axis, (3, N)."""
+    """The two colors of each piece along its axis, (3, N)."""
     rows = [
         (*first, *second, share * axis.length)
         for ((_, (first, second, share), _), _), axis in zip(seen, axes, strict=True)
@@ -158,122 +158,122 @@ def _paint_tones(
     return columns[:3] + rest * (columns[3:6] - columns[:3])
 
 
-def draw_scene(scene: Scene, dice: Dice) -> Array:
-    """The picture of a scene, uint8 BGR, (height, width, 3)."""
-    looks = [draw_look(dice, body) for body in scene.bodies]
-    if dice.chance(SAME_OUTFIT):
+def draw_scene(scene: Scene, rng: Rng) -> Array:
+    """The image of a scene, uint8 BGR, (height, width, 3)."""
+    looks = [draw_look(rng, body) for body in scene.bodies]
+    if rng.chance(SAME_OUTFIT):
         shared = {name: getattr(looks[0], name) for name in OUTFIT}
         looks = [dataclasses.replace(look, **shared) for look in looks]
-    ground = _draw_ground(scene, looks, dice)
-    light = (dice.between(-0.8, 0.8), -0.45, 0.75)
-    canvas = Canvas(ground, light, dice.between(0.35, 0.6))
-    pieces = _lay_clutter(canvas, looks, dice)
+    ground = _draw_ground(scene, looks, rng)
+    light = (rng.between(-0.8, 0.8), -0.45, 0.75)
+    canvas = Canvas(ground, light, rng.between(0.35, 0.6))
+    pieces = _lay_clutter(canvas, looks, rng)
     for body, look in zip(scene.bodies, looks, strict=True):
         canvas.lay_shadow(body.bounds())
         pieces += [Piece(part, tones_of(part.part, look), look) for part in body.parts]
-    colours = {part: _any_colour(looks, dice) for part in ("pole", "box")}
+    colors = {part: _any_color(looks, rng) for part in ("pole", "box")}
     for shape in scene.occluders:
         if isinstance(shape, Capsule):
-            pieces.append(_plain(shape, colours.get(shape.part) or _leaf_colour(dice)))
+            pieces.append(_plain(shape, colors.get(shape.part) or _leaf_color(rng)))
     canvas.lay_pieces(pieces)
     for shape in scene.occluders:
         if isinstance(shape, Box):
-            canvas.lay_box(shape, colours["box"])
-    return _develop(canvas.colours, dice)
+            canvas.lay_box(shape, colors["box"])
+    return _develop(canvas.colors, rng)
 
 
-def _plain(capsule: Capsule, colour: Colour) -> Piece:
-    return Piece(capsule, (colour, colour, 1.0))
+def _plain(capsule: Capsule, color: Color) -> Piece:
+    return Piece(capsule, (color, color, 1.0))
 
 
-def _leaf_colour(dice: Dice) -> Colour:
-    return (dice.between(20, 80), dice.between(90, 190), dice.between(30, 120))
+def _leaf_color(rng: Rng) -> Color:
+    return (rng.between(20, 80), rng.between(90, 190), rng.between(30, 120))
 
 
-def _any_colour(looks: list[Look], dice: Dice) -> Colour:
-    if not dice.chance(CONFUSED):
-        return draw_colour(dice, 0.8)
-    look = looks[dice.whole(0, len(looks) - 1)]
-    return (look.skin, look.shirt, look.trousers, look.hair)[dice.whole(0, 3)]
+def _any_color(looks: list[Look], rng: Rng) -> Color:
+    if not rng.chance(CONFUSED):
+        return draw_color(rng, 0.8)
+    look = looks[rng.whole(0, len(looks) - 1)]
+    return (look.skin, look.shirt, look.trousers, look.hair)[rng.whole(0, 3)]
 
 
-def _lay_clutter(canvas: Canvas, looks: list[Look], dice: Dice) -> list[Piece]:
+def _lay_clutter(canvas: Canvas, looks: list[Look], rng: Rng) -> list[Piece]:
     """Draw boards behind everybody; returns poles, bent limbs and balls that go with them."""
     pieces = []
-    for item in range(dice.whole(0, 2 * CLUTTER)):
-        x, y = dice.between(0, canvas.width), dice.between(0, canvas.height)
-        z, colour = -LAYER * 8 + 20.0 * item, _any_colour(looks, dice)
-        kind = dice.pick({"limb": 3, "board": 2, "ball": 1, "pole": 1})
+    for item in range(rng.whole(0, 2 * CLUTTER)):
+        x, y = rng.between(0, canvas.width), rng.between(0, canvas.height)
+        z, color = -LAYER * 8 + 20.0 * item, _any_color(looks, rng)
+        kind = rng.pick({"limb": 3, "board": 2, "ball": 1, "pole": 1})
         if kind == "board":
-            half = dice.between(6, 30), dice.between(6, 30)
-            canvas.lay_box(Box("box", (x, y, z), *half, 1.0, 0.0), colour)
+            half = rng.between(6, 30), rng.between(6, 30)
+            canvas.lay_box(Box("box", (x, y, z), *half, 1.0, 0.0), color)
             continue
-        start, radius = (x, y, z), dice.between(2.5, 7.0)
+        start, radius = (x, y, z), rng.between(2.5, 7.0)
         reach = {"limb": 26.0, "ball": 0.0, "pole": 120.0}[kind]
         for _ in range(2 if kind == "limb" else 1):
             end = (
-                start[0] + dice.between(-reach, reach),
-                start[1] + dice.between(-reach, reach),
+                start[0] + rng.between(-reach, reach),
+                start[1] + rng.between(-reach, reach),
                 z,
             )
-            pieces.append(_plain(Capsule("pole", start, end, radius, radius * 0.8), colour))
+            pieces.append(_plain(Capsule("pole", start, end, radius, radius * 0.8), color))
             start, radius = end, radius * 0.8
     return pieces
 
 
-def _draw_ground(scene: Scene, looks: list[Look], dice: Dice) -> Array:
+def _draw_ground(scene: Scene, looks: list[Look], rng: Rng) -> Array:
     """A wall and a floor, each with a gradient, blotches and perhaps a pattern, planar."""
     height, width = scene.height, scene.width
-    first, second, floor = _any_colour(looks, dice), draw_colour(dice, 0.6), draw_colour(dice, 0.6)
+    first, second, floor = _any_color(looks, rng), draw_color(rng, 0.6), draw_color(rng, 0.6)
     ramp = np.linspace(0, 1, height, dtype=np.float32)[:, None]
     rows = np.array(first, np.float32) * (1 - ramp) + ramp * np.array(second, np.float32)
-    horizon = dice.whole(height // 2, height)
+    horizon = rng.whole(height // 2, height)
     rows[horizon:] = 0.35 * rows[horizon:] + 0.65 * np.array(floor, np.float32)
     ground = np.repeat(rows[:, None], width, axis=1)
-    _lay_pattern(ground, dice)
-    cells = dice.whole(3, 12), dice.whole(3, 12)
-    coarse = dice.grain(*cells, 3) * 0.4 + dice.grain(*cells, 1) * 0.6 - 0.5
+    _lay_pattern(ground, rng)
+    cells = rng.whole(3, 12), rng.whole(3, 12)
+    coarse = rng.grain(*cells, 3) * 0.4 + rng.grain(*cells, 1) * 0.6 - 0.5
     blotches = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
-    ground += blotches * dice.between(10, 120)
+    ground += blotches * rng.between(10, 120)
     return np.ascontiguousarray(ground.transpose(2, 0, 1))
 
 
-def _lay_pattern(ground: Array, dice: Dice) -> None:
-    kind = dice.pick({"none": 3, "stripes": 2, "tiles": 2, "blobs": 2})
+def _lay_pattern(ground: Array, rng: Rng) -> None:
+    kind = rng.pick({"none": 3, "stripes": 2, "tiles": 2, "blobs": 2})
     height, width = ground.shape[:2]
-    pitch, strength = dice.between(7, 30), dice.between(-50, 50)
+    pitch, strength = rng.between(7, 30), rng.between(-50, 50)
     y = np.arange(height, dtype=np.float32)[:, None]
     x = np.arange(width, dtype=np.float32)[None, :]
     if kind == "stripes":
-        slant = dice.between(-1, 1)
-        across = (x + slant * y) if dice.chance(0.5) else (y + slant * x)
+        slant = rng.between(-1, 1)
+        across = (x + slant * y) if rng.chance(0.5) else (y + slant * x)
         ground += (np.float32(strength) * ((across / pitch) % 1 < 0.5))[..., None]
     elif kind == "tiles":
         lines = ((x / pitch) % 1 < 0.12) | ((y / pitch) % 1 < 0.12)
         ground += (np.float32(strength) * lines)[..., None]
     elif kind == "blobs":
-        for _ in range(dice.whole(3, 14)):
-            centre = (dice.whole(0, width), dice.whole(0, height))
-            axes = (dice.whole(3, 26), dice.whole(3, 26))
-            colour = draw_colour(dice, 0.6)
-            cv2.ellipse(ground, centre, axes, dice.between(0, 180), 0, 360, colour, -1)
+        for _ in range(rng.whole(3, 14)):
+            center = (rng.whole(0, width), rng.whole(0, height))
+            axes = (rng.whole(3, 26), rng.whole(3, 26))
+            color = draw_color(rng, 0.6)
+            cv2.ellipse(ground, center, axes, rng.between(0, 180), 0, 360, color, -1)
 
 
-def _develop(colours: Array, dice: Dice) -> Array:
+def _develop(colors: Array, rng: Rng) -> Array:
     """Exposure, a little blur and grain; from planar to BGR pixels."""
-    contrast, brightness = dice.between(0.8, 1.15), dice.between(-18, 18)
-    grain = dice.grain(*colours.shape[1:]) - np.float32(0.5)
-    grain *= np.float32(3.46 * dice.between(*GRAIN))
-    colours *= np.float32(contrast)
-    colours += grain + np.float32(128.5 + brightness - 128 * contrast)
-    pixels = np.clip(colours, 0, 255, out=colours).astype(np.uint8).transpose(1, 2, 0)
-    if dice.chance(0.5):
-        return cv2.GaussianBlur(np.ascontiguousarray(pixels), (3, 3), dice.between(0.3, 0.8))
+    contrast, brightness = rng.between(0.8, 1.15), rng.between(-18, 18)
+    grain = rng.grain(*colors.shape[1:]) - np.float32(0.5)
+    grain *= np.float32(3.46 * rng.between(*GRAIN))
+    colors *= np.float32(contrast)
+    colors += grain + np.float32(128.5 + brightness - 128 * contrast)
+    pixels = np.clip(colors, 0, 255, out=colors).astype(np.uint8).transpose(1, 2, 0)
+    if rng.chance(0.5):
+        return cv2.GaussianBlur(np.ascontiguousarray(pixels), (3, 3), rng.between(0.3, 0.8))
     return np.ascontiguousarray(pixels)
 
 
-def write_jpeg(picture: Array, target: Path, quality: int) -> None:
-    """Write the picture as a JPEG file."""
-    done, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
+def write_jpeg(image: Array, target: Path, quality: int) -> None:
+    """Write the image as a JPEG file."""
+    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done
     target.write_bytes(data.tobytes())

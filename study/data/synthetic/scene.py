@@ -1,4 +1,4 @@
-"""Who stands where in a drawn picture, what is in the way, and what an annotator would label.
+"""Who stands where in a drawn image, what is in the way, and what an annotator would label.
 
 A scene depends on (seed, split, index) alone. Its labels are geometry: no pixel is asked.
 """
@@ -17,7 +17,7 @@ from study.data.synthetic.geometry import (
     Axis,
     Box,
     Capsule,
-    Dice,
+    Rng,
     Vector,
     axis_of,
     in_silhouette,
@@ -26,26 +26,26 @@ from study.data.synthetic.geometry import (
     stack_axes,
 )
 
-# How hard the pictures are: shares of pictures, unless said otherwise.
+# How hard the images are: shares of images, unless said otherwise.
 CROWDED = 0.38
 """Two or three people who overlap."""
 THREE_OF_CROWDED = 0.15
-"""Of the crowded pictures, those with three people."""
+"""Of the crowded images, those with three people."""
 OCCLUDED = 0.22
 """Something stands in front of someone."""
 CUT = 0.07
 """Somebody is cut off by the border."""
-UNLABELLED = 0.6
-"""Of the joints that others hide together with all their neighbours, those left unlabelled."""
+UNLABELED = 0.6
+"""Of the joints that others hide together with all their neighbors, those left unlabeled."""
 
 SIDES = (120, 168)
-"""Shortest and longest side of a picture, pixels."""
+"""Shortest and longest side of an image, pixels."""
 STATURES = (72.0, 116.0)
 """Height of a person who stands straight, pixels."""
 LAYER = 1000.0
 """Depth between two people, pixels: whoever is nearer is in front as a whole."""
 MIN_VISIBLE = 5
-"""Whoever shows fewer joints is uncovered, or taken out of the picture."""
+"""Whoever shows fewer joints is uncovered, or taken out of the image."""
 MOST_REPAIRS = 8
 """Attempts to do so; somebody all curled up may show fewer still."""
 
@@ -59,9 +59,9 @@ class Label:
     keypoints_image: tuple[tuple[float, float, int], ...]
     """x, y, visibility of COCO's joints."""
     box: tuple[float, float, float, float]
-    """xywh around the drawn body, clipped to the picture."""
+    """xywh around the drawn body, clipped to the image."""
     area: float
-    """Silhouette inside the picture, hidden or not."""
+    """Silhouette inside the image, hidden or not."""
 
 
 @dataclasses.dataclass
@@ -77,91 +77,91 @@ class Scene:
 
 
 def compose_scene(seed: int, split: int, index: int) -> tuple[Scene, list[Label]]:
-    """The scene of one picture of a dataset, and its labels; everybody in it can be seen."""
-    dice = Dice(seed, split, index, 0)
-    height, width = dice.whole(*SIDES), dice.whole(*SIDES)
+    """The scene of one image of a dataset, and its labels; everybody in it can be seen."""
+    rng = Rng(seed, split, index, 0)
+    height, width = rng.whole(*SIDES), rng.whole(*SIDES)
     count = 1
-    if dice.chance(CROWDED):
-        count = 3 if dice.chance(THREE_OF_CROWDED) else 2
-    layers = _shuffled(dice, count)
+    if rng.chance(CROWDED):
+        count = 3 if rng.chance(THREE_OF_CROWDED) else 2
+    layers = _shuffled(rng, count)
     bodies: list[Body] = []
     for place in range(count):
-        stature = min(dice.between(*STATURES), 0.85 * height)
-        body = build_body(dice, stature)
-        x, y = _beside(dice, bodies[0], body) if place else _inside(dice, body, height, width)
+        stature = min(rng.between(*STATURES), 0.85 * height)
+        body = build_body(rng, stature)
+        x, y = _beside(rng, bodies[0], body) if place else _inside(rng, body, height, width)
         bodies.append(body.moved((x, y, LAYER * layers[place])))
-    whims = [[dice.between(0.0, 1.0) for _ in COCO.joints] for _ in bodies]
+    whims = [[rng.between(0.0, 1.0) for _ in COCO.joints] for _ in bodies]
     scene = Scene(height, width, bodies, whims, [])
-    if dice.chance(OCCLUDED):
-        target = bodies[dice.whole(0, count - 1)]
-        scene.occluders = _draw_occluder(dice, target, height)
+    if rng.chance(OCCLUDED):
+        target = bodies[rng.whole(0, count - 1)]
+        scene.occluders = _draw_occluder(rng, target, height)
     return _without_hidden_people(scene)
 
 
-def _inside(dice: Dice, body: Body, height: int, width: int) -> tuple[float, float]:
-    """A move that puts the body into the picture, or partly over one border."""
+def _inside(rng: Rng, body: Body, height: int, width: int) -> tuple[float, float]:
+    """A move that puts the body into the image, or partly over one border."""
     left, top, right, bottom = body.bounds()
-    x = -left + _slack(dice, width - (right - left))
+    x = -left + _slack(rng, width - (right - left))
     # More people stand on the ground than hang from the ceiling.
-    y = -top + max(_slack(dice, height - (bottom - top)), _slack(dice, height - (bottom - top)))
-    if dice.chance(CUT):
-        if dice.chance(0.6):
-            x += dice.sign() * dice.between(0.2, 0.5) * width
+    y = -top + max(_slack(rng, height - (bottom - top)), _slack(rng, height - (bottom - top)))
+    if rng.chance(CUT):
+        if rng.chance(0.6):
+            x += rng.sign() * rng.between(0.2, 0.5) * width
         else:
-            y += dice.between(0.15, 0.5) * (height if dice.chance(0.75) else -height)
-        centre_x, centre_y = x + (left + right) / 2, y + (top + bottom) / 2
-        x += min(max(centre_x, 0.08 * width), 0.92 * width) - centre_x
-        y += min(max(centre_y, 0.08 * height), 0.92 * height) - centre_y
+            y += rng.between(0.15, 0.5) * (height if rng.chance(0.75) else -height)
+        center_x, center_y = x + (left + right) / 2, y + (top + bottom) / 2
+        x += min(max(center_x, 0.08 * width), 0.92 * width) - center_x
+        y += min(max(center_y, 0.08 * height), 0.92 * height) - center_y
     return x, y
 
 
-def _slack(dice: Dice, room: float) -> float:
-    return dice.between(0.0, room) if room > 0 else room / 2
+def _slack(rng: Rng, room: float) -> float:
+    return rng.between(0.0, room) if room > 0 else room / 2
 
 
-def _beside(dice: Dice, first: Body, body: Body) -> tuple[float, float]:
+def _beside(rng: Rng, first: Body, body: Body) -> tuple[float, float]:
     """A move that makes the body overlap the first one."""
     a, b = first.bounds(), body.bounds()
     reach = (a[2] - a[0] + b[2] - b[0]) / 2
-    x = (a[0] + a[2]) / 2 + dice.sign() * dice.between(0.45, 0.9) * reach
-    y = a[3] + dice.between(-0.14, 0.14) * body.stature
+    x = (a[0] + a[2]) / 2 + rng.sign() * rng.between(0.45, 0.9) * reach
+    y = a[3] + rng.between(-0.14, 0.14) * body.stature
     return x - (b[0] + b[2]) / 2, y - b[3]
 
 
-def _shuffled(dice: Dice, count: int) -> list[int]:
+def _shuffled(rng: Rng, count: int) -> list[int]:
     order = list(range(count))
     for last in range(count - 1, 0, -1):
-        other = dice.whole(0, last)
+        other = rng.whole(0, last)
         order[last], order[other] = order[other], order[last]
     return order
 
 
-def _draw_occluder(dice: Dice, target: Body, height: int) -> list[Capsule | Box]:
+def _draw_occluder(rng: Rng, target: Body, height: int) -> list[Capsule | Box]:
     """Something half a layer in front of the target, about one of its joints."""
     names = sorted(target.joints)
-    x, y, z = target.joints[names[dice.whole(0, len(names) - 1)]]
-    x, y = x + dice.between(-12, 12), y + dice.between(-10, 10)
+    x, y, z = target.joints[names[rng.whole(0, len(names) - 1)]]
+    x, y = x + rng.between(-12, 12), y + rng.between(-10, 10)
     z = round(z / LAYER) * LAYER + LAYER / 2
-    kind = dice.pick(OCCLUDERS)
+    kind = rng.pick(OCCLUDERS)
     if kind == "pole":
-        radius, slant = dice.between(2.5, 6.0), dice.between(-15, 15)
+        radius, slant = rng.between(2.5, 6.0), rng.between(-15, 15)
         ends = (x - slant, -10.0, z), (x + slant, height + 10.0, z)
         return [Capsule("pole", *ends, radius, radius)]
     if kind == "box":
-        half = dice.between(6, 14), dice.between(6, 14)
-        sine = dice.between(-0.3, 0.3)
+        half = rng.between(6, 14), rng.between(6, 14)
+        sine = rng.between(-0.3, 0.3)
         cosine = math.sqrt(1.0 - sine * sine)
         return [Box("box", (x, y, z), *half, cosine, sine)]
     if kind == "table":
-        top = Box("box", (x, y, z), dice.between(25, 50), dice.between(3, 6), 1.0, 0.0)
-        leg = (x + dice.between(-20, 20), y, z)
+        top = Box("box", (x, y, z), rng.between(25, 50), rng.between(3, 6), 1.0, 0.0)
+        leg = (x + rng.between(-20, 20), y, z)
         return [top, Capsule("pole", leg, (leg[0], height + 10.0, z), 2.5, 2.5)]
-    return _draw_fence(dice, x, y, z) if kind == "fence" else _draw_plant(dice, x, y, z)
+    return _draw_fence(rng, x, y, z) if kind == "fence" else _draw_plant(rng, x, y, z)
 
 
-def _draw_fence(dice: Dice, x: float, y: float, z: float) -> list[Capsule | Box]:
-    gap, radius, half = dice.between(9, 15), dice.between(1.2, 2.4), dice.between(15, 30)
-    posts = dice.whole(3, 6)
+def _draw_fence(rng: Rng, x: float, y: float, z: float) -> list[Capsule | Box]:
+    gap, radius, half = rng.between(9, 15), rng.between(1.2, 2.4), rng.between(15, 30)
+    posts = rng.whole(3, 6)
     left = x - gap * (posts - 1) / 2
     fence: list[Capsule | Box] = [
         Capsule(
@@ -176,11 +176,11 @@ def _draw_fence(dice: Dice, x: float, y: float, z: float) -> list[Capsule | Box]
     return fence
 
 
-def _draw_plant(dice: Dice, x: float, y: float, z: float) -> list[Capsule | Box]:
-    root = (x, y + dice.between(12, 25), z)
+def _draw_plant(rng: Rng, x: float, y: float, z: float) -> list[Capsule | Box]:
+    root = (x, y + rng.between(12, 25), z)
     leaves: list[Capsule | Box] = []
-    for leaf in range(dice.whole(6, 11)):
-        tip = (root[0] + dice.between(-24, 24), root[1] - dice.between(12, 42), z + leaf)
+    for leaf in range(rng.whole(6, 11)):
+        tip = (root[0] + rng.between(-24, 24), root[1] - rng.between(12, 42), z + leaf)
         middle = ((root[0] * 2 + tip[0] * 3) / 5, (root[1] + tip[1]) / 2, z + leaf)
         leaves.append(Capsule("leaf", root, middle, 1.0, 3.4))
         leaves.append(Capsule("leaf", middle, tip, 3.4, 0.6))
@@ -235,17 +235,17 @@ def _label_person(scene: Scene, columns: list[Axis], index: int) -> Label:
         if inside[joint]:
             visibility = _seen_of_itself(body, COCO.joints[joint], float(gap[joint]))
             if visibility and behind[joint]:
-                lost = scene.whims[index][joint] < UNLABELLED and all(
-                    behind[near] or not inside[near] for near in _NEIGHBOURS[joint]
+                lost = scene.whims[index][joint] < UNLABELED and all(
+                    behind[near] or not inside[near] for near in _NEIGHBORS[joint]
                 )
                 visibility = 0 if lost else 1
-        labelled = (round(px, 2), round(py, 2), visibility) if visibility else (0.0, 0.0, 0)
-        keypoints.append(labelled)
+        labeled = (round(px, 2), round(py, 2), visibility) if visibility else (0.0, 0.0, 0)
+        keypoints.append(labeled)
     box = _clipped_box(body, scene.height, scene.width)
     return Label(tuple(keypoints), box, _silhouette_area(body, columns[index], box))
 
 
-_NEIGHBOURS = [
+_NEIGHBORS = [
     [a + b - joint for a, b in COCO.edges if joint in (a, b)] for joint in range(COCO.num_joints)
 ]
 
@@ -260,7 +260,7 @@ def _behind_occluders(occluders: list[Capsule | Box], x: Array, y: Array, z: Arr
     behind = np.zeros(len(x), dtype=bool)
     for shape in occluders:
         if isinstance(shape, Box):
-            behind |= (meet_box(shape, x, y)[0] > 0) & (shape.centre[2] > z)
+            behind |= (meet_box(shape, x, y)[0] > 0) & (shape.center[2] > z)
         else:
             behind |= (meet_capsule(axis_of(shape), x, y).margin > 0) & (shape.start[2] > z)
     return behind
@@ -269,7 +269,7 @@ def _behind_occluders(occluders: list[Capsule | Box], x: Array, y: Array, z: Arr
 def _seen_of_itself(body: Body, joint: str, gap: float) -> int:
     """Visibility as far as the person's own body hides the joint, which lies ``gap`` deep.
 
-    The far side of a head is not labelled at all; a hidden limb is.
+    The far side of a head is not labeled at all; a hidden limb is.
     """
     if joint.endswith(FACE):
         if gap > 0.7 * body.head_radius:

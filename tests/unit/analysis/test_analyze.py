@@ -176,8 +176,8 @@ def test_the_finalists_are_told_and_drawn_by_joint_and_by_oks(
     assert cells(text, "left_hip") == [["60.0", "30.0", "40.0"]]
     assert cells(text, "head") == [["-", "-", "-"]]
     for name in ("oks_curves.png", "joint_ap.png"):
-        assert f"Saved {study / 'pictures' / name}" in text
-        assert (study / "pictures" / name).read_bytes().startswith(b"\x89PNG")
+        assert f"Saved {study / 'plots' / name}" in text
+        assert (study / "plots" / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_few_trials_are_told_instead_of_an_importance(
@@ -212,12 +212,10 @@ def test_shares_that_may_be_chance_are_called_hints(
     )
 
 
-def test_both_pictures_are_saved_and_named(
-    study: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_both_images_are_saved_and_named(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(study, capsys, draws=True)
     for name in ("learning_curves.png", "parallel_coordinates.png"):
-        file = study / "pictures" / name
+        file = study / "plots" / name
         assert f"Saved {file}" in text
         assert file.read_bytes().startswith(b"\x89PNG")
 

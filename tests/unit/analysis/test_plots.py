@@ -1,4 +1,4 @@
-"""The pictures of an analysis: what stands where, what stands out, and no picture without it."""
+"""The plots of an analysis: what stands where, what stands out, and no plot without it."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_value_that_was_not_asked_for_stands_below_the_scales(
     assert {"p\nlr", "p\nkind", "p\ndepth", "AP", "10.0", "40.0"} <= set(words(drawn[0]))
 
 
-def test_pruned_trials_are_grey_and_the_best_is_thick(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_pruned_trials_are_gray_and_the_best_is_thick(tmp_path: Path, drawn: list[Figure]) -> None:
     parallel_coordinates.draw_parallel_coordinates(TRIALS, SPACE, tmp_path / "parallel.png")
     pruned, baseline, defaults, best = drawn[0].axes[0].lines[:4]
     assert pruned.get_color() == plots.ENDED_EARLY

@@ -14,10 +14,10 @@ import pytest
 from pyarrow import fs
 
 from study.cache import crop_bucket
-from study.cache.crop_bucket import INDEX, bring_store, check_bucket, check_writable, sizes_in
+from study.cache.crop_bucket import INDEX, check_bucket, check_writable, fetch_store, sizes_in
 from study.cache.crop_parts import JPEG
 from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
-from study.cache.prepare import StudyData
+from study.cache.prepare import PreparedData
 from study.data.people import People
 from study.errors import InputError
 
@@ -66,7 +66,7 @@ def test_a_store_is_made_taken_up_and_opened_by_another_node(
     assert sizes == {file.name: file.stat().st_size for file in path.iterdir()}
     assert set(sizes) == {INDEX, *(f"part-0000{number}.arrow" for number in range(3))}
     (tmp_path / "there").mkdir()
-    there = bring_store(url, tmp_path / "there" / path.name)
+    there = fetch_store(url, tmp_path / "there" / path.name)
     assert there.parent == tmp_path / "there"
     for node in (path, there):
         opened = open_crop_store(node)
@@ -84,7 +84,7 @@ def test_a_second_study_on_another_machine_cuts_nothing(
 
     said: list[str] = []
     second = make_crop_store(
-        *(five_people, SIZE, tmp_path / "there"), url=url, form=JPEG, cut=cut, say=said.append
+        *(five_people, SIZE, tmp_path / "there"), url=url, form=JPEG, cut=cut, notify=said.append
     )
     assert len(said) == 1 and said[0].startswith("fetching the crops of people: ")
     assert second == tmp_path / "there" / first.name
@@ -114,12 +114,12 @@ def test_half_a_store_is_not_read_and_only_what_is_missing_is_made(
         stream.write((tmp_path / "here" / name / "part-00001.arrow").read_bytes()[:-50])
     (tmp_path / "there").mkdir()
     with pytest.raises(InputError, match=r"crops must be whole in s3://.*start the study again"):
-        bring_store(url, tmp_path / "there" / name)
+        fetch_store(url, tmp_path / "there" / name)
     made: list[str] = []
 
     def cut(parts: Any, tell: Any) -> None:
         made.extend(part.file.name for part in parts)
-        crop_bucket.cut_here(parts, tell)
+        crop_bucket.cut_locally(parts, tell)
 
     again = make_crop_store(five_people, SIZE, tmp_path / "there", url=url, cut=cut)
     assert made == ["part-00001.arrow", "part-00002.arrow"]
@@ -145,7 +145,7 @@ def test_a_node_without_the_storage_uses_its_temporary_folder(
     path = str(make_crop_store(five_people, SIZE, tmp_path / "here", url=url))
     elsewhere = path.replace("/here/", "/not-mounted/")
     monkeypatch.setattr(crop_bucket.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
-    data = StudyData(
+    data = PreparedData(
         *(elsewhere, elsewhere, elsewhere, "truth.json", "truth.json", (13, 13, 13)),
         teacher_crops=(elsewhere, elsewhere, elsewhere),
         url=url,
@@ -161,15 +161,15 @@ def test_a_node_without_the_storage_uses_its_temporary_folder(
 
 def bring(url: str, folder: Path, ready: Any, done: Any) -> None:
     brought: list[str] = []
-    put_in_place = crop_bucket.put_in_place
+    commit_file = crop_bucket.commit_file
 
     def noted(aside: Path, file: Path) -> None:
         brought.append(file.name)
-        put_in_place(aside, file)
+        commit_file(aside, file)
 
-    crop_bucket.put_in_place = noted  # type: ignore[attr-defined]
+    crop_bucket.commit_file = noted  # type: ignore[attr-defined]
     ready.wait(timeout=60)
-    bring_store(url, folder)
+    fetch_store(url, folder)
     done.put(brought)
 
 

@@ -23,7 +23,7 @@ import torch
 from models.skeleton import Skeleton
 from study.cache import crop_bucket, crop_parts
 from study.cache import crop_store as store_module
-from study.cache.crop_bucket import INDEX, cut_here
+from study.cache.crop_bucket import INDEX, cut_locally
 from study.cache.crop_parts import JPEG, RAW, Part, Tell, choose_form
 from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
 from study.config.compose import compose, with_absolute_paths
@@ -55,7 +55,7 @@ def killed_after(people: int) -> Any:
             if done >= people:
                 raise Killed
 
-        cut_here(parts, count)
+        cut_locally(parts, count)
 
     return cut
 
@@ -137,7 +137,7 @@ def test_two_drivers_make_the_same_store_at_once(
     """Threads with the names of two processes, each of which finds nothing when it begins."""
     both = threading.Barrier(2)
 
-    def aside_of(file: Path) -> Path:
+    def temp_path(file: Path) -> Path:
         return file.with_name(f".{file.name}.{threading.current_thread().name}")
 
     def cut(parts: Sequence[Part], tell: Tell) -> None:
@@ -147,7 +147,7 @@ def test_two_drivers_make_the_same_store_at_once(
             crop_parts.write_part(part, 1, tell)
 
     for module in ("crop_parts", "arrow_file"):
-        monkeypatch.setattr(f"study.cache.{module}.aside_of", aside_of)
+        monkeypatch.setattr(f"study.cache.{module}.temp_path", temp_path)
     paths: list[Path] = []
     drivers = [
         threading.Thread(
@@ -166,7 +166,7 @@ def test_two_drivers_make_the_same_store_at_once(
     assert np.array_equal(open_crop_store(paths[0]).crops(EVERYONE), five_store.crops(EVERYONE))
 
 
-def test_each_picture_is_decoded_once_though_its_people_are_scattered(
+def test_each_image_is_decoded_once_though_its_people_are_scattered(
     five_people: People,
     five_store: CropStore,
     tmp_path: Path,
@@ -174,13 +174,13 @@ def test_each_picture_is_decoded_once_though_its_people_are_scattered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     decoded: Counter[str] = Counter()
-    read = crop_parts.read_picture
+    read = crop_parts.read_image
 
     def counted(path: Path) -> Any:
         decoded[path.name] += 1
         return read(path)
 
-    monkeypatch.setattr(crop_parts, "read_picture", counted)
+    monkeypatch.setattr(crop_parts, "read_image", counted)
     order = np.random.RandomState(0).permutation(13)
     mixed = open_crop_store(make_crop_store(five_people.take(order), SIZE, tmp_path))
     assert decoded == {f"{number}.png": 1 for number in range(1, 9)}
@@ -220,13 +220,13 @@ def test_a_driver_that_is_killed_loses_no_finished_part(
 
 @pytest.fixture
 def smooth(five_people: People, tmp_path: Path, five: Skeleton) -> People:
-    """The same people in pictures without noise, as photographs are."""
+    """The same people in images without noise, as photographs are."""
     root = tmp_path / "smooth"
     shutil.copytree(five_people.annotations.parent, root)
     for path in (root / "images").iterdir():
-        picture = cv2.imread(str(path))
-        assert picture is not None
-        cv2.imwrite(str(path), cv2.GaussianBlur(picture, (0, 0), 4))
+        image = cv2.imread(str(path))
+        assert image is not None
+        cv2.imwrite(str(path), cv2.GaussianBlur(image, (0, 0), 4))
     return read_people(root / "five.json", root / "images", five)
 
 
@@ -284,16 +284,18 @@ def test_size_is_said_before_the_store_is_made(
 
     def cut(parts: Sequence[Part], tell: Tell) -> None:
         assert len(said) == 1
-        cut_here(parts, tell)
+        cut_locally(parts, tell)
 
-    path = make_crop_store(smooth, SIZE, tmp_path, form=form, cut=cut, say=said.append, name="val")
+    path = make_crop_store(
+        smooth, SIZE, tmp_path, form=form, cut=cut, notify=said.append, name="val"
+    )
     words = said[0].split()
     assert words[:5] == ["cropping", "val:", "13", "people,", "about"]
     assert said[0].endswith("210 GB free")
     assert ("(raw 539 kB)" in said[0]) == (form == JPEG)
     written = sum(file.stat().st_size for file in path.glob("part-*"))
     assert float(words[5]) * 1e3 == pytest.approx(written, rel=0.1)
-    make_crop_store(smooth, SIZE, tmp_path, form=form, say=said.append)
+    make_crop_store(smooth, SIZE, tmp_path, form=form, notify=said.append)
     assert len(said) == 1
 
 
@@ -381,7 +383,7 @@ def test_making_a_part_again_uses_what_is_there(five_people: People, tmp_path: P
     affines = np.tile(np.eye(2, 3), (13, 1, 1))
     (part,), _ = crop_parts.plan_parts(five_people.image_paths, affines, (30, 20), RAW, tmp_path)
     told: list[int] = []
-    crop_bucket.make_part(part, 1, told.append)
+    crop_bucket.build_part(part, 1, told.append)
     before = part.file.stat().st_mtime_ns
-    crop_bucket.make_part(part, 1, told.append)
+    crop_bucket.build_part(part, 1, told.append)
     assert told == [13, 13] and part.file.stat().st_mtime_ns == before

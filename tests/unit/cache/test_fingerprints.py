@@ -20,7 +20,7 @@ from study.data.crops import (
     apply_affine,
     image_to_crop_affine,
     invert_affine,
-    read_picture,
+    read_image,
     stored_frame,
     stored_size,
     warp,
@@ -43,13 +43,13 @@ def moved(five_people: People, tmp_path: Path, five: Skeleton) -> People:
     return read_people(root / "five.json", root / "images", five)
 
 
-def test_each_person_has_the_crop_of_its_own_picture(
+def test_each_person_has_the_crop_of_its_own_image(
     five_people: People, five_store: CropStore
 ) -> None:
     affines = image_to_crop_affine(five_people.boxes, stored_frame(SIZE), margin=STORED_MARGIN)
     crops = five_store.crops(np.arange(len(five_people)))
     for crop, path, affine in zip(crops, five_people.image_paths, affines, strict=True):
-        assert np.array_equal(crop, warp(read_picture(path), affine, stored_size(SIZE)))
+        assert np.array_equal(crop, warp(read_image(path), affine, stored_size(SIZE)))
 
 
 def test_labels_come_back_as_they_were_given(five_people: People, five_store: CropStore) -> None:
@@ -58,8 +58,8 @@ def test_labels_come_back_as_they_were_given(five_people: People, five_store: Cr
     assert np.array_equal(five_store.image_ids, five_people.image_ids)
     assert np.array_equal(five_store.annotation_ids, five_people.annotation_ids)
     assert np.array_equal(five_store.boxes_image, five_people.boxes)
-    assert np.array_equal(five_store.neighbours, five_people.neighbours)
-    assert (five_store.neighbours == -1).any() and (five_store.neighbours >= 0).any()
+    assert np.array_equal(five_store.neighbors, five_people.neighbors)
+    assert (five_store.neighbors == -1).any() and (five_store.neighbors >= 0).any()
     back = apply_affine(
         five_store.keypoints_stored.astype(float), invert_affine(five_store.image_to_stored)
     )
@@ -116,7 +116,7 @@ def test_the_same_people_read_again_find_the_same_store(
     assert make_crop_store(again, SIZE, tmp_path) == make_crop_store(five_people, SIZE, tmp_path)
 
 
-def test_other_annotations_people_sizes_or_pictures_make_another_store(
+def test_other_annotations_people_sizes_or_images_make_another_store(
     moved: People, five: Skeleton, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
@@ -129,8 +129,8 @@ def test_other_annotations_people_sizes_or_pictures_make_another_store(
     moved.annotations.write_text(json.dumps(content))
     images = moved.annotations.parent / "images"
     paths.append(make_crop_store(read_people(moved.annotations, images, five), SIZE, cache))
-    with moved.image_paths[0].open("ab") as picture:
-        picture.write(b"another picture under the same name")
+    with moved.image_paths[0].open("ab") as image:
+        image.write(b"another image under the same name")
     paths.append(make_crop_store(read_people(moved.annotations, images, five), SIZE, cache))
     assert len(set(paths)) == len(paths)
 

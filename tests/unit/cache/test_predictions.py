@@ -19,11 +19,11 @@ from study.errors import InputError
 
 def entries_of(people: People, confidence: float = 0.75) -> list[dict[str, Any]]:
     """The truth of everyone as a prediction, with all joints within the person's box."""
-    dice = np.random.RandomState(4)
+    rng = np.random.RandomState(4)
     entries = []
     for row in range(len(people)):
         x, y, width, height = people.boxes[row]
-        pose = dice.uniform((x, y), (x + width, y + height), (5, 2))
+        pose = rng.uniform((x, y), (x + width, y + height), (5, 2))
         pose[:2] = (x, y), (x + width, y + height)
         keypoints = np.c_[pose, np.full(5, confidence)].ravel().tolist()
         entries.append(
@@ -82,7 +82,7 @@ def test_a_prediction_that_overlaps_less_than_0_3_is_nobodys(
     five: Skeleton,
     tmp_path: Path,
 ) -> None:
-    (row,) = np.flatnonzero(five_people.image_ids == 3)  # alone in its picture
+    (row,) = np.flatnonzero(five_people.image_ids == 3)  # alone in its image
     x, y, width, height = five_people.boxes[row]
     assert width == pytest.approx(39)
     entry = {**entries_of(five_people)[row], "bbox": [x + shift, y, width, height]}

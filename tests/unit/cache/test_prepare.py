@@ -12,7 +12,7 @@ import pytest
 from models.skeleton import CROWDPOSE, SKELETONS, Skeleton
 from study.cache import crop_parts, crop_store
 from study.cache.crop_store import open_crop_store
-from study.cache.prepare import StudyData, draw_people, prepare_data
+from study.cache.prepare import PreparedData, draw_people, prepare_data
 from study.config import checks, derived
 from study.config.compose import compose, with_values
 from study.config.schema import StudyConfig
@@ -41,7 +41,7 @@ def config(
     )
 
 
-def prepared(config: StudyConfig) -> tuple[StudyData, list[str]]:
+def prepared(config: StudyConfig) -> tuple[PreparedData, list[str]]:
     """The data, and what was said meanwhile."""
     said: list[str] = []
     folder = Path(config.storage) / config.name / "results/audit"
@@ -59,7 +59,7 @@ def spoil(config: StudyConfig, file: str = "five.json", **changes: Any) -> int:
     return int(content["annotations"][0]["id"])
 
 
-def pictures_of(truth: str) -> set[int]:
+def images_of(truth: str) -> set[int]:
     return {image["id"] for image in json.loads(Path(truth).read_text())["images"]}
 
 
@@ -69,16 +69,16 @@ def test_search_people_are_not_trained_on_and_nobody_is_lost(config: StudyConfig
     assert data.num_people == (len(train), len(search), 13)
     assert len(train) + len(search) == 13 and len(search) > 0
     assert not set(train.image_ids) & set(search.image_ids)
-    assert pictures_of(data.search_truth) == set(search.image_ids.tolist())
-    assert len(pictures_of(data.val_truth)) == 8
+    assert images_of(data.search_truth) == set(search.image_ids.tolist())
+    assert len(images_of(data.val_truth)) == 8
 
 
-def test_search_people_of_lspet_crowd_share_no_picture_and_no_person(
+def test_search_people_of_lspet_crowd_share_no_image_and_no_person(
     shared: Path, tmp_path: Path
 ) -> None:
     annotations = shared / "data/lspet_crowd/annotations/lspet_crowd_train.json"
     if not annotations.is_file():
-        pytest.skip(f"{annotations} is missing: it says who is shown in which picture")
+        pytest.skip(f"{annotations} is missing: it says who is shown in which image")
     people = read_people(annotations, annotations.parent.parent / "images/train", CROWDPOSE)
     assert people.has_source
     train, search = (people.take(rows) for rows in split_people(people, 0.1, seed=0))
@@ -114,7 +114,7 @@ def test_what_changes_the_people_changes_the_fingerprint(
     assert second.fingerprint != first.fingerprint and second.train != first.train
 
 
-def test_max_people_takes_whole_pictures_up_to_so_many_people(
+def test_max_people_takes_whole_images_up_to_so_many_people(
     config: StudyConfig, five_people: People
 ) -> None:
     data, _ = prepared(with_values(config, {"data.max_people": 9}))
@@ -127,7 +127,7 @@ def test_max_people_takes_whole_pictures_up_to_so_many_people(
     assert not np.array_equal(drawn.annotation_ids, other.annotation_ids)
 
 
-def test_too_few_people_to_fill_a_picture_are_refused(five_people: People) -> None:
+def test_too_few_people_to_fill_a_image_are_refused(five_people: People) -> None:
     with pytest.raises(InputError, match=r"data\.max_people.*raise it"):
         draw_people(five_people.take(np.array([0, 1])), 1, seed=0)
 
@@ -186,7 +186,7 @@ def test_few_people_of_train_who_are_in_val_are_left_out_of_train(config: StudyC
 
 
 def test_a_detectors_boxes_are_those_of_val_alone(config: StudyConfig) -> None:
-    labelled, _ = prepared(config)
+    labeled, _ = prepared(config)
     boxes = [
         {"image_id": image, "category_id": 1, "bbox": [20, 20, 50, 60], "score": score}
         for image, score in ((1, 0.5), (4, 0.6), (4, 0.05))
@@ -194,12 +194,12 @@ def test_a_detectors_boxes_are_those_of_val_alone(config: StudyConfig) -> None:
     (Path(config.data.root) / "boxes.json").write_text(json.dumps(boxes))
     values = {"data.val.detections": "boxes.json", "data.val.detection_threshold": 0.1}
     found, said = prepared(with_values(config, values))
-    assert (found.train, found.search) == (labelled.train, labelled.search)
+    assert (found.train, found.search) == (labeled.train, labeled.search)
     store = open_crop_store(Path(found.val))
     assert store.image_ids.tolist() == [1, 4]
     assert store.box_scores is not None and store.box_scores.tolist() == [0.5, 0.6]
-    assert len(pictures_of(found.val_truth)) == 8  # people who were not found are missed
-    assert "2 boxes in 2 pictures of val from boxes.json" in said
+    assert len(images_of(found.val_truth)) == 8  # people who were not found are missed
+    assert "2 boxes in 2 images of val from boxes.json" in said
 
 
 def test_each_file_of_annotations_is_read_once_and_once_more_to_write_its_truth(
@@ -243,13 +243,13 @@ def test_a_broken_file_of_boxes_stops_the_study_before_a_crop_is_cut(config: Stu
     assert not list(Path(config.storage).rglob("*.arrow"))
 
 
-def test_a_drawn_study_draws_its_own_pictures(
-    mini_config: StudyConfig, mini_data: StudyData
+def test_a_drawn_study_draws_its_own_images(
+    mini_config: StudyConfig, mini_data: PreparedData
 ) -> None:
     assert Path(mini_config.data.root).is_dir()
     train, search, val = mini_data.num_people
     assert train > search > 0 and val > 0
-    assert len(pictures_of(mini_data.search_truth)) == 6  # a quarter of 24
+    assert len(images_of(mini_data.search_truth)) == 6  # a quarter of 24
 
 
 def test_a_folder_of_crops_that_cannot_be_made_is_refused_first(

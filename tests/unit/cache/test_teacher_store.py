@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from study.cache.teacher_store import Answer, TeacherStore, open_teacher_store, write_teacher_store
+from study.cache.teacher_store import (
+    TeacherStore,
+    TeacherTargets,
+    open_teacher_store,
+    write_teacher_store,
+)
 from study.workers import Workers
 
 STORED = (384, 288)
@@ -19,18 +24,20 @@ class Killed(BaseException):
     """What ends a process in the middle."""
 
 
-def said(count: int, joints: int = 5) -> Answer:
+def said(count: int, joints: int = 5) -> TeacherTargets:
     """Random answers whose places reach beyond the stored crop."""
-    dice = torch.Generator().manual_seed(2)
-    modes = torch.rand(count, joints, 3, 4, generator=dice)
+    rng = torch.Generator().manual_seed(2)
+    modes = torch.rand(count, joints, 3, 4, generator=rng)
     modes[..., :2] = modes[..., :2] * torch.tensor([500.0, 660.0]) - 100
-    relation = torch.rand(count, joints, joints, generator=dice) * 2 - 1
+    relation = torch.rand(count, joints, joints, generator=rng) * 2 - 1
     relation = (relation + relation.mT) / 2
     relation[:, range(joints), range(joints)] = 1
-    return Answer(modes, torch.arange(count)[:, None] % 2 + torch.zeros(count, joints), relation)
+    return TeacherTargets(
+        modes, torch.arange(count)[:, None] % 2 + torch.zeros(count, joints), relation
+    )
 
 
-def written(answer: Answer, path: Path) -> TeacherStore:
+def written(answer: TeacherTargets, path: Path) -> TeacherStore:
     write_teacher_store(path, STORED, len(answer.modes_crop), answer.part)
     return open_teacher_store(path)
 
@@ -96,7 +103,7 @@ def test_workers_ask_about_half_each_and_the_first_writes_what_one_would(tmp_pat
     told: list[tuple[int, int]] = []
     for rank in (1, 0):
 
-        def ask(start: int, stop: int, rank: int = rank) -> Answer:
+        def ask(start: int, stop: int, rank: int = rank) -> TeacherTargets:
             asked[rank].append(start)
             return answer.part(start, stop)
 
@@ -118,7 +125,7 @@ def test_a_store_that_breaks_off_keeps_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "targets.arrow"
     written(said(3), path)
 
-    def broken(start: int, stop: int) -> Answer:
+    def broken(start: int, stop: int) -> TeacherTargets:
         if start:
             raise Killed
         return said(64)

@@ -13,36 +13,34 @@ from torch import Tensor
 from models.codecs.crop_frame import CropFrame
 from models.skeleton import Skeleton
 from study.cache.crop_store import CropStore
-from study.cache.teacher_store import Answer, TeacherStore, open_teacher_store
+from study.cache.teacher_store import TeacherStore, TeacherTargets, open_teacher_store
 from study.config.schema import AugmentConfig
 from study.data.augmentation import no_augmentation
 from study.storage.paths import TARGETS
 from study.teachers.make import ask, draw_views
-from study.teachers.online import LiveTeacher
+from study.teachers.online import OnlineTeacher
 from study.training.batches import Batch, plain_batch, training_batches
 from study.workers import Workers
 
 CPU = torch.device("cpu")
 FRAME = CropFrame((96, 64))
-STILL = AugmentConfig(scale=0, rotation=0, flip=0, half_body=0, colour=0, erase=0, occlude=0)
-TURNED = AugmentConfig(
-    scale=0.35, rotation=40, flip=0, half_body=0.3, colour=0, erase=0, occlude=0
-)
-WILD = dataclasses.replace(TURNED, flip=0.5, colour=0.2)
+STILL = AugmentConfig(scale=0, rotation=0, flip=0, half_body=0, color=0, erase=0, occlude=0)
+TURNED = AugmentConfig(scale=0.35, rotation=40, flip=0, half_body=0.3, color=0, erase=0, occlude=0)
+WILD = dataclasses.replace(TURNED, flip=0.5, color=0.2)
 NUMBER = 6
 
 
 class Finder:
-    """Finds each joint at the brightest place of a colour; no two joints look for the same."""
+    """Finds each joint at the brightest place of a color; no two joints look for the same."""
 
     frame = FRAME
 
-    def ask(self, crops: Tensor) -> Answer:
+    def ask(self, crops: Tensor) -> TeacherTargets:
         blurred = torch.nn.functional.avg_pool2d(crops, 9, 1, 4)
-        colours = torch.tensor(
+        colors = torch.tensor(
             [[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, -1, 0], [0, 1, -1]], device=crops.device
         )
-        maps = torch.einsum("kc,bchw->bkhw", colours, blurred).flatten(2)
+        maps = torch.einsum("kc,bchw->bkhw", colors, blurred).flatten(2)
         values, place = maps.max(dim=-1)
         width = crops.shape[-1]
         modes = torch.zeros(len(crops), 5, 3, 4)
@@ -50,7 +48,7 @@ class Finder:
         modes[:, :, 0, 2], modes[:, :, 0, 3] = values / 256, 1
         apart = (modes[:, :, None, 0, 0] - modes[:, None, :, 0, 0]).abs()
         taught = torch.tensor([1.0, 1, 0, 1, 1]).expand(len(crops), 5)
-        return Answer(modes, taught, 1 - apart / width)
+        return TeacherTargets(modes, taught, 1 - apart / width)
 
     def __call__(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -60,7 +58,7 @@ def asked(
     store: CropStore, five: Skeleton, augment: AugmentConfig, folder: Path, seed: int = 1
 ) -> TeacherStore:
     views = draw_views(store, five, FRAME, augment, number=NUMBER, seed=seed)
-    ask(LiveTeacher(Finder(), store, store), views, five, Workers(CPU), folder / TARGETS)
+    ask(OnlineTeacher(Finder(), store, store), views, five, Workers(CPU), folder / TARGETS)
     return open_teacher_store(folder / TARGETS)
 
 
@@ -84,13 +82,13 @@ def batch_of(
     return batch
 
 
-def assert_same_answer(found: Batch, expected: Answer) -> None:
+def assert_same_answer(found: Batch, expected: TeacherTargets) -> None:
     assert found.teacher_modes is not None and found.teacher_relation is not None
     first, wanted = found.teacher_modes[:, :, 0], expected.modes_crop[:, :, 0]
     torch.testing.assert_close(first[..., :2], wanted[..., :2], atol=0.03, rtol=0)
     torch.testing.assert_close(first[..., 2], wanted[..., 2], atol=1e-3, rtol=0)
-    assert found.teacher_taught is not None
-    assert torch.equal(found.teacher_taught, expected.taught)
+    assert found.teacher_mask is not None
+    assert torch.equal(found.teacher_mask, expected.taught)
     assert expected.relation is not None
     torch.testing.assert_close(found.teacher_relation, expected.relation, atol=0.6 / 127, rtol=0)
 
@@ -114,7 +112,7 @@ def test_a_mirrored_view_is_the_mirror_of_the_view_and_of_what_is_said_of_it(
     # cut by another affine, so rounded otherwise
     assert (found.crops - bare.crops.flip(-1)).abs().mean() < 0.5
     order = list(five.flip_order)
-    for name in ("keypoints_crop", "neighbour_crop", "teacher_modes"):
+    for name in ("keypoints_crop", "neighbor_crop", "teacher_modes"):
         there, here = getattr(found, name)[..., 0], getattr(bare, name)[:, order][..., 0]
         torch.testing.assert_close(there, 63 - here, atol=1e-3, rtol=0)
     assert bare.teacher_relation is not None
@@ -150,19 +148,19 @@ def test_each_person_comes_in_all_its_views_and_no_other(
     assert [len(crops) for crops in seen] == distinct and min(distinct) > NUMBER / 2
 
 
-def test_colours_and_patches_are_drawn_anew_over_a_view(
+def test_colors_and_patches_are_drawn_anew_over_a_view(
     five_store: CropStore, five: Skeleton, workers: Workers, tmp_path: Path
 ) -> None:
     views = asked(five_store, five, TURNED, tmp_path)
     bare = batch_of(five_store, five, TURNED, workers, views)
     for augment in (
-        dataclasses.replace(TURNED, colour=0.2),
+        dataclasses.replace(TURNED, color=0.2),
         dataclasses.replace(TURNED, erase=1.0),
     ):
         batch = batch_of(five_store, five, augment, workers, views)
         assert torch.equal(bare.keypoints_crop, batch.keypoints_crop)
         changed = (bare.crops != batch.crops).any(dim=1).flatten(1).float().mean(dim=1)
-        assert (changed > 0.5).all() if augment.colour else (changed < 0.2).all()
+        assert (changed > 0.5).all() if augment.color else (changed < 0.2).all()
         assert (changed > 0).all()
         assert_same_answer(batch, Finder().ask(bare.crops))
 

@@ -37,9 +37,9 @@ Document = dict[str, Any]
 def audited(tmp_path: Path, five: Skeleton) -> Callable[..., list[Fault]]:
     """Faults and notes of a sound document of two people after a change."""
     (tmp_path / "images").mkdir()
-    picture = np.zeros((80, 60, 3), np.uint8)
+    image = np.zeros((80, 60, 3), np.uint8)
     for number in (1, 2):
-        cv2.imwrite(str(tmp_path / f"images/{number}.jpg"), picture)
+        cv2.imwrite(str(tmp_path / f"images/{number}.jpg"), image)
 
     def joints() -> dict[str, Any]:
         keypoints = [value for j in range(5) for value in (10.0 + j, 20.0 + j, 2)]
@@ -128,9 +128,9 @@ def repeat_first(document: Document) -> None:
             lambda d: first(d)["keypoints"].__setitem__(slice(0, 3), [0, 0, 1]),
             *(module.AT_ORIGIN, 11, "1 joints"),
         ),
-        (repeat_first, module.TWICE, 99, "same picture, box and joints"),
+        (repeat_first, module.TWICE, 99, "same image, box and joints"),
         (rename_joint, module.OTHER_NAMES, None, "skull for head"),
-        (lambda d: d["images"][1].update(file_name="1.jpg"), module.SAME_PICTURE, None, "1.jpg"),
+        (lambda d: d["images"][1].update(file_name="1.jpg"), module.SAME_IMAGE, None, "1.jpg"),
         (lambda d: d["images"][1].update(crowdIndex=0.5), module.NO_CROWD_INDEX, None, "1 of 2"),
     ],
 )
@@ -153,7 +153,7 @@ def test_person_without_joints_is_noted(audited: Callable[..., list[Fault]]) -> 
 
 
 @pytest.mark.parametrize("value", [0, -80, float("nan")])
-def test_picture_without_a_size_is_a_fault(
+def test_image_without_a_size_is_a_fault(
     audited: Callable[..., list[Fault]], value: float
 ) -> None:
     found = audited(lambda d: d["images"][0].update(height=value))
@@ -162,7 +162,7 @@ def test_picture_without_a_size_is_a_fault(
 
 def test_official_crowdpose_has_notes_alone(shared: Path) -> None:
     file = shared / "data/crowdpose_tiny/annotations/crowdpose_val.json"
-    assert audit(file, file.parent, CROWDPOSE, verify_pictures=False) == []
+    assert audit(file, file.parent, CROWDPOSE, verify_images=False) == []
     found = find_notes(file, CROWDPOSE)
     assert all(note.is_warning for note in found)
     counts = notes(file, CROWDPOSE)

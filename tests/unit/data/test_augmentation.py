@@ -1,4 +1,4 @@
-"""What is done to people in training: the official draws, colours, patches."""
+"""What is done to people in training: the official draws, colors, patches."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from study.data import augmentation
 from study.data.augmentation import (
     cut_crops,
     draw_augmentation,
-    hide,
-    jitter_colour,
+    jitter_color,
     no_augmentation,
+    paste_patches,
 )
-from study.data.crops import carry, plain_affines
+from study.data.crops import plain_affines, transform_points
 
 FRAME = CropFrame((96, 64))
 CPU = torch.device("cpu")
-STILL = AugmentConfig(scale=0, rotation=0, flip=0, half_body=0, colour=0, erase=0, occlude=0)
+STILL = AugmentConfig(scale=0, rotation=0, flip=0, half_body=0, color=0, erase=0, occlude=0)
 OFFICIAL = AugmentConfig(
-    scale=0.35, rotation=40, flip=0.5, half_body=0.3, colour=0, erase=0, occlude=0
+    scale=0.35, rotation=40, flip=0.5, half_body=0.3, color=0, erase=0, occlude=0
 )
-PATCHED = AugmentConfig(scale=0, rotation=0, flip=0, half_body=0, colour=0, erase=0.4, occlude=0.3)
+PATCHED = AugmentConfig(scale=0, rotation=0, flip=0, half_body=0, color=0, erase=0.4, occlude=0.3)
 
 
 def draw(
-    augment: AugmentConfig, count: int, seed: int = 0, labelled: int = 17
+    augment: AugmentConfig, count: int, seed: int = 0, labeled: int = 17
 ) -> tuple[Tensor, Tensor]:
-    """Affines of ``count`` people with the first ``labelled`` COCO joints labelled, and who of
+    """Affines of ``count`` people with the first ``labeled`` COCO joints labeled, and who of
     them is mirrored."""
     generator = torch.Generator().manual_seed(seed)
-    visibility = (torch.arange(17) < labelled).expand(count, 17) * 2
+    visibility = (torch.arange(17) < labeled).expand(count, 17) * 2
     drawn = draw_augmentation(standing(count), visibility, COCO, FRAME, augment, generator)
     return drawn.affine, (drawn.joints != torch.arange(17)).any(dim=1)
 
@@ -58,7 +58,7 @@ def angles(affine: Tensor, mirrored: Tensor) -> Tensor:
     return torch.rad2deg(torch.atan2(-affine[:, 1, 0], cosine))
 
 
-def pictures(count: int) -> NDArray[np.uint8]:
+def images(count: int) -> NDArray[np.uint8]:
     """Stored crops of smooth random pixels, (count, 144, 96, 3)."""
     noise = torch.rand(count, 3, 18, 12, generator=torch.Generator().manual_seed(6))
     smooth = torch.nn.functional.interpolate(noise, (144, 96), mode="bicubic").clamp(0, 1)
@@ -67,13 +67,13 @@ def pictures(count: int) -> NDArray[np.uint8]:
 
 def official_draws(count: int) -> tuple[NDArray[np.float64], ...]:
     """Zoom, degrees, whether mirrored, whether halved, whether above, by the official rules."""
-    dice = np.random.RandomState(1)
-    halved = dice.rand(count) < 0.3
-    above = dice.randn(count) < 0.5
-    scale = np.clip(dice.randn(count) * 0.35 + 1, 0.65, 1.35)
-    turned = np.clip(dice.randn(count) * 40, -80, 80)
-    angle = np.where(dice.rand(count) <= 0.6, turned, 0)
-    return scale, angle, dice.rand(count) <= 0.5, halved, above
+    rng = np.random.RandomState(1)
+    halved = rng.rand(count) < 0.3
+    above = rng.randn(count) < 0.5
+    scale = np.clip(rng.randn(count) * 0.35 + 1, 0.65, 1.35)
+    turned = np.clip(rng.randn(count) * 40, -80, 80)
+    angle = np.where(rng.rand(count) <= 0.6, turned, 0)
+    return scale, angle, rng.rand(count) <= 0.5, halved, above
 
 
 def test_draws_are_distributed_as_the_official_ones() -> None:
@@ -91,51 +91,51 @@ def test_draws_are_distributed_as_the_official_ones() -> None:
 
 
 def test_draws_do_not_hang_together() -> None:
-    affine, mirrored = draw(OFFICIAL, 20000, labelled=8)
+    affine, mirrored = draw(OFFICIAL, 20000, labeled=8)
     drawn = np.stack([zooms(affine).log(), angles(affine, mirrored), mirrored.float()])
     assert np.abs(np.corrcoef(drawn) - np.eye(3)).max() < 0.03
 
 
-@pytest.mark.parametrize("coloured", [False, True])
-def test_pixels_are_the_same_by_bytes_and_by_grid_sample(coloured: bool) -> None:
-    stored = pictures(20)
+@pytest.mark.parametrize("colored", [False, True])
+def test_pixels_are_the_same_by_bytes_and_by_grid_sample(colored: bool) -> None:
+    stored = images(20)
     affine, _ = draw(OFFICIAL, 20)
-    colours = torch.rand(20, 2, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.8
-    by_bytes = cut_crops(stored, affine, FRAME, CPU, colours if coloured else None)
+    colors = torch.rand(20, 2, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.8
+    by_bytes = cut_crops(stored, affine, FRAME, CPU, colors if colored else None)
     sampled = augmentation._cut_on_device(torch.from_numpy(stored), affine, FRAME)
-    if coloured:
-        sampled = jitter_colour(sampled, colours)
+    if colored:
+        sampled = jitter_color(sampled, colors)
     assert by_bytes.shape == sampled.shape == (20, 3, 96, 64)
-    # a picture half a pixel aside is 1.5 off in the mean; bytes are rounded, once or twice
-    assert (by_bytes - sampled).abs().mean() < (0.6 if coloured else 0.3)
+    # an image half a pixel aside is 1.5 off in the mean; bytes are rounded, once or twice
+    assert (by_bytes - sampled).abs().mean() < (0.6 if colored else 0.3)
     aside = cut_crops(stored, affine + torch.tensor([[0, 0, 0.5], [0, 0, 0]]), FRAME, CPU)
-    assert (aside - by_bytes).abs().mean() > 0.9 or coloured
+    assert (aside - by_bytes).abs().mean() > 0.9 or colored
 
 
-def test_colour_factors_of_1_change_nothing_and_values_stay_in_range() -> None:
-    crops = torch.from_numpy(pictures(3)).permute(0, 3, 1, 2).float()
-    torch.testing.assert_close(jitter_colour(crops, torch.ones(3, 2)), crops)
-    changed = jitter_colour(crops, torch.full((3, 2), 1.4))
+def test_color_factors_of_1_change_nothing_and_values_stay_in_range() -> None:
+    crops = torch.from_numpy(images(3)).permute(0, 3, 1, 2).float()
+    torch.testing.assert_close(jitter_color(crops, torch.ones(3, 2)), crops)
+    changed = jitter_color(crops, torch.full((3, 2), 1.4))
     assert changed.min() >= 0 and changed.max() <= 255 and not torch.equal(changed, crops)
 
 
-def test_colour_jitter_by_hand() -> None:
+def test_color_jitter_by_hand() -> None:
     crop = torch.tensor([50.0, 150.0]).view(1, 1, 1, 2).expand(1, 3, 1, 2)
     # contrast 1.2, brightness 0.8: (100 -+ 60) * 0.8
-    jittered = jitter_colour(crop, torch.tensor([[1.2, 0.8]]))
+    jittered = jitter_color(crop, torch.tensor([[1.2, 0.8]]))
     torch.testing.assert_close(jittered[0, 0, 0], torch.tensor([32.0, 128.0]))
 
 
-def test_colours_lie_within_their_spread_and_are_drawn_only_where_wanted(five: Skeleton) -> None:
-    def drawn(colour: float) -> augmentation.Augmentation:
-        settings = AugmentConfig(0, 0, 0, 0, colour, 0, 0)
+def test_colors_lie_within_their_spread_and_are_drawn_only_where_wanted(five: Skeleton) -> None:
+    def drawn(color: float) -> augmentation.Augmentation:
+        settings = AugmentConfig(0, 0, 0, 0, color, 0, 0)
         generator = torch.Generator().manual_seed(0)
         points = torch.zeros(500, 5, 2)
         return draw_augmentation(points, torch.zeros(500, 5), five, FRAME, settings, generator)
 
-    colours = drawn(0.2).colours
-    assert colours is not None and drawn(0).colours is None and drawn(0).patches is None
-    assert 0.8 <= colours.min() < 0.81 and 1.19 < colours.max() <= 1.2
+    colors = drawn(0.2).colors
+    assert colors is not None and drawn(0).colors is None and drawn(0).patches is None
+    assert 0.8 <= colors.min() < 0.81 and 1.19 < colors.max() <= 1.2
 
 
 def test_patches_come_as_often_and_as_large_as_said() -> None:
@@ -143,7 +143,7 @@ def test_patches_come_as_often_and_as_large_as_said() -> None:
     visibility = torch.ones(5000, 17)
     drawn = draw_augmentation(standing(5000), visibility, COCO, FRAME, PATCHED, generator)
     assert drawn.patches is not None and drawn.patch_people is not None
-    assert drawn.patch_colours is not None and 0 <= drawn.patch_colours.min()
+    assert drawn.patch_colors is not None and 0 <= drawn.patch_colors.min()
     width, height = (drawn.patches[:, 2:] - drawn.patches[:, :2]).T
     area = width * height
     assert (area > 0).float().mean().item() == pytest.approx(0.3 + 0.7 * 0.4, abs=0.03)
@@ -156,13 +156,13 @@ def test_patches_come_as_often_and_as_large_as_said() -> None:
 def test_a_patch_shows_the_filling_inside_and_the_crop_outside() -> None:
     crops = torch.zeros(2, 3, 8, 4)
     patches = torch.tensor([[0.25, 0.5, 0.75, 1.0], [0, 0, 0, 0]])
-    hide(crops, patches, torch.full((2, 3, 1, 1), 9.0))
+    paste_patches(crops, patches, torch.full((2, 3, 1, 1), 9.0))
     assert crops[0, :, 4:, 1:3].eq(9).all() and crops[0].sum() == 9 * 3 * 4 * 2
     assert crops[1].eq(0).all()
 
 
 def test_flip_is_its_own_inverse() -> None:
-    mirror = AugmentConfig(scale=0, rotation=0, flip=1, half_body=0, colour=0, erase=0, occlude=0)
+    mirror = AugmentConfig(scale=0, rotation=0, flip=1, half_body=0, color=0, erase=0, occlude=0)
     affine, mirrored = draw(mirror, 1)
     assert mirrored.all()
     stored = torch.randint(0, 256, (1, 144, 96, 3), generator=torch.Generator().manual_seed(2))
@@ -170,8 +170,8 @@ def test_flip_is_its_own_inverse() -> None:
     once = cut_crops(stored.numpy(), affine, FRAME, CPU)
     plain = cut_crops(stored.numpy(), plain_affines(1, FRAME), FRAME, CPU)
     torch.testing.assert_close(once.flip(-1), plain, atol=0.05, rtol=0)
-    points = carry(standing(1), plain_affines(1, FRAME))
-    flipped = carry(standing(1), affine)
+    points = transform_points(standing(1), plain_affines(1, FRAME))
+    flipped = transform_points(standing(1), affine)
     torch.testing.assert_close(flipped[..., 0], 63 - points[..., 0])  # x becomes w - 1 - x
     torch.testing.assert_close(flipped[..., 1], points[..., 1])
     order = torch.tensor(COCO.flip_order)
@@ -191,7 +191,7 @@ def test_without_augmentation_the_crop_is_the_plain_one() -> None:
 
 
 def test_scale_lies_within_one_spread() -> None:
-    affine, _ = draw(OFFICIAL, 4000, labelled=8)
+    affine, _ = draw(OFFICIAL, 4000, labeled=8)
     shown = 1 / zooms(affine)
     assert 0.65 - 1e-5 < shown.min() < 0.66 and 1.34 < shown.max() < 1.35 + 1e-5
     # a normal cut at one spread: 16 % lie on either bound
@@ -211,22 +211,22 @@ def test_half_of_the_people_are_flipped() -> None:
     assert torch.equal(torch.linalg.det(affine[..., :2]) < 0, mirrored)
 
 
-@pytest.mark.parametrize(("labelled", "share"), [(8, 0.0), (9, 0.3), (17, 0.3)])
-def test_half_bodies_are_cut_only_of_people_with_more_than_8_labelled_joints(
-    labelled: int, share: float
+@pytest.mark.parametrize(("labeled", "share"), [(8, 0.0), (9, 0.3), (17, 0.3)])
+def test_half_bodies_are_cut_only_of_people_with_more_than_8_labeled_joints(
+    labeled: int, share: float
 ) -> None:
     halving = AugmentConfig(
-        scale=0, rotation=0, flip=0, half_body=0.3, colour=0, erase=0, occlude=0
+        scale=0, rotation=0, flip=0, half_body=0.3, color=0, erase=0, occlude=0
     )
-    affine, _ = draw(halving, 3000, labelled=labelled)
+    affine, _ = draw(halving, 3000, labeled=labeled)
     moved = (affine - plain_affines(1, FRAME)).abs().amax((1, 2)) > 1e-3
     assert moved.float().mean().item() == pytest.approx(share, abs=0.03)
 
 
 def test_half_body_shows_the_upper_or_the_lower_joints() -> None:
-    halving = AugmentConfig(scale=0, rotation=0, flip=0, half_body=1, colour=0, erase=0, occlude=0)
+    halving = AugmentConfig(scale=0, rotation=0, flip=0, half_body=1, color=0, erase=0, occlude=0)
     affine, _ = draw(halving, 2000)
-    carried = carry(standing(2000), affine)
+    carried = transform_points(standing(2000), affine)
     # upper: joints 0..10, 60 px high, so 60 * 2/3 * 1.5 = 60 of 64 px wide; lower: 11..16, 30 px
     is_upper = zooms(affine) < 1.5
     torch.testing.assert_close(
@@ -246,8 +246,8 @@ def test_half_body_shows_the_upper_or_the_lower_joints() -> None:
 
 
 def test_half_body_takes_the_half_that_has_joints() -> None:
-    halving = AugmentConfig(scale=0, rotation=0, flip=0, half_body=1, colour=0, erase=0, occlude=0)
-    affine, _ = draw(halving, 200, labelled=13)  # two joints below: too few for a crop
+    halving = AugmentConfig(scale=0, rotation=0, flip=0, half_body=1, color=0, erase=0, occlude=0)
+    affine, _ = draw(halving, 200, labeled=13)  # two joints below: too few for a crop
     assert (zooms(affine) < 1.5).all()
 
 

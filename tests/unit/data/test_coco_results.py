@@ -32,32 +32,32 @@ def detected(
     return read_detections(file, people.annotations, images, skeleton, threshold)
 
 
-def labelled_boxes(people: People) -> Records:
+def labeled_boxes(people: People) -> Records:
     """The boxes of the annotation file as they stand there."""
     annotations = json.loads(people.annotations.read_text())["annotations"]
     return [box(a["image_id"], bbox=a["bbox"], score=1.0) for a in annotations]
 
 
-def test_labelled_boxes_as_detections_give_the_crops_of_the_labelled_people(
+def test_labeled_boxes_as_detections_give_the_crops_of_the_labeled_people(
     five_people: People, five: Skeleton, tmp_path: Path
 ) -> None:
-    found = detected(labelled_boxes(five_people), five_people, five, tmp_path)
+    found = detected(labeled_boxes(five_people), five_people, five, tmp_path)
     assert np.array_equal(found.boxes, five_people.boxes)
     assert np.array_equal(found.image_ids, five_people.image_ids)
-    assert np.array_equal(found.neighbours, five_people.neighbours)
+    assert np.array_equal(found.neighbors, five_people.neighbors)
     assert found.image_paths == five_people.image_paths
     assert found.visibility.shape == five_people.visibility.shape and not found.visibility.any()
-    store, labelled = (
+    store, labeled = (
         open_crop_store(make_crop_store(people, (96, 64), tmp_path))
         for people in (found, five_people)
     )
     rows = np.arange(len(store))
-    assert np.array_equal(store.crops(rows), labelled.crops(rows))
+    assert np.array_equal(store.crops(rows), labeled.crops(rows))
     assert store.box_scores is not None and store.box_scores.tolist() == [1.0] * 13
-    assert labelled.box_scores is None and store.path != labelled.path
+    assert labeled.box_scores is None and store.path != labeled.path
 
 
-def test_people_of_the_pictures_are_taken_picture_by_picture(
+def test_people_of_the_images_are_taken_image_by_image(
     five_people: People, five: Skeleton, tmp_path: Path
 ) -> None:
     entries = [
@@ -68,14 +68,14 @@ def test_people_of_the_pictures_are_taken_picture_by_picture(
     assert found.image_ids.tolist() == [1, 1, 2]
     assert found.annotation_ids.tolist() == [1, 4, 0]
     assert found.box_scores is not None and found.box_scores.tolist() == [0.9, 0.3, 0.5]
-    assert found.neighbours.tolist() == [1, 0, -1]
+    assert found.neighbors.tolist() == [1, 0, -1]
 
 
-def test_a_box_is_clipped_to_its_picture_as_a_labelled_one_is(
+def test_a_box_is_clipped_to_its_image_as_a_labeled_one_is(
     five_people: People, five: Skeleton, tmp_path: Path
 ) -> None:
     found = detected([box(bbox=[-5, 60, 40, 70])], five_people, five, tmp_path)
-    assert found.boxes.tolist() == [[0, 60, 39, 39]]  # the picture is 120 wide and 100 high
+    assert found.boxes.tolist() == [[0, 60, 39, 39]]  # the image is 120 wide and 100 high
 
 
 def test_a_higher_threshold_makes_another_store(
@@ -110,17 +110,17 @@ def test_a_higher_threshold_makes_another_store(
         ([box(), {k: v for k, v in box().items() if k != "score"}], "score must be a finite"),
         ([box(999), box(category_id=2)], r"none among the 2 .*change data\.val\.detections"),
         ([box(score=0.1)], r"detection_threshold=0\.2, got none of 1 .*highest score is 0\.1"),
-        ([box(bbox=[500, 0, 9, 9])], "must leave a box within its picture"),
+        ([box(bbox=[500, 0, 9, 9])], "must leave a box within its image"),
     ],
 )
-def test_a_file_that_says_nothing_of_these_pictures_is_refused(
+def test_a_file_that_says_nothing_of_these_images_is_refused(
     entries: Any, message: str, five_people: People, five: Skeleton, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message):
         detected(entries, five_people, five, tmp_path, threshold=0.2)
 
 
-def test_a_file_and_a_picture_that_are_not_there_are_named(
+def test_a_file_and_a_image_that_are_not_there_are_named(
     five_people: People, five: Skeleton, tmp_path: Path
 ) -> None:
     images = five_people.image_paths[0].parent

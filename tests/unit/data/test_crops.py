@@ -1,4 +1,4 @@
-"""From picture to crop: the official frame, stored crops, and joints that move with the pixels."""
+"""From image to crop: the official frame, stored crops, and joints that move with the pixels."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from study.data.augmentation import cut_crops, draw_augmentation
 from study.data.crops import (
     STORED_MARGIN,
     apply_affine,
-    carry,
     image_to_crop_affine,
     invert_affine,
     plain_affines,
-    read_picture,
+    read_image,
     stored_frame,
     stored_size,
+    transform_points,
     warp,
 )
 from study.errors import InputError
@@ -38,7 +38,7 @@ SIZE = (96, 64)
 FRAME = CropFrame(SIZE)
 CPU = torch.device("cpu")
 OFFICIAL = AugmentConfig(
-    scale=0.35, rotation=40.0, flip=0.5, half_body=0.3, colour=0.0, erase=0, occlude=0
+    scale=0.35, rotation=40.0, flip=0.5, half_body=0.3, color=0.0, erase=0, occlude=0
 )
 
 
@@ -66,7 +66,7 @@ def of_five(
 
 
 def dots_at(points: Tensor, size: tuple[int, int]) -> Tensor:
-    """One picture (hs, ws, 3) per point (N, 2): black, with a soft dot there."""
+    """One image (hs, ws, 3) per point (N, 2): black, with a soft dot there."""
     rows, columns = torch.arange(size[0])[:, None], torch.arange(size[1])
     away = (columns - points[:, 0, None, None]) ** 2 + (rows - points[:, 1, None, None]) ** 2
     dots = (255 * torch.exp(-away / (2 * 2.5**2))).round().to(torch.uint8)
@@ -79,7 +79,7 @@ def noise(*shape: int) -> Tensor:
 
 
 def centroids(crops: Tensor) -> Tensor:
-    """Centre of mass of the first channel, x and y, (N, 2)."""
+    """Center of mass of the first channel, x and y, (N, 2)."""
     mass = crops[:, 0]
     total = mass.sum((1, 2))
     x = (mass.sum(1) * torch.arange(mass.shape[2])).sum(-1) / total
@@ -133,9 +133,9 @@ def test_warped_crop_equals_the_official_one_but_for_opencv_versions(
         name = f"crop_{person['set']}_{person['ann_id']}"
         if name not in crops:
             continue
-        picture = read_picture(shared / "data/coco_tiny" / person["set"] / person["file_name"])
+        image = read_image(shared / "data/coco_tiny" / person["set"] / person["file_name"])
         affine = image_to_crop_affine(boxes_of([person]), OFFICIAL_FRAME)[0]
-        difference = warp(picture, affine, OFFICIAL_SIZE).astype(float) - crops[name]
+        difference = warp(image, affine, OFFICIAL_SIZE).astype(float) - crops[name]
         # OpenCV 4 and 5 differ by 0.15 on average; a shift by a tenth of a pixel by more than 0.5
         assert np.abs(difference).mean() < 0.5
         compared += 1
@@ -145,15 +145,15 @@ def test_warped_crop_equals_the_official_one_but_for_opencv_versions(
 @pytest.mark.parametrize("size", [OFFICIAL_SIZE, (96, 160), (64, 64)])
 def test_plain_crop_of_a_stored_crop_is_the_direct_warp(size: tuple[int, int]) -> None:
     coarse = np.random.RandomState(0).randint(0, 256, (15, 20, 3), np.uint8)
-    picture = np.asarray(cv2.resize(coarse, (240, 180)), np.uint8)
+    image = np.asarray(cv2.resize(coarse, (240, 180)), np.uint8)
     boxes = np.array([[30.0, 20, 90, 140], [150, 60, 95, 40]])
     frame = CropFrame(size)
     direct = image_to_crop_affine(boxes, frame)
     stored = image_to_crop_affine(boxes, stored_frame(size), margin=STORED_MARGIN)
-    wide = np.stack([warp(picture, affine, stored_size(size)) for affine in stored])
+    wide = np.stack([warp(image, affine, stored_size(size)) for affine in stored])
     plain = cut_crops(wide, plain_affines(2, frame), frame, CPU)
     for crop, affine in zip(plain, direct, strict=True):
-        expected = torch.from_numpy(warp(picture, affine, size)).permute(2, 0, 1)
+        expected = torch.from_numpy(warp(image, affine, size)).permute(2, 0, 1)
         assert (crop - expected).abs().max() < 1.01
 
 
@@ -186,7 +186,7 @@ def test_joints_move_with_the_pixels_under_rotation_scale_and_flip(
 ) -> None:
     points, affine, mirrored = of_five(40, OFFICIAL, five, frame)
     assert mirrored.any() and not mirrored.all()
-    carried = carry(points, affine)[:, 0]
+    carried = transform_points(points, affine)[:, 0]
     crops = cut_crops(dots_at(points[:, 0], stored_size(SIZE)).numpy(), affine, frame, CPU)
     inside = ((carried > 10) & (carried < torch.tensor([53.0, 85.0]))).all(-1)
     assert inside.sum() > 20
@@ -199,21 +199,21 @@ def test_carry_keeps_whatever_dimensions_lie_between() -> None:
     affine = torch.tensor([[[0.0, -2.0, 5.0], [2.0, 0.0, 1.0]]])
     modes = torch.tensor([[[[1.0, 2.0], [0.0, 0.0], [3.0, 1.0]]]])  # (1, 1, 3, 2)
     expected = torch.tensor([[[[1.0, 3.0], [5.0, 1.0], [3.0, 7.0]]]])
-    torch.testing.assert_close(carry(modes, affine), expected)
+    torch.testing.assert_close(transform_points(modes, affine), expected)
 
 
-def test_beyond_the_picture_there_is_black() -> None:
+def test_beyond_the_image_there_is_black() -> None:
     white = np.full((20, 20, 3), 255, np.uint8)
     affine = image_to_crop_affine(np.array([[0.0, 0, 20, 20]]), CropFrame((32, 32)))[0]
     crop = warp(white, affine, (32, 32))
     assert crop[16, 16].tolist() == [255] * 3 and crop[0, 0].tolist() == [0] * 3
 
 
-def test_a_picture_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_image_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "broken.jpg"
-    path.write_bytes(b"no picture")
+    path.write_bytes(b"no image")
     with pytest.raises(InputError, match=r"broken\.jpg.*replace the file"):
-        read_picture(path)
+        read_image(path)
 
 
 def test_invert_affine_undoes_an_affine() -> None:

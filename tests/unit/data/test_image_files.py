@@ -1,4 +1,4 @@
-"""A picture's size and turn are read off its header, and compared with its annotation."""
+"""An image's size and turn are read off its header, and compared with its annotation."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import cv2
 import numpy as np
 import pytest
 
-from study.data.crops import read_picture
+from study.data.crops import read_image
 from study.data.image_files import (
-    BROKEN_PICTURE,
+    BROKEN_IMAGE,
     OTHER_SIZE,
-    TURNED_PICTURE,
-    picture_problem,
+    TURNED_IMAGE,
+    image_problem,
     read_header,
 )
 
 HEIGHT, WIDTH = 40, 60
-PICTURE = np.random.RandomState(0).randint(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+IMAGE = np.random.RandomState(0).randint(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
 
 
 def encoded(suffix: str) -> bytes:
-    return cv2.imencode(suffix, PICTURE)[1].tobytes()
+    return cv2.imencode(suffix, IMAGE)[1].tobytes()
 
 
 def turned(orientation: int, order: str = "little") -> bytes:
@@ -40,12 +40,12 @@ def turned(orientation: int, order: str = "little") -> bytes:
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp"])
-def test_size_of_the_annotation_must_be_the_pictures(tmp_path: Path, suffix: str) -> None:
+def test_size_of_the_annotation_must_be_the_images(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"a{suffix}"
     file.write_bytes(encoded(suffix))
-    assert picture_problem(file) is None
-    assert picture_problem(file, HEIGHT, WIDTH) is None
-    problem = picture_problem(file, WIDTH, HEIGHT)
+    assert image_problem(file) is None
+    assert image_problem(file, HEIGHT, WIDTH) is None
+    problem = image_problem(file, WIDTH, HEIGHT)
     assert problem is not None and problem[0] == OTHER_SIZE
     assert "annotation file says, 60 x 40, got 40 x 60" in problem[1]
     assert "EXIF" not in problem[1]
@@ -63,36 +63,36 @@ def test_header_after_a_long_segment_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("order", ["little", "big"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turned_picture_has_the_size_that_the_study_reads(
+def test_turned_image_has_the_size_that_the_study_reads(
     tmp_path: Path, orientation: int, order: str
 ) -> None:
     file = tmp_path / "a.jpg"
     file.write_bytes(turned(orientation, order))
-    height, width = read_picture(file).shape[:2]
+    height, width = read_image(file).shape[:2]
     with file.open("rb") as content:
         header = read_header(content)
     assert header is not None and header.orientation == orientation
     assert header.size_as_read() == (height, width)
-    problem = picture_problem(file, height, width)
+    problem = image_problem(file, height, width)
     if orientation == 1:
         assert problem is None
     else:
-        assert problem is not None and problem[0] == TURNED_PICTURE
+        assert problem is not None and problem[0] == TURNED_IMAGE
 
 
-def test_annotation_of_the_picture_as_stored_is_a_fault_that_names_the_tag(tmp_path: Path) -> None:
+def test_annotation_of_the_image_as_stored_is_a_fault_that_names_the_tag(tmp_path: Path) -> None:
     file = tmp_path / "a.jpg"
     file.write_bytes(turned(6))
-    problem = picture_problem(file, HEIGHT, WIDTH)
+    problem = image_problem(file, HEIGHT, WIDTH)
     assert problem is not None and problem[0] == OTHER_SIZE
     assert "EXIF orientation is 6: remove the tag" in problem[1]
 
 
 @pytest.mark.parametrize("share", [0.01, 0.2, 0.6, 0.95])
-def test_header_alone_is_no_whole_picture(tmp_path: Path, share: float) -> None:
+def test_header_alone_is_no_whole_image(tmp_path: Path, share: float) -> None:
     for suffix in (".jpg", ".png"):
         whole = encoded(suffix)
         file = tmp_path / f"a{suffix}"
         file.write_bytes(whole[: int(share * len(whole))])
-        problem = picture_problem(file, HEIGHT, WIDTH)
-        assert problem is not None and problem[0] == BROKEN_PICTURE
+        problem = image_problem(file, HEIGHT, WIDTH)
+        assert problem is not None and problem[0] == BROKEN_IMAGE

@@ -16,7 +16,7 @@ from study.data.audit import CROWD, NO_AREA, NO_LABELS, OUTSIDE, audit, notes
 from study.data.people import (
     IN_BOTH,
     People,
-    find_neighbours,
+    find_neighbors,
     overlap,
     read_people,
     split_people,
@@ -91,7 +91,7 @@ def test_real_data_pass_the_audit_and_all_their_people_are_read(shared: Path, na
 def test_official_crowdpose_val_passes_with_its_oddities_as_notes(shared: Path) -> None:
     annotations = shared / "data/crowdpose_tiny/annotations/crowdpose_val.json"
     images = shared / "data/crowdpose_tiny/images"
-    assert audit(annotations, images, CROWDPOSE, verify_pictures=False) == []
+    assert audit(annotations, images, CROWDPOSE, verify_images=False) == []
     assert len(read_people(annotations, images, CROWDPOSE)) == 7074
     counts = notes(annotations, CROWDPOSE)
     assert (counts["people"], counts[CROWD]) == (7074, 106)
@@ -116,14 +116,14 @@ def test_boxes_are_those_of_the_official_reader(shared: Path) -> None:
 def test_box_that_reaches_outside_is_clipped_and_loses_a_pixel(
     read: Callable[..., People],
 ) -> None:
-    people = read(person(1, 1, bbox=[-5, 10, 40, 100]))  # in a picture of 80 x 60
+    people = read(person(1, 1, bbox=[-5, 10, 40, 100]))  # in an image of 80 x 60
     assert people.boxes.tolist() == [[0, 10, 39, 69]]
 
 
 def test_columns_hold_what_the_file_says(read: Callable[..., People], tmp_path: Path) -> None:
     keypoints = [1.5, 2.5, 2, 3, 4, 1, 0, 0, 0, 7, 8, 2, 9, 10, 1]
     people = read(person(7, 2, keypoints=keypoints, num_keypoints=4), person(9, 1))
-    assert people.annotation_ids.tolist() == [9, 7]  # picture by picture
+    assert people.annotation_ids.tolist() == [9, 7]  # image by image
     assert people.image_ids.tolist() == people.source_ids.tolist() == [1, 2]
     assert people.keypoints_image[1].tolist() == [[1.5, 2.5], [3, 4], [0, 0], [7, 8], [9, 10]]
     assert people.visibility[1].tolist() == [2, 1, 0, 2, 1]
@@ -144,7 +144,7 @@ def test_official_readers_skips_are_skipped(read: Callable[..., People], tmp_pat
         person(1, 1),
         person(2, 1, iscrowd=1),
         person(3, 1, keypoints=[0] * 15),
-        person(4, 1, num_keypoints=0),  # CrowdPose: only head and neck are labelled
+        person(4, 1, num_keypoints=0),  # CrowdPose: only head and neck are labeled
         person(5, 1, area=0),
         person(6, 2, iscrowd=1, bbox=[0, 0, 0, 0]),
     )
@@ -167,17 +167,17 @@ def test_source_is_known_only_where_everyone_names_it(read: Callable[..., People
     assert not people.has_source and people.source_ids.tolist() == [1, 2]
 
 
-def test_neighbour_is_whose_box_overlaps_most_in_the_same_picture() -> None:
+def test_neighbor_is_whose_box_overlaps_most_in_the_same_image() -> None:
     boxes = np.array(
         [[0, 0, 10, 10], [5, 0, 10, 10], [8, 0, 10, 10], [40, 40, 5, 5], [0, 0, 10, 10]], float
     )
     groups = np.array([1, 1, 1, 1, 2])
     # Shared with the first: 5 x 10 and 2 x 10; the second and the third share 7 x 10.
-    assert find_neighbours(boxes, groups).tolist() == [1, 2, 1, -1, -1]
-    assert find_neighbours(np.zeros((0, 4)), np.zeros(0)).tolist() == []
+    assert find_neighbors(boxes, groups).tolist() == [1, 2, 1, -1, -1]
+    assert find_neighbors(np.zeros((0, 4)), np.zeros(0)).tolist() == []
 
 
-def test_neighbours_equal_a_plain_loop() -> None:
+def test_neighbors_equal_a_plain_loop() -> None:
     rng = np.random.RandomState(0)
     boxes = np.concatenate([rng.uniform(0, 60, (200, 2)), rng.uniform(5, 40, (200, 2))], axis=1)
     groups = np.sort(rng.randint(0, 50, 200))
@@ -191,10 +191,10 @@ def test_neighbours_equal_a_plain_loop() -> None:
                 iou = width * height / (w * h + p * q - width * height)
                 best, best_iou = (j, iou) if iou > best_iou else (best, best_iou)
         expected.append(best)
-    assert find_neighbours(boxes, groups).tolist() == expected
+    assert find_neighbors(boxes, groups).tolist() == expected
 
 
-def test_taken_people_keep_the_neighbours_who_came_along(read: Callable[..., People]) -> None:
+def test_taken_people_keep_the_neighbors_who_came_along(read: Callable[..., People]) -> None:
     people = read(
         person(1, 1),
         person(2, 1, bbox=[6, 10, 30, 40]),
@@ -202,17 +202,17 @@ def test_taken_people_keep_the_neighbours_who_came_along(read: Callable[..., Peo
         person(4, 1, bbox=[9, 10, 30, 40]),
     )
     assert people.annotation_ids.tolist() == [1, 2, 4, 3]
-    assert people.neighbours.tolist() == [1, 0, 1, -1]
+    assert people.neighbors.tolist() == [1, 0, 1, -1]
     taken = people.take(np.array([3, 1, 0]))
     assert taken.annotation_ids.tolist() == [3, 2, 1]
-    assert taken.neighbours.tolist() == [-1, 2, 1]
+    assert taken.neighbors.tolist() == [-1, 2, 1]
     assert taken.image_paths == tuple(people.image_paths[i] for i in (3, 1, 0))
-    assert people.take(np.array([2])).neighbours.tolist() == [-1]
+    assert people.take(np.array([2])).neighbors.tolist() == [-1]
     assert len(people.take(np.array([], int))) == 0
 
 
 def make_people(read: Callable[..., People], num_images: int = 40) -> People:
-    """Two people a picture; each source person is in two pictures."""
+    """Two people an image; each source person is in two images."""
     people = [
         person(2 * i + side + 1, i + 1, source_id=(2 * i + side) % num_images)
         for i in range(num_images)
@@ -221,19 +221,19 @@ def make_people(read: Callable[..., People], num_images: int = 40) -> People:
     return read(*people, num_images=num_images)
 
 
-def test_search_slice_is_whole_pictures_and_shares_nobody_with_train(
+def test_search_slice_is_whole_images_and_shares_nobody_with_train(
     read: Callable[..., People],
 ) -> None:
     people = make_people(read)
     train, search = split_people(people, 0.1, seed=3)
-    pictures = set(people.image_ids[search].tolist())
-    assert len(pictures) == 4 and len(search) == 8  # of 40 pictures of 2
-    # Picture i shows the same two as picture i + 20.
-    twins = {(picture + 19) % 40 + 1 for picture in pictures}
-    assert set(people.image_ids[train].tolist()) == set(range(1, 41)) - pictures - twins
+    images = set(people.image_ids[search].tolist())
+    assert len(images) == 4 and len(search) == 8  # of 40 images of 2
+    # Image i shows the same two as image i + 20.
+    twins = {(image + 19) % 40 + 1 for image in images}
+    assert set(people.image_ids[train].tolist()) == set(range(1, 41)) - images - twins
 
 
-def test_people_without_source_are_split_by_picture_alone(shared: Path) -> None:
+def test_people_without_source_are_split_by_image_alone(shared: Path) -> None:
     folder = shared / "data/coco_tiny"
     annotations = folder / "annotations/person_keypoints_train2017.json"
     people = read_people(annotations, folder / "train2017", COCO)
@@ -268,9 +268,7 @@ def test_search_fraction_outside_its_bounds_is_refused(
 
 
 def test_split_that_leaves_a_side_empty_is_refused(read: Callable[..., People]) -> None:
-    with pytest.raises(
-        InputError, match=r"both sides, got .* 2 people and 1 pictures of .*a\.json"
-    ):
+    with pytest.raises(InputError, match=r"both sides, got .* 2 people and 1 images of .*a\.json"):
         split_people(read(person(1, 1), person(2, 1)), 0.5, seed=0)
     everyone_alike = read(person(1, 1, source_id=4), person(2, 2, source_id=4), name="b")
     with pytest.raises(InputError, match="got 0 people to train on and 1 to search on"):
@@ -298,7 +296,7 @@ def test_people_of_train_who_are_in_val_are_faults(read: Callable[..., People]) 
     assert fault.file.name == "train.json" and "val.json" in fault.detail
 
 
-def test_people_of_train_whose_picture_or_source_is_in_val_are_faults(
+def test_people_of_train_whose_image_or_source_is_in_val_are_faults(
     read: Callable[..., People],
 ) -> None:
     train = read(person(5, 1), person(6, 2), name="train")
@@ -309,7 +307,7 @@ def test_people_of_train_whose_picture_or_source_is_in_val_are_faults(
     assert [fault.annotation_id for fault in overlap(train, val)] == [6]
 
 
-def test_ground_truth_keeps_all_annotations_of_its_pictures(tmp_path: Path) -> None:
+def test_ground_truth_keeps_all_annotations_of_its_images(tmp_path: Path) -> None:
     people = [person(1, 1), person(2, 2, iscrowd=1), person(3, 2), person(4, 3)]
     source = write(tmp_path / "a.json", people)
     target = tmp_path / "new/folder/b.json"

@@ -30,7 +30,7 @@ from study.dataset import UNUSABLE, main
 from study.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[3]
-GREY = 128
+GRAY = 128
 
 
 def person(number: int, image: int, left: int = 20) -> dict[str, Any]:
@@ -42,14 +42,14 @@ def person(number: int, image: int, left: int = 20) -> dict[str, Any]:
 
 
 def write_split(root: Path, split: str, first: int) -> Path:
-    """Three grey pictures of two people each, in COCO's layout."""
+    """Three gray images of two people each, in COCO's layout."""
     images = [
         {"id": i, "file_name": f"{i:012d}.jpg", "height": 100, "width": 120}
         for i in range(first, first + 3)
     ]
     (root / f"{split}2017").mkdir(parents=True)
     for image in images:
-        picture = np.full((100, 120, 3), GREY, np.uint8)
+        picture = np.full((100, 120, 3), GRAY, np.uint8)
         cv2.imwrite(str(root / f"{split}2017/{image['file_name']}"), picture)
     people = [person(2 * i["id"] + k, i["id"], 20 + 40 * k) for i in images for k in (0, 1)]
     categories = [{"id": 1, "name": "person", "keypoints": list(COCO.joints)}]
@@ -97,20 +97,20 @@ def test_sound_folder_is_shown_and_written(
     assert len(people) == 12
     assert people[0] == {
         "annotations": str(coco / "annotations/person_keypoints_train2017.json"),
-        **{"annotation_id": 2, "image_id": 1, "picture": "000000000001.jpg"},
+        **{"annotation_id": 2, "image_id": 1, "image": "000000000001.jpg"},
         **{"x": 15, "y": 15, "width": 45, "height": 75, "area": 3000},
-        **{"num_labelled": 17, "num_visible": 8, "crowd_index": people[0]["crowd_index"]},
+        **{"num_labeled": 17, "num_visible": 8, "crowd_index": people[0]["crowd_index"]},
     }
 
 
 def test_contact_sheet_has_the_skeletons_drawn(coco: Path, tmp_path: Path) -> None:
-    assert run(coco, "--out", tmp_path / "out", "--pictures", 2) == 0
+    assert run(coco, "--out", tmp_path / "out", "--sheet", 2) == 0
     for split in ("train", "val"):
         sheet = cv2.imread(str(tmp_path / f"out/person_keypoints_{split}2017.jpg"))
         assert sheet is not None and sheet.shape == (260, 520, 3)
-        colourful = np.ptp(sheet.astype(int), axis=2) > 60
-        left, right = colourful[:, :260].sum(), colourful[:, 260:].sum()
-        assert left > 300 and right > 300  # grey pictures: colour is limbs and joints
+        colorful = np.ptp(sheet.astype(int), axis=2) > 60
+        left, right = colorful[:, :260].sum(), colorful[:, 260:].sum()
+        assert left > 300 and right > 300  # gray images: color is limbs and joints
         scale, above = 256 / 120, 2 + (256 - round(100 * 256 / 120)) // 2
         x, y = 2 + round(22.5 * scale), above + round(24.5 * scale)  # the eye at 22, 24
         np.testing.assert_allclose(sheet[y, x], (90, 255, 90), atol=60)
@@ -124,7 +124,7 @@ def test_fault_is_listed_with_status_one(
     out = tmp_path / "out"
     assert run(coco, "--out", out) == 1
     said = capsys.readouterr().out
-    assert "box of zero size: 1" in said and "picture truncated or unreadable: 2" in said
+    assert "box of zero size: 1" in said and "image truncated or unreadable: 2" in said
     rows = read_audit(out / "audit.parquet").to_pylist()
     assert [(row["annotation_id"], row["is_fault"]) for row in rows] == [
         *((4, True), (5, True), (22, True)),
@@ -133,9 +133,7 @@ def test_fault_is_listed_with_status_one(
     assert (out / "person_keypoints_train2017.jpg").is_file()
 
 
-def test_picture_damaged_between_its_ends_is_left_off_the_sheet(
-    coco: Path, tmp_path: Path
-) -> None:
+def test_image_damaged_between_its_ends_is_left_off_the_sheet(coco: Path, tmp_path: Path) -> None:
     for number in (1, 2, 3, 11):
         file = coco / f"{'val' if number == 11 else 'train'}2017/{number:012d}.jpg"
         whole = file.read_bytes()
@@ -153,7 +151,7 @@ def test_people_of_train_who_are_in_val_are_faults(
     train = coco / "annotations/person_keypoints_train2017.json"
     shutil.copy(train, coco / "annotations/person_keypoints_val2017.json")
     shutil.copytree(coco / "train2017", coco / "val2017", dirs_exist_ok=True)
-    assert run(coco, "--out", tmp_path / "out", "--pictures", 0) == 1
+    assert run(coco, "--out", tmp_path / "out", "--sheet", 0) == 1
     assert "person of train who is in val: 6" in capsys.readouterr().out
     rows = read_audit(tmp_path / "out/audit.parquet").to_pylist()
     assert {row["kind"] for row in rows if row["is_fault"]} == {"person of train who is in val"}
@@ -193,10 +191,10 @@ def test_wrong_arguments_are_told(coco: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"--out must be a folder that can be made, got .*file"):
         main([str(coco), "--out", str(tmp_path / "file")])
     assert run(coco, "--images", tmp_path / "nowhere") == 2
-    assert run(coco, "--pictures", -1) == 2
+    assert run(coco, "--sheet", -1) == 2
 
 
-def test_pictures_elsewhere_are_named_by_option(
+def test_images_elsewhere_are_named_by_option(
     coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "mine.json"
@@ -229,8 +227,8 @@ def test_official_layouts_are_known(shared: Path, tmp_path: Path) -> None:
     for name in ("train", "val", "trainval"):
         source = shared / "data/crowdpose_tiny/annotations/crowdpose_sample.json"
         shutil.copy(source, tmp_path / f"json/crowdpose_{name}.json")
-    for picture in (shared / "data/crowdpose_tiny/images").iterdir():
-        shutil.copy(picture, tmp_path / "images")
+    for image in (shared / "data/crowdpose_tiny/images").iterdir():
+        shutil.copy(image, tmp_path / "images")
     (tmp_path / "json/results.json").write_text("\n [1]")
     files = annotation_files(tmp_path)
     assert [file.name for file in files] == [
@@ -251,7 +249,7 @@ def test_figures_are_those_counted_by_hand(coco: Path) -> None:
     change(file, keypoints=keypoints, num_keypoints=2, area=900)
     figures = measure(read_table(file, COCO), left_out={3})
     assert len(figures.rows) == 5 and figures.num_with_people == 3
-    assert figures.labelled[0] == figures.labelled[1] == 1 and figures.labelled[2] == 4 / 5
+    assert figures.labeled[0] == figures.labeled[1] == 1 and figures.labeled[2] == 4 / 5
     assert figures.visible[0] == 1 / 5 and figures.visible[1] == 4 / 5  # 1 + j % 2, but one
     assert figures.joints_per_person.tolist() == [0, 0, 1, *[0] * 14, 4]
     assert figures.sizes.tolist() == [1, 4, 0]
@@ -280,7 +278,7 @@ def test_crowd_index_goes_with_that_of_the_official_file(shared: Path) -> None:
 def test_command_runs_from_anywhere_and_teaches(coco: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "study/dataset.py")]
     helped = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
-    assert "examples:" in helped.stdout and "usage: data/people.py" in helped.stdout
+    assert "examples:" in helped.stdout and "usage: dataset.py" in helped.stdout
     done = subprocess.run(
         [*command, str(coco)],
         **{"cwd": tmp_path, "capture_output": True, "text": True},
@@ -296,6 +294,6 @@ def test_full_size_benchmark_runs_small(shared: Path, tmp_path: Path) -> None:
     command = [sys.executable, script, source, "--folder", tmp_path, "--people", "300"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    for step in ("audit", "data/people.py", "prepare", "targets", "train"):
+    for step in ("audit", "dataset.py", "prepare", "targets", "train"):
         assert step in done.stdout
     assert "people/s" in done.stdout and "GB are free" in done.stdout

@@ -1,4 +1,4 @@
-"""The built-in dataset: what is promised of its files, its labels and its pictures."""
+"""The built-in dataset: what is promised of its files, its labels and its images."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from study.data.synthetic.dataset import (
     crowd_index,
     dataset_settings,
     draw_dataset,
-    draw_picture,
+    draw_image,
 )
-from study.data.synthetic.geometry import Box, Capsule, Dice, axis_of, in_silhouette, meet_capsule
+from study.data.synthetic.geometry import Box, Capsule, Rng, axis_of, in_silhouette, meet_capsule
 from study.data.synthetic.render import Canvas, Piece
 from study.data.synthetic.scene import LAYER, Scene, compose_scene, label_scene
 from study.errors import InputError
@@ -37,7 +37,7 @@ COUNTS = {"train": 4, "val": 3}
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("drawn") / "people"
-    draw_dataset(root, seed=3, train_pictures=COUNTS["train"], val_pictures=COUNTS["val"])
+    draw_dataset(root, seed=3, num_train_images=COUNTS["train"], num_val_images=COUNTS["val"])
     return root
 
 
@@ -47,9 +47,9 @@ def read(root: Path, split: str) -> dict[str, Any]:
     return content
 
 
-def people_of(num_pictures: int) -> list[dict[str, Any]]:
-    """The annotations of that many pictures; the pictures are not drawn."""
-    labels = (label for i in range(num_pictures) for label in compose_scene(7, 0, i)[1])
+def people_of(num_images: int) -> list[dict[str, Any]]:
+    """The annotations of that many images; the images are not drawn."""
+    labels = (label for i in range(num_images) for label in compose_scene(7, 0, i)[1])
     return [{"keypoints": label.keypoints_image, "box": label.box} for label in labels]
 
 
@@ -67,7 +67,7 @@ def test_annotations_are_these_bytes_on_every_machine(drawn: Path) -> None:
 
 
 @pytest.mark.parametrize("split", list(COUNTS))
-def test_coco_reads_the_annotations_and_finds_every_picture(drawn: Path, split: str) -> None:
+def test_coco_reads_the_annotations_and_finds_every_image(drawn: Path, split: str) -> None:
     coco = CocoFile(drawn / "annotations" / f"person_keypoints_{split}2017.json")
     assert len(coco.imgs) == COUNTS[split]
     (category,) = coco.loadCats(coco.getCatIds())
@@ -92,7 +92,7 @@ def test_annotations_have_what_coco_has(drawn: Path) -> None:
         assert 0 < annotation["area"] <= annotation["bbox"][2] * annotation["bbox"][3]
 
 
-def test_labelled_joints_and_boxes_lie_in_the_picture() -> None:
+def test_labeled_joints_and_boxes_lie_in_the_image() -> None:
     for index in range(40):
         scene, labels = compose_scene(7, 0, index)
         for label in labels:
@@ -103,7 +103,7 @@ def test_labelled_joints_and_boxes_lie_in_the_picture() -> None:
                 assert v > 0 or (px, py) == (0.0, 0.0)
 
 
-def test_most_joints_are_visible_and_some_hidden_or_unlabelled() -> None:
+def test_most_joints_are_visible_and_some_hidden_or_unlabeled() -> None:
     seen = [v for person in people_of(60) for *_, v in person["keypoints"]]
     shares = [seen.count(v) / len(seen) for v in (0, 1, 2)]
     assert shares[2] > 0.5
@@ -111,7 +111,7 @@ def test_most_joints_are_visible_and_some_hidden_or_unlabelled() -> None:
     assert 0.05 < shares[0] < 0.3
 
 
-def test_a_good_part_of_the_pictures_has_overlapping_people() -> None:
+def test_a_good_part_of_the_images_has_overlapping_people() -> None:
     counts = [len(compose_scene(7, 0, index)[1]) for index in range(200)]
     assert 50 <= sum(count > 1 for count in counts) <= 100
 
@@ -120,8 +120,8 @@ def test_crowd_index_counts_the_joints_of_others_in_a_box() -> None:
     def person(box: list[float], joints: list[tuple[float, float, int]]) -> dict[str, Any]:
         return {"bbox": box, "keypoints": [value for joint in joints for value in joint]}
 
-    # The first box holds two of the second's joints (the unlabelled one at 0, 0 does not count),
-    # the second holds none of the first's: (2 / 3 + 0 / 4) / 2. The third has no labelled joint.
+    # The first box holds two of the second's joints (the unlabeled one at 0, 0 does not count),
+    # the second holds none of the first's: (2 / 3 + 0 / 4) / 2. The third has no labeled joint.
     first = person([0, 0, 10, 10], [(1, 1, 2), (2, 2, 1), (3, 3, 2), (0, 0, 0)])
     second = person([8, 8, 10, 10], [(9, 9, 2), (10, 10, 1), (15, 15, 2), (16, 12, 2)])
     third = person([0, 0, 99, 99], [(0, 0, 0), (0, 0, 0)])
@@ -130,8 +130,8 @@ def test_crowd_index_counts_the_joints_of_others_in_a_box() -> None:
     assert crowd_index([third]) == 0.0
 
 
-def test_a_larger_dataset_begins_with_the_same_pictures(drawn: Path, tmp_path: Path) -> None:
-    draw_dataset(tmp_path / "more", seed=3, train_pictures=6, val_pictures=1)
+def test_a_larger_dataset_begins_with_the_same_images(drawn: Path, tmp_path: Path) -> None:
+    draw_dataset(tmp_path / "more", seed=3, num_train_images=6, num_val_images=1)
     small, large = read(drawn, "train"), read(tmp_path / "more", "train")
     assert large["images"][: COUNTS["train"]] == small["images"]
     assert large["annotations"][: len(small["annotations"])] == small["annotations"]
@@ -140,15 +140,15 @@ def test_a_larger_dataset_begins_with_the_same_pictures(drawn: Path, tmp_path: P
         assert (drawn / name).read_bytes() == (tmp_path / "more" / name).read_bytes()
 
 
-def test_a_picture_depends_on_its_number_and_not_on_those_before_it() -> None:
-    first = draw_picture(3, 0, 5)
-    draw_picture(3, 1, 2)
-    again = draw_picture(3, 0, 5)
+def test_a_image_depends_on_its_number_and_not_on_those_before_it() -> None:
+    first = draw_image(3, 0, 5)
+    draw_image(3, 1, 2)
+    again = draw_image(3, 0, 5)
     assert again[:2] == first[:2]
     np.testing.assert_array_equal(again[2], first[2])
 
 
-def test_no_two_pictures_of_the_splits_and_seeds_are_alike() -> None:
+def test_no_two_images_of_the_splits_and_seeds_are_alike() -> None:
     # The twister takes the seeds [2] and [2, 1] for the same; ours are hashed first.
     keys = [(seed, split, index) for seed in (0, 1) for split in (0, 1) for index in range(4)]
     noses = {compose_scene(*key)[0].bodies[0].joints["nose"] for key in keys}
@@ -158,7 +158,7 @@ def test_no_two_pictures_of_the_splits_and_seeds_are_alike() -> None:
 def test_a_person_who_faces_the_camera_has_the_left_shoulder_on_the_right() -> None:
     facing = {True: 0, False: 0}
     for index in range(120):
-        body = build_body(Dice(7, 0, index, 0), 100.0)
+        body = build_body(Rng(7, 0, index, 0), 100.0)
         chest = next(part.frame for part in body.parts if part.part == "torso")
         if abs(chest.front[2]) > 0.7 and chest.up[1] < -0.7:
             towards = chest.front[2] > 0
@@ -169,7 +169,7 @@ def test_a_person_who_faces_the_camera_has_the_left_shoulder_on_the_right() -> N
     assert min(facing.values()) > 5
 
 
-def test_the_face_of_a_person_seen_from_behind_is_not_labelled() -> None:
+def test_the_face_of_a_person_seen_from_behind_is_not_labeled() -> None:
     backs = 0
     for index in range(60):
         scene, labels = compose_scene(7, 0, index)
@@ -182,7 +182,7 @@ def test_the_face_of_a_person_seen_from_behind_is_not_labelled() -> None:
 
 
 def spread_person() -> Body:
-    """A body made by hand: left arm straight out to the right of the picture, left leg down."""
+    """A body made by hand: left arm straight out to the right of the image, left leg down."""
     joints = {name: (50.0, 50.0, 0.0) for name in COCO.joints}
     joints |= {"left_shoulder": (60.0, 40.0, 0.0), "left_elbow": (75.0, 40.0, 0.0)}
     joints |= {"left_wrist": (90.0, 40.0, 0.0), "left_hip": (55.0, 70.0, 0.0)}
@@ -196,14 +196,14 @@ def visibilities(scene: Scene) -> list[int]:
     return [v for *_, v in label_scene(scene)[0].keypoints_image]
 
 
-def test_a_joint_behind_a_board_is_hidden_and_with_its_neighbours_unlabelled() -> None:
+def test_a_joint_behind_a_board_is_hidden_and_with_its_neighbors_unlabeled() -> None:
     def behind(half_width: float, whim: float) -> list[int]:
         board = Box("box", (90.0, 40.0, LAYER / 2), half_width, 5.0, 1.0, 0.0)
         return visibilities(Scene(100, 100, [spread_person()], [[whim] * 17], [board]))
 
     open_view = visibilities(Scene(100, 100, [spread_person()], [[0.0] * 17], []))
     assert open_view[LEFT_WRIST] == open_view[LEFT_SHOULDER] == 2
-    assert behind(5.0, 0.0)[LEFT_WRIST] == 1  # the elbow, its only neighbour, is in sight
+    assert behind(5.0, 0.0)[LEFT_WRIST] == 1  # the elbow, its only neighbor, is in sight
     assert behind(5.0, 0.0)[LEFT_SHOULDER] == 2
     assert behind(20.0, 0.0)[LEFT_WRIST] == 0
     assert behind(20.0, 0.99)[LEFT_WRIST] == 1
@@ -221,7 +221,7 @@ def test_a_joint_behind_another_person_or_the_own_body_is_hidden() -> None:
     assert visibilities(scene)[LEFT_WRIST] == 2
 
 
-def test_a_joint_outside_the_picture_is_not_labelled() -> None:
+def test_a_joint_outside_the_image_is_not_labeled() -> None:
     label = label_scene(Scene(100, 80, [spread_person()], [[1.0] * 17], []))[0]
     assert label.keypoints_image[LEFT_WRIST] == (0.0, 0.0, 0)
     assert label.keypoints_image[LEFT_HIP] == (55.0, 70.0, 2)
@@ -251,10 +251,10 @@ def test_a_ray_meets_a_tilted_rod_where_geometry_says() -> None:
 
 def test_the_drawn_body_fills_the_box_and_the_area_of_its_label() -> None:
     for index in range(12):
-        body = build_body(Dice(7, 0, index, 0), 100.0).moved((150.0, 150.0, 0.0))
+        body = build_body(Rng(7, 0, index, 0), 100.0).moved((150.0, 150.0, 0.0))
         canvas = Canvas(np.zeros((3, 300, 300), dtype=np.float32), (0.0, 0.0, 1.0), 0.5)
-        grey = (128.0, 128.0, 128.0)
-        canvas.lay_pieces([Piece(part, (grey, grey, 1.0)) for part in body.parts])
+        gray = (128.0, 128.0, 128.0)
+        canvas.lay_pieces([Piece(part, (gray, gray, 1.0)) for part in body.parts])
         rows, columns = np.nonzero(canvas.depth > -1e5)
         label = label_scene(Scene(300, 300, [body], [[1.0] * 17], []))[0]
         left, top, width, height = label.box
@@ -265,13 +265,13 @@ def test_the_drawn_body_fills_the_box_and_the_area_of_its_label() -> None:
         assert len(rows) == pytest.approx(label.area, rel=0.08)
 
 
-def test_progress_counts_every_picture(tmp_path: Path) -> None:
+def test_progress_counts_every_image(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     draw_dataset(
         tmp_path / "people",
         seed=0,
-        train_pictures=2,
-        val_pictures=1,
+        num_train_images=2,
+        num_val_images=1,
         progress=lambda done, total: calls.append((done, total)),
     )
     assert calls == [(1, 3), (2, 3), (3, 3)]
@@ -284,9 +284,9 @@ def test_a_half_drawn_dataset_is_never_seen(tmp_path: Path) -> None:
 
     root = tmp_path / "people"
     with pytest.raises(KeyboardInterrupt):
-        draw_dataset(root, seed=0, train_pictures=2, val_pictures=1, progress=crash)
+        draw_dataset(root, seed=0, num_train_images=2, num_val_images=1, progress=crash)
     assert list(tmp_path.iterdir()) == []
-    draw_dataset(root, seed=0, train_pictures=2, val_pictures=1)
+    draw_dataset(root, seed=0, num_train_images=2, num_val_images=1)
     assert len(read(root, "train")["images"]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["people"]
 
@@ -295,33 +295,33 @@ def test_a_dataset_with_the_same_settings_is_kept(drawn: Path) -> None:
     def fail(done: int, total: int) -> None:
         raise AssertionError("nothing is to be drawn")
 
-    draw_dataset(drawn, seed=3, train_pictures=4, val_pictures=3, progress=fail)
+    draw_dataset(drawn, seed=3, num_train_images=4, num_val_images=3, progress=fail)
     settings = json.loads((drawn / "settings.json").read_text())
-    assert settings == dataset_settings(seed=3, train_pictures=4, val_pictures=3)
+    assert settings == dataset_settings(seed=3, num_train_images=4, num_val_images=3)
 
 
 def test_a_dataset_with_other_settings_is_refused_and_kept(drawn: Path) -> None:
     with pytest.raises(InputError, match=r"asked for.*'seed': 4.*data\.root"):
-        draw_dataset(drawn, seed=4, train_pictures=4, val_pictures=3)
+        draw_dataset(drawn, seed=4, num_train_images=4, num_val_images=3)
     assert len(read(drawn, "train")["images"]) == COUNTS["train"]
 
 
 def test_a_folder_with_other_content_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"missing, empty or a drawn dataset.*data\.root"):
-        draw_dataset(tmp_path, seed=0, train_pictures=1, val_pictures=1)
+        draw_dataset(tmp_path, seed=0, num_train_images=1, num_val_images=1)
     with pytest.raises(InputError, match="missing, empty or a drawn dataset"):
-        draw_dataset(tmp_path / "notes.txt", seed=0, train_pictures=1, val_pictures=1)
+        draw_dataset(tmp_path / "notes.txt", seed=0, num_train_images=1, num_val_images=1)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_a_dataset_without_pictures_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="val_pictures=0"):
-        draw_dataset(tmp_path / "people", seed=0, train_pictures=1, val_pictures=0)
+def test_a_dataset_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="num_val_images=0"):
+        draw_dataset(tmp_path / "people", seed=0, num_train_images=1, num_val_images=0)
 
 
-def test_contact_sheet_shows_the_first_pictures_in_rows(drawn: Path, tmp_path: Path) -> None:
-    contact_sheet(drawn, tmp_path / "docs" / "sheet.png", pictures=3, columns=2)
+def test_contact_sheet_shows_the_first_images_in_rows(drawn: Path, tmp_path: Path) -> None:
+    contact_sheet(drawn, tmp_path / "docs" / "sheet.png", num_images=3, columns=2)
     sheet = cv2.imread(str(tmp_path / "docs" / "sheet.png"))
     assert sheet is not None
     assert sheet.shape == (2 * 260, 2 * 260, 3)

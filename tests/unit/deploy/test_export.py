@@ -25,11 +25,11 @@ from models.skeleton import COCO
 from search_spaces.space import Parameter, SearchSpace
 from study import export
 from study.cache.crop_store import open_crop_store
-from study.cache.prepare import StudyData
+from study.cache.prepare import PreparedData
 from study.config.compose import from_plain, to_plain, with_values
 from study.config.derived import skeleton_of
 from study.config.schema import StudyConfig
-from study.deploy.select_trial import choose_trial, located
+from study.deploy.select_trial import relocate, select_trial
 from study.display import Display
 from study.export import export_study, main
 from study.search.controls import trial_config
@@ -52,7 +52,7 @@ DEPTH = 1
 FILES = {"README.md", "config.json", "model.safetensors"}
 
 
-def score(config: StudyConfig, checkpoint: Checkpoint, data: StudyData) -> float:
+def score(config: StudyConfig, checkpoint: Checkpoint, data: PreparedData) -> float:
     """AP on the search slice, as a trial measures it."""
     estimator, workers = load_estimator(config, checkpoint), Workers(torch.device("cpu"))
     store, truth = open_crop_store(Path(data.search)), Path(data.search_truth)
@@ -60,7 +60,7 @@ def score(config: StudyConfig, checkpoint: Checkpoint, data: StudyData) -> float
 
 
 def add_trial(
-    folder: Path, config: StudyConfig, data: StudyData, number: int, **changes: Any
+    folder: Path, config: StudyConfig, data: PreparedData, number: int, **changes: Any
 ) -> float:
     """A trial of one epoch, whose weights are random; returns its AP."""
     row: dict[str, Any] = {"study": "made", "trial": number, "control": None, "state": "COMPLETE"}
@@ -87,7 +87,7 @@ def add_trial(
 
 
 @pytest.fixture(scope="module")
-def made(mini_config: StudyConfig, mini_data: StudyData, easy: str) -> Path:
+def made(mini_config: StudyConfig, mini_data: PreparedData, easy: str) -> Path:
     """A study's folder with a trial of each fate; nobody was trained."""
     values = {"refine.candidates": 2, "refine.student": "finetuned"}
     config = with_values(mini_config, {"data.skeleton": easy, "name": "made", **values})
@@ -153,13 +153,13 @@ def recorded(study: Path, number: int) -> float:
 
 
 def chosen_of(study: Path, number: int | None) -> Any:
-    config = located(from_plain(read_settings(study)["config"]), study)
-    return choose_trial(study, config, number)
+    config = relocate(from_plain(read_settings(study)["config"]), study)
+    return select_trial(study, config, number)
 
 
 @pytest.mark.parametrize("number", [WINNER, BASELINE, PRUNED, BINS])
 def test_export_gets_the_ap_that_its_trial_recorded(
-    study: Path, mini_data: StudyData, number: int
+    study: Path, mini_data: PreparedData, number: int
 ) -> None:
     info = run(study, number)
     estimator, _ = load_export(study / "export")
@@ -173,7 +173,7 @@ def test_export_gets_the_ap_that_its_trial_recorded(
 
 @pytest.mark.parametrize("number", [WINNER, PRUNED, BINS])
 def test_export_gives_the_keypoints_of_the_trials_estimator(
-    study: Path, mini_data: StudyData, number: int
+    study: Path, mini_data: PreparedData, number: int
 ) -> None:
     run(study, number)
     chosen = chosen_of(study, number)
@@ -187,7 +187,7 @@ def test_export_gives_the_keypoints_of_the_trials_estimator(
 
 
 def test_trial_in_bf16_is_proved_in_bf16_and_its_ap_in_fp32_is_said(
-    study: Path, mini_data: StudyData, capsys: pytest.CaptureFixture[str]
+    study: Path, mini_data: PreparedData, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = OmegaConf.load(study / "study.yaml")
     settings.config.trial.precision = "bf16"
@@ -262,7 +262,7 @@ def test_export_holds_student_and_refiner_and_no_pickle(
 
 @pytest.mark.slow
 def test_onnx_is_written_beside_the_weights_and_agrees(
-    study: Path, mini_data: StudyData, capsys: pytest.CaptureFixture[str]
+    study: Path, mini_data: PreparedData, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main([str(study), "--onnx"])
     assert "model.onnx is it to " in capsys.readouterr().out

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from models.build import load_export
 from search_spaces.space import SearchSpace
 from study.cache.crop_store import open_crop_store
-from study.cache.prepare import StudyData
+from study.cache.prepare import PreparedData
 from study.config.compose import to_plain, with_values
 from study.config.schema import JITTER, StudyConfig
 from study.data.crops import apply_affine, invert_affine
@@ -29,7 +29,7 @@ SPACE = SearchSpace("made_up", "What is refined?", ())
 REFINED, PLAIN = 0, 1
 
 
-def truth_file(data: StudyData, file: Path) -> Path:
+def truth_file(data: PreparedData, file: Path) -> Path:
     """The truth of the search slice, as another method's results."""
     store = open_crop_store(Path(data.search))
     image = apply_affine(store.keypoints_stored, invert_affine(store.image_to_stored))
@@ -46,7 +46,7 @@ def truth_file(data: StudyData, file: Path) -> Path:
 
 
 def made(
-    config: StudyConfig, data: StudyData, folder: Path, workers: Workers, shake: float
+    config: StudyConfig, data: PreparedData, folder: Path, workers: Workers, shake: float
 ) -> tuple[Path, float, float]:
     """A study, its trial REFINED of an epoch in each stage, PLAIN of stage 1 alone; and both APs.
 
@@ -108,7 +108,7 @@ def refusal(study: Path, *options: str) -> str:
 
 def test_stage_two_is_exported_where_it_is_asked_for_though_stage_one_is_better(
     mini_config: StudyConfig,
-    mini_data: StudyData,
+    mini_data: PreparedData,
     easy: str,
     folder: Path,
     workers: Workers,
@@ -129,7 +129,7 @@ def test_stage_two_is_exported_where_it_is_asked_for_though_stage_one_is_better(
 
 def test_an_export_is_proved_from_the_poses_of_the_file_that_its_trial_was_scored_from(
     mini_config: StudyConfig,
-    mini_data: StudyData,
+    mini_data: PreparedData,
     easy: str,
     folder: Path,
     workers: Workers,

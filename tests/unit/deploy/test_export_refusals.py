@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from search_spaces.space import SearchSpace
-from study.cache.prepare import StudyData
+from study.cache.prepare import PreparedData
 from study.config.compose import to_plain, with_values
 from study.config.schema import StudyConfig
 from study.export import main
@@ -24,7 +24,7 @@ BASELINE, WINNER, FAILED, PRUNED, GONE = range(5)
 
 
 @pytest.fixture
-def study(mini_config: StudyConfig, mini_data: StudyData, tmp_path: Path) -> Path:
+def study(mini_config: StudyConfig, mini_data: PreparedData, tmp_path: Path) -> Path:
     """A study's folder with a trial of each fate; of trial GONE nothing but its row is left."""
     folder = Path(mini_config.storage) / tmp_path.name
     folder.mkdir()

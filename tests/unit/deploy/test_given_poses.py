@@ -16,7 +16,7 @@ from torch import nn
 from models.build import build_refined_pose, load_export
 from models.skeleton import COCO, CROWDPOSE, shared_joints
 from study.data.annotations import clip_boxes
-from study.data.crops import apply_affine, image_to_crop_affine, invert_affine, read_picture, warp
+from study.data.crops import apply_affine, image_to_crop_affine, invert_affine, read_image, warp
 from study.predict import main
 
 HEIGHT, WIDTH = 90, 120
@@ -82,25 +82,25 @@ def moving(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Path]:
-    dice = np.random.RandomState(0)
+def images(tmp_path: Path) -> list[Path]:
+    rng = np.random.RandomState(0)
     paths = [tmp_path / f"{number:012d}.png" for number in (7, 11)]
     for path in paths:
-        cv2.imwrite(str(path), dice.randint(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
+        cv2.imwrite(str(path), rng.randint(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
     return paths
 
 
 def entry(image: int = 7, joints: int = 14, seed: int = 0, **changes: Any) -> dict[str, Any]:
-    dice = np.random.RandomState(seed)
-    pose = dice.uniform((25, 15), (75, 75), (joints, 2)).round(2)
-    keypoints = np.c_[pose, dice.uniform(0.3, 1, joints).round(3)].ravel().tolist()
+    rng = np.random.RandomState(seed)
+    pose = rng.uniform((25, 15), (75, 75), (joints, 2)).round(2)
+    keypoints = np.c_[pose, rng.uniform(0.3, 1, joints).round(3)].ravel().tolist()
     return {"image_id": image, "category_id": 1, "keypoints": keypoints, "bbox": BOX, **changes}
 
 
-def run(export: Path, tmp_path: Path, given: Any, pictures: list[Path]) -> list[dict[str, Any]]:
+def run(export: Path, tmp_path: Path, given: Any, images: list[Path]) -> list[dict[str, Any]]:
     file, out = tmp_path / "given.json", tmp_path / "out"
     file.write_text(given if isinstance(given, str) else json.dumps(given))
-    main([str(export), *map(str, pictures), "--poses", str(file), "--out", str(out)])
+    main([str(export), *map(str, images), "--poses", str(file), "--out", str(out)])
     found = json.loads((out / "keypoints.json").read_text())
     assert isinstance(found, list)
     return found
@@ -111,32 +111,32 @@ def rows(found: dict[str, Any]) -> np.ndarray:
 
 
 def test_an_untrained_refiner_gives_back_the_file(
-    still: Path, tmp_path: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]
+    still: Path, tmp_path: Path, images: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [
         entry(11, seed=1, id=5, score=0.25, extra={"a": [1]}),
         entry(7, seed=2),
-        entry(99, seed=3, id=8),  # of no picture here
+        entry(99, seed=3, id=8),  # of no image here
         entry(11, seed=4, score=0.75),
     ]
-    found = run(still, tmp_path, given, pictures)
+    found = run(still, tmp_path, given, images)
     for before, after in zip(given, found, strict=True):
         assert {**before, "keypoints": 0} == {**after, "keypoints": 0}
         np.testing.assert_allclose(rows(after), rows(before), atol=1e-4)
         assert np.array_equal(rows(after)[:, 2], rows(before)[:, 2])
-    assert "1 entries are of other pictures; kept as they are" in capsys.readouterr().err
+    assert "1 entries are of other images; kept as they are" in capsys.readouterr().err
     assert (tmp_path / "out" / f"{7:012d}.jpg").is_file()
 
 
 def test_joints_move_as_the_refiner_moves_them_in_the_crop(
-    moving: Path, tmp_path: Path, pictures: list[Path]
+    moving: Path, tmp_path: Path, images: list[Path]
 ) -> None:
     given = entry()
-    (found,) = run(moving, tmp_path, [given], pictures[:1])
+    (found,) = run(moving, tmp_path, [given], images[:1])
     estimator, _ = load_export(moving)
     box = clip_boxes(np.array([BOX]), np.array([[HEIGHT, WIDTH]]))
     affine = image_to_crop_affine(box, estimator.codec.frame)
-    crop = warp(read_picture(pictures[0]), affine[0], SIZE)
+    crop = warp(read_image(images[0]), affine[0], SIZE)
     start = torch.from_numpy(apply_affine(rows(given)[None, :, :2], affine)).float()
     scores = torch.from_numpy(rows(given)[None, :, 2]).float()
     with torch.inference_mode():
@@ -148,13 +148,13 @@ def test_joints_move_as_the_refiner_moves_them_in_the_crop(
 
 @pytest.mark.parametrize("names_pairs", [True, False])
 def test_an_export_that_names_left_and_right_undoes_swaps(
-    names_pairs: bool, tmp_path: Path, pictures: list[Path]
+    names_pairs: bool, tmp_path: Path, images: list[Path]
 ) -> None:
     export = write_export(tmp_path / "export", names_pairs=names_pairs)
     given = entry()
     pose, order = rows(given), list(CROWDPOSE.flip_order)
     swapped = {**given, "keypoints": np.c_[pose[order, :2], pose[:, 2]].ravel().tolist()}
-    found = [rows(person) for person in run(export, tmp_path, [given, swapped], pictures[:1])]
+    found = [rows(person) for person in run(export, tmp_path, [given, swapped], images[:1])]
     is_same = np.abs(found[0][:, :2] - found[1][:, :2]).max(axis=1) < 1e-3
     unpaired = np.array(order) == np.arange(CROWDPOSE.num_joints)
     assert np.array_equal(is_same, unpaired | names_pairs)
@@ -162,16 +162,16 @@ def test_an_export_that_names_left_and_right_undoes_swaps(
 
 
 def test_missing_joints_start_from_the_students_own(
-    still: Path, tmp_path: Path, pictures: list[Path]
+    still: Path, tmp_path: Path, images: list[Path]
 ) -> None:
     given = entry()
     given["keypoints"][3 * 2 + 2] = 0
     given["keypoints"][3 * 5 : 3 * 5 + 3] = [0, 0, 0.9]
-    (found,) = run(still, tmp_path, [given], pictures[:1])
+    (found,) = run(still, tmp_path, [given], images[:1])
     boxes = tmp_path / "boxes.json"
     boxes.write_text(json.dumps([{"image_id": 7, "category_id": 1, "bbox": BOX, "score": 1}]))
     out = tmp_path / "own"
-    main([str(still), str(pictures[0]), "--boxes", str(boxes), "--out", str(out)])
+    main([str(still), str(images[0]), "--boxes", str(boxes), "--out", str(out)])
     own = rows(json.loads((out / "keypoints.json").read_text())[0])
     for joint in range(14):
         expected = own if joint in (2, 5) else rows(given)
@@ -179,14 +179,14 @@ def test_missing_joints_start_from_the_students_own(
 
 
 def test_a_given_joint_gives_way_to_the_students_peak_and_keeps_its_score(
-    still: Path, tmp_path: Path, pictures: list[Path]
+    still: Path, tmp_path: Path, images: list[Path]
 ) -> None:
     trusting = write_export(tmp_path / "trusting", trusts_student=True)
     keypoints = rows(entry())
     keypoints[1:12:2] = 0  # no right joint, where its left one might go instead
     given = entry(keypoints=keypoints.ravel().tolist())
-    (found,) = run(trusting, tmp_path, [given], pictures[:1])
-    (own,) = run(still, tmp_path, [entry(keypoints=[0.0] * 42)], pictures[:1])
+    (found,) = run(trusting, tmp_path, [given], images[:1])
+    (own,) = run(still, tmp_path, [entry(keypoints=[0.0] * 42)], images[:1])
     is_given = keypoints[:, 2] > 0
     found_rows, own_rows = rows(found)[is_given], rows(own)[is_given]
     np.testing.assert_allclose(found_rows[:, :2], own_rows[:, :2], atol=1e-4)
@@ -195,17 +195,17 @@ def test_a_given_joint_gives_way_to_the_students_peak_and_keeps_its_score(
 
 
 def test_cocos_visibility_counts_as_sure_and_is_kept(
-    moving: Path, tmp_path: Path, pictures: list[Path]
+    moving: Path, tmp_path: Path, images: list[Path]
 ) -> None:
     seen, sure = entry(), entry()
     seen["keypoints"][2::3], sure["keypoints"][2::3] = [2] * 14, [1.0] * 14
-    first, second = run(moving, tmp_path, [seen, sure], pictures[:1])
+    first, second = run(moving, tmp_path, [seen, sure], images[:1])
     assert rows(first)[:, 2].tolist() == [2] * 14
     np.testing.assert_allclose(rows(first)[:, :2], rows(second)[:, :2], atol=1e-4)
 
 
 def test_without_bbox_the_crop_is_cut_by_the_given_joints(
-    moving: Path, tmp_path: Path, pictures: list[Path]
+    moving: Path, tmp_path: Path, images: list[Path]
 ) -> None:
     given = entry()
     given["keypoints"][0:3] = [0.0, 0.0, 0.0]  # not given, so not in the box
@@ -213,18 +213,18 @@ def test_without_bbox_the_crop_is_cut_by_the_given_joints(
     low, high = joints.min(0), joints.max(0)
     boxed = {**given, "bbox": [*low.tolist(), *(high - low).tolist()]}
     plain = {key: value for key, value in given.items() if key != "bbox"}
-    first, second, other = run(moving, tmp_path, [plain, boxed, given], pictures[:1])
+    first, second, other = run(moving, tmp_path, [plain, boxed, given], images[:1])
     np.testing.assert_allclose(rows(first), rows(second), atol=1e-4)
     assert "bbox" not in first
     assert np.abs(rows(other) - rows(second)).max() > 0.1
 
 
 def test_poses_of_17_joints_give_their_12_to_an_export_of_14(
-    still: Path, tmp_path: Path, pictures: list[Path]
+    still: Path, tmp_path: Path, images: list[Path]
 ) -> None:
     given, nothing = entry(joints=17), entry(joints=17)
     nothing["keypoints"] = [0.0] * 51
-    found, own = run(still, tmp_path, [given, nothing], pictures[:1])
+    found, own = run(still, tmp_path, [given, nothing], images[:1])
     pairs = shared_joints(CROWDPOSE, COCO)
     assert len(pairs) == 12
     expected = rows(own).copy()  # the student's head and neck
@@ -233,14 +233,14 @@ def test_poses_of_17_joints_give_their_12_to_an_export_of_14(
     np.testing.assert_allclose(rows(found), expected, atol=1e-4)
 
 
-def test_an_annotation_file_names_its_pictures(
-    still: Path, tmp_path: Path, pictures: list[Path]
+def test_an_annotation_file_names_its_images(
+    still: Path, tmp_path: Path, images: list[Path]
 ) -> None:
-    images = [{"id": 3, "file_name": pictures[1].name}]
+    images = [{"id": 3, "file_name": images[1].name}]
     given = [entry(3, id=1), entry(7, id=2)]
-    found = run(still, tmp_path, {"images": images, "annotations": given}, pictures[1:])
+    found = run(still, tmp_path, {"images": images, "annotations": given}, images[1:])
     assert [one["id"] for one in found] == [1, 2]
-    assert (tmp_path / "out" / f"{pictures[1].stem}.jpg").is_file()
+    assert (tmp_path / "out" / f"{images[1].stem}.jpg").is_file()
 
 
 SHORT = entry()["keypoints"][:-1]
@@ -262,27 +262,27 @@ SHORT = entry()["keypoints"][:-1]
         ([entry(), entry(score="high")], "entry 1: score must be a finite number, got 'high'"),
         ([entry(), entry(bbox=[200, 5, 9, 9])], "entry 1: must have a bbox.*120 x 90 pixels"),
         ([entry(bbox=None, keypoints=[0.0] * 42)], "entry 0: must have a bbox, or joints"),
-        ([entry(8)], "must have a pose in at least one of the 2 pictures"),
+        ([entry(8)], "must have a pose in at least one of the 2 images"),
     ],
 )
 def test_a_broken_file_is_refused_by_file_entry_and_what_must_hold(
-    given: Any, message: str, still: Path, tmp_path: Path, pictures: list[Path]
+    given: Any, message: str, still: Path, tmp_path: Path, images: list[Path]
 ) -> None:
     with pytest.raises(SystemExit, match=message) as raised:
-        run(still, tmp_path, given, pictures)
+        run(still, tmp_path, given, images)
     assert "given.json" in str(raised.value)
     assert not (tmp_path / "out/keypoints.json").exists()
 
 
 def test_an_export_without_refiner_and_a_file_to_be_written_over_are_refused(
-    still: Path, tmp_path: Path, pictures: list[Path]
+    still: Path, tmp_path: Path, images: list[Path]
 ) -> None:
     plain = write_export(tmp_path / "plain", is_refined=False)
     with pytest.raises(SystemExit, match=r"needs an export with a refiner.*refine\.epochs"):
-        run(plain, tmp_path, [entry()], pictures)
+        run(plain, tmp_path, [entry()], images)
     file = tmp_path / "keypoints.json"
     file.write_text(json.dumps([entry()]))
     with pytest.raises(SystemExit, match="must not be written over"):
-        main([str(still), str(pictures[0]), "--poses", str(file), "--out", str(tmp_path)])
+        main([str(still), str(images[0]), "--poses", str(file), "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"file of poses must exist.*change --poses"):
-        main([str(still), str(pictures[0]), "--poses", str(tmp_path / "gone.json")])
+        main([str(still), str(images[0]), "--poses", str(tmp_path / "gone.json")])

@@ -52,7 +52,7 @@ def written(five: Skeleton, tmp_path_factory: pytest.TempPathFactory) -> tuple[R
 def test_onnxruntime_finds_what_torch_finds(written: tuple[RefinedPose, Path]) -> None:
     estimator, path = written
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    start, _ = estimator.codec.decode(estimator.student.look(crops_of(33)).heatmaps)
+    start, _ = estimator.codec.decode(estimator.student.predict(crops_of(33)).heatmaps)
     for crops in (crops_of(33), crops_of(1)):
         names = ["keypoints_crop", "scores"]
         keypoints, scores = session.run(names, {"crops": crops.numpy()})

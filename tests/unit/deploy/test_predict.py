@@ -1,4 +1,4 @@
-"""An export on pictures: whom it looks at, where the joints come to lie, what is written."""
+"""An export on images: whom it looks at, where the joints come to lie, what is written."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from models.build import build_codec, build_refined_pose, load_export
 from models.codecs.codec import CODECS
 from models.skeleton import SKELETONS, Skeleton
 from study.cache.crop_store import CropStore
-from study.data.crops import apply_affine, invert_affine, read_picture
+from study.data.crops import apply_affine, invert_affine, read_image
 from study.data.people import People
-from study.predict import COLOURS, draw_poses, estimate, main
+from study.predict import COLORS, draw_poses, estimate, main
 from study.training.evaluation import predict_crops
 from study.workers import Workers
 
@@ -70,14 +70,14 @@ def export(known_five: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Path]:
-    """Three pictures of noise, 000000000007.png, 000000000011.png and 000000000023.png."""
-    dice = np.random.RandomState(0)
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> list[Path]:
+    """Three images of noise, 000000000007.png, 000000000011.png and 000000000023.png."""
+    rng = np.random.RandomState(0)
+    folder = tmp_path / "images"
     folder.mkdir()
     paths = [folder / f"{number:012d}.png" for number in (7, 11, 23)]
     for path in paths:
-        cv2.imwrite(str(path), dice.randint(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
+        cv2.imwrite(str(path), rng.randint(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
     return paths
 
 
@@ -127,15 +127,15 @@ class Spot(nn.Module):
 
 
 @pytest.mark.parametrize(("codec", "zoom_down"), [("dark", 1.0), ("udp", 95 / 96)])
-def test_joints_lie_in_the_picture_where_the_network_saw_them_in_the_crop(
+def test_joints_lie_in_the_image_where_the_network_saw_them_in_the_crop(
     codec: str, zoom_down: float, five: Skeleton
 ) -> None:
-    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    cv2.circle(picture, (70, 30), 4, (255, 255, 255), -1)
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    cv2.circle(image, (70, 30), 4, (255, 255, 255), -1)
     # Crops of 64 px for 1.25 times the box's width, or 96 for its height: zoom 1.28, 0.96, 1.7.
     boxes = np.array([[50.0, 10.0, 40.0, 60.0], [45.5, 0.0, 30.0, 80.0], [60.0, 20.0, 30.0, 30.0]])
     zooms = zoom_down * np.array([64 / 40 / 1.25, 96 / 80 / 1.25, 64 / 30 / 1.25])
-    keypoints, scores = estimate(Spot(5, codec), five, picture, boxes)  # type: ignore[arg-type]
+    keypoints, scores = estimate(Spot(5, codec), five, image, boxes)  # type: ignore[arg-type]
     expected = np.array([70, 30]) + np.arange(5)[None, :, None] * [0, 1] / zooms[:, None, None]
     np.testing.assert_allclose(keypoints, expected, atol=0.25)
     assert scores.shape == (3, 5)
@@ -152,50 +152,50 @@ def test_poses_are_those_of_the_studys_own_evaluation(
     five_store: CropStore,
     workers: Workers,
 ) -> None:
-    """Cut straight from the picture, and cut from the crops that a study stores."""
+    """Cut straight from the image, and cut from the crops that a study stores."""
     estimator = load_export(write_export(tmp_path / "export", codec, flip_test))[0]
     assert estimator.codec == CODECS[codec](SIZE, (24, 16))
     assert (estimator.flip_order is not None) == flip_test
     stored, scores = predict_crops(estimator, five_store, five, workers)
     expected = apply_affine(stored, invert_affine(five_store.image_to_stored))
     for person, path in enumerate(five_people.image_paths):
-        picture = read_picture(path)
-        found, sure = estimate(estimator, five, picture, five_people.boxes[person : person + 1])
+        image = read_image(path)
+        found, sure = estimate(estimator, five, image, five_people.boxes[person : person + 1])
         np.testing.assert_allclose(found[0], expected[person], atol=0.01)
         np.testing.assert_allclose(sure[0], scores[person], atol=1e-5)
 
 
-def test_whole_picture_is_one_person_without_boxes(
-    export: Path, pictures: list[Path], tmp_path: Path
+def test_whole_image_is_one_person_without_boxes(
+    export: Path, images: list[Path], tmp_path: Path
 ) -> None:
-    before = [picture.read_bytes() for picture in pictures]
-    rows = run(export, tmp_path, pictures[0].parent)
+    before = [image.read_bytes() for image in images]
+    rows = run(export, tmp_path, images[0].parent)
     assert [row["image_id"] for row in rows] == [7, 11, 23]
-    assert [row["file_name"] for row in rows] == [picture.name for picture in pictures]
+    assert [row["file_name"] for row in rows] == [image.name for image in images]
     assert {(len(row["keypoints"]), row["category_id"]) for row in rows} == {(15, 1)}
-    drawn = [tmp_path / "out" / f"{picture.stem}.jpg" for picture in pictures]
+    drawn = [tmp_path / "out" / f"{image.stem}.jpg" for image in images]
     assert sorted((tmp_path / "out").iterdir()) == [*drawn, tmp_path / "out" / "keypoints.json"]
-    assert {read_picture(path).shape for path in drawn} == {(HEIGHT, WIDTH, 3)}
-    assert [picture.read_bytes() for picture in pictures] == before
+    assert {read_image(path).shape for path in drawn} == {(HEIGHT, WIDTH, 3)}
+    assert [image.read_bytes() for image in images] == before
 
 
-def test_pictures_without_numbers_of_their_own_are_counted(
-    export: Path, pictures: list[Path], tmp_path: Path
+def test_images_without_numbers_of_their_own_are_counted(
+    export: Path, images: list[Path], tmp_path: Path
 ) -> None:
-    one, other = pictures[0].with_name("one.png"), pictures[0].with_name("two7.png")
-    pictures[1].rename(one)
-    pictures[2].rename(other)
-    assert [r["image_id"] for r in run(export, tmp_path, pictures[0], one)] == [1, 2]
-    assert [r["image_id"] for r in run(export, tmp_path, pictures[0], other)] == [1, 2]
+    one, other = images[0].with_name("one.png"), images[0].with_name("two7.png")
+    images[1].rename(one)
+    images[2].rename(other)
+    assert [r["image_id"] for r in run(export, tmp_path, images[0], one)] == [1, 2]
+    assert [r["image_id"] for r in run(export, tmp_path, images[0], other)] == [1, 2]
 
 
 def test_boxes_of_an_annotation_file_are_found_by_file_name(
-    export: Path, pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    export: Path, images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = {
         "images": [
-            {"id": 900 + place, "file_name": f"val/{picture.name}"}
-            for place, picture in enumerate(pictures)
+            {"id": 900 + place, "file_name": f"val/{image.name}"}
+            for place, image in enumerate(images)
         ],
         "categories": [{"id": 4, "name": "person"}, {"id": 1, "name": "dog"}],
         "annotations": [
@@ -207,20 +207,20 @@ def test_boxes_of_an_annotation_file_are_found_by_file_name(
             annotation(6, 555, None),
         ],
     }
-    rows = run(export, tmp_path, *pictures, "--boxes", write_boxes(tmp_path, content))
+    rows = run(export, tmp_path, *images, "--boxes", write_boxes(tmp_path, content))
     assert [(row["image_id"], row["file_name"]) for row in rows] == [
-        (901, pictures[1].name),
-        (901, pictures[1].name),
-        (902, pictures[2].name),
+        (901, images[1].name),
+        (901, images[1].name),
+        (902, images[2].name),
     ]
     # Who has no box is left out, and named.
-    assert not (tmp_path / "out" / f"{pictures[0].stem}.jpg").exists()
+    assert not (tmp_path / "out" / f"{images[0].stem}.jpg").exists()
     warning = capsys.readouterr().err
-    assert f"has no person's box for {pictures[0].name}; left out" in warning
+    assert f"has no person's box for {images[0].name}; left out" in warning
 
 
 def test_boxes_of_a_detector_are_found_by_number_and_their_scores_count(
-    export: Path, pictures: list[Path], tmp_path: Path
+    export: Path, images: list[Path], tmp_path: Path
 ) -> None:
     box = [5.5, 5, 40, 60]
     detections = [
@@ -228,20 +228,20 @@ def test_boxes_of_a_detector_are_found_by_number_and_their_scores_count(
         {"image_id": 11, "category_id": 1, "bbox": box, "score": 1.0},
         {"image_id": 11, "category_id": 2, "bbox": box, "score": 1.0},
     ]
-    rows = run(export, tmp_path, pictures[1], "--boxes", write_boxes(tmp_path, detections))
+    rows = run(export, tmp_path, images[1], "--boxes", write_boxes(tmp_path, detections))
     assert [row["image_id"] for row in rows] == [11, 11]
     assert rows[0]["score"] == pytest.approx(rows[1]["score"] / 2)
     assert rows[0]["keypoints"] == rows[1]["keypoints"]
 
 
-def test_box_beyond_the_picture_is_left_out_with_a_warning(
-    export: Path, pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_box_beyond_the_image_is_left_out_with_a_warning(
+    export: Path, images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     boxes = write_boxes(
         tmp_path, [annotation(1, 7, [WIDTH + 5, 5, 40, 60]), annotation(2, 7, [5, 5, 40, 60])]
     )
-    assert len(run(export, tmp_path, pictures[0], "--boxes", boxes)) == 1
-    assert "boxes outside the picture left out: 1" in capsys.readouterr().err
+    assert len(run(export, tmp_path, images[0], "--boxes", boxes)) == 1
+    assert "boxes outside the image left out: 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_box_beyond_the_picture_is_left_out_with_a_warning(
         ([{"image_id": 7, "bbox": None}], "entry 0 must have a bbox of four numbers"),
         ([annotation(3, 7, [1, 2, 3, 4], score="high")], "score='high'"),
         ([{"bbox": [1, 2, 3, 4]}], "entry 0 must have an image_id"),
-        ([annotation(3, 8, [1, 2, 3, 4])], "a person's box for at least one of the 1 pictures"),
+        ([annotation(3, 8, [1, 2, 3, 4])], "a person's box for at least one of the 1 images"),
         ({"images": []}, "must be a COCO annotation file or a list"),
         (
             {
@@ -263,47 +263,45 @@ def test_box_beyond_the_picture_is_left_out_with_a_warning(
     ],
 )
 def test_boxes_that_cannot_be_meant_are_refused(
-    export: Path, pictures: list[Path], tmp_path: Path, content: object, expected: str
+    export: Path, images: list[Path], tmp_path: Path, content: object, expected: str
 ) -> None:
     boxes = write_boxes(tmp_path, content)
-    error = refusal(export, tmp_path, pictures[0], "--boxes", boxes)
+    error = refusal(export, tmp_path, images[0], "--boxes", boxes)
     assert expected in error and str(boxes) in error
 
 
 def test_file_of_boxes_must_be_there_and_be_json(
-    export: Path, pictures: list[Path], tmp_path: Path
+    export: Path, images: list[Path], tmp_path: Path
 ) -> None:
     nowhere = tmp_path / "nowhere.json"
-    assert "must exist" in refusal(export, tmp_path, pictures[0], "--boxes", nowhere)
-    assert "must be JSON" in refusal(export, tmp_path, pictures[0], "--boxes", pictures[1])
+    assert "must exist" in refusal(export, tmp_path, images[0], "--boxes", nowhere)
+    assert "must be JSON" in refusal(export, tmp_path, images[0], "--boxes", images[1])
 
 
-def test_picture_that_is_missing_or_broken_is_named(
-    export: Path, pictures: list[Path], tmp_path: Path
+def test_image_that_is_missing_or_broken_is_named(
+    export: Path, images: list[Path], tmp_path: Path
 ) -> None:
     missing, broken, empty = (tmp_path / name for name in ("missing.jpg", "broken.jpg", "e.jpg"))
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     empty.touch()
     assert f"must exist to be looked at, got {missing}" in refusal(export, tmp_path, missing)
-    assert f"{broken}: must be a picture" in refusal(export, tmp_path, pictures[0], broken)
-    assert f"{empty}: must be a picture" in refusal(export, tmp_path, empty)
+    assert f"{broken}: must be an image" in refusal(export, tmp_path, images[0], broken)
+    assert f"{empty}: must be an image" in refusal(export, tmp_path, empty)
     (tmp_path / "nothing").mkdir()
     assert "got none in" in refusal(export, tmp_path, tmp_path / "nothing")
 
 
-def test_picture_named_twice_is_drawn_once(
-    export: Path, pictures: list[Path], tmp_path: Path
-) -> None:
-    assert len(run(export, tmp_path, pictures[0], pictures[0].parent, pictures[0])) == 3
+def test_image_named_twice_is_drawn_once(export: Path, images: list[Path], tmp_path: Path) -> None:
+    assert len(run(export, tmp_path, images[0], images[0].parent, images[0])) == 3
 
 
-def test_inputs_are_not_written_over(export: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_inputs_are_not_written_over(export: Path, images: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     inside = out / "7.jpg"
     cv2.imwrite(str(inside), np.zeros((HEIGHT, WIDTH, 3), np.uint8))
     content = inside.read_bytes()
-    assert "must not be written over" in refusal(export, tmp_path, pictures[0], inside)
+    assert "must not be written over" in refusal(export, tmp_path, images[0], inside)
     link = tmp_path / "7.jpg"
     link.symlink_to(inside)
     assert "must not be written over" in refusal(export, tmp_path, link)
@@ -311,61 +309,61 @@ def test_inputs_are_not_written_over(export: Path, pictures: list[Path], tmp_pat
     boxes = write_boxes(tmp_path, [annotation(1, 7, [5, 5, 40, 60])])
     boxes = boxes.rename(out / "keypoints.json")
     with pytest.raises(SystemExit, match="must not be written over"):
-        main([str(export), str(pictures[0]), "--boxes", str(boxes), "--out", str(out)])
+        main([str(export), str(images[0]), "--boxes", str(boxes), "--out", str(out)])
     assert json.loads(boxes.read_text())[0]["id"] == 1
 
 
-def test_two_pictures_of_one_name_are_refused(
-    export: Path, pictures: list[Path], tmp_path: Path
+def test_two_images_of_one_name_are_refused(
+    export: Path, images: list[Path], tmp_path: Path
 ) -> None:
-    other = tmp_path / pictures[0].name
-    other.write_bytes(pictures[0].read_bytes())
-    assert "names of their own" in refusal(export, tmp_path, pictures[0], other)
+    other = tmp_path / images[0].name
+    other.write_bytes(images[0].read_bytes())
+    assert "names of their own" in refusal(export, tmp_path, images[0], other)
 
 
 def test_folder_that_is_no_export_is_refused(
-    export: Path, pictures: list[Path], tmp_path: Path
+    export: Path, images: list[Path], tmp_path: Path
 ) -> None:
     expected = "must be an export, with config.json and model.safetensors that fit"
-    assert expected in refusal(tmp_path / "nowhere", tmp_path, pictures[0])
-    assert expected in refusal(pictures[0].parent, tmp_path, pictures[0])
+    assert expected in refusal(tmp_path / "nowhere", tmp_path, images[0])
+    assert expected in refusal(images[0].parent, tmp_path, images[0])
     faults = {"skeleton": "centaur", "codec": None, "refiner": None, "input_size": [64]}
     for key, value in faults.items():
         broken = write_export(tmp_path / key, **{key: value})
-        assert expected in refusal(broken, tmp_path, pictures[0])
+        assert expected in refusal(broken, tmp_path, images[0])
     (broken / "model.safetensors").write_bytes(b"no weights")
     (broken / "config.json").write_bytes((export / "config.json").read_bytes())
-    assert expected in refusal(broken, tmp_path, pictures[0])
+    assert expected in refusal(broken, tmp_path, images[0])
 
 
 def test_device_that_is_not_there_is_refused(
-    export: Path, pictures: list[Path], tmp_path: Path
+    export: Path, images: list[Path], tmp_path: Path
 ) -> None:
-    error = refusal(export, tmp_path, pictures[0], "--device", "abacus")
+    error = refusal(export, tmp_path, images[0], "--device", "abacus")
     assert "cpu or cuda, got abacus" in error
 
 
 def poses_drawn(
     five: Skeleton, score: float, shift: float = 0.0, box_score: float = 1.0
 ) -> NDArray[np.uint8]:
-    """One person on grey: head in the middle above, left to the right in the picture."""
-    picture = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
+    """One person on gray: head in the middle above, left to the right in the image."""
+    image = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
     keypoints = np.array([[[60, 10], [100, 40], [20, 40], [90, 80], [30, 80]]]) + shift
     boxes = np.array([[20.0, 10.0, 80.0, 70.0]])
     scores = np.full((1, 5), score)
-    drawn = draw_poses(picture, keypoints, scores, boxes, np.array([box_score]), five)
-    assert (picture == 128).all()
+    drawn = draw_poses(image, keypoints, scores, boxes, np.array([box_score]), five)
+    assert (image == 128).all()
     return drawn
 
 
-def test_sides_are_told_by_colour(five: Skeleton) -> None:
+def test_sides_are_told_by_color(five: Skeleton) -> None:
     drawn = poses_drawn(five, 1.0)
-    assert tuple(drawn[40, 100]) == COLOURS["left"]
-    assert tuple(drawn[40, 20]) == COLOURS["right"]
-    assert tuple(drawn[10, 60]) == COLOURS["middle"]
+    assert tuple(drawn[40, 100]) == COLORS["left"]
+    assert tuple(drawn[40, 20]) == COLORS["right"]
+    assert tuple(drawn[10, 60]) == COLORS["middle"]
     # Half way along limbs: hand to foot on a side, head to hand across.
-    np.testing.assert_allclose(drawn[60, 95], COLOURS["left"], atol=40)
-    np.testing.assert_allclose(drawn[25, 80], COLOURS["middle"], atol=40)
+    np.testing.assert_allclose(drawn[60, 95], COLORS["left"], atol=40)
+    np.testing.assert_allclose(drawn[25, 80], COLORS["middle"], atol=40)
     assert (drawn[60, 60] == 128).all()
 
 

@@ -11,7 +11,7 @@ import pytest
 import ray
 from omegaconf import OmegaConf
 
-from study.cache.prepare import StudyData, planned_data, prepare_data, read_study_people
+from study.cache.prepare import PreparedData, planned_data, prepare_data, read_study_people
 from study.config.compose import compose, to_plain, with_values
 from study.config.schema import StudyConfig
 from study.driver import load_checked_space
@@ -30,13 +30,15 @@ def silent(_: str) -> Any:
     return lambda *_: None
 
 
-def test_planned_data_are_those_prepared(mini_config: StudyConfig, mini_data: StudyData) -> None:
+def test_planned_data_are_those_prepared(
+    mini_config: StudyConfig, mini_data: PreparedData
+) -> None:
     people = read_study_people(mini_config, silent, silent("say"))
     assert planned_data(mini_config, people) == mini_data
 
 
 def test_planned_data_of_a_teacher_that_sees_other_crops(
-    mini_config: StudyConfig, mini_data: StudyData
+    mini_config: StudyConfig, mini_data: PreparedData
 ) -> None:
     config = with_values(mini_config, {"teacher.input_size": [96, 96]})
     prepared = prepare_data(config, silent, silent("say"))
@@ -151,7 +153,7 @@ def files_under(folder: Path) -> set[Path]:
 
 @pytest.mark.slow
 def test_plan_says_what_is_there_and_leaves_nothing(
-    mini_config: StudyConfig, mini_data: StudyData, no_ray: None
+    mini_config: StudyConfig, mini_data: PreparedData, no_ray: None
 ) -> None:
     before = files_under(Path(mini_config.storage))
     values = {"confirm.trials": 2, "search.trials": 10, "search.min_epochs": 1}
@@ -179,7 +181,7 @@ def test_plan_refuses_a_bucket_that_is_none(mini_config: StudyConfig) -> None:
 
 @pytest.mark.slow
 def test_plan_of_given_poses_counts_learning_left_from_right(
-    mini_config: StudyConfig, mini_data: StudyData, no_ray: None
+    mini_config: StudyConfig, mini_data: PreparedData, no_ray: None
 ) -> None:
     lines = plan_of(with_values(mini_config, {"refine.start": "jitter"}))
     assert any(line.startswith("refine: ") and "left from right" in line for line in lines)
@@ -187,7 +189,7 @@ def test_plan_of_given_poses_counts_learning_left_from_right(
 
 @pytest.mark.slow
 def test_plan_says_what_the_search_will_say_of_itself(
-    mini_config: StudyConfig, mini_data: StudyData, tmp_path: Path, no_ray: None
+    mini_config: StudyConfig, mini_data: PreparedData, tmp_path: Path, no_ray: None
 ) -> None:
     older = tmp_path / "older"
     values = {"search.sampler": "gp", "search.warm_start": [str(older)], "name": "newer"}
@@ -212,9 +214,9 @@ def test_people_to_be_drawn_are_not_drawn(
     mini_config: StudyConfig, tmp_path: Path, no_ray: None
 ) -> None:
     values = {"data.root": str(tmp_path / "drawn"), "storage": str(tmp_path / "studies")}
-    lines = plan_of(with_values(mini_config, {**values, "data.train_pictures": 240}))
+    lines = plan_of(with_values(mini_config, {**values, "data.num_train_images": 240}))
     assert list(tmp_path.iterdir()) == []
-    assert f"to be drawn: 240 + 2 pictures in {tmp_path / 'drawn'}" in lines
+    assert f"to be drawn: 240 + 2 images in {tmp_path / 'drawn'}" in lines
     counts = next(line for line in lines if line.startswith("about ") and "to train on" in line)
     assert 150 < int(counts.split()[1]) < 500
 

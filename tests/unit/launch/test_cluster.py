@@ -11,7 +11,7 @@ import ray
 from study.config.compose import compose, with_values
 from study.config.schema import TrialConfig
 from study.errors import InputError
-from study.launch.cluster import require_trial_fits, room_for
+from study.launch.cluster import check_trial_fits, num_trials_that_fit
 
 CONFIG = compose()
 
@@ -37,12 +37,12 @@ def trial(**settings: Any) -> TrialConfig:
     ],
 )
 def test_room_of(settings: dict[str, Any], nodes: list[dict[str, float]], room: int) -> None:
-    assert room_for(nodes, trial(**settings)) == room
+    assert num_trials_that_fit(nodes, trial(**settings)) == room
 
 
 def test_trial_that_fits_nowhere_is_refused() -> None:
     with pytest.raises(InputError, match=r"1 workers of 3 CPUs .* 4 CPUs and 0 GPUs on 2 nodes"):
-        require_trial_fits([{"CPU": 2.0}, {"CPU": 2.0}], trial(cpus=3.0))
+        check_trial_fits([{"CPU": 2.0}, {"CPU": 2.0}], trial(cpus=3.0))
 
 
 def test_more_than_one_gpu_must_be_whole() -> None:

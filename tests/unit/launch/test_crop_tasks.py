@@ -44,7 +44,7 @@ def test_many_people_are_cut_by_ray_which_is_started_once(
 
     def cut_there(parts: Sequence[Part], tell: Tell) -> None:
         by_ray.append(len(parts))
-        crop_tasks.cut_here(parts, tell)
+        crop_tasks.cut_locally(parts, tell)
 
     monkeypatch.setattr(crop_tasks, "PEOPLE_FOR_RAY", 13)
     monkeypatch.setattr(crop_tasks, "cut_by_ray", cut_there)
@@ -81,7 +81,7 @@ def test_ray_makes_the_same_store_tells_its_progress_and_stops_at_a_fault(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[3]))
     bad = tmp_path / "bad.png"
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     broken = dataclasses.replace(five_people, image_paths=(*five_people.image_paths[:-1], bad))
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()

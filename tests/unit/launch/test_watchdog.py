@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from study.launch.watchdog import ended_if_it_hangs, hang_in
+from study.launch.watchdog import exit_on_stall, stall_reason
 from study.storage.tables import read_final, read_trials
 
 ROOT = Path(__file__).resolve().parents[3]
 HANGS = """
 import re, sys
 from pathlib import Path
-from study.launch.watchdog import ended_if_it_hangs
-with ended_if_it_hangs(Path(sys.argv[1]), 0, 0.3) as beat:
-    beat()
+from study.launch.watchdog import exit_on_stall
+with exit_on_stall(Path(sys.argv[1]), 0, 0.3) as heartbeat:
+    heartbeat()
     re.match("(a+)+$", "a" * 60 + "b")  # for ages, without ever giving up Python's lock
 """
 
@@ -31,18 +31,18 @@ def test_process_that_hangs_in_c_exits_and_says_where_it_stood(tmp_path: Path) -
     done = subprocess.run([sys.executable, "-c", HANGS, str(tmp_path)], cwd=ROOT)
     assert done.returncode == 1 and time.monotonic() - started < 20
     assert "line 7 in <module>" in (tmp_path / "hang-0.log").read_text()
-    assert hang_in(tmp_path) == (
+    assert stall_reason(tmp_path) == (
         "it hung: no epoch ended within trial.timeout_s (0:00:00.300000); hang-0.log in its "
         "folder says where it stood"
     )
 
 
 def test_trial_that_goes_on_leaves_nothing_behind(tmp_path: Path) -> None:
-    with ended_if_it_hangs(tmp_path, 0, 0.4) as beat:
-        assert hang_in(tmp_path) is None
+    with exit_on_stall(tmp_path, 0, 0.4) as heartbeat:
+        assert stall_reason(tmp_path) is None
         for _ in range(6):
             time.sleep(0.1)
-            beat()
+            heartbeat()
     time.sleep(0.5)  # nothing waits any more
     assert list(tmp_path.iterdir()) == []
 
@@ -51,13 +51,13 @@ def test_without_a_limit_nothing_is_watched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(faulthandler, "dump_traceback_later")
-    with ended_if_it_hangs(tmp_path / "trial", 0, 0.0) as beat:
-        beat()
+    with exit_on_stall(tmp_path / "trial", 0, 0.0) as heartbeat:
+        heartbeat()
     assert not (tmp_path / "trial").exists()
 
 
 def checkout_that_hangs(folder: Path) -> Path:
-    """A copy of the packages: a trial of colour 0.3 or more waits for ever for its third batch."""
+    """A copy of the packages: a trial of color 0.3 or more waits for ever for its third batch."""
     for package in ("models", "search_spaces", "study"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / package, folder / package, ignore=ignored)
@@ -65,7 +65,7 @@ def checkout_that_hangs(folder: Path) -> Path:
     text = file.read_text()
     loop = "        for number, share in enumerate(shares):\n"
     assert text.count(loop) == 1
-    stall = "            if number == 2 and augment.colour >= 0.3:\n"
+    stall = "            if number == 2 and augment.color >= 0.3:\n"
     stall += "                __import__('time').sleep(3600)\n"
     file.write_text(text.replace(loop, loop + stall))
     return folder
@@ -85,11 +85,11 @@ def test_study_goes_on_without_the_trials_that_hang(launcher: str, storage: Path
     space.write_text(
         "question: Does a trial that hangs end alone?\n"
         "parameters:\n"
-        "  distill.augment.colour: {low: 0.2, high: 1.0, role: nuisance}\n"
+        "  distill.augment.color: {low: 0.2, high: 1.0, role: nuisance}\n"
     )
     settings = (
         *(f"storage={storage}", f"name={launcher}", f"search_space={space}", "display=plain"),
-        *("data.train_pictures=48", "data.val_pictures=12", "teacher.epochs=1"),
+        *("data.num_train_images=48", "data.num_val_images=12", "teacher.epochs=1"),
         *(
             "distill.epochs=1",
             "refine.epochs=1",
@@ -104,7 +104,7 @@ def test_study_goes_on_without_the_trials_that_hang(launcher: str, storage: Path
     done = subprocess.run(command, cwd=storage, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     trials = read_trials(storage / launcher).to_pylist()
-    hung = [trial for trial in trials if trial["params.distill.augment.colour"] >= 0.3]
+    hung = [trial for trial in trials if trial["params.distill.augment.color"] >= 0.3]
     assert len(trials) == 3 and len(hung) == 1  # the controls have 0.2
     for trial in trials:
         assert trial["state"] == "FAIL" if trial in hung else trial["state"] != "FAIL"

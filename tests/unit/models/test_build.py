@@ -79,10 +79,10 @@ def test_a_codecs_heatmaps_are_a_quarter_of_the_input(name: str) -> None:
     assert (codec.input_size, codec.heatmap_size, codec.sigma) == ((96, 64), (24, 16), 1.5)
 
 
-def test_normalised_crops_have_imagenets_mean_at_0() -> None:
+def test_normalized_crops_have_imagenets_mean_at_0() -> None:
     mean = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1)
-    assert IMAGENET.normalise(mean.expand(2, 3, 4, 5)).abs().max() < 1e-6
-    one = IMAGENET.normalise(torch.full((1, 3, 1, 1), 255.0)).flatten()
+    assert IMAGENET.normalize(mean.expand(2, 3, 4, 5)).abs().max() < 1e-6
+    one = IMAGENET.normalize(torch.full((1, 3, 1, 1), 255.0)).flatten()
     expected = [(255 - 123.675) / 58.395, (255 - 116.28) / 57.12, (255 - 103.53) / 57.375]
     assert one.tolist() == pytest.approx(expected)
 

@@ -64,7 +64,7 @@ def test_a_missing_candidate_says_nothing(five: Skeleton) -> None:
     moved = candidates.clone()
     moved[2:, 0, 1, 0] += 20.0
     after = chooser(features, moved, CROP)
-    assert (before[2:, 1] != after[2:, 1])[others[2:, 1]].all()  # a neighbour hears what is there
+    assert (before[2:, 1] != after[2:, 1])[others[2:, 1]].all()  # a neighbor hears what is there
 
 
 def test_peaks_below_zero_give_no_nan(five: Skeleton) -> None:

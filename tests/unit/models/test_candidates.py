@@ -47,7 +47,7 @@ def bodies(count: int, skeleton: Skeleton) -> Tensor:
     return torch.cat(found)[:count]
 
 
-class Told(PoseNetwork):
+class Logged(PoseNetwork):
     """A student that answers what it was told."""
 
     pyramid_channels = CHANNELS
@@ -84,10 +84,10 @@ def batch_of(truth: Tensor) -> Batch:
         keypoints_crop=truth,
         visibility=torch.full((count, joints), 2),
         areas_crop=torch.full((count,), 3000.0),
-        neighbour_crop=truth,
-        neighbour_visibility=torch.zeros(count, joints),
+        neighbor_crop=truth,
+        neighbor_visibility=torch.zeros(count, joints),
         teacher_modes=torch.cat((truth[:, :, None], sure), dim=-1),
-        teacher_taught=torch.ones(count, joints),
+        teacher_mask=torch.ones(count, joints),
         teacher_relation=None,
     )
 
@@ -124,7 +124,7 @@ def task_of(skeleton: Skeleton, **changes: Any) -> RefineTask:
         width=settings.width,
         candidates=settings.candidates,
     )
-    return RefineTask(Told(), CODEC, refiner, skeleton, settings)
+    return RefineTask(Logged(), CODEC, refiner, skeleton, settings)
 
 
 def share_right(task: RefineTask, skeleton: Skeleton) -> float:
@@ -171,11 +171,11 @@ def test_the_first_candidate_is_what_decode_gives(name: str, count: int) -> None
     bins = (torch.randn(2, 5, 2 * CROP[1]), torch.randn(2, 5, 2 * CROP[0]))
     features = PoseFeatures(heatmaps, (), bins)
     candidates = read_candidates(codec, features, count)
-    keypoints, scores = codec.read(features)
+    keypoints, scores = codec.decode_features(features)
     assert candidates.shape == (2, 5, count, 3)
     assert torch.equal(candidates[:, :, 0, :2], keypoints)
     assert torch.equal(candidates[:, :, 0, 2], scores)
-    others = codec.read_modes(features, count)[:, :, 1:, :3]
+    others = codec.decode_feature_modes(features, count)[:, :, 1:, :3]
     assert torch.equal(candidates[:, :, 1:], others)
     if name != "simcc":
         assert (candidates[0, 0, 1:] == 0).all()

@@ -94,7 +94,7 @@ def test_msra_targets_peak_where_the_official_ones_do(shared: Path) -> None:
         assert peaks.tolist() == person["target_peak_xy"]
 
 
-def test_msra_decoding_equals_the_official_one_on_the_picture(shared: Path) -> None:
+def test_msra_decoding_equals_the_official_one_on_the_image(shared: Path) -> None:
     arrays = cases(shared, "decode_cases.npz")
     keypoints, scores = Msra(SIZE, MAPS).decode(torch.tensor(arrays["heatmaps"]))
     np.testing.assert_array_equal(scores.numpy(), arrays["maxvals"][..., 0])
@@ -140,10 +140,10 @@ def test_encodings_and_round_trips_equal_mmpose(shared: Path, name: str, mean_px
     np.testing.assert_allclose(heatmaps[:2].numpy(), arrays[f"{name}_heatmaps"], atol=1e-6)
     np.testing.assert_array_equal(weights.numpy(), arrays[f"{name}_weights"][:, 0])
     keypoints, _ = codec.decode(heatmaps)
-    labelled = weights.numpy() > 0
-    roundtrip = arrays[f"{name}_roundtrip"][labelled] * (UDP_OVER_MMPOSE if name == "udp" else 1)
-    np.testing.assert_allclose(keypoints.numpy()[labelled], roundtrip, atol=1e-3)
-    away = np.linalg.norm(keypoints.numpy() - arrays["keypoints"], axis=-1)[labelled]
+    labeled = weights.numpy() > 0
+    roundtrip = arrays[f"{name}_roundtrip"][labeled] * (UDP_OVER_MMPOSE if name == "udp" else 1)
+    np.testing.assert_allclose(keypoints.numpy()[labeled], roundtrip, atol=1e-3)
+    away = np.linalg.norm(keypoints.numpy() - arrays["keypoints"], axis=-1)[labeled]
     assert away.mean() == pytest.approx(mean_px, abs=1e-3)
 
 
@@ -160,7 +160,7 @@ def test_dark_finds_random_joints_within_a_twentieth_of_a_pixel() -> None:
 @pytest.mark.parametrize("name", sorted(CODECS))
 def test_cell_i_lies_at_pixel_stride_times_i(name: str) -> None:
     codec = CODECS[name]((96, 128), (24, 16))
-    # strides of 8 across and 4 down, in udp from centre to centre
+    # strides of 8 across and 4 down, in udp from center to center
     across, down = (127 / 15, 95 / 23) if name == "udp" else (8.0, 4.0)
     keypoints = torch.tensor([[[across * 5, down * 13]]])
     heatmaps, _ = codec.encode(keypoints, VISIBLE)
@@ -168,7 +168,7 @@ def test_cell_i_lies_at_pixel_stride_times_i(name: str) -> None:
     torch.testing.assert_close(codec.decode(heatmaps)[0], keypoints, atol=0.02, rtol=0)
 
 
-def test_unlabelled_joints_have_weight_zero_and_an_empty_map(codec: HeatmapCodec) -> None:
+def test_unlabeled_joints_have_weight_zero_and_an_empty_map(codec: HeatmapCodec) -> None:
     keypoints = torch.tensor([[[100.0, 100.0], [float("nan"), 0.0], [100.0, 100.0]]])
     heatmaps, weights = codec.encode(keypoints, torch.tensor([[0, 0, 1]], dtype=torch.uint8))
     assert weights.tolist() == [[0, 0, 1]]

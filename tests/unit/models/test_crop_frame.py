@@ -23,31 +23,29 @@ from study.data.augmentation import cut_crops, draw_augmentation
 from study.data.crops import (
     STORED_MARGIN,
     apply_affine,
-    carry,
-    carry_modes,
-    chain_affines,
+    compose_affines,
     crop_to_image_affine,
     image_to_crop_affine,
     invert_affine,
     plain_affines,
     stored_frame,
     stored_to_crop_affine,
+    transform_modes,
+    transform_points,
     warp,
 )
 from study.data.people import People
 from study.storage.paths import TARGETS
 from study.teachers.adapters import HeatmapTeacher
 from study.teachers.make import ask, draw_views
-from study.teachers.online import LiveTeacher
+from study.teachers.online import OnlineTeacher
 from study.training.batches import training_batches
 from study.workers import Workers
 
 SMALL, LARGE = (256, 192), (384, 288)
 BOXES = np.array([[30.0, 20, 90, 140], [150.5, 60, 95, 40], [11, 7, 63.25, 84.5]])
-FLIP = AugmentConfig(scale=0, rotation=0, flip=1, half_body=0, colour=0, erase=0, occlude=0)
-WILD = AugmentConfig(
-    scale=0.35, rotation=40, flip=0.5, half_body=0.3, colour=0, erase=0, occlude=0
-)
+FLIP = AugmentConfig(scale=0, rotation=0, flip=1, half_body=0, color=0, erase=0, occlude=0)
+WILD = AugmentConfig(scale=0.35, rotation=40, flip=0.5, half_body=0.3, color=0, erase=0, occlude=0)
 
 
 def udp_matrix(
@@ -76,8 +74,8 @@ def images_to_stored(size: tuple[int, int]) -> NDArray[np.float64]:
 
 def test_lengths_by_hand() -> None:
     official, udp = CropFrame((256, 192)), CropFrame((256, 192), align_corners=True)
-    assert (official.span, official.centre, official.zoom) == ((192, 256), (96, 128), (1, 1))
-    assert (udp.span, udp.centre) == ((191, 255), (95.5, 127.5))
+    assert (official.span, official.center, official.zoom) == ((192, 256), (96, 128), (1, 1))
+    assert (udp.span, udp.center) == ((191, 255), (95.5, 127.5))
     assert udp.zoom == (191 / 192, 255 / 256)
 
 
@@ -99,11 +97,11 @@ def test_udp_affine_equals_the_published_formula(rotation: float) -> None:
 @pytest.mark.parametrize("size", [SMALL, LARGE, (96, 160)])
 def test_the_way_by_the_stored_crop_is_the_direct_one(name: str, size: tuple[int, int]) -> None:
     frame = CODECS[name](size, (16, 16)).frame
-    by_store = chain_affines(images_to_stored(size), stored_to_crop_affine(frame))
+    by_store = compose_affines(images_to_stored(size), stored_to_crop_affine(frame))
     np.testing.assert_allclose(by_store, image_to_crop_affine(BOXES, frame), atol=1e-9)
     back = crop_to_image_affine(frame, images_to_stored(size))
     np.testing.assert_allclose(
-        chain_affines(by_store, back), np.eye(2, 3)[None].repeat(3, 0), atol=1e-9
+        compose_affines(by_store, back), np.eye(2, 3)[None].repeat(3, 0), atol=1e-9
     )
 
 
@@ -114,17 +112,17 @@ def test_the_official_frame_is_a_whole_shift_of_the_stored_crop() -> None:
         assert np.array_equal(affine[:, 2], [-size[1] / 4, -size[0] / 4])
 
 
-def test_udp_pixels_from_the_stored_crop_are_those_of_the_picture() -> None:
+def test_udp_pixels_from_the_stored_crop_are_those_of_the_image() -> None:
     coarse = np.random.RandomState(0).randint(0, 256, (15, 20, 3), np.uint8)
-    picture = np.asarray(cv2.resize(coarse, (240, 180)), np.uint8)
+    image = np.asarray(cv2.resize(coarse, (240, 180)), np.uint8)
     frame = CropFrame((96, 64), align_corners=True)
     stored = images_to_stored(frame.size)
-    wide = np.stack([warp(picture, affine, stored_frame(frame.size).size) for affine in stored])
+    wide = np.stack([warp(image, affine, stored_frame(frame.size).size) for affine in stored])
     plain = cut_crops(wide, plain_affines(3, frame), frame, torch.device("cpu"))
     assert plain.shape == (3, 3, 96, 64)
     for crop, affine in zip(plain, image_to_crop_affine(BOXES, frame), strict=True):
-        expected = torch.from_numpy(warp(picture, affine, frame.size)).permute(2, 0, 1)
-        # interpolated twice and rounded; neighbours differ by 9, so half a pixel would be 4
+        expected = torch.from_numpy(warp(image, affine, frame.size)).permute(2, 0, 1)
+        # interpolated twice and rounded; neighbors differ by 9, so half a pixel would be 4
         assert (crop - expected).abs().mean() < 1
 
 
@@ -134,12 +132,15 @@ def test_a_mirrored_udp_crop_is_the_mirror_of_the_plain_one(five: Skeleton) -> N
     seen = torch.full((4, 5), 2)
     affine = draw_augmentation(points, seen, five, frame, FLIP, torch.Generator()).affine
     assert (torch.linalg.det(affine[..., :2]) < 0).all()
-    plain, flipped = carry(points, plain_affines(4, frame)), carry(points, affine)
+    plain, flipped = (
+        transform_points(points, plain_affines(4, frame)),
+        transform_points(points, affine),
+    )
     torch.testing.assert_close(flipped[..., 0], 63 - plain[..., 0])
     torch.testing.assert_close(flipped[..., 1], plain[..., 1])
 
 
-def joints_in_picture(count: int) -> NDArray[np.float64]:
+def joints_in_image(count: int) -> NDArray[np.float64]:
     """Joints well inside of each box, (3, count, 2)."""
     places = np.random.RandomState(4).uniform(0.1, 0.9, (len(BOXES), count, 2))
     joints: NDArray[np.float64] = BOXES[:, None, :2] + places * BOXES[:, None, 2:]
@@ -153,7 +154,7 @@ def modes_of_an_oracle(codec: HeatmapCodec, joints: NDArray[np.float64]) -> Tens
         torch.from_numpy(in_crop).float(), torch.ones(in_crop.shape[:2])
     )
     assert weights.all()
-    return codec.read_modes(PoseFeatures(heatmaps, ()), 3)
+    return codec.decode_feature_modes(PoseFeatures(heatmaps, ()), 3)
 
 
 @pytest.mark.parametrize(
@@ -171,17 +172,17 @@ def modes_of_an_oracle(codec: HeatmapCodec, joints: NDArray[np.float64]) -> Tens
 def test_a_teachers_pose_lands_on_the_truth_in_the_students_crop(
     teacher: HeatmapCodec, student: HeatmapCodec, augment: AugmentConfig, five: Skeleton
 ) -> None:
-    joints = joints_in_picture(5)
+    joints = joints_in_image(5)
     image_to_stored = images_to_stored(student.input_size)
     crop_to_image = crop_to_image_affine(teacher.frame, images_to_stored(teacher.input_size))
-    to_store = torch.from_numpy(chain_affines(crop_to_image, image_to_stored)).float()
-    modes = carry_modes(modes_of_an_oracle(teacher, joints), to_store)
+    to_store = torch.from_numpy(compose_affines(crop_to_image, image_to_stored)).float()
+    modes = transform_modes(modes_of_an_oracle(teacher, joints), to_store)
     truth = torch.from_numpy(apply_affine(joints, image_to_stored)).float()
     seen = torch.full((len(BOXES), 5), 2)
     generator = torch.Generator().manual_seed(3)
     affine = draw_augmentation(truth, seen, five, student.frame, augment, generator).affine
     assert (torch.linalg.det(affine[..., :2]) < 0).any()
-    away = carry_modes(modes, affine)[:, :, 0, :2] - carry(truth, affine)
+    away = transform_modes(modes, affine)[:, :, 0, :2] - transform_points(truth, affine)
     zoom = torch.linalg.det(affine[:, :2, :2]).abs().sqrt()[:, None]
     # the frames a pixel apart would be 0.5 px off or more, codecs themselves are 0.03 to 0.05
     assert (away.norm(dim=-1) / zoom).max() < 0.1
@@ -189,7 +190,7 @@ def test_a_teachers_pose_lands_on_the_truth_in_the_students_crop(
 
 def test_udp_and_the_official_frame_differ_by_half_a_pixel() -> None:
     """So that the test above can fail."""
-    joints = joints_in_picture(5)
+    joints = joints_in_image(5)
     official, udp = (
         apply_affine(joints, image_to_crop_affine(BOXES, CropFrame(SMALL, align_corners=corners)))
         for corners in (False, True)
@@ -229,11 +230,11 @@ def test_a_stored_teacher_agrees_with_the_truth_in_every_batch(
 ) -> None:
     codec = CODECS[name](SMALL, (64, 48))
     truth = torch.from_numpy(large_store.keypoints_stored.copy())
-    in_crop = carry(truth, plain_affines(13, codec.frame))
+    in_crop = transform_points(truth, plain_affines(13, codec.frame))
     teacher = HeatmapTeacher(Oracle(codec, in_crop), codec)
     frame = CropFrame(SMALL, align_corners=student_corners)
     views = draw_views(large_store, five, frame, WILD, number=1, seed=0)
-    live = LiveTeacher(teacher, large_store, large_store)
+    live = OnlineTeacher(teacher, large_store, large_store)
     ask(live, views, five, workers, tmp_path / TARGETS)
     (batch,) = training_batches(
         large_store,
@@ -256,10 +257,10 @@ def test_a_stored_teacher_agrees_with_the_truth_in_every_batch(
 
 def test_chained_affines_are_one_after_the_other() -> None:
     first, second = images_to_stored(SMALL), invert_affine(images_to_stored(LARGE))
-    points = joints_in_picture(4)
+    points = joints_in_image(4)
     expected = apply_affine(apply_affine(points, first), second)
     np.testing.assert_allclose(
-        apply_affine(points, chain_affines(first, second)), expected, atol=1e-9
+        apply_affine(points, compose_affines(first, second)), expected, atol=1e-9
     )
 
 
@@ -267,4 +268,4 @@ def test_a_carried_mode_keeps_height_and_width() -> None:
     affine = torch.tensor([[[2.0, 0.0, 5.0], [0.0, 2.0, 1.0]]])
     modes = torch.tensor([[[[1.0, 2.0, 0.7, 1.5], [0.0, 0.0, 0.3, 0.9]]]])
     expected = torch.tensor([[[[7.0, 5.0, 0.7, 1.5], [5.0, 1.0, 0.3, 0.9]]]])
-    torch.testing.assert_close(carry_modes(modes, affine), expected)
+    torch.testing.assert_close(transform_modes(modes, affine), expected)

@@ -61,7 +61,7 @@ def test_msra_average_gives_the_official_keypoints(shared: Path) -> None:
     codec = Msra(SIZE, MAPS)
     features = PoseFeatures(torch.tensor(arrays["heatmaps"]).float(), ())
     mean = features.averaged_with(codec.flip_back(features, COCO.flip_order))
-    keypoints, scores = codec.read(mean)
+    keypoints, scores = codec.decode_features(mean)
     np.testing.assert_allclose(scores, arrays["maxvals_flip_shift_avg"][..., 0], atol=1e-6)
     factor = arrays["scale"][:, None, :1] * 200 / SIZE[1]
     image = (keypoints.numpy() - [96, 128]) * factor + arrays["center"][:, None]
@@ -76,7 +76,7 @@ def test_a_perfect_answer_to_the_mirrored_crop_comes_back_to_its_place(
     codec = CODECS[name](SIZE, MAPS)
     truth = joints(5)
     back = codec.flip_back(answer(codec, mirrored(truth, five)), five.flip_order)
-    found, _ = codec.read(back)
+    found, _ = codec.decode_features(back)
     tolerance = 2.9 if name == "msra" else 0.2  # its whole cells, on both axes
     assert ((found - truth - torch.tensor([bias, 0])).norm(dim=-1) < tolerance).all()
     assert ((found - truth)[..., 0].mean() - bias).abs() < (0.6 if name == "msra" else 0.02)
@@ -89,7 +89,9 @@ def test_an_exact_flip_leaves_a_perfect_answer_as_it_is(name: str, five: Skeleto
     features = answer(codec, truth)
     back = codec.flip_back(answer(codec, mirrored(truth, five)), five.flip_order)
     mean = features.averaged_with(back)
-    for average, alone in zip(codec.read(mean), codec.read(features), strict=True):
+    for average, alone in zip(
+        codec.decode_features(mean), codec.decode_features(features), strict=True
+    ):
         torch.testing.assert_close(average, alone, atol=2e-3, rtol=0)
     if name == "udp":
         torch.testing.assert_close(mean.heatmaps, features.heatmaps, atol=1e-5, rtol=0)
@@ -101,7 +103,9 @@ def test_joints_change_sides(name: str, five: Skeleton) -> None:
     truth = joints(5)
     truth[:, :, 1] = torch.tensor([40.0, 80.0, 120.0, 160.0, 200.0])
     back = codec.flip_back(answer(codec, mirrored(truth, five)), five.flip_order)
-    torch.testing.assert_close(codec.read(back)[0][..., 1], truth[..., 1], atol=2, rtol=0)
+    torch.testing.assert_close(
+        codec.decode_features(back)[0][..., 1], truth[..., 1], atol=2, rtol=0
+    )
 
 
 class Brightness(PoseNetwork):
@@ -132,8 +136,8 @@ def test_estimator_looks_twice_and_keeps_the_features_of_the_crop_itself(
     expected = torch.tensor([[60.0, 100], [130, 80]])[:, None].expand(2, 5, 2)
     torch.testing.assert_close(keypoints, expected, atol=0.05, rtol=0)
     assert (scores > 0.9).all()
-    features = RefinedPose(student, codec, None, five.flip_order).look(crops)
-    torch.testing.assert_close(features.pyramid[0], student.pixels.normalise(crops))
+    features = RefinedPose(student, codec, None, five.flip_order).predict(crops)
+    torch.testing.assert_close(features.pyramid[0], student.pixels.normalize(crops))
 
 
 def test_without_a_flip_test_the_student_looks_once(five: Skeleton) -> None:

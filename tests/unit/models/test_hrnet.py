@@ -13,7 +13,7 @@ from models.hrnet import SIZES, HRNet, Size
 from models.igp_gcn import IgpGcn
 from models.refined_pose import RefinedPose
 from models.skeleton import COCO, CROWDPOSE, Skeleton
-from study.cache.prepare import StudyData
+from study.cache.prepare import PreparedData
 from study.config.compose import with_values
 from study.config.schema import StudyConfig
 from study.training.networks import build_distill_task
@@ -96,7 +96,7 @@ def test_igp_gcn_refines_its_pose_and_the_gradient_reaches_the_first_layer(
     people = 127.0 + 60 * crops(1, *crop_size)
     keypoints_crop, scores = model(people)
     assert keypoints_crop.shape == (1, skeleton.num_joints, 2)
-    levels = refiner(student.look(people).pyramid, keypoints_crop, scores, crop_size)
+    levels = refiner(student.predict(people).pyramid, keypoints_crop, scores, crop_size)
     torch.stack(levels).sum().backward()
     for name, parameter in (*refiner.named_parameters(), ("conv1", student.conv1.weight)):
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
@@ -104,7 +104,7 @@ def test_igp_gcn_refines_its_pose_and_the_gradient_reaches_the_first_layer(
 
 
 def test_w18_learns_as_a_student(
-    mini_config: StudyConfig, mini_data: StudyData, mini_targets: Path, workers: Workers
+    mini_config: StudyConfig, mini_data: PreparedData, mini_targets: Path, workers: Workers
 ) -> None:
     values = {"student.name": "hrnet", "student.size": "w18", "distill.optimizer.lr": 1e-5}
     config = with_values(mini_config, values)  # a rate as low as at the start of the warm-up

@@ -109,7 +109,7 @@ def test_node_attention_equals_the_reference(layers: dict[str, Tensor]) -> None:
     torch.testing.assert_close(out, layers["att_out"], atol=1e-5, rtol=0)
 
 
-def test_a_joint_hears_its_neighbours_only() -> None:
+def test_a_joint_hears_its_neighbors_only() -> None:
     torch.manual_seed(0)
     layer = SemGraphConv(3, 4, STICK_MAN.adjacency())
     nodes = torch.randn(1, 5, 3)
@@ -324,7 +324,7 @@ def test_dropout_acts_in_training_only() -> None:
     assert not torch.equal(first, second)
 
 
-def test_training_follows_the_picture_to_the_joint() -> None:
+def test_training_follows_the_image_to_the_joint() -> None:
     """The maps hold the way from each cell to a target that differs by person."""
     torch.manual_seed(0)
     batch = 16

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.codecs.codec import Dark
 from models.igp_gcn import IgpGcn
-from models.mirror_pairs import MARGIN, MAX_PAIRS, MirrorPairs
+from models.mirror_pairs import MARGIN, MAX_PAIRS, SwapResolver
 from models.pose_features import PoseFeatures, PoseNetwork
 from models.refined_pose import RefinedPose
 from models.skeleton import COCO, CROWDPOSE, SKELETONS, Skeleton
@@ -33,7 +33,7 @@ def maps_of(keypoints_crop: Tensor, height: float = 1.0) -> Tensor:
 
 @pytest.mark.parametrize("skeleton", SKELETONS.values(), ids=SKELETONS)
 def test_there_is_a_way_for_each_choice_of_pairs(skeleton: Skeleton) -> None:
-    module = MirrorPairs(skeleton)
+    module = SwapResolver(skeleton)
     pairs = len(skeleton.flip_pairs)
     assert len(set(map(tuple, module.orders.tolist()))) == 2**pairs
     assert module.orders[0].tolist() == list(range(skeleton.num_joints))
@@ -55,12 +55,12 @@ def test_a_skeleton_without_pairs_or_with_too_many_is_refused() -> None:
             upper_body=(0,),
         )
         with pytest.raises(ValueError, match=rf"1 to {MAX_PAIRS} flip_pairs.*got {pairs}"):
-            MirrorPairs(skeleton)
+            SwapResolver(skeleton)
 
 
 @pytest.mark.parametrize("order", [BOTH, HANDS, FEET])
 def test_exchanged_pairs_are_named_back_by_the_maps(order: list[int], five: Skeleton) -> None:
-    module = MirrorPairs(five)
+    module = SwapResolver(five)
     maps = maps_of(PLACES)
     named = module.named(maps, PLACES[:, order], GIVEN, CROP)
     assert torch.equal(named, PLACES)
@@ -69,13 +69,13 @@ def test_exchanged_pairs_are_named_back_by_the_maps(order: list[int], five: Skel
 
 def test_evidence_is_the_log_of_own_over_partners_height_of_both_joints(five: Skeleton) -> None:
     maps = maps_of(PLACES, height=0.3)
-    evidence = MirrorPairs(five).evidence(maps, PLACES[:, HANDS], CROP)
+    evidence = SwapResolver(five).evidence(maps, PLACES[:, HANDS], CROP)
     share = 2 * math.log(0.3 / 0.01)  # where a map is 0, it counts as 0.01
     torch.testing.assert_close(evidence, torch.tensor([[-share, share]]))
 
 
 def test_a_pose_of_which_the_maps_say_nothing_stays(five: Skeleton) -> None:
-    named = MirrorPairs(five).named(torch.zeros(1, 5, 24, 16), PLACES[:, BOTH], GIVEN, CROP)
+    named = SwapResolver(five).named(torch.zeros(1, 5, 24, 16), PLACES[:, BOTH], GIVEN, CROP)
     assert torch.equal(named, PLACES[:, BOTH])
 
 
@@ -84,22 +84,22 @@ def test_each_exchanged_pair_has_to_win_by_the_margin(
     share: float, is_exchanged: bool, five: Skeleton
 ) -> None:
     height = 0.01 * math.exp(share * MARGIN / 2)  # two joints speak for the pair
-    named = MirrorPairs(five).named(maps_of(PLACES, height), PLACES[:, BOTH], GIVEN, CROP)
+    named = SwapResolver(five).named(maps_of(PLACES, height), PLACES[:, BOTH], GIVEN, CROP)
     assert torch.equal(named, PLACES if is_exchanged else PLACES[:, BOTH])
 
 
 def test_a_pair_that_is_not_given_whole_is_not_exchanged(five: Skeleton) -> None:
     given = GIVEN.clone()
     given[0, 2] = False
-    named = MirrorPairs(five).named(maps_of(PLACES), PLACES[:, BOTH], given, CROP)
+    named = SwapResolver(five).named(maps_of(PLACES), PLACES[:, BOTH], given, CROP)
     assert torch.equal(named, PLACES[:, HANDS])
-    logits = MirrorPairs(five)(PLACES, given, torch.zeros(1, 2))
+    logits = SwapResolver(five)(PLACES, given, torch.zeros(1, 2))
     assert torch.isinf(logits).tolist() == [[False, False, True, True]]
 
 
 def test_place_and_size_of_a_body_and_what_is_not_given_do_not_matter(five: Skeleton) -> None:
     torch.manual_seed(0)
-    module = MirrorPairs(five)
+    module = SwapResolver(five)
     nn.init.normal_(module.head.weight)
     given = GIVEN.clone()
     given[0, 0] = False
@@ -173,5 +173,5 @@ def test_every_skeleton_of_ours_can_have_its_pairs_named() -> None:
         pose = 64 * torch.rand(3, skeleton.num_joints, 2)
         maps = torch.rand(3, skeleton.num_joints, 24, 16)
         given = torch.ones(3, skeleton.num_joints, dtype=torch.bool)
-        named = MirrorPairs(skeleton).named(maps, pose, given, CROP)
+        named = SwapResolver(skeleton).named(maps, pose, given, CROP)
         assert torch.equal(named.sort(dim=1).values, pose.sort(dim=1).values)

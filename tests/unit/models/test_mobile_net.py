@@ -73,14 +73,14 @@ def test_the_layout_in_memory_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_cell_i_of_a_convolution_is_centred_over_pixel_stride_times_i(stride: int) -> None:
+def test_cell_i_of_a_convolution_is_centered_over_pixel_stride_times_i(stride: int) -> None:
     layer = ConvNorm(1, 1, stride=stride).eval()
     with torch.no_grad():
         torch.nn.init.ones_(layer.get_parameter("0.weight"))
-        picture = torch.zeros(1, 1, 12, 16)
-        picture[0, 0, 6, 10] = 1.0
-        out = layer(picture)[0, 0]
-    # the pixel is seen by the cells whose centre is at most one pixel away
+        image = torch.zeros(1, 1, 12, 16)
+        image[0, 0, 6, 10] = 1.0
+        out = layer(image)[0, 0]
+    # the pixel is seen by the cells whose center is at most one pixel away
     seen = {tuple(cell) for cell in out.nonzero().tolist()}
     assert seen == {
         (row, column)

@@ -19,10 +19,10 @@ from models.movenet import MoveNet, load_movenet, read_tensors
 from models.pose_features import MOVENET, PersonMaps, PoseFeatures
 from models.skeleton import COCO, CROWDPOSE, Skeleton
 from models.weights import load_weights
-from study.cache.prepare import StudyData
+from study.cache.prepare import PreparedData
 from study.cache.teacher_store import open_teacher_store
 from study.config.compose import StudyConfig, with_values
-from study.data.crops import apply_affine, image_to_crop_affine, invert_affine, read_picture, warp
+from study.data.crops import apply_affine, image_to_crop_affine, invert_affine, read_image, warp
 from study.data.people import People, read_people
 from study.metrics import average_precision, to_detections
 from study.storage.paths import TARGETS
@@ -67,7 +67,9 @@ def case(request: pytest.FixtureRequest, folder: Path) -> Case:
     logits: list[Tensor] = []
     network.final_layer.register_forward_hook(lambda module, inputs, out: logits.append(out))
     with torch.no_grad():
-        features = network.look(torch.from_numpy(reference["crops"]).permute(0, 3, 1, 2).float())
+        features = network.predict(
+            torch.from_numpy(reference["crops"]).permute(0, 3, 1, 2).float()
+        )
     return Case(size, path, side, reference, logits[0], features)
 
 
@@ -93,7 +95,7 @@ def test_raw_heads_are_the_references(case: Case) -> None:
     assert person is not None
     heads = {
         "kpt_heatmap": case.logits,
-        "center": person.centre,
+        "center": person.center,
         "kpt_regress": person.regression,
         "kpt_offset": person.offsets,
     }
@@ -104,7 +106,7 @@ def test_raw_heads_are_the_references(case: Case) -> None:
 
 
 def test_official_decoding_is_the_original_runtimes(case: Case) -> None:
-    places, scores = case.codec.read(case.features)
+    places, scores = case.codec.decode_features(case.features)
     expected = torch.from_numpy(case.reference["tfjs_yxs"])
     torch.testing.assert_close(scores, expected[..., 2], atol=1e-4, rtol=0)
     expected_px = expected[..., [1, 0]] * case.side
@@ -127,7 +129,7 @@ def test_pixels_are_the_files(case: Case) -> None:
     shift = float(stored["StatefulPartitionedCall/sub_1/y"])
     values = torch.tensor([0.0, 100.0, 255.0]).view(1, 3, 1, 1)
     expected = values.flatten().numpy() * scale - shift
-    np.testing.assert_allclose(MOVENET.normalise(values).flatten(), expected, atol=1e-6)
+    np.testing.assert_allclose(MOVENET.normalize(values).flatten(), expected, atol=1e-6)
     network = build_model("mobile_net", case.size, COCO)
     assert network.pixels == MOVENET
 
@@ -140,15 +142,15 @@ def test_network_to_fine_tune_carries_the_heatmap_head_alone(folder: Path) -> No
     assert {key.split(".")[0] for key in every - own} == {"person"} and own < every
     crops = torch.rand(1, 3, 64, 96) * 255
     with torch.no_grad():
-        features = network.look(crops)
-        assert torch.equal(features.heatmaps, whole("lightning", path).look(crops).heatmaps)
+        features = network.predict(crops)
+        assert torch.equal(features.heatmaps, whole("lightning", path).predict(crops).heatmaps)
     assert features.person is None
     assert [tuple(maps.shape[1:]) for maps in features.pyramid] == [
         *((64, 4, 6), (32, 8, 12), (24, 16, 24))
     ]
 
 
-def test_head_rows_go_to_joints_by_name_and_new_joints_start_from_neighbours(folder: Path) -> None:
+def test_head_rows_go_to_joints_by_name_and_new_joints_start_from_neighbors(folder: Path) -> None:
     path = folder / "movenet-lightning.json"
     trained = light(COCO, path)[0].final_layer
     network, left = light(CROWDPOSE, path)
@@ -160,7 +162,7 @@ def test_head_rows_go_to_joints_by_name_and_new_joints_start_from_neighbours(fol
             assert torch.equal(own[row], other[source]), joint
 
 
-def test_joint_without_a_neighbour_stays_random_and_its_head_counts_as_new(folder: Path) -> None:
+def test_joint_without_a_neighbor_stays_random_and_its_head_counts_as_new(folder: Path) -> None:
     path = folder / "movenet-lightning.json"
     dog = Skeleton("dog", ("nose", "tail"), ((0, 1),), (), (0.1, 0.1), (0,))
     network, left = light(dog, path)
@@ -212,10 +214,10 @@ def test_another_network_is_refused(size: str, folder: Path) -> None:
 
 
 def random_features(joints: int, height: int, width: int) -> PoseFeatures:
-    dice = torch.Generator().manual_seed(4)
+    rng = torch.Generator().manual_seed(4)
 
     def maps(count: int, spread: float) -> Tensor:
-        return torch.randn(2, count, height, width, generator=dice) * spread
+        return torch.randn(2, count, height, width, generator=rng) * spread
 
     person = PersonMaps(maps(1, 2.0), maps(2 * joints, 4.0), maps(2 * joints, 0.3))
     return PoseFeatures(torch.sigmoid(maps(joints, 1.0)), (), person=person)
@@ -225,15 +227,15 @@ def test_decoding_is_the_rule_in_a_plain_loop_on_maps_that_are_not_square() -> N
     joints, height, width = 5, 10, 7
     features = random_features(joints, height, width)
     assert features.person is not None
-    places, scores = MoveNet((40, 28), (height, width)).read(features)
+    places, scores = MoveNet((40, 28), (height, width)).decode_features(features)
     grid = [(row, column) for row in range(height) for column in range(width)]
     for b in range(2):
-        centre, regression, offsets = (maps[b].double().numpy() for maps in features.person)
+        center, regression, offsets = (maps[b].double().numpy() for maps in features.person)
         heatmaps = features.heatmaps[b].double().numpy()
 
-        def central(cell: tuple[int, int], centre: np.ndarray = centre) -> float:
+        def central(cell: tuple[int, int], center: np.ndarray = center) -> float:
             away = np.hypot(cell[0] - height // 2, cell[1] - width // 2)
-            return float(1 / (1 + np.exp(-centre[0][cell])) / (away + 1.8))
+            return float(1 / (1 + np.exp(-center[0][cell])) / (away + 1.8))
 
         row, column = max(grid, key=central)
         for joint in range(joints):
@@ -252,28 +254,28 @@ def test_decoding_is_the_rule_in_a_plain_loop_on_maps_that_are_not_square() -> N
 def two_peaks(expected: tuple[float, float]) -> PoseFeatures:
     """A joint seen at cells (5, 4), height 0.5, and (20, 12), height 0.8, (row, column).
 
-    The centre is in the middle, (12, 8), and expects it at ``expected``, (y, x) from there.
+    The center is in the middle, (12, 8), and expects it at ``expected``, (y, x) from there.
     """
     rows, columns = torch.arange(24.0)[:, None], torch.arange(16.0)
     near = 0.5 * torch.exp(-((rows - 5) ** 2 + (columns - 4) ** 2) / 2)
     far = 0.8 * torch.exp(-((rows - 20) ** 2 + (columns - 12) ** 2) / 2)
-    centre = torch.full((1, 1, 24, 16), -5.0)
-    centre[0, 0, 12, 8] = 5.0
+    center = torch.full((1, 1, 24, 16), -5.0)
+    center[0, 0, 12, 8] = 5.0
     regression = torch.tensor(expected).view(1, 2, 1, 1).expand(1, 2, 24, 16)
     offsets = torch.tensor([0.25, 0.75]).view(1, 2, 1, 1).expand(1, 2, 24, 16)
     return PoseFeatures(
-        (near + far)[None, None], (), person=PersonMaps(centre, regression, offsets)
+        (near + far)[None, None], (), person=PersonMaps(center, regression, offsets)
     )
 
 
-def test_the_peak_that_the_centre_expects_wins_and_the_other_is_the_second_mode() -> None:
+def test_the_peak_that_the_center_expects_wins_and_the_other_is_the_second_mode() -> None:
     codec = MoveNet((96, 64), (24, 16), sigma=1.0)
     for expected, own, other in (
         ((-7.0, -4.0), (4.75, 5.25, 0.5), (12.5, 20.5, 0.8)),
         ((8.0, 4.0), (12.75, 20.25, 0.8), (4.5, 5.5, 0.5)),
     ):
-        modes = codec.read_modes(two_peaks(expected), 3)[0, 0]
-        assert torch.equal(modes[0, :2], codec.read(two_peaks(expected))[0][0, 0])
+        modes = codec.decode_feature_modes(two_peaks(expected), 3)[0, 0]
+        assert torch.equal(modes[0, :2], codec.decode_features(two_peaks(expected))[0][0, 0])
         for mode, (x, y, height) in ((modes[0], own), (modes[1], other)):
             assert mode.tolist() == pytest.approx([4 * x, 4 * y, height, 1.0], abs=0.05)
         assert modes[2].tolist() == [0, 0, 0, 1]
@@ -282,7 +284,7 @@ def test_the_peak_that_the_centre_expects_wins_and_the_other_is_the_second_mode(
 def test_heatmaps_alone_are_refused() -> None:
     features = PoseFeatures(torch.rand(1, 5, 24, 16), ())
     with pytest.raises(ValueError, match=r"codec movenet must have a MoveNet with all its heads"):
-        MoveNet((96, 64), (24, 16)).read(features)
+        MoveNet((96, 64), (24, 16)).decode_features(features)
 
 
 def test_safetensors_of_a_fine_tuned_movenet_load_as_any(folder: Path, tmp_path: Path) -> None:
@@ -300,16 +302,16 @@ class CocoTiny:
 
     truth: Path
     people: People
-    pictures: list[np.ndarray]
+    images: list[np.ndarray]
     boxes: np.ndarray
-    """As they stand in the file, xywh: the reference's crops are not clipped to the picture."""
+    """As they stand in the file, xywh: the reference's crops are not clipped to the image."""
 
     def crops(self, side: int) -> tuple[np.ndarray, np.ndarray]:
-        """All square crops, (N, S, S, 3), and their affines from the pictures, (N, 2, 3)."""
+        """All square crops, (N, S, S, 3), and their affines from the images, (N, 2, 3)."""
         affines = image_to_crop_affine(self.boxes, CropFrame((side, side)))
         crops = [
-            warp(picture, affine, (side, side))
-            for picture, affine in zip(self.pictures, affines, strict=True)
+            warp(image, affine, (side, side))
+            for image, affine in zip(self.images, affines, strict=True)
         ]
         return np.stack(crops), affines
 
@@ -321,7 +323,7 @@ def coco_tiny(shared: Path) -> CocoTiny:
     people = read_people(truth, root / "val2017", COCO)
     in_file = {a["id"]: a["bbox"] for a in json.loads(truth.read_text())["annotations"]}
     boxes = np.array([in_file[number] for number in people.annotation_ids], np.float64)
-    return CocoTiny(truth, people, [read_picture(path) for path in people.image_paths], boxes)
+    return CocoTiny(truth, people, [read_image(path) for path in people.image_paths], boxes)
 
 
 def test_crops_are_the_references(case: Case, coco_tiny: CocoTiny) -> None:
@@ -330,7 +332,7 @@ def test_crops_are_the_references(case: Case, coco_tiny: CocoTiny) -> None:
         for number in case.reference["annotation_ids"]
     ]
     ours = coco_tiny.crops(case.side)[0][places].astype(int)
-    # OpenCV 4 and 5 warp by up to 5 grey levels apart; a shift of half a pixel is 2 in the mean
+    # OpenCV 4 and 5 warp by up to 5 gray levels apart; a shift of half a pixel is 2 in the mean
     difference = np.abs(ours - case.reference["crops"])
     assert difference.mean() < 0.5 and difference.max() <= 8
 
@@ -344,14 +346,16 @@ def test_ap_on_coco_is_the_references(case: Case, coco_tiny: CocoTiny, tmp_path:
     """
     crops, affines = coco_tiny.crops(case.side)
     with torch.no_grad():
-        features = whole(case.size, case.path).look(torch.from_numpy(crops).movedim(3, 1).float())
-    keypoints, scores = (found.double().numpy() for found in case.codec.read(features))
+        features = whole(case.size, case.path).predict(
+            torch.from_numpy(crops).movedim(3, 1).float()
+        )
+    keypoints, scores = (found.double().numpy() for found in case.codec.decode_features(features))
     keypoints_image = apply_affine(keypoints, invert_affine(affines))
     found = to_detections(keypoints_image, scores, coco_tiny.people.image_ids, np.ones(58))
     document = json.loads(coco_tiny.truth.read_text())
-    labelled = [a for a in document["annotations"] if a["num_keypoints"]]
+    labeled = [a for a in document["annotations"] if a["num_keypoints"]]
     alone = tmp_path / "alone.json"
-    alone.write_text(json.dumps({**document, "annotations": labelled}))
+    alone.write_text(json.dumps({**document, "annotations": labeled}))
     published = {"thunder": (55.0, 77.1, 62.3), "lightning": (40.7, 67.4, 42.7)}
     official = {"thunder": (57.5, 80.0, 64.9), "lightning": (42.9, 70.1, 46.1)}
     for truth, expected in ((alone, published), (coco_tiny.truth, official)):
@@ -362,7 +366,7 @@ def test_ap_on_coco_is_the_references(case: Case, coco_tiny: CocoTiny, tmp_path:
 
 @pytest.mark.slow
 def test_teacher_as_it_comes_is_asked_by_its_own_rule(
-    folder: Path, mini_config: StudyConfig, mini_data: StudyData, workers: Workers
+    folder: Path, mini_config: StudyConfig, mini_data: PreparedData, workers: Workers
 ) -> None:
     values = {
         "teacher.size": "lightning",

@@ -14,7 +14,7 @@ import pytest
 from models.build import build_model
 from models.movenet import load_movenet, read_tensors, weight_files
 from models.skeleton import COCO
-from study.cache.prepare import StudyData
+from study.cache.prepare import PreparedData
 from study.config.compose import StudyConfig, with_values
 from study.errors import InputError
 from study.teachers.adapters import open_network
@@ -137,7 +137,7 @@ def test_numbers_of_another_kind_are_refused(tmp_path: Path) -> None:
 
 
 def test_weights_that_cannot_be_read_are_the_users_to_mend(
-    mini_config: StudyConfig, mini_data: StudyData, tmp_path: Path
+    mini_config: StudyConfig, mini_data: PreparedData, tmp_path: Path
 ) -> None:
     init = str(small_file(tmp_path, None))
     config = with_values(mini_config, {"teacher.size": "lightning", "teacher.init": init})
@@ -148,7 +148,7 @@ def test_weights_that_cannot_be_read_are_the_users_to_mend(
 
 
 def test_a_teacher_is_another_one_if_its_numbers_change(
-    mini_config: StudyConfig, mini_data: StudyData, tmp_path: Path
+    mini_config: StudyConfig, mini_data: PreparedData, tmp_path: Path
 ) -> None:
     init = small_file(tmp_path, NUMBERS)
     config = with_values(mini_config, {"teacher.init": str(init)})

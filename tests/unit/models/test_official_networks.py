@@ -51,17 +51,17 @@ def shared_shapes(name: str) -> PoseNetwork:
 def fill(network: nn.Module, gamma: tuple[float, float]) -> None:
     """The reference's weights: each key's are drawn by its place in the sorted list of keys."""
     for place, (key, value) in enumerate(sorted(network.state_dict().items())):
-        dice, shape = np.random.RandomState(place), tuple(value.shape)
+        rng, shape = np.random.RandomState(place), tuple(value.shape)
         if key.endswith("num_batches_tracked"):
             drawn = np.zeros(shape)
         elif key.endswith("running_var"):
-            drawn = dice.uniform(0.5, 1.5, shape)
+            drawn = rng.uniform(0.5, 1.5, shape)
         elif key.endswith("weight") and len(shape) == 1:
-            drawn = dice.uniform(*gamma, shape)
+            drawn = rng.uniform(*gamma, shape)
         elif key.endswith("weight"):
-            drawn = dice.uniform(-1, 1, shape) * np.sqrt(3 / np.prod(shape[1:]))
+            drawn = rng.uniform(-1, 1, shape) * np.sqrt(3 / np.prod(shape[1:]))
         else:
-            drawn = dice.uniform(-0.1, 0.1, shape)
+            drawn = rng.uniform(-0.1, 0.1, shape)
         value.copy_(torch.from_numpy(np.asarray(drawn)))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.codecs.crop_frame import CropFrame
 from models.pose_features import computes_in_bf16
-from study.cache.prepare import StudyData
+from study.cache.prepare import PreparedData
 from study.config.compose import MAY_CHANGE, StudyConfig, compose, to_plain, with_values
 from study.errors import InputError
 from study.teachers.make import teacher_folder
@@ -32,7 +32,7 @@ from study.workers import Workers
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 BF16_STEP = 2.0**-8
-"""Relative distance of two neighbours in bf16, which has 8 significant bits."""
+"""Relative distance of two neighbors in bf16, which has 8 significant bits."""
 ROUNDED = 4 * (4 * 25) ** 0.5 * BF16_STEP / 2
 """Relative error of an answer: weight, input, sum and norm of 25 layers are each rounded by up to
 half a step, one as likely up as down; batch norms, which take the mean out, may multiply it."""
@@ -41,7 +41,7 @@ WEIGHTS = {"truth": 1.0, "heatmap": 0.5, "structure": 0.3, "teacher": 0.7}
 
 @pytest.fixture(scope="module")
 def ground(
-    mini_config: StudyConfig, mini_data: StudyData, mini_targets: Path, workers: Workers
+    mini_config: StudyConfig, mini_data: PreparedData, mini_targets: Path, workers: Workers
 ) -> TrainingData:
     return TrainingData.open(mini_config, mini_data, workers, mini_targets)
 
@@ -113,7 +113,7 @@ def test_answers_of_bf16_are_fp32_tensors_near_those_of_fp32(
     for precision in ("fp32", "bf16"):
         student = build(mini_config, precision=precision).student
         seen = inputs_of(student.final_layer)  # type: ignore[arg-type]
-        answers.append(student.look(batch.crops))
+        answers.append(student.predict(batch.crops))
         assert seen[0].dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
     for exact, rounded in zip(
         *((answer.heatmaps, *answer.pyramid) for answer in answers), strict=True
@@ -147,11 +147,11 @@ def test_weights_and_what_the_layers_see_are_in_the_memory_format(
     wanted = torch.contiguous_format if value == "false" else torch.channels_last
     layer: Any = student.top
     seen = inputs_of(layer)
-    answer = student.look(batch.crops).heatmaps
+    answer = student.predict(batch.crops).heatmaps
     for tensor in (seen[0], student.stem[0].weight):  # type: ignore[index]
         assert tensor.is_contiguous(memory_format=wanted)
     assert answer.is_contiguous()  # as targets lie
-    expected = other.look(batch.crops).heatmaps
+    expected = other.predict(batch.crops).heatmaps
     assert (answer - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
@@ -221,7 +221,7 @@ def test_true_and_false_are_taken_as_they_are_typed() -> None:
 
 @pytest.mark.parametrize("change", [("precision", "bf16"), ("compile", "true")])
 def test_a_teacher_of_other_arithmetic_is_another(
-    change: tuple[str, str], mini_config: StudyConfig, mini_data: StudyData
+    change: tuple[str, str], mini_config: StudyConfig, mini_data: PreparedData
 ) -> None:
     other = with_values(mini_config, {f"trial.{change[0]}": change[1]})
     assert teacher_folder(other, mini_data) != teacher_folder(mini_config, mini_data)

@@ -71,7 +71,7 @@ def test_without_refiner_it_is_the_students_decoded_pose(
 ) -> None:
     model = build(codec, is_refined=False)
     keypoints, scores = model(crops)
-    expected_keypoints, expected_scores = codec.read(model.student.look(crops))
+    expected_keypoints, expected_scores = codec.decode_features(model.student.predict(crops))
     assert torch.equal(keypoints, expected_keypoints)
     assert torch.equal(scores, expected_scores)
 
@@ -89,8 +89,8 @@ def test_it_gives_the_refiners_last_level_and_the_students_scores(
     assert model.refiner is not None
     for level in range(3):
         nn.init.constant_(model.refiner.get_parameter(f"levels.{level}.head.bias"), 0.1)
-    features = model.student.look(crops)
-    start, expected_scores = codec.read(features)
+    features = model.student.predict(crops)
+    start, expected_scores = codec.decode_features(features)
     levels = model.refiner(features.pyramid, start, expected_scores, CROP)
     keypoints, scores = model(crops)
     assert torch.equal(keypoints, levels[-1])

@@ -61,13 +61,13 @@ def test_round_trip_equals_mmpose(shared: Path) -> None:
     (x, y), weights = CODEC.encode_bins(
         torch.tensor(arrays["keypoints"]), torch.tensor(arrays["visible"])
     )
-    keypoints, scores = CODEC.read(with_bins(x, y))
-    labelled = weights.numpy() > 0
-    assert np.array_equal(keypoints.numpy()[labelled], arrays["simcc_gauss_roundtrip"][labelled])
+    keypoints, scores = CODEC.decode_features(with_bins(x, y))
+    labeled = weights.numpy() > 0
+    assert np.array_equal(keypoints.numpy()[labeled], arrays["simcc_gauss_roundtrip"][labeled])
     np.testing.assert_allclose(
-        scores.numpy()[labelled], arrays["simcc_gauss_scores"][labelled], atol=1e-3
+        scores.numpy()[labeled], arrays["simcc_gauss_scores"][labeled], atol=1e-3
     )
-    away = np.linalg.norm(keypoints.numpy() - arrays["keypoints"], axis=-1)[labelled]
+    away = np.linalg.norm(keypoints.numpy() - arrays["keypoints"], axis=-1)[labeled]
     assert away.mean() == pytest.approx(0.1865, abs=1e-3)
 
 
@@ -78,7 +78,7 @@ def test_published_spreads() -> None:
     assert CODEC.num_bins == (384, 512)
 
 
-def test_unlabelled_and_far_joints_have_weight_and_label_0() -> None:
+def test_unlabeled_and_far_joints_have_weight_and_label_0() -> None:
     keypoints = torch.tensor([[[50.0, 60], [math.nan, 0], [-7, 60], [-9, 60], [9e5, -9e5]]])
     visibility = torch.tensor([[0, 0, 1, 1, 1]])
     labels, weights = CODEC.encode_bins(keypoints, visibility)
@@ -92,22 +92,22 @@ def test_height_is_the_lower_peak_as_a_share_of_a_perfect_labels() -> None:
     spread_x, spread_y = CODEC.spread
     x = peaks(384, spread_x, (100, 0.8), (300, 0.2))
     y = peaks(512, 2 * spread_y, (200, 1))  # twice as wide: half as high
-    keypoints, scores = CODEC.read(with_bins(x, y))
+    keypoints, scores = CODEC.decode_features(with_bins(x, y))
     assert keypoints.tolist() == [[[50.0, 100.0]]]
     assert scores.item() == pytest.approx(0.5, abs=1e-3)
 
 
 def test_a_sharper_peak_than_the_label_counts_as_1() -> None:
     x, y = peaks(384, 1, (100, 1)), peaks(512, 1, (200, 1))
-    assert CODEC.read(with_bins(x, y))[1].item() == 1
-    assert CODEC.read_modes(with_bins(x, y), 2)[0, 0, 0, 2] == 1
+    assert CODEC.decode_features(with_bins(x, y))[1].item() == 1
+    assert CODEC.decode_feature_modes(with_bins(x, y), 2)[0, 0, 0, 2] == 1
 
 
 def test_modes_pair_the_peaks_of_both_axes() -> None:
     spread_x, spread_y = CODEC.spread
     x = peaks(384, spread_x, (100, 0.7), (300, 0.3))
     y = peaks(512, spread_y, (200, 0.6), (400, 0.4))
-    modes = CODEC.read_modes(with_bins(x, y), 3)[0, 0]
+    modes = CODEC.decode_feature_modes(with_bins(x, y), 3)[0, 0]
     # the lower of both shares: 0.6, then 0.4 for (100, 400), then 0.3 for (300, 200)
     expected = torch.tensor([[50, 100, 0.6, 1], [50, 200, 0.4, 1], [150, 100, 0.3, 1]])
     torch.testing.assert_close(modes, expected, atol=2e-3, rtol=0)
@@ -118,8 +118,8 @@ def test_first_mode_lies_where_read_says() -> None:
     torch.manual_seed(0)
     bins = (0.1 * torch.randn(3, 5, 384), 0.1 * torch.randn(3, 5, 512))
     features = PoseFeatures(torch.zeros(1), (), bins)
-    keypoints, scores = CODEC.read(features)
-    modes = CODEC.read_modes(features, 3)
+    keypoints, scores = CODEC.decode_features(features)
+    modes = CODEC.decode_feature_modes(features, 3)
     assert torch.equal(modes[:, :, 0, :2], keypoints)
     assert torch.equal(modes[:, :, 0, 2], scores)
     assert (modes[:, :, :-1, 2] >= modes[:, :, 1:, 2]).all()
@@ -128,7 +128,7 @@ def test_first_mode_lies_where_read_says() -> None:
 def test_one_peak_is_one_mode() -> None:
     (x, y), _ = CODEC.encode_bins(torch.tensor([[[80.0, 120.0]]]), VISIBLE)
     features = PoseFeatures(torch.zeros(1), (), ((x + 1e-30).log(), (y + 1e-30).log()))
-    modes = CODEC.read_modes(features, 3)[0, 0]
+    modes = CODEC.decode_feature_modes(features, 3)[0, 0]
     expected = torch.tensor([[80.0, 120, 1, 1], [0, 0, 0, 1], [0, 0, 0, 1]])
     torch.testing.assert_close(modes, expected, atol=2e-3, rtol=0)
 
@@ -138,26 +138,28 @@ def test_the_width_of_a_mode_is_read(width: float) -> None:
     spread_x, spread_y = CODEC.spread
     x = peaks(384, width * spread_x, (180, 1))
     y = peaks(512, width * spread_y, (250, 1))
-    assert CODEC.read_modes(with_bins(x, y), 1)[0, 0, 0, 3].item() == pytest.approx(width, 1e-2)
+    assert CODEC.decode_feature_modes(with_bins(x, y), 1)[0, 0, 0, 3].item() == pytest.approx(
+        width, 1e-2
+    )
 
 
 def test_reading_passes_no_gradient() -> None:
     bins = (torch.randn(1, 5, 384, requires_grad=True), torch.randn(1, 5, 512, requires_grad=True))
-    for result in CODEC.read(PoseFeatures(torch.zeros(1), (), bins)):
+    for result in CODEC.decode_features(PoseFeatures(torch.zeros(1), (), bins)):
         assert not result.requires_grad
 
 
 def test_bins_of_another_crop_are_refused() -> None:
     features = PoseFeatures(torch.zeros(1), (), (torch.zeros(1, 1, 512), torch.zeros(1, 1, 384)))
     with pytest.raises(ValueError, match=r"bins must be the codec's, got \(512, 384\)"):
-        CODEC.read(features)
+        CODEC.decode_features(features)
 
 
 def test_head_puts_out_bins_beside_the_heatmaps(five: Skeleton) -> None:
     codec = SimCC((96, 64), (24, 16))
     plain = build_model("mobile_net", "tiny", five)
     network = build_model("mobile_net", "tiny", five, codec).eval()
-    features = network.look(torch.rand(2, 3, 96, 64) * 255)
+    features = network.predict(torch.rand(2, 3, 96, 64) * 255)
     assert features.heatmaps.shape == (2, 5, 24, 16)
     assert features.bins is not None
     assert [tuple(part.shape) for part in features.bins] == [(2, 5, 128), (2, 5, 192)]
@@ -167,7 +169,9 @@ def test_head_puts_out_bins_beside_the_heatmaps(five: Skeleton) -> None:
         for layer in ("joints", "x", "y")
         for kind in ("weight", "bias")
     }
-    assert plain.simcc_head is None and plain.eval().look(torch.zeros(1, 3, 96, 64)).bins is None
+    assert (
+        plain.simcc_head is None and plain.eval().predict(torch.zeros(1, 3, 96, 64)).bins is None
+    )
 
 
 def test_head_tells_every_cell_and_every_joint_apart() -> None:

@@ -46,7 +46,7 @@ def test_pyramid_is_the_three_deconvolutions_outputs() -> None:
 
 def test_it_sees_blue_first_with_imagenets_mean_of_red_as_the_official_code_has_it() -> None:
     red = torch.tensor([255.0, 0.0, 0.0]).view(1, 3, 1, 1)
-    seen = network().pixels.normalise(red).flatten()
+    seen = network().pixels.normalize(red).flatten()
     expected = [(0 - 0.485) / 0.229, (0 - 0.456) / 0.224, (1 - 0.406) / 0.225]
     assert seen.tolist() == pytest.approx(expected, rel=1e-5)
 
@@ -74,7 +74,7 @@ def test_igp_gcn_refines_its_pose_and_the_gradient_reaches_the_first_layer(
     people = 127.0 + 60 * crops(1, 256, 192)
     keypoints_crop, scores = model(people)
     assert keypoints_crop.shape == (1, skeleton.num_joints, 2)
-    levels = refiner(student.look(people).pyramid, keypoints_crop, scores, (256, 192))
+    levels = refiner(student.predict(people).pyramid, keypoints_crop, scores, (256, 192))
     torch.stack(levels).sum().backward()
     for name, parameter in (*refiner.named_parameters(), ("conv1", student.conv1.weight)):
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name

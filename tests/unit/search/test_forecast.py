@@ -9,7 +9,7 @@ import pytest
 
 from study.config.compose import compose
 from study.config.schema import StudyConfig
-from study.search.forecast import Seen, ahead, expected_epochs, trial_groups
+from study.search.forecast import TrialProgress, ahead, expected_epochs, trial_groups
 
 JOINT = ("search.trials=10", "distill.epochs=3", "refine.epochs=1", "search.min_epochs=1")
 """Two controls of 4 epochs; the others pass epochs 1 and 2 at a half each."""
@@ -53,7 +53,7 @@ def test_more_trials_after_the_hand_over_are_refiners() -> None:
     assert [group[:3] for group in (*students, *refiners) if group.trials] == [(12, 0, 2)]
 
 
-def left_of(seen: list[Seen], *overrides: str) -> tuple[float, bool]:
+def left_of(seen: list[TrialProgress], *overrides: str) -> tuple[float, bool]:
     config = compose([*JOINT, *overrides])
     (groups,) = trial_groups(config, 0)
     stage = ahead(groups, seen, config.search)
@@ -61,8 +61,8 @@ def left_of(seen: list[Seen], *overrides: str) -> tuple[float, bool]:
     return stage["left"], stage["is_bound"]
 
 
-def trial(epochs: int, *, ended: bool = True, control: bool = False) -> Seen:
-    return Seen(epochs, 4, ended, control)
+def trial(epochs: int, *, ended: bool = True, control: bool = False) -> TrialProgress:
+    return TrialProgress(epochs, 4, ended, control)
 
 
 CONTROLS = [trial(4, control=True), trial(4, control=True)]

@@ -14,13 +14,13 @@ from torch import nn
 from search_spaces.space import load
 from study.analysis.tables import show_finals
 from study.analyze import main
-from study.cache.prepare import StudyData
+from study.cache.prepare import PreparedData
 from study.config.compose import compose, with_values
 from study.config.schema import StudyConfig
 from study.display import Display
 from study.errors import InputError
 from study.launch import context
-from study.launch.context import OwnerLink, StudyPlan, trial_of
+from study.launch.context import OwnerLink, StudyContext, trial_of
 from study.search.objectives import pareto_front, violations
 from study.search.owner import StudyOwner
 from study.storage.tables import read_trials, write_final, write_trial
@@ -113,14 +113,14 @@ class Here:
 def test_a_trial_that_goes_on_is_not_measured_again(
     tmp_path: Path,
     mini_config: StudyConfig,
-    mini_data: StudyData,
+    mini_data: PreparedData,
     workers: Workers,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     measured = iter(COSTS)
     monkeypatch.setattr(context, "measure_costs", lambda config, device: next(measured))
     monkeypatch.setattr(context.ray, "get", lambda answer: answer)
-    plan = StudyPlan(mini_config, mini_data, str(tmp_path), "", "owner")
+    plan = StudyContext(mini_config, mini_data, str(tmp_path), "", "owner")
     for session in ("a", "b"):
         owner = start(tmp_path, session=session)
         suggestion = owner.ask("t0")
@@ -228,8 +228,8 @@ def test_analysis_prints_and_draws_the_front(
     text = capsys.readouterr().out
     assert "Pareto front of AP, ms a crop" in text
     assert "0 (baseline) | 10.0 |         1 |        900" in text
-    picture = two_trials / "pictures" / "pareto_front.png"
-    assert picture.is_file() and picture.read_bytes()[:4] == b"\x89PNG"
+    image = two_trials / "plots" / "pareto_front.png"
+    assert image.is_file() and image.read_bytes()[:4] == b"\x89PNG"
 
 
 def test_costs_are_those_of_the_last_stages_estimator(mini_config: StudyConfig) -> None:

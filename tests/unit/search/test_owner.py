@@ -177,15 +177,15 @@ def test_left_over_trial_goes_on_under_its_number_and_values(config: StudyConfig
 def test_owner_that_died_alone_leaves_running_trials_alone(config: StudyConfig) -> None:
     owner = start(config, "a")
     owner.ask("t0")
-    assert start(config, "a").left_over == []
-    assert start(config, "b").left_over == [0]
+    assert start(config, "a").orphaned == []
+    assert start(config, "b").orphaned == [0]
 
 
 def test_kill_between_ask_and_its_note_loses_no_trial(config: StudyConfig) -> None:
     owner = start(config, "a")
     owner.stages[0].new_trial()
     again = start(config, "a")
-    assert again.left_over == [0]
+    assert again.orphaned == [0]
     assert again.ask("t0")["number"] == 0
 
 

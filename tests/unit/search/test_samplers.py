@@ -19,7 +19,7 @@ from study.search.samplers import build_sampler, sampler_notes
 BASICS = ("name=study", "distill.epochs=3", "refine.epochs=1", "search.startup_trials=3")
 TRIALS = 7
 GP_TRIALS = 6
-"""Three of them modelled; a model of gp takes a fifth of a second."""
+"""Three of them modeled; a model of gp takes a fifth of a second."""
 SAMPLERS = ("tpe", "gp", "cmaes", "nsga2", "qmc", "random")
 PRUNERS = ("successive_halving", "hyperband", "median", "percentile")
 CHOICE = "distill.structure.kind"
@@ -101,11 +101,11 @@ def test_tpe_learns_a_weight_from_trials_of_its_own_kind(directions: list[str]) 
     """Weights of 0.05 are good for one kind, of 5 for the other."""
     config, space = compose(["search.startup_trials=3"]), load("distill")
     study = optuna.create_study(directions=directions)
-    dice = np.random.RandomState(0)
+    rng = np.random.RandomState(0)
     best = {"pairwise": 0.05, "bone": 5.0}
     for number in range(60):
         values = {path: space_default(space, path) for path in (RATE, SCHEDULE)}
-        kind, weight = list(best)[number % 2], float(10 ** dice.uniform(-2, 1))
+        kind, weight = list(best)[number % 2], float(10 ** rng.uniform(-2, 1))
         values |= {"distill.heatmap.kind": "none", CHOICE: kind, WEIGHT: weight}
         distributions = {p.path: p.distribution for p in space.parameters if p.path in values}
         loss = abs(math.log10(weight / best[kind]))

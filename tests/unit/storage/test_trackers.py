@@ -16,9 +16,9 @@ from study.config.compose import compose
 from study.driver import run_study
 from study.errors import InputError
 from study.storage.trackers import (
+    Logged,
     MLflowLog,
     TensorBoardLog,
-    Told,
     TrialLog,
     catch_up,
     require_packages,
@@ -74,7 +74,7 @@ def reports(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def write(log: TrialLog, row: dict[str, Any], epochs: int, told: dict[int, Told]) -> None:
+def write(log: TrialLog, row: dict[str, Any], epochs: int, told: dict[int, Logged]) -> None:
     catch_up(log, told, lambda ended: [] if row["trial"] in ended else [(row, reports(epochs))])
 
 
@@ -129,7 +129,7 @@ READERS = {"tensorboard": read_tensorboard, "mlflow": read_mlflow}
 
 def test_each_epoch_is_there_once_though_the_study_was_killed(name: str, tmp_path: Path) -> None:
     write(new_log(name, tmp_path), trial(4, "RUNNING"), 0, {})
-    told: dict[int, Told] = {}
+    told: dict[int, Logged] = {}
     killed = new_log(name, tmp_path)
     write(killed, trial(4, "RUNNING"), 1, told)
     write(killed, trial(4, "RUNNING"), 2, told)
@@ -148,7 +148,7 @@ def test_each_epoch_is_there_once_though_the_study_was_killed(name: str, tmp_pat
 
 
 def test_how_a_trial_ended_and_what_it_is_can_be_read(name: str, tmp_path: Path) -> None:
-    log, told = new_log(name, tmp_path), dict[int, Told]()
+    log, told = new_log(name, tmp_path), dict[int, Logged]()
     write(log, trial(0, "PRUNED", control="baseline"), 1, told)
     write(log, trial(1, "FAIL", error="RuntimeError: boom", parent_trial=7), 2, told)
     pruned, failed = (READERS[name](tmp_path, number) for number in (0, 1))
@@ -175,7 +175,7 @@ def test_mlflow_goes_where_its_own_variable_says_and_tells_nobody_else(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{elsewhere}")
     monkeypatch.chdir(tmp_path)
     write(new_log("mlflow", tmp_path / "study"), trial(4, "COMPLETE"), 1, {})
-    assert new_log("mlflow", tmp_path / "study").read(4) == Told({1}, has_ended=True)
+    assert new_log("mlflow", tmp_path / "study").read(4) == Logged({1}, has_ended=True)
     assert list(tmp_path.iterdir()) == [elsewhere]
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
@@ -186,8 +186,8 @@ def test_two_studies_of_one_name_on_one_server_stay_apart(
     database = shutil.copy(empty_database, tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     write(new_log("mlflow", tmp_path / "a"), trial(4, "COMPLETE"), 3, {})
-    assert new_log("mlflow", tmp_path / "b").read(4) == Told()
-    assert new_log("mlflow", tmp_path / "a").read(4) == Told({1, 2, 3}, has_ended=True)
+    assert new_log("mlflow", tmp_path / "b").read(4) == Logged()
+    assert new_log("mlflow", tmp_path / "a").read(4) == Logged({1, 2, 3}, has_ended=True)
 
 
 @pytest.mark.parametrize("package", LOGS)
@@ -210,11 +210,11 @@ class BrokenLog:
 
     def __init__(self, folder: Path, study: str) -> None: ...
 
-    def read(self, number: int) -> Told:
+    def read(self, number: int) -> Logged:
         BrokenLog.tried += 1
         if BrokenLog.tried < 3:
             raise OSError("the server is away")
-        return Told()
+        return Logged()
 
     def begin(self, trial: Any) -> None: ...
     def tell(self, number: int, report: Any) -> None:

@@ -24,9 +24,9 @@ from study.config.compose import compose, with_values
 from study.config.schema import StudyConfig
 from study.errors import InputError
 from study.teachers.adapters import (
-    Answer,
     HeatmapTeacher,
     TeacherOfOtherJoints,
+    TeacherTargets,
     check_teacher,
     open_network,
     open_teacher,
@@ -66,7 +66,7 @@ def write_onnx(
     crops: Sequence[Any] = ("batch", 3, 96, 64),
     swap: bool = False,
 ) -> Path:
-    """A method that reads joint j off colour j modulo 3, at every fourth pixel or at each."""
+    """A method that reads joint j off color j modulo 3, at every fourth pixel or at each."""
     weight = np.zeros((joints, 3, 1, 1), np.float32)
     weight[np.arange(joints), np.arange(joints) % 3] = 1
     constants = [numpy_helper.from_array(weight, "weight")]
@@ -142,7 +142,7 @@ def test_heatmaps_of_another_stride_are_read_by_the_models_own(
     torch.testing.assert_close(modes[:, :2], JOINTS, atol=1.5, rtol=0)
 
 
-def test_pixels_are_normalised_as_the_setting_says(config: StudyConfig, tmp_path: Path) -> None:
+def test_pixels_are_normalized_as_the_setting_says(config: StudyConfig, tmp_path: Path) -> None:
     file = write_onnx(tmp_path / "m.onnx", stride=1, simcc=True)
     heights = {
         pixels: open_teacher(with_onnx(config, file, pixels=pixels), CPU)(spots() / 4)[1][0, 0]
@@ -204,13 +204,15 @@ def test_a_missing_library_is_named_with_its_extra(
 class Numbering:
     """A teacher that says of joint j that it is at (j, 10 j), its height 0.5."""
 
-    def ask(self, crops: Tensor) -> Answer:
+    def ask(self, crops: Tensor) -> TeacherTargets:
         keypoints, _ = self(crops)
         modes = torch.ones(len(crops), 17, 3, 4)
         modes[:, :, 0, :2] = keypoints
         numbers = torch.arange(17.0)
         relation = 100 * numbers[:, None] + numbers
-        return Answer(modes, torch.ones(len(crops), 17), relation.expand(len(crops), 17, 17))
+        return TeacherTargets(
+            modes, torch.ones(len(crops), 17), relation.expand(len(crops), 17, 17)
+        )
 
     def __call__(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         numbers = torch.arange(17.0)
@@ -258,7 +260,7 @@ def test_a_network_is_asked_for_its_decoded_pose_and_its_relation(
     crops = 255 * torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         answer = teacher.ask(crops)
-        keypoints, _ = codec.decode(network.look(crops).heatmaps)
+        keypoints, _ = codec.decode(network.predict(crops).heatmaps)
         scored, _ = teacher(crops)
     assert torch.equal(scored, keypoints)
     has_peak = answer.modes_crop[:, :, 0, 2] > 0

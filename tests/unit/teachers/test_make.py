@@ -17,8 +17,8 @@ from models.codecs.codec import Dark
 from models.codecs.crop_frame import CropFrame
 from models.skeleton import COCO, CROWDPOSE, Skeleton
 from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
-from study.cache.prepare import StudyData, prepare_data
-from study.cache.teacher_store import Answer, open_teacher_store
+from study.cache.prepare import PreparedData, prepare_data
+from study.cache.teacher_store import TeacherTargets, open_teacher_store
 from study.config.compose import with_values
 from study.config.schema import AugmentConfig, StudyConfig
 from study.data.crops import apply_affine, invert_affine, stored_to_crop_affine
@@ -36,19 +36,19 @@ from study.teachers.make import (
     prepare_teacher,
     teacher_folder,
 )
-from study.teachers.online import LiveTeacher
+from study.teachers.online import OnlineTeacher
 from study.training.batches import plain_batch
 from study.workers import Workers
 
 CPU = torch.device("cpu")
 
 
-def prepared(config: StudyConfig) -> StudyData:
+def prepared(config: StudyConfig) -> PreparedData:
     return prepare_data(config, lambda name: lambda done, total: None, lambda text: None)
 
 
 def poses_of(store: CropStore) -> list[dict[str, Any]]:
-    """The truth of these people as predictions, unlabelled joints without confidence."""
+    """The truth of these people as predictions, unlabeled joints without confidence."""
     keypoints = apply_affine(
         store.keypoints_stored.astype(float), invert_affine(store.image_to_stored)
     )
@@ -80,13 +80,13 @@ class Pointing:
         self.modes = torch.zeros(*in_crop.shape[:2], 1, 4)
         self.modes[:, :, 0, :2] = in_crop
 
-    def ask(self, crops: Tensor) -> Answer:
+    def ask(self, crops: Tensor) -> TeacherTargets:
         assert crops.shape[1:] == (3, *self.frame.size)
-        return Answer(self.modes, torch.ones(self.modes.shape[:2]), None)
+        return TeacherTargets(self.modes, torch.ones(self.modes.shape[:2]), None)
 
 
 @pytest.mark.parametrize("size", [(96, 64), (64, 64), (128, 128), (64, 96)])
-def test_a_place_in_the_teachers_crop_is_kept_as_the_same_place_of_the_picture(
+def test_a_place_in_the_teachers_crop_is_kept_as_the_same_place_of_the_image(
     size: tuple[int, int],
     five_people: People,
     five_store: CropStore,
@@ -94,30 +94,30 @@ def test_a_place_in_the_teachers_crop_is_kept_as_the_same_place_of_the_picture(
     tmp_path: Path,
 ) -> None:
     own = open_crop_store(make_crop_store(five_people, size, tmp_path))
-    in_picture = np.random.RandomState(0).uniform(10, 90, (13, 4, 2))
+    in_image = np.random.RandomState(0).uniform(10, 90, (13, 4, 2))
     plain = stored_to_crop_affine(CropFrame(size))[None]
-    in_crop = apply_affine(apply_affine(in_picture, own.image_to_stored), plain)
+    in_crop = apply_affine(apply_affine(in_image, own.image_to_stored), plain)
     teacher: Any = Pointing(size, torch.from_numpy(in_crop))
     still = AugmentConfig(*[0.0] * 7)
     views = draw_views(five_store, five, CropFrame((96, 64)), still, number=1, seed=0)
-    live = LiveTeacher(teacher, own, five_store)
+    live = OnlineTeacher(teacher, own, five_store)
     ask(live, views, five, Workers(torch.device("cpu")), tmp_path / TARGETS)
     found = open_teacher_store(tmp_path / TARGETS).modes_stored()[:, :, 0, :2]
-    expected = apply_affine(in_picture, five_store.image_to_stored)
+    expected = apply_affine(in_image, five_store.image_to_stored)
     inside = ((expected > -40) & (expected < np.array([130, 200]))).all(axis=-1)
     np.testing.assert_allclose(found[inside], expected[inside], atol=0.01)
     assert inside.mean() > 0.9 and np.abs(expected - in_crop).max() > 5
 
 
 def test_a_teacher_of_the_students_size_shares_its_crops(
-    mini_config: StudyConfig, mini_data: StudyData
+    mini_config: StudyConfig, mini_data: PreparedData
 ) -> None:
     own = with_values(mini_config, {"teacher.input_size": [64, 64]})
     assert prepared(own) == mini_data == mini_data.for_teacher()
 
 
 def test_a_teacher_of_another_size_has_the_same_people_in_crops_of_its_own(
-    mini_config: StudyConfig, mini_data: StudyData
+    mini_config: StudyConfig, mini_data: PreparedData
 ) -> None:
     data = prepared(with_values(mini_config, {"teacher.input_size": [96, 64]}))
     for part in ("train", "search", "val"):
@@ -146,12 +146,12 @@ def test_a_square_teacher_is_trained_and_asked_in_its_form_and_heard_in_the_stud
     own = open_crop_store(Path(data.for_teacher().train))
     assert own.input_size == tuple(size) and targets.taught.all()
 
-    # by hand: each crop that the teacher sees, decoded, and both poses in the picture
+    # by hand: each crop that the teacher sees, decoded, and both poses in the image
     rows = torch.arange(5)
     crops = plain_batch(own, COCO, CropFrame((size[0], size[1])), rows, CPU).crops
     teacher = load_teacher(config, folder, CPU)
     with torch.inference_mode():
-        heatmaps = teacher.pose.student.look(crops).heatmaps  # type: ignore[attr-defined]
+        heatmaps = teacher.pose.student.predict(crops).heatmaps  # type: ignore[attr-defined]
     cells = (size[0] // 4, size[1] // 4)
     codec = Dark((size[0], size[1]), cells, config.teacher.sigma)
     keypoints, scores = codec.decode(heatmaps)
@@ -166,7 +166,7 @@ def test_a_square_teacher_is_trained_and_asked_in_its_form_and_heard_in_the_stud
 
 
 def test_a_teacher_of_other_joints_is_asked_as_it_comes_and_scored(
-    mini_config: StudyConfig, mini_data: StudyData, workers: Workers, tmp_path: Path
+    mini_config: StudyConfig, mini_data: PreparedData, workers: Workers, tmp_path: Path
 ) -> None:
     init = tmp_path / "crowd.safetensors"
     torch.manual_seed(0)
@@ -192,7 +192,7 @@ def test_a_teacher_of_other_joints_is_asked_as_it_comes_and_scored(
 
 
 def test_predictions_are_stored_before_anything_is_started(
-    mini_config: StudyConfig, mini_data: StudyData, tmp_path: Path
+    mini_config: StudyConfig, mini_data: PreparedData, tmp_path: Path
 ) -> None:
     store = open_crop_store(Path(mini_data.train))
     config = from_predictions(mini_config, poses_of(store)[1:], tmp_path)
@@ -202,18 +202,18 @@ def test_predictions_are_stored_before_anything_is_started(
     assert is_ready(folder)
     assert said[0].startswith(f"{len(store) - 1} of {len(store)} people to train on have a pred")
     targets = open_teacher_store(folder / TARGETS)
-    labelled = store.visibility > 0
-    labelled[0] = False  # has none
-    assert np.array_equal(targets.taught > 0, labelled) and targets.relation is None
+    labeled = store.visibility > 0
+    labeled[0] = False  # has none
+    assert np.array_equal(targets.taught > 0, labeled) and targets.relation is None
     np.testing.assert_allclose(
-        targets.modes_stored()[:, :, 0, :2][labelled], store.keypoints_stored[labelled], atol=0.002
+        targets.modes_stored()[:, :, 0, :2][labeled], store.keypoints_stored[labeled], atol=0.002
     )
     prepare_teacher(config, mini_data, said.append)
     assert len(said) == 1  # there already
 
 
 def test_predictions_of_nobody_we_train_on_are_refused(
-    mini_config: StudyConfig, mini_data: StudyData, tmp_path: Path
+    mini_config: StudyConfig, mini_data: PreparedData, tmp_path: Path
 ) -> None:
     entries = poses_of(open_crop_store(Path(mini_data.search)))
     config = from_predictions(mini_config, entries, tmp_path)
@@ -223,7 +223,7 @@ def test_predictions_of_nobody_we_train_on_are_refused(
 
 
 def test_other_predictions_make_another_teacher(
-    mini_config: StudyConfig, mini_data: StudyData, tmp_path: Path
+    mini_config: StudyConfig, mini_data: PreparedData, tmp_path: Path
 ) -> None:
     entries = poses_of(open_crop_store(Path(mini_data.train)))
     config = from_predictions(mini_config, entries, tmp_path)

@@ -15,17 +15,17 @@ from models.codecs.crop_frame import CropFrame
 from models.codecs.gaussian import Dark
 from models.skeleton import Skeleton
 from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
-from study.cache.prepare import StudyData
-from study.cache.teacher_store import Answer, open_teacher_store
+from study.cache.prepare import PreparedData
+from study.cache.teacher_store import TeacherTargets, open_teacher_store
 from study.config.compose import with_values
 from study.config.schema import AugmentConfig, StudyConfig
 from study.data.augmentation import draw_augmentation
-from study.data.crops import carry
+from study.data.crops import transform_points
 from study.data.people import People
 from study.errors import InputError
 from study.storage.paths import TARGETS
 from study.teachers.make import ask, draw_views, make_teacher, teacher_folder
-from study.teachers.online import LiveTeacher
+from study.teachers.online import OnlineTeacher
 from study.teachers.target_error import describe_targets, target_error
 from study.training.batches import crops_of, training_batches
 from study.trial import Trial, run_trial
@@ -34,18 +34,18 @@ from study.workers import Workers
 CPU = torch.device("cpu")
 FRAME = CropFrame((96, 64))
 WILD = AugmentConfig(
-    scale=0.35, rotation=40, flip=0.5, half_body=0.3, colour=0.2, erase=0.3, occlude=0.3
+    scale=0.35, rotation=40, flip=0.5, half_body=0.3, color=0.2, erase=0.3, occlude=0.3
 )
 
 
 class Finder:
-    """Finds the brightest places: joint j where colour channel j % 3 is highest, blurred."""
+    """Finds the brightest places: joint j where color channel j % 3 is highest, blurred."""
 
     def __init__(self, frame: CropFrame) -> None:
         self.frame = frame
         self.seen: list[Tensor] = []
 
-    def ask(self, crops: Tensor) -> Answer:
+    def ask(self, crops: Tensor) -> TeacherTargets:
         self.seen.append(crops)
         blurred = torch.nn.functional.avg_pool2d(crops, 9, 1, 4)
         width = crops.shape[-1]
@@ -54,7 +54,7 @@ class Finder:
             place = blurred[:, joint % 3].flatten(1).argmax(1)
             modes[:, joint, 0, :2] = torch.stack((place % width, place // width), -1).float()
         modes[:, :, 0, 2:] = 1
-        return Answer(modes, torch.ones(len(crops), 5), None)
+        return TeacherTargets(modes, torch.ones(len(crops), 5), None)
 
     def __call__(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -67,11 +67,11 @@ class Truthful:
         self.frame = frame
         self.truth = truth
 
-    def ask(self, crops: Tensor) -> Answer:
+    def ask(self, crops: Tensor) -> TeacherTargets:
         modes = torch.zeros(len(crops), 5, 3, 4)
         modes[:, :, 0, :2] = self.truth
         modes[:, :, 0, 2:] = 1
-        return Answer(modes, torch.ones(len(crops), 5), None)
+        return TeacherTargets(modes, torch.ones(len(crops), 5), None)
 
     def __call__(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -96,7 +96,7 @@ def test_a_teacher_of_the_students_frame_sees_the_very_same_crops(
     five_store: CropStore, five: Skeleton, workers: Workers
 ) -> None:
     teacher = Finder(FRAME)
-    live = LiveTeacher(teacher, five_store, five_store)
+    live = OnlineTeacher(teacher, five_store, five_store)
     (batch,) = training_batches(
         five_store, live, five, FRAME, WILD, [torch.arange(13)], torch.Generator(), workers
     )
@@ -113,7 +113,7 @@ def test_a_teacher_of_another_frame_sees_the_same_places_in_its_own(
     drawn = dataclasses.replace(drawn, patches=None)
     crops = crops_of(five_store, rows, drawn, rows, FRAME, CPU)
     teacher = Finder(CropFrame((128, 128)))
-    live = LiveTeacher(teacher, square_store, five_store)
+    live = OnlineTeacher(teacher, square_store, five_store)
     live.answers(rows.numpy(), drawn, FRAME, crops)
     (seen,) = teacher.seen
     assert seen.shape == (13, 3, 128, 128)
@@ -132,11 +132,11 @@ def test_places_come_back_to_the_students_crop(
     drawn, rows = wild(five_store, five)
     crops = crops_of(five_store, rows, drawn, rows, FRAME, CPU)
     square = CropFrame((128, 128))
-    truth = carry(drawn.reordered(five_store.keypoints_stored.copy()), drawn.affine)
-    live = LiveTeacher(Truthful(square, torch.zeros(13, 5, 2)), square_store, five_store)
+    truth = transform_points(drawn.in_flip_order(five_store.keypoints_stored.copy()), drawn.affine)
+    live = OnlineTeacher(Truthful(square, torch.zeros(13, 5, 2)), square_store, five_store)
     between = torch.from_numpy(live._between(rows.numpy(), FRAME)).float()
-    there = carry(truth, between)
-    live = LiveTeacher(Truthful(square, there), square_store, five_store)
+    there = transform_points(truth, between)
+    live = OnlineTeacher(Truthful(square, there), square_store, five_store)
     answer = live.answers(rows.numpy(), drawn, FRAME, crops)
     torch.testing.assert_close(answer.modes_crop[:, :, 0, :2], truth, atol=1e-3, rtol=0)
 
@@ -147,12 +147,14 @@ class SeesJoints:
     def __init__(self, store: CropStore, five: Skeleton, off: float) -> None:
         self.frame, self.store, self.off = FRAME, store, off
 
-    def answers(self, rows: Any, drawn: Any, frame: CropFrame, crops: Tensor) -> Answer:
-        truth = carry(drawn.reordered(self.store.keypoints_stored[rows].copy()), drawn.affine)
+    def answers(self, rows: Any, drawn: Any, frame: CropFrame, crops: Tensor) -> TeacherTargets:
+        truth = transform_points(
+            drawn.in_flip_order(self.store.keypoints_stored[rows].copy()), drawn.affine
+        )
         modes = torch.zeros(len(rows), 5, 3, 4)
         modes[:, :, 0, :2] = truth + torch.tensor([self.off, 0.0])
         modes[:, :, 0, 2:] = 1
-        return Answer(modes, torch.ones(len(rows), 5), None)
+        return TeacherTargets(modes, torch.ones(len(rows), 5), None)
 
 
 @pytest.mark.parametrize("off", [0.0, 3.0])
@@ -160,7 +162,7 @@ def test_the_error_of_targets_is_what_they_are_off(
     off: float, five_store: CropStore, five: Skeleton, tmp_path: Path, workers: Workers
 ) -> None:
     truth = torch.from_numpy(five_store.keypoints_stored.copy()) - torch.tensor([16.0, 24.0])
-    truthful = LiveTeacher(Truthful(FRAME, truth), five_store, five_store)
+    truthful = OnlineTeacher(Truthful(FRAME, truth), five_store, five_store)
     views = draw_views(five_store, five, FRAME, AugmentConfig(*[0.0] * 7), number=1, seed=0)
     ask(truthful, views, five, workers, tmp_path / TARGETS)
     live: Any = SeesJoints(five_store, five, off)
@@ -177,7 +179,7 @@ def test_the_error_of_targets_is_what_they_are_off(
 
 @pytest.mark.slow
 def test_a_trial_learns_from_a_live_teacher(
-    mini_config: StudyConfig, mini_data: StudyData, workers: Workers, tmp_path: Path
+    mini_config: StudyConfig, mini_data: PreparedData, workers: Workers, tmp_path: Path
 ) -> None:
     mini_config = with_values(mini_config, {"seed": 9})  # others rely on there being no teacher
     make_teacher(mini_config, mini_data, workers, lambda row: False)

@@ -19,7 +19,7 @@ from torch import Tensor
 from models.codecs.gaussian import Udp
 from models.pose_features import IMAGENET
 from models.skeleton import COCO
-from study.cache.prepare import StudyData, prepare_data
+from study.cache.prepare import PreparedData, prepare_data
 from study.cache.teacher_store import open_teacher_store
 from study.config.compose import with_values
 from study.config.schema import StudyConfig
@@ -92,7 +92,7 @@ def told_by(model: Any, crops: Tensor, **more: Any) -> Tensor:
     """The heatmaps that the library's model gives when it is called as its own examples do."""
     if model.config.backbone_config.num_experts > 1:
         more["dataset_index"] = torch.zeros(len(crops), dtype=torch.long)
-    heatmaps = model(pixel_values=IMAGENET.normalise(crops), **more).heatmaps
+    heatmaps = model(pixel_values=IMAGENET.normalize(crops), **more).heatmaps
     assert isinstance(heatmaps, Tensor)
     return heatmaps
 
@@ -106,7 +106,7 @@ def test_heatmaps_are_those_of_the_model_called_directly(
     saved: tuple[Path, Any], crops: Tensor
 ) -> None:
     network = VitPose(saved[0], COCO, SIZE).eval()
-    heatmaps = network.look(crops).heatmaps
+    heatmaps = network.predict(crops).heatmaps
     assert heatmaps.shape == (2, 17, 24, 16) and heatmaps.std() > 1e-3
     check_maps(heatmaps, told_by(saved[1], crops))
 
@@ -115,7 +115,7 @@ def test_a_mirror_exchanges_the_joints_that_the_library_exchanges(
     saved: tuple[Path, Any], crops: Tensor
 ) -> None:
     network = VitPose(saved[0], COCO, SIZE).eval()
-    mirrored = network.look(crops.flip(-1)).heatmaps
+    mirrored = network.predict(crops.flip(-1)).heatmaps
     back = mirrored[:, list(COCO.flip_order)].flip(-1)
     theirs = told_by(saved[1], crops.flip(-1), flip_pairs=torch.tensor(COCO.flip_pairs))
     check_maps(back, theirs)
@@ -141,7 +141,7 @@ def test_relations_come_from_what_the_last_layer_sees(
     saved: tuple[Path, Any], config: StudyConfig, crops: Tensor
 ) -> None:
     answer = open_teacher(config, CPU).ask(crops)
-    out = VitPose(saved[0], COCO, SIZE).eval().look(crops)
+    out = VitPose(saved[0], COCO, SIZE).eval().predict(crops)
     (features,) = out.pyramid
     assert features.shape[-2:] == (24, 16)
     again = saved[1].head.conv(features)
@@ -173,7 +173,7 @@ def test_it_is_asked_about_everyone_as_it_comes_and_after_training(
 ) -> None:
     for epochs in (0, 1):
         wanted = with_values(config, {"teacher.epochs": epochs})
-        data: StudyData = prepare_data(wanted, lambda name: lambda done, total: None, print)
+        data: PreparedData = prepare_data(wanted, lambda name: lambda done, total: None, print)
         with torch.enable_grad():
             make_teacher(wanted, data, workers, lambda row: False)
         folder = teacher_folder(wanted, data)
@@ -185,7 +185,7 @@ def test_it_is_asked_about_everyone_as_it_comes_and_after_training(
         assert (folder / "epochs").exists() == bool(epochs)  # what came is not copied
 
 
-def test_no_library_of_pictures_is_loaded() -> None:
+def test_no_library_of_images_is_loaded() -> None:
     script = (
         "import sys\nfrom study.vitpose import _library\n_library().VitPoseForPoseEstimation\n"
         "print(*{name.split('.')[0] for name in sys.modules})"
@@ -199,7 +199,7 @@ def test_no_library_of_pictures_is_loaded() -> None:
 
 
 def test_other_weights_in_the_folder_make_another_teacher(
-    saved: tuple[Path, Any], config: StudyConfig, mini_data: StudyData, tmp_path: Path
+    saved: tuple[Path, Any], config: StudyConfig, mini_data: PreparedData, tmp_path: Path
 ) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((saved[0] / name).read_bytes())

@@ -1,4 +1,4 @@
-"""What a training step sees: crops, truth, neighbour and teacher in one frame."""
+"""What a training step sees: crops, truth, neighbor and teacher in one frame."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from torch import Tensor
 from models.codecs.crop_frame import CropFrame
 from models.skeleton import Skeleton
 from study.cache.crop_store import CropStore
-from study.cache.teacher_store import Answer, TeacherStore, open_teacher_store, write_teacher_store
+from study.cache.teacher_store import (
+    TeacherStore,
+    TeacherTargets,
+    open_teacher_store,
+    write_teacher_store,
+)
 from study.config.schema import AugmentConfig
 from study.data.augmentation import draw_augmentation
 from study.data.crops import apply_affine
@@ -21,10 +26,10 @@ from study.data.people import People
 from study.training.batches import Batch, epoch_rows, evaluation_batches, shard, training_batches
 from study.workers import Workers
 
-STILL = AugmentConfig(scale=0, rotation=0, flip=0, half_body=0, colour=0, erase=0, occlude=0)
-MIRROR = AugmentConfig(scale=0, rotation=0, flip=1, half_body=0, colour=0, erase=0, occlude=0)
+STILL = AugmentConfig(scale=0, rotation=0, flip=0, half_body=0, color=0, erase=0, occlude=0)
+MIRROR = AugmentConfig(scale=0, rotation=0, flip=1, half_body=0, color=0, erase=0, occlude=0)
 WILD = AugmentConfig(
-    scale=0.35, rotation=40, flip=0.5, half_body=0.3, colour=0.2, erase=0, occlude=0
+    scale=0.35, rotation=40, flip=0.5, half_body=0.3, color=0.2, erase=0, occlude=0
 )
 FRAME = CropFrame((96, 64))
 MARGIN = torch.tensor([16.0, 24.0])
@@ -57,7 +62,7 @@ def perfect(five_store: CropStore, tmp_path_factory: pytest.TempPathFactory) -> 
     taught = torch.ones(13, 5)
     taught[:, 3] = 0
     path = tmp_path_factory.mktemp("perfect") / "targets.arrow"
-    said = Answer(torch.from_numpy(modes), taught, relation)
+    said = TeacherTargets(torch.from_numpy(modes), taught, relation)
     write_teacher_store(path, (144, 96), 13, said.part)
     return open_teacher_store(path)
 
@@ -92,7 +97,7 @@ def test_without_augmentation_people_come_as_they_are_stored(
     torch.testing.assert_close(batch.keypoints_crop, plain_keypoints(five_store))
     assert np.array_equal(batch.visibility, five_store.visibility)
     assert np.array_equal(batch.areas_crop, five_store.areas)
-    assert batch.teacher_modes is batch.teacher_taught is batch.teacher_relation is None
+    assert batch.teacher_modes is batch.teacher_mask is batch.teacher_relation is None
 
 
 def test_mirrored_people_have_their_joints_in_mirrored_order(
@@ -104,7 +109,7 @@ def test_mirrored_people_have_their_joints_in_mirrored_order(
     expected += torch.tensor([63.0, 0.0])
     torch.testing.assert_close(batch.keypoints_crop, expected)
     assert torch.equal(batch.visibility, plain.visibility[:, ORDER])
-    assert torch.equal(batch.neighbour_visibility, plain.neighbour_visibility[:, ORDER])
+    assert torch.equal(batch.neighbor_visibility, plain.neighbor_visibility[:, ORDER])
     torch.testing.assert_close(batch.crops, plain.crops.flip(-1), atol=1e-3, rtol=0)
 
 
@@ -117,8 +122,8 @@ def test_mirrored_people_have_their_teacher_in_mirrored_order(
     torch.testing.assert_close(heights[0], torch.tensor([0.5, 0.7, 0.6, 0.9, 0.8]), **HALF)
     named = [[10 * min(i, j) + max(i, j) if i != j else 127 for j in ORDER] for i in ORDER]
     assert (127 * batch.teacher_relation[3]).round().int().tolist() == named
-    assert batch.teacher_taught is not None  # joint 3 is untaught, and lies at 4 in the mirror
-    assert batch.teacher_taught.tolist() == [[1, 1, 1, 1, 0]] * 13
+    assert batch.teacher_mask is not None  # joint 3 is untaught, and lies at 4 in the mirror
+    assert batch.teacher_mask.tolist() == [[1, 1, 1, 1, 0]] * 13
 
 
 @pytest.mark.parametrize("augment", [STILL, MIRROR, WILD])
@@ -142,8 +147,8 @@ def test_a_teacher_without_features_has_no_relation_and_the_rest(
     blind = dataclasses.replace(perfect, relation=None)
     (batch,) = batches(five_store, five, STILL, workers, teacher=blind)
     assert batch.teacher_relation is None and batch.teacher_modes is not None
-    assert batch.teacher_taught is not None
-    assert batch.teacher_taught.tolist() == [[1, 1, 1, 0, 1]] * 13
+    assert batch.teacher_mask is not None
+    assert batch.teacher_mask.tolist() == [[1, 1, 1, 0, 1]] * 13
 
 
 def test_augmented_teacher_modes_land_where_the_augmented_joints_do(
@@ -171,28 +176,28 @@ def test_areas_follow_the_affine(five_store: CropStore, five: Skeleton, workers:
     torch.testing.assert_close(batch.areas_crop, expected)
 
 
-def test_the_neighbour_lies_where_it_is_in_this_persons_crop(
+def test_the_neighbor_lies_where_it_is_in_this_persons_crop(
     five_people: People, five_store: CropStore, five: Skeleton, workers: Workers
 ) -> None:
     (batch,) = batches(five_store, five, STILL, workers)
-    for row, neighbour in enumerate(five_people.neighbours):
-        if neighbour < 0:
+    for row, neighbor in enumerate(five_people.neighbors):
+        if neighbor < 0:
             continue
-        in_picture = five_people.keypoints_image[neighbour][None]
-        expected = apply_affine(in_picture, five_store.image_to_stored[row][None])[0]
+        in_image = five_people.keypoints_image[neighbor][None]
+        expected = apply_affine(in_image, five_store.image_to_stored[row][None])[0]
         np.testing.assert_allclose(
-            batch.neighbour_crop[row] + MARGIN, expected.astype(np.float32), atol=1e-3
+            batch.neighbor_crop[row] + MARGIN, expected.astype(np.float32), atol=1e-3
         )
-        assert np.array_equal(batch.neighbour_visibility[row], five_people.visibility[neighbour])
+        assert np.array_equal(batch.neighbor_visibility[row], five_people.visibility[neighbor])
 
 
-def test_who_overlaps_nobody_has_a_neighbour_without_joints(
+def test_who_overlaps_nobody_has_a_neighbor_without_joints(
     five_store: CropStore, five: Skeleton, workers: Workers
 ) -> None:
     (batch,) = batches(five_store, five, WILD, workers)
-    alone = torch.from_numpy(five_store.neighbours < 0)
-    assert alone.any() and (batch.neighbour_visibility[alone] == 0).all()
-    assert (batch.neighbour_visibility[~alone] > 0).any(dim=1).all()
+    alone = torch.from_numpy(five_store.neighbors < 0)
+    assert alone.any() and (batch.neighbor_visibility[alone] == 0).all()
+    assert (batch.neighbor_visibility[~alone] > 0).any(dim=1).all()
 
 
 @pytest.mark.parametrize("world", [2, 3])

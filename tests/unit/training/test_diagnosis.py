@@ -11,7 +11,7 @@ from torch import nn
 
 from models.codecs.crop_frame import CropFrame
 from search_spaces.space import load
-from study.cache.prepare import StudyData
+from study.cache.prepare import PreparedData
 from study.config import derived
 from study.config.compose import with_values
 from study.config.schema import StudyConfig
@@ -79,7 +79,7 @@ def last_of(trial: Trial, values: dict[str, Any], folder: Path, workers: Workers
 @pytest.fixture(scope="module")
 def trial(
     mini_config: StudyConfig,
-    mini_data: StudyData,
+    mini_data: PreparedData,
     mini_targets: Path,
     easy: str,
     tmp_path_factory: Any,

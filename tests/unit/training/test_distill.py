@@ -88,10 +88,10 @@ def batch() -> Batch:
         keypoints_crop=keypoints,
         visibility=visibility,
         areas_crop=torch.full((3,), 2000.0),
-        neighbour_crop=keypoints,
-        neighbour_visibility=torch.zeros(3, 5),
+        neighbor_crop=keypoints,
+        neighbor_visibility=torch.zeros(3, 5),
         teacher_modes=modes,
-        teacher_taught=torch.ones(3, 5),
+        teacher_mask=torch.ones(3, 5),
         teacher_relation=torch.eye(5).expand(3, 5, 5),
     )
 
@@ -153,7 +153,7 @@ def test_a_student_that_equals_the_truth_has_no_truth_loss(five: Skeleton, batch
     assert mean(task_of(five, Painter(targets))(batch)["truth"]) == 0
 
 
-def test_an_unlabelled_joint_adds_no_truth_loss_but_the_teacher_teaches_it(
+def test_an_unlabeled_joint_adds_no_truth_loss_but_the_teacher_teaches_it(
     five: Skeleton, batch: Batch
 ) -> None:
     student = unlike_the_teacher()
@@ -183,7 +183,7 @@ def test_kind_none_removes_the_term(
 
 def test_the_baseline_needs_no_teacher(five: Skeleton, batch: Batch) -> None:
     alone = dataclasses.replace(
-        batch, teacher_modes=None, teacher_taught=None, teacher_relation=None
+        batch, teacher_modes=None, teacher_mask=None, teacher_relation=None
     )
     assert list(task_of(five, unlike_the_teacher(), "none", "none")(alone)) == ["truth"]
 
@@ -216,10 +216,10 @@ def test_a_joint_that_the_crop_cuts_off_carries_no_structure_loss(
 def test_an_untaught_joint_adds_nothing_to_any_teacher_term(
     heatmap: str, structure: str, five: Skeleton, batch: Batch
 ) -> None:
-    assert batch.teacher_taught is not None
-    taught = batch.teacher_taught.clone()
+    assert batch.teacher_mask is not None
+    taught = batch.teacher_mask.clone()
     taught[:, 1] = 0
-    batch = dataclasses.replace(batch, teacher_taught=taught)
+    batch = dataclasses.replace(batch, teacher_mask=taught)
     assert_no_structure_from_joint_1(structure, five, batch)
     student = unlike_the_teacher()
     term = task_of(five, student, heatmap)(batch)["heatmap"]

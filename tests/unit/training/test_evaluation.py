@@ -1,4 +1,4 @@
-"""From crops to AP: the way back into the picture, each person once, the same on all workers."""
+"""From crops to AP: the way back into the image, each person once, the same on all workers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from models.build import build_codec, build_model
 from models.refined_pose import RefinedPose
 from models.skeleton import COCO, Skeleton
 from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
-from study.cache.prepare import StudyData
+from study.cache.prepare import PreparedData
 from study.config.schema import StudyConfig
-from study.data.crops import carry, plain_affines
+from study.data.crops import plain_affines, transform_points
 from study.data.people import People, read_people
 from study.errors import TrainingDiverged
 from study.training import evaluation
@@ -34,7 +34,9 @@ class Oracle(nn.Module):
         super().__init__()
         self.frame = build_codec(codec, store.input_size, 2.0).frame
         affine = plain_affines(len(rows), self.frame)
-        self.answers = carry(torch.from_numpy(store.keypoints_stored[rows]), affine) + error
+        self.answers = (
+            transform_points(torch.from_numpy(store.keypoints_stored[rows]), affine) + error
+        )
         self.shown = 0
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,19 +70,19 @@ def network(store: CropStore, skeleton: Skeleton) -> RefinedPose:
 
 
 @pytest.fixture(scope="module")
-def search(mini_data: StudyData) -> CropStore:
+def search(mini_data: PreparedData) -> CropStore:
     return open_crop_store(Path(mini_data.search))
 
 
 def test_perfect_keypoints_score_ap_1_through_the_whole_chain(
-    search: CropStore, mini_data: StudyData, workers: Workers
+    search: CropStore, mini_data: PreparedData, workers: Workers
 ) -> None:
     oracle: Any = Oracle(search, list(range(len(search))))
     scores = evaluate(oracle, search, Path(mini_data.search_truth), COCO, "coco", workers)
     assert scores["ap"] == pytest.approx(1) and scores["ar"] == pytest.approx(1)
 
 
-def test_perfect_keypoints_of_real_pictures_score_ap_1(
+def test_perfect_keypoints_of_real_images_score_ap_1(
     shared: Path, tmp_path: Path, workers: Workers
 ) -> None:
     root = shared / "data/coco_tiny"
@@ -92,7 +94,7 @@ def test_perfect_keypoints_of_real_pictures_score_ap_1(
 
 
 @pytest.mark.parametrize("codec", ["dark", "udp"])
-def test_crop_keypoints_come_back_to_their_place_in_the_picture(
+def test_crop_keypoints_come_back_to_their_place_in_the_image(
     codec: str, five_people: People, five_store: CropStore, five: Skeleton, workers: Workers
 ) -> None:
     oracle: Any = Oracle(five_store, list(range(13)), codec=codec)
@@ -103,7 +105,7 @@ def test_crop_keypoints_come_back_to_their_place_in_the_picture(
     assert [d["score"] for d in detections] == pytest.approx([0.9] * 13)
 
 
-def test_a_shift_in_the_crop_is_a_shift_in_the_picture_over_the_zoom(
+def test_a_shift_in_the_crop_is_a_shift_in_the_image_over_the_zoom(
     five_people: People, five_store: CropStore, five: Skeleton, workers: Workers
 ) -> None:
     oracle: Any = Oracle(five_store, list(range(13)), error=4.0)
@@ -154,7 +156,7 @@ def test_a_count_takes_the_first_people(
 
 
 def test_evaluation_leaves_no_trace_in_the_network(
-    search: CropStore, mini_config: StudyConfig, mini_data: StudyData, workers: Workers
+    search: CropStore, mini_config: StudyConfig, mini_data: PreparedData, workers: Workers
 ) -> None:
     estimator = network(search, COCO)
     before = {name: value.clone() for name, value in estimator.state_dict().items()}

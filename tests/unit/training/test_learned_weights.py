@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from study.cache.prepare import StudyData
+from study.cache.prepare import PreparedData
 from study.config.compose import with_values
 from study.config.schema import StudyConfig
 from study.search.controls import baseline_values
@@ -151,7 +151,7 @@ def test_fixed_weights_the_baseline_the_teacher_and_an_export_have_no_learned_we
 @pytest.fixture(scope="module")
 def trial(
     mini_config: StudyConfig,
-    mini_data: StudyData,
+    mini_data: PreparedData,
     mini_targets: Path,
     easy: str,
     tmp_path_factory: pytest.TempPathFactory,

@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.mirror_pairs import MirrorPairs
+from models.mirror_pairs import SwapResolver
 from models.skeleton import Skeleton
 from study.cache.crop_store import open_crop_store
-from study.cache.prepare import StudyData
+from study.cache.prepare import PreparedData
 from study.config.compose import with_values
 from study.config.schema import StudyConfig
 from study.data.crops import apply_affine, invert_affine
 from study.storage.checkpoint import Checkpoints
 from study.training import left_right
-from study.training.left_right import Examples, collect_examples, fit_names
-from study.training.losses import ways_loss
+from study.training.left_right import Examples, collect_examples, fit_swap_resolver
+from study.training.losses import swap_loss
 from study.training.networks import (
     build_distill_task,
     build_refine_task,
@@ -51,16 +51,16 @@ def test_ways_loss_is_the_cross_entropy_against_all_that_are_as_good_as_the_best
     close = 2 * math.sqrt(-2 * math.log(1 - 0.09))  # lacks 0.09 of a joint
     poses = ways((0, 0, 0), (close, 0, 0), (3 * close, 0, 0), (40, 0, 0))
     logits = torch.tensor([[1.0, 2.0, 0.5, -1.0]])
-    loss, count = ways_loss(logits, poses, TRUTH, WEIGHTS, AREA, SIGMAS)
+    loss, count = swap_loss(logits, poses, TRUTH, WEIGHTS, AREA, SIGMAS)
     chances = [math.exp(logit) for logit in (1.0, 2.0, 0.5, -1.0)]
     assert float(count) == 1
     assert float(loss) == pytest.approx(-math.log(sum(chances[:2]) / sum(chances)), rel=1e-5)
 
 
-def test_ways_loss_knows_labelled_joints_and_possible_ways_alone() -> None:
+def test_ways_loss_knows_labeled_joints_and_possible_ways_alone() -> None:
     poses = ways((9, 0, 0), (0, 9, 0), (9, 0, 0))
     logits = torch.tensor([[0.0, 0.0, -torch.inf]], requires_grad=True)
-    loss, _ = ways_loss(logits, poses, TRUTH, torch.tensor([[1.0, 0.0, 1.0]]), AREA, SIGMAS)
+    loss, _ = swap_loss(logits, poses, TRUTH, torch.tensor([[1.0, 0.0, 1.0]]), AREA, SIGMAS)
     assert loss.item() == pytest.approx(math.log(2))
     loss.backward()
     assert logits.grad is not None
@@ -74,7 +74,7 @@ def test_a_person_of_whom_every_way_is_as_good_adds_nothing() -> None:
         (torch.tensor([[0.0, -torch.inf]]), WEIGHTS),
         (torch.tensor([[0.0, 3.0]]), torch.zeros(1, 3)),
     ):
-        loss, count = ways_loss(logits, poses, TRUTH, weights, AREA, SIGMAS)
+        loss, count = swap_loss(logits, poses, TRUTH, weights, AREA, SIGMAS)
         assert float(loss) == 0 and float(count) == 0
 
 
@@ -94,9 +94,9 @@ def bodies(count: int, evidence: Tensor) -> Examples:
 
 def test_from_unswapped_bodies_it_learns_to_name_swapped_ones(five: Skeleton) -> None:
     torch.manual_seed(0)
-    module = MirrorPairs(five)
+    module = SwapResolver(five)
     blind = torch.zeros(256, 3, 2)  # the maps say nothing
-    fit_names(module, bodies(256, blind), five.oks_sigmas, seed=0)
+    fit_swap_resolver(module, bodies(256, blind), five.oks_sigmas, seed=0)
     truth = bodies(300, blind).truth[256:]
     maps, given = torch.zeros(44, 5, 24, 16), torch.ones(44, 5, dtype=torch.bool)
     for order in (BOTH, [0, 2, 1, 3, 4]):
@@ -110,7 +110,7 @@ def test_people_whom_the_file_lacks_teach_nothing(
     five: Skeleton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    module = MirrorPairs(five)
+    module = SwapResolver(five)
     examples = bodies(64, torch.zeros(64, 3, 2))
     lacking = torch.arange(64) % 2 == 0
     examples.is_given[lacking] = False
@@ -119,14 +119,14 @@ def test_people_whom_the_file_lacks_teach_nothing(
     assert torch.equal(logits[lacking].isfinite(), module.ways.sum(dim=1).eq(0).expand(32, -1))
     labels = (examples.truth, examples.weights, examples.areas)
     poses = examples.poses[:, 0][:, module.orders]
-    both = ways_loss(logits, poses, *labels, five.oks_sigmas)
-    given = ways_loss(
+    both = swap_loss(logits, poses, *labels, five.oks_sigmas)
+    given = swap_loss(
         logits[~lacking], poses[~lacking], *(v[~lacking] for v in labels), five.oks_sigmas
     )
     assert float(given.count) > 0
     torch.testing.assert_close(tuple(both), tuple(given))
     monkeypatch.setattr(left_right, "EPOCHS", 2)
-    fit_names(module, examples, five.oks_sigmas, seed=0)
+    fit_swap_resolver(module, examples, five.oks_sigmas, seed=0)
     assert all(parameter.isfinite().all() for parameter in module.parameters())
     assert module.head.weight.any()
 
@@ -134,15 +134,15 @@ def test_people_whom_the_file_lacks_teach_nothing(
 def test_it_learns_whom_to_trust(five: Skeleton, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(left_right, "EPOCHS", 12)
     torch.manual_seed(0)
-    module = MirrorPairs(five)
+    module = SwapResolver(five)
     evidence = torch.randn(256, 3, 2)
     evidence[..., 0] = 2.0  # right about hands always, about feet by chance
-    fit_names(module, bodies(256, evidence), five.oks_sigmas, seed=0)
+    fit_swap_resolver(module, bodies(256, evidence), five.oks_sigmas, seed=0)
     assert module.trust[0] > 1 > module.trust[1]
 
 
 @pytest.fixture(scope="module")
-def start_file(mini_data: StudyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def start_file(mini_data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The truth of the people to train on, as another method's results."""
     store = open_crop_store(Path(mini_data.train))
     image = apply_affine(store.keypoints_stored, invert_affine(store.image_to_stored))
@@ -172,7 +172,7 @@ class OneOfTwo(Workers):
 
 
 def test_two_workers_collect_what_one_does(
-    mini_config: StudyConfig, mini_data: StudyData, start_file: Path, workers: Workers
+    mini_config: StudyConfig, mini_data: PreparedData, start_file: Path, workers: Workers
 ) -> None:
     config = with_values(mini_config, {"refine.start": str(start_file)})
     distilled = build_distill_task(config, seed=0)
@@ -207,7 +207,7 @@ def names_of(trial: Trial, epoch: int) -> dict[str, Tensor]:
 def test_a_trial_learns_the_names_before_its_first_epoch_and_keeps_them(
     kind: str,
     mini_config: StudyConfig,
-    mini_data: StudyData,
+    mini_data: PreparedData,
     mini_targets: Path,
     start_file: Path,
     easy: str,
@@ -239,7 +239,7 @@ def test_a_trial_learns_the_names_before_its_first_epoch_and_keeps_them(
 
 def test_a_trial_of_the_students_own_pose_has_no_names(
     mini_config: StudyConfig,
-    mini_data: StudyData,
+    mini_data: PreparedData,
     mini_targets: Path,
     easy: str,
     tmp_path: Path,

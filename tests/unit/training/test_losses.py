@@ -156,7 +156,7 @@ def test_truth_loss_equals_the_official_one(shared: Path, name: str) -> None:
         torch.testing.assert_close(output.grad, gradient, atol=1e-9, rtol=1e-5)
 
 
-def test_unlabelled_joints_add_no_truth_loss_but_count() -> None:
+def test_unlabeled_joints_add_no_truth_loss_but_count() -> None:
     student, target = torch.ones(1, 2, 3, 4), torch.zeros(1, 2, 3, 4)
     term = losses.truth_loss(student, target, torch.tensor([[1.0, 0.0]]))
     assert (term.sum.item(), term.count.item()) == (0.5 * 12, 24)

@@ -10,7 +10,7 @@ from models.skeleton import COCO, Skeleton
 from study.training.pose_errors import (
     INVERSION,
     MISS,
-    NEIGHBOUR,
+    NEIGHBOR,
     PoseErrors,
     disturb,
     disturb_candidates,
@@ -22,28 +22,28 @@ AREA = 10_000.0
 PLACES = torch.tensor([[50.0, 10], [20, 60], [80, 60], [30, 120], [70, 120]])
 """Of the five joints: far from one another by the OKS of this area."""
 FAR = torch.tensor([400.0, 0.0])
-"""From a person to its neighbour."""
+"""From a person to its neighbor."""
 AWAY = torch.tensor([0.0, 700.0])
 """From a joint to a place where nobody is."""
 
 
 def people(count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Truth, visibility, neighbour, its visibility, areas: all labelled."""
+    """Truth, visibility, neighbor, its visibility, areas: all labeled."""
     truth = PLACES.expand(count, 5, 2).clone()
     seen = torch.full((count, 5), 2)
     return truth, seen, truth + FAR, seen.clone(), torch.full((count,), AREA)
 
 
 def measured(pose: Tensor, world: tuple[Tensor, ...], skeleton: Skeleton) -> PoseErrors:
-    truth, seen, neighbour, there, areas = world
-    return measure_errors(pose, truth, seen, neighbour, there, areas, skeleton)
+    truth, seen, neighbor, there, areas = world
+    return measure_errors(pose, truth, seen, neighbor, there, areas, skeleton)
 
 
 def disturbed(
     pose: Tensor, world: tuple[Tensor, ...], errors: PoseErrors, skeleton: Skeleton
 ) -> Tensor:
-    truth, seen, neighbour, there, areas = world
-    return disturb(pose, truth, seen, neighbour, there, areas, errors, skeleton)[0]
+    truth, seen, neighbor, there, areas = world
+    return disturb(pose, truth, seen, neighbor, there, areas, errors, skeleton)[0]
 
 
 def nothing() -> Tensor:
@@ -51,9 +51,9 @@ def nothing() -> Tensor:
 
 
 def errors_of(
-    inversion: float = 0, neighbour: float = 0, miss: float = 0, jitter: float = 0
+    inversion: float = 0, neighbor: float = 0, miss: float = 0, jitter: float = 0
 ) -> PoseErrors:
-    rates = torch.tensor([inversion, neighbour, miss])[:, None].expand(3, 5).clone()
+    rates = torch.tensor([inversion, neighbor, miss])[:, None].expand(3, 5).clone()
     rates[INVERSION, 0] = 0  # the head has no other side
     return PoseErrors(rates, jitter=torch.full((5,), jitter), miss=torch.full((5,), 2.0))
 
@@ -76,7 +76,7 @@ def test_each_kind_of_error_is_counted_as_itself(five: Skeleton) -> None:
     pose[:4, 0] = truth[:4, 0] + AWAY
     errors = measured(pose, world, five)
     expected = torch.zeros(3, 5)
-    expected[INVERSION, 1], expected[NEIGHBOUR, 3], expected[MISS, 0] = 0.3, 0.3, 0.4
+    expected[INVERSION, 1], expected[NEIGHBOR, 3], expected[MISS, 0] = 0.3, 0.3, 0.4
     torch.testing.assert_close(errors.rates, expected)
     # root mean square per axis, over the root of the area: 700 / sqrt(2) / 100
     torch.testing.assert_close(errors.miss, torch.tensor([7 / 2**0.5, 0, 0, 0, 0]))
@@ -94,7 +94,7 @@ def test_jitter_is_the_root_mean_square_of_found_joints(five: Skeleton) -> None:
     torch.testing.assert_close(errors.jitter, torch.tensor([0, 0, 0, expected, 0]))
 
 
-def test_an_inversion_is_none_where_the_other_side_is_not_labelled(five: Skeleton) -> None:
+def test_an_inversion_is_none_where_the_other_side_is_not_labeled(five: Skeleton) -> None:
     world = people(1)
     pose = world[0].clone()
     pose[:, 1] = world[0][:, 2]
@@ -110,24 +110,24 @@ def test_a_joint_in_the_middle_of_the_body_never_inverts(five: Skeleton) -> None
 
 
 def test_rates_are_shares_of_the_people_for_whom_the_error_is_possible(five: Skeleton) -> None:
-    truth, seen, neighbour, there, areas = people(8)
+    truth, seen, neighbor, there, areas = people(8)
     there[2:] = 0  # six of eight stand alone
     seen[:4, 2] = 0  # four of eight have no right hand to confuse
     pose = truth.clone()
-    pose[0] = neighbour[0]
+    pose[0] = neighbor[0]
     pose[4, 1] = truth[4, 2]
-    errors = measure_errors(pose, truth, seen, neighbour, there, areas, five)
-    assert errors.rates[NEIGHBOUR, 3] == 0.5 and errors.rates[INVERSION, 1] == 0.25
+    errors = measure_errors(pose, truth, seen, neighbor, there, areas, five)
+    assert errors.rates[NEIGHBOR, 3] == 0.5 and errors.rates[INVERSION, 1] == 0.25
 
 
-def test_unlabelled_joints_have_no_errors_and_no_nan(five: Skeleton) -> None:
-    truth, seen, neighbour, there, areas = people(3)
+def test_unlabeled_joints_have_no_errors_and_no_nan(five: Skeleton) -> None:
+    truth, seen, neighbor, there, areas = people(3)
     seen, there = torch.zeros_like(seen), torch.zeros_like(there)
-    errors = measure_errors(truth + AWAY, truth, seen, neighbour, there, areas, five)
+    errors = measure_errors(truth + AWAY, truth, seen, neighbor, there, areas, five)
     for value in (errors.rates, errors.jitter, errors.miss):
         assert torch.equal(value, torch.zeros_like(value))
     extra = excess(errors, errors)
-    moved = disturb(truth, truth, seen, neighbour, there, areas, extra, five)[0]
+    moved = disturb(truth, truth, seen, neighbor, there, areas, extra, five)[0]
     assert torch.equal(moved, truth)
 
 
@@ -158,16 +158,16 @@ def test_disturbed_poses_show_the_rates_that_were_asked_for(five: Skeleton) -> N
     torch.testing.assert_close(found.rates, asked.rates, atol=0.02, rtol=0)
 
 
-def test_disturbed_poses_show_the_rates_where_not_all_are_labelled_or_have_neighbours(
+def test_disturbed_poses_show_the_rates_where_not_all_are_labeled_or_have_neighbors(
     five: Skeleton,
 ) -> None:
     torch.manual_seed(0)
-    truth, seen, neighbour, there, areas = people(9000)
+    truth, seen, neighbor, there, areas = people(9000)
     seen[torch.rand(9000, 5) < 0.3] = 0
     there[torch.rand(9000) < 0.5] = 0
     asked = errors_of(0.2, 0.1, 0.05)
-    moved = disturb(truth, truth, seen, neighbour, there, areas, asked, five)[0]
-    found = measure_errors(moved, truth, seen, neighbour, there, areas, five)
+    moved = disturb(truth, truth, seen, neighbor, there, areas, asked, five)[0]
+    found = measure_errors(moved, truth, seen, neighbor, there, areas, five)
     torch.testing.assert_close(found.rates, asked.rates, atol=0.02, rtol=0)
 
 
@@ -181,13 +181,13 @@ def test_disturbed_poses_show_the_jitter_that_was_asked_for(five: Skeleton) -> N
     assert not found.rates.any()
 
 
-def test_a_joint_of_an_alone_person_never_jumps_and_an_unlabelled_one_never_misses(
+def test_a_joint_of_an_alone_person_never_jumps_and_an_unlabeled_one_never_misses(
     five: Skeleton,
 ) -> None:
     torch.manual_seed(0)
-    truth, seen, neighbour, there, areas = people(500)
+    truth, seen, neighbor, there, areas = people(500)
     there[:], seen[:, 3] = 0, 0
-    moved = disturb(truth, truth, seen, neighbour, there, areas, errors_of(0.0, 0.9, 0.1), five)[0]
+    moved = disturb(truth, truth, seen, neighbor, there, areas, errors_of(0.0, 0.9, 0.1), five)[0]
     assert (moved[:, 3] == truth[:, 3]).all()
     share = (moved[:, 1] != truth[:, 1]).any(-1).float().mean().item()
     assert share == pytest.approx(0.1, abs=0.04)
@@ -231,7 +231,7 @@ def test_a_place_that_was_left_for_another_person_is_the_second_candidate(five: 
     torch.manual_seed(0)
     world = people(400)
     given = candidates_of(world[0], 3)
-    found = disturb_candidates(given, *world, errors_of(neighbour=0.5), five)
+    found = disturb_candidates(given, *world, errors_of(neighbor=0.5), five)
     jumped = (found[:, :, 0, :2] != given[:, :, 0, :2]).any(dim=-1)
     assert 0.4 < jumped.float().mean() < 0.6
     assert torch.equal(found[~jumped], given[~jumped])

@@ -89,7 +89,7 @@ def task_of(five: Skeleton, refiner: nn.Module | None = None, **changes: object)
 
 def starts(task: RefineTask, crops: Tensor) -> Tensor:
     """The student's pose."""
-    keypoints, _ = CODEC.decode(task.student.look(crops).heatmaps)
+    keypoints, _ = CODEC.decode(task.student.predict(crops).heatmaps)
     return keypoints
 
 
@@ -109,10 +109,10 @@ def batch(five: Skeleton) -> Batch:
         keypoints_crop=start + torch.tensor([6.0, 0.0]),
         visibility=visibility,
         areas_crop=torch.tensor([900.0, 1600.0]),
-        neighbour_crop=start + 20,
-        neighbour_visibility=torch.full((2, 5), 2),
+        neighbor_crop=start + 20,
+        neighbor_visibility=torch.full((2, 5), 2),
         teacher_modes=modes,
-        teacher_taught=torch.ones(2, 5),
+        teacher_mask=torch.ones(2, 5),
         teacher_relation=None,
     )
 
@@ -122,22 +122,22 @@ def value(task: RefineTask, batch: Batch, name: str) -> float:
     return (term.sum / term.count).item()
 
 
-def one_minus_oks(distance: float, batch: Batch, five: Skeleton, labelled: Tensor) -> float:
-    """Of joints that are all ``distance`` px off; the mean over the labelled ones."""
+def one_minus_oks(distance: float, batch: Batch, five: Skeleton, labeled: Tensor) -> float:
+    """Of joints that are all ``distance`` px off; the mean over the labeled ones."""
     losses = [
         1 - math.exp(-(distance**2) / (2 * (2 * five.oks_sigmas[joint]) ** 2 * float(area)))
         for person, area in enumerate(batch.areas_crop)
         for joint in range(5)
-        if labelled[person, joint]
+        if labeled[person, joint]
     ]
     return sum(losses) / len(losses)
 
 
 def test_final_targets_by_hand_with_opec_nets_level_weights(five: Skeleton, batch: Batch) -> None:
     task = task_of(five, Steps(3, 2.0))  # 2, 4 and 6 px of the way
-    labelled = batch.visibility > 0
+    labeled = batch.visibility > 0
     expected = sum(
-        factor * one_minus_oks(6 - moved, batch, five, labelled)
+        factor * one_minus_oks(6 - moved, batch, five, labeled)
         for factor, moved in ((0.3, 2), (0.5, 4), (1.0, 6))
     )
     assert value(task, batch, "truth") == pytest.approx(expected, rel=1e-4)
@@ -182,7 +182,7 @@ def test_oks_is_bounded_where_smooth_l1_is_not(five: Skeleton, batch: Batch) -> 
     assert value(bent, far, "truth") > 100
 
 
-def test_unlabelled_joints_and_joints_without_a_mode_pull_nowhere(
+def test_unlabeled_joints_and_joints_without_a_mode_pull_nowhere(
     five: Skeleton, batch: Batch
 ) -> None:
     assert batch.teacher_modes is not None
@@ -199,7 +199,7 @@ def test_an_untaught_joint_is_not_pulled_to_the_teacher(five: Skeleton, batch: B
     assert batch.teacher_modes is not None
     taught, modes = torch.ones(2, 5), batch.teacher_modes.clone()
     taught[:, 4] = 0
-    untaught = dataclasses.replace(batch, teacher_taught=taught)
+    untaught = dataclasses.replace(batch, teacher_mask=taught)
     modes[:, 4, 0, :2] += 1e3
     elsewhere = dataclasses.replace(untaught, teacher_modes=modes)
     task = task_of(five, Steps(1, 0.0), levels=1)
@@ -207,7 +207,7 @@ def test_an_untaught_joint_is_not_pulled_to_the_teacher(five: Skeleton, batch: B
     assert float(task(untaught)["teacher"].count) == pytest.approx(0.5 * 8)
 
 
-def test_nobody_labelled_leaves_a_truth_of_zero_and_a_finite_gradient(
+def test_nobody_labeled_leaves_a_truth_of_zero_and_a_finite_gradient(
     five: Skeleton, batch: Batch
 ) -> None:
     nobody = dataclasses.replace(batch, visibility=torch.zeros(2, 5))
@@ -257,8 +257,8 @@ class Watched(nn.Module):
         self.student = student
         self.answers: list[PoseFeatures] = []
 
-    def look(self, crops: Tensor) -> PoseFeatures:
-        self.answers.append(self.student.look(crops))
+    def predict(self, crops: Tensor) -> PoseFeatures:
+        self.answers.append(self.student.predict(crops))
         return self.answers[-1]
 
 

@@ -14,7 +14,7 @@ from models.candidates import ROUNDS, LimbMessages
 from models.refined_pose import RefinedPose
 from models.skeleton import COCO, SKELETONS
 from study.cache.crop_store import open_crop_store
-from study.cache.prepare import StudyData
+from study.cache.prepare import PreparedData
 from study.config.compose import value_at, with_values
 from study.config.schema import StudyConfig
 from study.training.evaluation import evaluate, predict_crops
@@ -60,7 +60,7 @@ def test_an_untrained_refiner_changes_no_ap(
     levels: int,
     candidates: int,
     mini_config: StudyConfig,
-    mini_data: StudyData,
+    mini_data: PreparedData,
     easy: str,
     workers: Workers,
 ) -> None:

@@ -74,10 +74,10 @@ def batch_of(truth: Tensor, visibility: Tensor | None = None) -> Batch:
         keypoints_crop=truth,
         visibility=torch.full((count, 5), 2) if visibility is None else visibility,
         areas_crop=torch.full((count,), AREA),
-        neighbour_crop=truth,
-        neighbour_visibility=torch.zeros(count, 5),
+        neighbor_crop=truth,
+        neighbor_visibility=torch.zeros(count, 5),
         teacher_modes=None,
-        teacher_taught=None,
+        teacher_mask=None,
         teacher_relation=None,
     )
 
@@ -145,7 +145,7 @@ def test_trained_on_jitter_it_pulls_jittered_and_displaced_poses_to_the_truth(
         assert after < 0.7 * before, (kind, before, after)
 
 
-def test_jitter_has_its_spread_and_leaves_out_what_is_not_labelled() -> None:
+def test_jitter_has_its_spread_and_leaves_out_what_is_not_labeled() -> None:
     torch.manual_seed(0)
     truth, visibility = torch.rand(4000, 5, 2), torch.full((4000, 5), 2)
     visibility[:, 3] = 0
@@ -187,7 +187,7 @@ def given_to(five: Skeleton, start: str, batch: Batch) -> tuple[Tensor, Tensor]:
     return kept.start, kept.scores
 
 
-def test_unlabelled_joints_and_those_without_prediction_start_from_the_student(
+def test_unlabeled_joints_and_those_without_prediction_start_from_the_student(
     five: Skeleton,
 ) -> None:
     truth, visibility = poses(3), torch.full((3, 5), 2)

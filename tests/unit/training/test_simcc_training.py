@@ -15,7 +15,7 @@ from models.build import build_model
 from models.codecs.simcc import SimCC
 from models.pose_features import PoseFeatures, PoseNetwork
 from models.skeleton import Skeleton
-from study.cache.prepare import StudyData
+from study.cache.prepare import PreparedData
 from study.config.compose import with_values
 from study.config.schema import (
     AugmentConfig,
@@ -93,10 +93,10 @@ def batch() -> Batch:
         keypoints_crop=keypoints,
         visibility=visibility,
         areas_crop=torch.full((3,), 2000.0),
-        neighbour_crop=keypoints,
-        neighbour_visibility=torch.zeros(3, 5),
+        neighbor_crop=keypoints,
+        neighbor_visibility=torch.zeros(3, 5),
         teacher_modes=modes,
-        teacher_taught=torch.ones(3, 5),
+        teacher_mask=torch.ones(3, 5),
         teacher_relation=torch.eye(5).expand(3, 5, 5),
     )
 
@@ -107,7 +107,7 @@ def gradient_of_bins(task: DistillTask, batch: Batch, name: str) -> Tensor:
 
 
 def test_kl_by_hand() -> None:
-    # labels (1/2, 1/2) against (1/4, 3/4) on x, equal on y; the second joint is unlabelled
+    # labels (1/2, 1/2) against (1/4, 3/4) on x, equal on y; the second joint is unlabeled
     x = torch.tensor([[[1.0, 3.0], [5.0, 1.0]]]).log()
     y = torch.zeros(1, 2, 3)
     labels = (torch.tensor([[[0.5, 0.5], [0, 0]]]), torch.tensor([[[1 / 3] * 3, [0.0] * 3]]))
@@ -178,7 +178,7 @@ def test_truth_is_the_bins_alone_and_truth_heatmap_the_maps_alone(
     }
 
 
-def test_an_unlabelled_joint_adds_no_truth_but_the_teacher_teaches_it(
+def test_an_unlabeled_joint_adds_no_truth_but_the_teacher_teaches_it(
     five: Skeleton, batch: Batch
 ) -> None:
     task = task_of(five)
@@ -233,10 +233,10 @@ def test_every_weight_of_a_simcc_student_learns(
         keypoints_crop=keypoints,
         visibility=torch.full((2, 17), 2),
         areas_crop=torch.ones(2),
-        neighbour_crop=keypoints,
-        neighbour_visibility=torch.zeros(2, 17),
+        neighbor_crop=keypoints,
+        neighbor_visibility=torch.zeros(2, 17),
         teacher_modes=modes,
-        teacher_taught=torch.ones(2, 17),
+        teacher_mask=torch.ones(2, 17),
         teacher_relation=torch.eye(17).expand(2, 17, 17),
     )
     loss, _ = combine(task.train()(made), task.weights(0.0), workers)
@@ -253,19 +253,19 @@ def test_bins_learn_joints_below_a_pixel(five: Skeleton) -> None:
     labels, weights = codec.encode_bins(keypoints, torch.ones(3, 5))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
     for _ in range(40):
-        features = network.look(crops)
+        features = network.predict(crops)
         assert features.bins is not None
         term = bins_kl(features.bins, labels, weights)
         optimizer.zero_grad()
         term.sum.div(term.count).backward()
         optimizer.step()
-    found, scores = codec.read(network.look(crops))
+    found, scores = codec.decode_features(network.predict(crops))
     assert (found - keypoints).norm(dim=-1).mean() < 1 and scores.mean() > 0.8
 
 
 @pytest.mark.slow
 def test_a_simcc_teacher_teaches_a_simcc_student_with_flip_tests(
-    mini_config: StudyConfig, mini_data: StudyData, easy: str, tmp_path: Path, workers: Workers
+    mini_config: StudyConfig, mini_data: PreparedData, easy: str, tmp_path: Path, workers: Workers
 ) -> None:
     values = {f"{role}.{key}": value for role in ("teacher", "student") for key, value in BINS}
     config = with_values(mini_config, {**values, "data.skeleton": easy, "storage": str(tmp_path)})

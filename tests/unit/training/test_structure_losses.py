@@ -43,7 +43,7 @@ def two_poses() -> tuple[Tensor, Tensor]:
 
 
 def moved(points: Tensor, change: str) -> Tensor:
-    """These points after a change of the whole picture."""
+    """These points after a change of the whole image."""
     if change == "translation":
         return points + torch.tensor([0.4, -0.2])
     if change == "mirror":
@@ -211,7 +211,7 @@ def test_low_peaks_have_as_strong_a_gradient_as_high_ones(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_most_of_the_gradient_is_on_the_joint_that_is_off_and_its_neighbours(kind: str) -> None:
+def test_most_of_the_gradient_is_on_the_joint_that_is_off_and_its_neighbors(kind: str) -> None:
     _, _, gradient = with_gradient(kind, 0.3)
     by_joint = gradient.flatten(2).norm(dim=-1)[0]
     near = {"bone": [0, 3, 4], "angle": [0, 1, 3, 4]}.get(kind, [0, 1, 2, 3, 4])

@@ -19,15 +19,15 @@ import pytest
 from rich.console import Console
 
 from search_spaces.space import load
-from study.cache.prepare import StudyData
+from study.cache.prepare import PreparedData
 from study.config.compose import from_plain, with_values
 from study.config.derived import seed_of
 from study.config.schema import ConfirmConfig, StudyConfig
 from study.data.coco_results import write_poses
-from study.deploy.select_trial import choose_trial
+from study.deploy.select_trial import select_trial
 from study.display import Display
 from study.errors import TrainingDiverged
-from study.launch.context import StudyPlan
+from study.launch.context import StudyContext
 from study.storage.study_file import read_settings
 from study.storage.tables import read_reports, read_trials, write_trial
 from study.validation import confirm as confirming
@@ -70,13 +70,13 @@ def folder(tmp_path: Path) -> Path:
 def plan(
     folder: Path,
     mini_config: StudyConfig,
-    mini_data: StudyData,
+    mini_data: PreparedData,
     monkeypatch: pytest.MonkeyPatch,
-) -> StudyPlan:
+) -> StudyContext:
     quick = partial(resampled_scores, resamples=100)
     monkeypatch.setattr(confirming, "resampled_scores", quick)
-    values = {"confirm.trials": 2, "confirm.seeds": 2, "data.val_pictures": 2}
-    return StudyPlan(with_values(mini_config, values), mini_data, str(folder), "", "")
+    values = {"confirm.trials": 2, "confirm.seeds": 2, "data.num_val_images": 2}
+    return StudyContext(with_values(mini_config, values), mini_data, str(folder), "", "")
 
 
 def numbers(folder: Path, trials: int) -> list[int]:
@@ -90,21 +90,23 @@ def test_best_complete_trials_and_the_baseline_are_chosen(folder: Path) -> None:
     assert numbers(folder, 0) == []
 
 
-def test_runs_of_equal_number_have_equal_seeds_that_the_search_never_had(plan: StudyPlan) -> None:
+def test_runs_of_equal_number_have_equal_seeds_that_the_search_never_had(
+    plan: StudyContext,
+) -> None:
     trials = chosen_trials(Path(plan.folder), plan.config.confirm)
     seeds = [[ConfirmRun(trial, run).as_trial(plan).seed for run in range(3)] for trial in trials]
     assert seeds[0] == seeds[1] == seeds[2] and len(set(seeds[0])) == 3
     assert not set(seeds[0]) & {seed_of(plan.config.seed, number) for number in range(1000)}
 
 
-def test_baseline_is_run_as_it_was(plan: StudyPlan) -> None:
+def test_baseline_is_run_as_it_was(plan: StudyContext) -> None:
     trial = chosen_trials(Path(plan.folder), plan.config.confirm)[-1]
     config = ConfirmRun(trial, 0).as_trial(plan).config
     assert (config.distill.epochs, config.refine.epochs) == (4, 0)
     assert config.distill.heatmap.kind == config.distill.structure.kind == "none"
 
 
-def poses_of(plan: StudyPlan, shift: float) -> list[dict[str, Any]]:
+def poses_of(plan: StudyContext, shift: float) -> list[dict[str, Any]]:
     """The truth of val, each joint moved by so many pixels."""
     people = json.loads(Path(plan.data.val_truth).read_text())["annotations"]
     return [
@@ -119,7 +121,7 @@ def poses_of(plan: StudyPlan, shift: float) -> list[dict[str, Any]]:
     ]
 
 
-def keep_results(plan: StudyPlan, shifts: dict[int, float], ap: dict[int, float]) -> None:
+def keep_results(plan: StudyContext, shifts: dict[int, float], ap: dict[int, float]) -> None:
     """Every run is there already."""
     for trial, shift in shifts.items():
         for run in range(plan.config.confirm.seeds):
@@ -129,12 +131,12 @@ def keep_results(plan: StudyPlan, shifts: dict[int, float], ap: dict[int, float]
             write_result(place, result)
 
 
-def judged(plan: StudyPlan) -> list[dict[str, Any]]:
+def judged(plan: StudyContext) -> list[dict[str, Any]]:
     confirm_study(plan, SPACE, "inline", 1, Display("none"))
     return read_verdicts(Path(plan.folder))
 
 
-def test_highest_mean_wins_whatever_the_search_said(plan: StudyPlan, folder: Path) -> None:
+def test_highest_mean_wins_whatever_the_search_said(plan: StudyContext, folder: Path) -> None:
     keep_results(plan, {2: 9.0, 3: 0.0, 0: 40.0}, {2: 0.5, 3: 1.0, 0: 0.0})
     verdicts = judged(plan)
     assert [(v["role"], v["trial"], v["ap"]) for v in verdicts] == [
@@ -151,14 +153,14 @@ def test_highest_mean_wins_whatever_the_search_said(plan: StudyPlan, folder: Pat
     assert not is_confirmed(folder, dataclasses.replace(plan.config.confirm, trials=3))
 
 
-def test_configuration_with_a_failed_run_is_not_judged(plan: StudyPlan, folder: Path) -> None:
+def test_configuration_with_a_failed_run_is_not_judged(plan: StudyContext, folder: Path) -> None:
     keep_results(plan, {2: 0.0, 3: 9.0, 0: 40.0}, {2: 1.0, 3: 0.5, 0: 0.0})
     write_result(folder / "confirm" / "2-1", {"error": "the loss must be finite"})
     assert [verdict["trial"] for verdict in judged(plan)] == [3, 0]
     assert is_confirmed(folder, plan.config.confirm)
 
 
-def test_turned_off_again_the_searched_winner_stands(plan: StudyPlan, folder: Path) -> None:
+def test_turned_off_again_the_searched_winner_stands(plan: StudyContext, folder: Path) -> None:
     keep_results(plan, {2: 9.0, 3: 0.0, 0: 40.0}, {2: 0.5, 3: 1.0, 0: 0.0})
     judged(plan)
     off = dataclasses.replace(plan, config=with_values(plan.config, {"confirm.trials": 0}))
@@ -167,7 +169,7 @@ def test_turned_off_again_the_searched_winner_stands(plan: StudyPlan, folder: Pa
 
 
 def test_finished_run_is_not_run_again(
-    plan: StudyPlan, workers: Workers, monkeypatch: pytest.MonkeyPatch
+    plan: StudyContext, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("it was trained again")
@@ -182,7 +184,7 @@ def test_finished_run_is_not_run_again(
 
 
 def test_run_that_diverges_is_kept_with_its_reason(
-    plan: StudyPlan, workers: Workers, monkeypatch: pytest.MonkeyPatch
+    plan: StudyContext, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def diverge(*_: object) -> None:
         raise TrainingDiverged("the loss must be finite")
@@ -223,7 +225,7 @@ def test_baseline_may_win() -> None:
 
 
 SETTINGS = (
-    *("data.train_pictures=48", "data.val_pictures=12", "data.input_size=[96,64]"),
+    *("data.num_train_images=48", "data.num_val_images=12", "data.input_size=[96,64]"),
     *("teacher.epochs=1", "distill.epochs=2", "refine.epochs=1", "search.trials=3"),
     *("search_space=smoke", "search.min_epochs=1", "display=plain", "name=s"),
     *("confirm.trials=1", "confirm.seeds=2"),
@@ -262,6 +264,6 @@ def test_study_killed_while_confirming_repeats_no_finished_run(
         own = [run["ap"] for run in runs if run["trial"] == verdict["trial"]]
         assert verdict["ap"] == pytest.approx(math.fsum(own) / 2)
     config = from_plain(read_settings(folder)["config"])
-    assert choose_trial(folder, config, None).trial["trial"] == verdicts[0]["trial"]
+    assert select_trial(folder, config, None).trial["trial"] == verdicts[0]["trial"]
     again = subprocess.run(command, capture_output=True, text=True)
     assert "is finished" in again.stdout and "beats" in again.stdout

@@ -1,4 +1,4 @@
-"""The finalists on val, on labelled and on detected boxes: figures, poses, the last screen."""
+"""The finalists on val, on labeled and on detected boxes: figures, poses, the last screen."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from models.skeleton import COCO, SKELETONS
 from search_spaces.space import load
 from study.analysis.tables import show_finals
 from study.cache.crop_store import CropStore, open_crop_store
-from study.cache.prepare import StudyData, prepare_data
+from study.cache.prepare import PreparedData, prepare_data
 from study.config.compose import compose, with_values
 from study.config.derived import evaluation_of
 from study.config.schema import StudyConfig
-from study.data.crops import apply_affine, carry, plain_affines
+from study.data.crops import apply_affine, plain_affines, transform_points
 from study.metrics import average_precision
 from study.search.controls import baseline_values
 from study.storage import tables
@@ -53,11 +53,11 @@ def with_boxes(config: StudyConfig, boxes: list[dict[str, Any]], **values: Any) 
     return with_values(config, {"data.val.detections": name, **values})
 
 
-def labelled_boxes(config: StudyConfig, shake: float = 0.0) -> list[dict[str, Any]]:
+def labeled_boxes(config: StudyConfig, shake: float = 0.0) -> list[dict[str, Any]]:
     """The boxes of the ground truth with score 1, or moved by up to that share of their size."""
-    dice = np.random.RandomState(0)
+    rng = np.random.RandomState(0)
     people = truth_of(config)["annotations"]
-    moves = dice.uniform(-shake, shake, (len(people), 4))
+    moves = rng.uniform(-shake, shake, (len(people), 4))
     boxes = np.array([person["bbox"] for person in people])
     boxes = boxes + moves * boxes[:, [2, 3, 2, 3]]
     return [
@@ -72,7 +72,7 @@ def pointing_anywhere(task: DistillTask) -> DistillTask:
     return task
 
 
-def prepared(config: StudyConfig) -> StudyData:
+def prepared(config: StudyConfig) -> PreparedData:
     return prepare_data(config, lambda name: lambda done, total: None, lambda text: None)
 
 
@@ -83,7 +83,7 @@ def config(
     """Wide sigmas: networks that were never trained score some AP."""
     storage = tmp_path_factory.mktemp("storage")
     values = {"storage": str(storage), "data.root": str(storage / "drawn")}
-    return with_values(mini_config, {**values, "data.skeleton": easy, "data.val_pictures": 8})
+    return with_values(mini_config, {**values, "data.skeleton": easy, "data.num_val_images": 8})
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def study(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def scored(config: StudyConfig, study: Path) -> tuple[Finals, StudyData]:
+def scored(config: StudyConfig, study: Path) -> tuple[Finals, PreparedData]:
     """With a teacher that was never trained."""
     data = prepared(config)
     rows = [{"stage": "teacher", "epoch": 1, "val_ap": 0.4}]
@@ -116,14 +116,14 @@ def scored(config: StudyConfig, study: Path) -> tuple[Finals, StudyData]:
 
 
 @pytest.fixture(scope="module")
-def on_labelled(config: StudyConfig, study: Path) -> tuple[Finals, StudyData]:
+def on_labeled(config: StudyConfig, study: Path) -> tuple[Finals, PreparedData]:
     return scored(config, study)
 
 
 def test_every_finalist_has_its_figures_its_joints_and_its_curve(
-    on_labelled: tuple[Finals, StudyData],
+    on_labeled: tuple[Finals, PreparedData],
 ) -> None:
-    tables, data = on_labelled
+    tables, data = on_labeled
     roles = ["teacher", "baseline", "best_distilled", "best_refined", "winner"]
     assert [row["role"] for row in tables.final] == roles
     for row in tables.final:
@@ -139,9 +139,9 @@ def test_every_finalist_has_its_figures_its_joints_and_its_curve(
 
 
 def test_the_written_poses_score_the_figures_again(
-    on_labelled: tuple[Finals, StudyData], study: Path, config: StudyConfig
+    on_labeled: tuple[Finals, PreparedData], study: Path, config: StudyConfig
 ) -> None:
-    tables, data = on_labelled
+    tables, data = on_labeled
     skeleton = SKELETONS[config.data.skeleton]
     for row in tables.final:
         poses = json.loads((study / row["keypoints"]).read_text())
@@ -150,20 +150,20 @@ def test_the_written_poses_score_the_figures_again(
     assert not list((study / "results").glob(".*"))
 
 
-def test_labelled_boxes_as_detections_change_no_figure(
-    on_labelled: tuple[Finals, StudyData], study: Path, config: StudyConfig
+def test_labeled_boxes_as_detections_change_no_figure(
+    on_labeled: tuple[Finals, PreparedData], study: Path, config: StudyConfig
 ) -> None:
-    detected = with_boxes(config, labelled_boxes(config))
+    detected = with_boxes(config, labeled_boxes(config))
     tables, data = scored(detected, study)
-    assert data.val != on_labelled[1].val and data.search == on_labelled[1].search
-    for row, known in zip(tables.final, on_labelled[0].final, strict=True):
+    assert data.val != on_labeled[1].val and data.search == on_labeled[1].search
+    for row, known in zip(tables.final, on_labeled[0].final, strict=True):
         assert row["detections"] == detected.data.val.detections and known["detections"] is None
         for name in ("ap", "ap50", "ar"):
             assert row[name] == pytest.approx(known[name], abs=1e-9)
 
 
 class Seer(nn.Module):
-    """Knows everybody in the picture, and sees in each box the person who lies nearest to it."""
+    """Knows everybody in the image, and sees in each box the person who lies nearest to it."""
 
     def __init__(self, store: CropStore, truth: dict[str, Any]) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class Seer(nn.Module):
         seen = np.array([p["keypoints"] for p in people], float).reshape(len(people), -1, 3)
         stored = apply_affine(seen[away.argmin(axis=1), :, :2], store.image_to_stored)
         affine = plain_affines(len(stored), self.frame)
-        self.answers = carry(affine.new_tensor(stored), affine)
+        self.answers = transform_points(affine.new_tensor(stored), affine)
         self.shown = 0
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,7 +196,7 @@ def judged(config: StudyConfig) -> finalists._Judged:
 
 def test_people_found_in_shaken_boxes_are_in_their_place(config: StudyConfig) -> None:
     narrow = with_values(config, {"data.skeleton": "coco"})
-    boxes = labelled_boxes(narrow, shake=0.05)
+    boxes = labeled_boxes(narrow, shake=0.05)
     assert judged(with_boxes(narrow, boxes)).figures["ap"] == pytest.approx(1)
 
 
@@ -204,8 +204,8 @@ def test_people_found_twice_count_once_and_false_alarms_by_their_score(
     config: StudyConfig,
 ) -> None:
     narrow = with_values(config, {"data.skeleton": "coco"})
-    boxes = labelled_boxes(narrow)
-    twice = boxes + [{**box, "score": 0.6} for box in labelled_boxes(narrow, shake=0.02)]
+    boxes = labeled_boxes(narrow)
+    twice = boxes + [{**box, "score": 0.6} for box in labeled_boxes(narrow, shake=0.02)]
     once, doubled = judged(with_boxes(narrow, boxes)), judged(with_boxes(narrow, twice))
     assert len(doubled.poses) == len(once.poses) < doubled.num_people == len(twice)
     assert doubled.figures == pytest.approx(once.figures, nan_ok=True)
@@ -222,7 +222,7 @@ def test_boxes_where_nobody_is_are_false_alarms(config: StudyConfig) -> None:
     truth["images"].append(empty)
     (Path(config.data.root) / "more.json").write_text(json.dumps(truth))
     more = with_values(narrow, {"data.val.annotations": "more.json"})
-    boxes = labelled_boxes(more)
+    boxes = labeled_boxes(more)
     alarm = {**boxes[0], "image_id": 9999, "score": 2.0}
     alarmed = with_boxes(more, [*boxes, alarm])
     data = prepared(alarmed)
@@ -262,17 +262,17 @@ def test_the_last_screen_fits_and_has_the_figures_of_crowds_where_there_are_any(
 @pytest.mark.slow
 def test_a_whole_study_scores_its_finalists_on_a_detectors_boxes(tmp_path: Path) -> None:
     small = (
-        *("data=drawn", "data.train_pictures=24", "data.val_pictures=8", "data.root=drawn"),
+        *("data=drawn", "data.num_train_images=24", "data.num_val_images=8", "data.root=drawn"),
         *("data.input_size=[64,64]", "data.search_fraction=0.25", "search_space=smoke"),
         *("teacher.size=tiny", "teacher.epochs=1", "distill.epochs=1", "refine.epochs=1"),
         *("refine.width=16", "search.trials=2", "trial.launcher=inline"),
     )
     config = compose([*small, f"data.root={tmp_path / 'drawn'}", f"storage={tmp_path}"])
     prepared(config)
-    boxes = with_boxes(config, labelled_boxes(config, shake=0.05)).data.val.detections
+    boxes = with_boxes(config, labeled_boxes(config, shake=0.05)).data.val.detections
     overrides = (*small, "name=found", f"data.val.detections={boxes}")
     printed = script(tmp_path, "tune.py", *overrides)
-    assert f"boxes in 8 pictures of val from {boxes}" in printed
+    assert f"boxes in 8 images of val from {boxes}" in printed
     folder = tmp_path / "studies/found"
     final = tables.read_final(folder).to_pylist()
     assert len(final) == 5

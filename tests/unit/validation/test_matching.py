@@ -18,31 +18,31 @@ from study.validation.bootstrap import match_people, weighted_ap
 def world(
     skeleton: Skeleton, seed: int, *, sources: int = 0
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """12 pictures of up to four people, some crowds, unlabelled or missed, and false alarms."""
-    dice = np.random.RandomState(seed)
+    """12 images of up to four people, some crowds, unlabeled or missed, and false alarms."""
+    rng = np.random.RandomState(seed)
     joints, people, poses = len(skeleton.joints), [], []
-    for picture in range(12):
-        for place in range(dice.randint(0, 5)):
-            corner, size = dice.uniform(0, 60, 2), dice.uniform(40, 120, 2)
-            points = corner + dice.rand(joints, 2) * size
-            seen = np.where(dice.rand(joints) < 0.7, 2, 0) * (dice.rand() > 0.15)
+    for image in range(12):
+        for place in range(rng.randint(0, 5)):
+            corner, size = rng.uniform(0, 60, 2), rng.uniform(40, 120, 2)
+            points = corner + rng.rand(joints, 2) * size
+            seen = np.where(rng.rand(joints) < 0.7, 2, 0) * (rng.rand() > 0.15)
             person = {
-                **{"id": 10 * picture + place + 1, "image_id": picture, "category_id": 1},
+                **{"id": 10 * image + place + 1, "image_id": image, "category_id": 1},
                 "keypoints": np.c_[points * (seen[:, None] > 0), seen].ravel().tolist(),
-                **{"num_keypoints": int((seen > 0).sum()), "iscrowd": int(dice.rand() < 0.1)},
+                **{"num_keypoints": int((seen > 0).sum()), "iscrowd": int(rng.rand() < 0.1)},
                 **{"bbox": [*corner.tolist(), *size.tolist()], "area": float(size.prod()) / 2},
             }
             if sources:
-                person["source_id"] = int(dice.randint(sources))
+                person["source_id"] = int(rng.randint(sources))
             people.append(person)
-            for _ in range(dice.randint(0, 3)):
-                noise = dice.normal(0, dice.choice([1, 4, 12]), (joints, 2))
+            for _ in range(rng.randint(0, 3)):
+                noise = rng.normal(0, rng.choice([1, 4, 12]), (joints, 2))
                 row = np.c_[points + noise, np.ones(joints)].ravel().tolist()
-                score = float(dice.randint(1, 6)) / 5  # equal scores occur
+                score = float(rng.randint(1, 6)) / 5  # equal scores occur
                 poses.append(
-                    {"image_id": picture, "category_id": 1, "keypoints": row, "score": score}
+                    {"image_id": image, "category_id": 1, "keypoints": row, "score": score}
                 )
-    images = [{"id": picture, "height": 200, "width": 200} for picture in range(12)]
+    images = [{"id": image, "height": 200, "width": 200} for image in range(12)]
     category = {"id": 1, "name": "person", "keypoints": list(skeleton.joints), "skeleton": []}
     return {"images": images, "annotations": people, "categories": [category]}, poses
 
@@ -67,23 +67,23 @@ def test_equal_weights_give_the_official_ap(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_weights_are_copies_of_pictures(seed: int, tmp_path: Path) -> None:
-    """Each picture as often as its weight, under new ids, evaluated by the official code."""
+def test_weights_are_copies_of_images(seed: int, tmp_path: Path) -> None:
+    """Each image as often as its weight, under new ids, evaluated by the official code."""
     document, poses = world(COCO, seed)
-    dice = np.random.RandomState(seed)
+    rng = np.random.RandomState(seed)
     matches = match_people(written(tmp_path, document), poses, COCO, "coco")
-    weights = dice.randint(0, 3, 12)
+    weights = rng.randint(0, 3, 12)
     copied: dict[str, Any] = {**document, "images": [], "annotations": []}
     found = []
-    for picture, times in enumerate(weights):
+    for image, times in enumerate(weights):
         for copy in range(times):
-            number = 100 * picture + copy  # in the order of the pictures they are copies of
-            copied["images"].append({**document["images"][picture], "id": number})
+            number = 100 * image + copy  # in the order of the images they are copies of
+            copied["images"].append({**document["images"][image], "id": number})
             for person in document["annotations"]:
-                if person["image_id"] == picture:
+                if person["image_id"] == image:
                     ident = 1000 * person["id"] + copy
                     copied["annotations"].append({**person, "image_id": number, "id": ident})
-            found += [{**p, "image_id": number} for p in poses if p["image_id"] == picture]
+            found += [{**p, "image_id": number} for p in poses if p["image_id"] == image]
     official = average_precision(written(tmp_path, copied), found, COCO, "coco")["ap"]
     own = weighted_ap(matches, weights.astype(float))
     # Poses of equal score stand in another order among copies; that moves precision a little.
