@@ -236,9 +236,9 @@ def test_poses_of_17_joints_give_their_12_to_an_export_of_14(
 def test_an_annotation_file_names_its_images(
     still: Path, tmp_path: Path, images: list[Path]
 ) -> None:
-    images = [{"id": 3, "file_name": images[1].name}]
+    entries = [{"id": 3, "file_name": images[1].name}]
     given = [entry(3, id=1), entry(7, id=2)]
-    found = run(still, tmp_path, {"images": images, "annotations": given}, images[1:])
+    found = run(still, tmp_path, {"images": entries, "annotations": given}, images[1:])
     assert [one["id"] for one in found] == [1, 2]
     assert (tmp_path / "out" / f"{images[1].stem}.jpg").is_file()
 
