@@ -1,4 +1,4 @@
-"""What a study looks like while it runs: a live table on a terminal, plain lines anywhere else."""
+"""Progress of a study: a live table on a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 
@@ -15,29 +15,35 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 POLL_S = 0.5
+"""Seconds between two polls of the status."""
 PLAIN_EVERY_S = 15.0
-"""Seconds between two plain lines when nothing ends."""
+"""Longest time between two plain lines, in seconds."""
+
+PREDICTED = "predicted"
+"""In the status of a teacher: (predicted, in all), crops whose targets it predicts."""
 
 Resources = dict[str, tuple[float, float]]
-"""How many there are in use of how many, by name."""
+"""(in use, in all) by the resource's name."""
 
 
 def clock(seconds: float) -> str:
-    """Seconds as 1:02 or 1:02:03."""
+    """Format seconds as 1:02 or 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def percent(ap: float | None) -> str:
-    """An AP of 0..1 as it is shown, in points."""
+    """Format an AP of 0..1 in points (x100)."""
     return "-" if ap is None else f"{100 * ap:.1f}"
 
 
 def remaining(status: dict[str, Any], elapsed: float) -> str | None:
-    """How long until the last trial ends, by the pace of the epochs since the search (re)started.
+    """Estimate the time until the last trial ends, from the epochs per second of this session.
 
-    It is "about" so long, or "at most" while nobody can say what the pruner will leave.
+    Returns:
+        "about 1:02", "at most 1:02" while the pruner is unpredictable, or None before the first
+        epoch.
     """
     epochs = epochs_done(status) - status["epochs_before"]
     if epochs == 0 or elapsed <= 0:
@@ -48,21 +54,21 @@ def remaining(status: dict[str, Any], elapsed: float) -> str | None:
 
 
 def epochs_done(status: dict[str, Any]) -> int:
-    """Epochs that trials have been trained for in all."""
+    """Return the epochs trained so far, over all trials."""
     return sum(stage["epochs"] for stage in status["stages"])
 
 
 def in_use(resources: Resources) -> str:
-    """How many CPUs and GPUs are in use of how many."""
-    return ", ".join(f"{name}s {used:.3g}/{all_:g}" for name, (used, all_) in resources.items())
+    """Format the CPUs and GPUs in use and in all."""
+    return ", ".join(f"{name}s {used:.3g}/{total:g}" for name, (used, total) in resources.items())
 
 
 class Display:
     """Shows the steps of a study and then its trials.
 
     Args:
-        mode: live, plain, none, or auto: live on a terminal, else plain.
-        resources: asked at each look at what runs.
+        mode: live, plain, none, or auto: live on a terminal, plain otherwise.
+        resources: called at each poll of the status.
     """
 
     def __init__(self, mode: str, resources: Callable[[], Resources] = dict) -> None:
@@ -74,12 +80,12 @@ class Display:
         self.started = time.monotonic()
 
     def notify(self, text: str) -> None:
-        """One line, with the time since the start."""
+        """Print one line, with the time since the start."""
         self.console.print(f"[{clock(time.monotonic() - self.started)}] {text}", markup=False)
 
     @contextmanager
     def meters(self) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-        """Gives a maker of progress bars; without a terminal each says a line when it is done."""
+        """Yield a factory of progress bars; without a terminal, a full bar prints one line."""
         if self.mode != "live":
             yield self._plain_meter
             return
@@ -108,11 +114,11 @@ class Display:
         render: Callable[[dict[str, Any], float], Any],
         line: Callable[[dict[str, Any], float], str],
     ) -> Iterator[None]:
-        """Shows what ``poll`` tells, and the ``resources`` besides, until the block ends.
+        """Show the status that ``poll`` returns, with ``resources`` added, until the block ends.
 
         Args:
-            render: the live image of a status and the seconds since the block began.
-            line: the same as one plain line; said when it changes but for its times, and at
+            render: renders a status and the seconds since the block began for a terminal.
+            line: formats the same as one plain line. It is printed when a trial ends, and at
                 least every PLAIN_EVERY_S seconds.
         """
         if self.mode == "none":
@@ -122,10 +128,12 @@ class Display:
         watch = self._watch_live if self.mode == "live" else self._watch_plain
         view = render if self.mode == "live" else line
 
-        def look() -> dict[str, Any]:
+        def poll_with_resources() -> dict[str, Any]:
             return {**poll(), "resources": self.resources()}
 
-        thread = threading.Thread(target=watch, args=(look, view, over), daemon=True)
+        thread = threading.Thread(
+            target=watch, args=(poll_with_resources, view, over), daemon=True
+        )
         thread.start()
         try:
             yield
@@ -139,13 +147,13 @@ class Display:
         render: Callable[[dict[str, Any], float], Any],
         over: threading.Event,
     ) -> None:
-        began = time.monotonic()
+        started = time.monotonic()
         with Live(console=self.console, refresh_per_second=4, transient=True) as live:
             while not over.wait(POLL_S):
                 try:
-                    live.update(render(poll(), time.monotonic() - began))
+                    live.update(render(poll(), time.monotonic() - started))
                 except Exception:
-                    return  # the owner is gone with its Ray: the study itself says why
+                    return  # the owner is gone with its Ray: the study itself reports why
 
     def _watch_plain(
         self,
@@ -153,22 +161,22 @@ class Display:
         line: Callable[[dict[str, Any], float], str],
         over: threading.Event,
     ) -> None:
-        began = time.monotonic()
-        said_at, ended = began, -1
+        started = time.monotonic()
+        printed_at, printed_ended = started, -1
         while not over.wait(POLL_S):
             try:
                 status = poll()
             except Exception:
-                return
+                return  # as in _watch_live
             now = time.monotonic()
-            count = sum(status["states"].values())
-            if count != ended or now - said_at >= PLAIN_EVERY_S:
-                said_at, ended = now, count
-                self.notify(line(status, now - began))
+            ended = sum(status["states"].values())
+            if ended != printed_ended or now - printed_at >= PLAIN_EVERY_S:
+                printed_at, printed_ended = now, ended
+                self.notify(line(status, now - started))
 
 
 def trials_panel(status: dict[str, Any], elapsed: float) -> Panel:
-    """Trials by state, the best and the baseline, the running ones, resources, the time left."""
+    """Render trials by state, the best and the baseline, running trials and the time left."""
     left = remaining(status, elapsed)
     trials = sum(stage["trials"] for stage in status["stages"])
     bar = Progress(TextColumn("trials"), BarColumn(bar_width=40), MofNCompleteColumn())
@@ -190,7 +198,7 @@ def trials_panel(status: dict[str, Any], elapsed: float) -> Panel:
 
 
 def trials_line(status: dict[str, Any], elapsed: float) -> str:
-    """The same in one line."""
+    """Format what ``trials_panel`` shows as one line."""
     left = remaining(status, elapsed)
     trials = sum(stage["trials"] for stage in status["stages"])
     best = status["best"]
@@ -209,37 +217,41 @@ def trials_line(status: dict[str, Any], elapsed: float) -> str:
 
 
 def teacher_panel(status: dict[str, Any], epochs: int, elapsed: float) -> Panel:
-    """How far the teacher's training is."""
+    """Render the progress of the teacher's training and of the prediction of its targets."""
     row = status["teacher"]
     done = row["epoch"] if row else 0
-    asked, crops = row.get("asked", (0, None)) if row else (0, None)
+    predicted, crops = row.get(PREDICTED, (0, None)) if row else (0, None)
     name = TextColumn("{task.description}")
     bar = Progress(name, BarColumn(bar_width=40), MofNCompleteColumn())
     bar.add_task("epochs", total=epochs, completed=done)
-    bar.add_task("crops asked about", total=crops, completed=asked, visible=bool(asked))
+    bar.add_task("targets", total=crops, completed=predicted, visible=bool(predicted))
     facts = Table.grid(padding=(0, 2))
     facts.add_row("AP", percent(row["val_ap"]) if row else "-")
     facts.add_row("in use", in_use(status["resources"]))
     facts.add_row("elapsed", clock(elapsed))
     left = elapsed * (epochs - done) / done if 0 < done < epochs else None
     facts.add_row("remaining", "-" if left is None else f"about {clock(left)}")
-    title = "training the teacher" if done < epochs else "asking the teacher"
+    title = "training the teacher" if done < epochs else "predicting the teacher's targets"
     return Panel(Group(bar, facts), title=title, expand=False)
 
 
 def teacher_line(status: dict[str, Any], epochs: int, elapsed: float) -> str:
-    """The same in one line."""
+    """Format what ``teacher_panel`` shows as one line."""
     row = status["teacher"]
     if row is None:
         return f"teacher: starting ({epochs} epochs)" if epochs else "teacher: starting"
-    known = f"AP {percent(row['val_ap'])}"
-    known = f"epoch {row['epoch']}/{epochs}, {known}" if epochs else f"{known} as it comes"
-    asked = ", asked about {:,} of {:,} crops".format(*row["asked"]) if "asked" in row else ""
-    return f"teacher: {known}{asked}"
+    ap = percent(row["val_ap"])
+    progress = (
+        f"epoch {row['epoch']}/{epochs}, AP {ap}" if epochs else f"not trained here, AP {ap}"
+    )
+    if PREDICTED in row:
+        predicted, crops = row[PREDICTED]
+        progress += f", predicted targets of {predicted:,} of {crops:,} crops"
+    return f"teacher: {progress}"
 
 
 def confirm_line(status: dict[str, Any], elapsed: float) -> str:
-    """How many of the confirming runs are done, and how far the others are."""
+    """Format how many confirming runs are done, and the epochs of those that run."""
     running = ", ".join(
         f"trial {run['trial']} run {run['run']} at epoch {run['epoch']}"
         for run in status["running"]
@@ -252,11 +264,11 @@ def confirm_line(status: dict[str, Any], elapsed: float) -> str:
 
 
 def confirm_panel(status: dict[str, Any], elapsed: float) -> Panel:
-    """The same with a bar."""
+    """Render what ``confirm_line`` formats, with a bar."""
     bar = Progress(TextColumn("runs"), BarColumn(bar_width=40), MofNCompleteColumn())
     bar.add_task("runs", total=status["runs"], completed=status["states"]["COMPLETE"])
     running = Table("trial", "run", "epoch", box=None, padding=(0, 2))
     for run in status["running"]:
         running.add_row(*(str(run[key]) for key in ("trial", "run", "epoch")))
     facts = f"in use   {in_use(status['resources'])}\nelapsed  {clock(elapsed)}"
-    return Panel(Group(bar, running, facts), title="is the winner real?", expand=False)
+    return Panel(Group(bar, running, facts), title="confirming the winner", expand=False)

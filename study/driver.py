@@ -203,7 +203,7 @@ def _run_missing_trials(plan: StudyContext, owner: Any, concurrent: int, display
                 raise InputError(halted)
             finished += missing
             if ray.get(owner.num_finished.remote()) < finished:
-                raise InputError("interrupted; the same command goes on where this one stopped")
+                raise InputError("interrupted; run the same command again to resume")
 
 
 def _make_teacher(plan: StudyContext, folder: Path, owner: Any, display: Display) -> None:
@@ -224,7 +224,7 @@ def _train_teacher(plan: StudyContext, owner: Any, display: Display) -> None:
         lambda status, elapsed: teacher_line(status, epochs, elapsed),
     ):
         train_teacher(plan)
-    display.notify("the teacher is trained" if epochs else "the teacher has been asked")
+    display.notify("the teacher is trained" if epochs else "the teacher's targets are stored")
 
 
 @contextlib.contextmanager

@@ -1,30 +1,30 @@
-"""Run a study: ``python study/tune.py``, or with settings, ``data=coco data.root=/data/coco``."""
+"""Run a study: ``python study/tune.py`` and settings such as ``data=coco data.root=/data``."""
 
 import os
 import sys
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 if os.path.isfile(os.path.join(HERE, "__init__.py")):
-    # In a checkout: its root on the path in place of study/, whose file names would shadow others.
+    # In a checkout, put its root on the path instead of study/, whose modules would shadow others.
     sys.path[0] = os.path.dirname(HERE)
 
 import argparse
 
 EPILOG = """\
 settings are written key=value, for example:
-  python study/tune.py                                    people that the study draws itself
-  python study/tune.py data=coco data.root=/data/coco     COCO by its official file names
+  python study/tune.py                                    synthetic people
+  python study/tune.py data=coco data.root=/data/coco     COCO under its official file names
   python study/tune.py search_space=distill search.trials=40 trial.gpus=1
-data: drawn | coco | crowdpose, for labs coco_full | crowdpose_full (see their YAML in study/conf).
-search_space: distill | refine | joint | poses | smoke | your YAML; of plan=staged, staged.
-The same command again goes on with a study that was broken off.
---cfg lists every setting with its value; study/config/schema.py says what each one means.
+data: drawn | coco | crowdpose; coco_full | crowdpose_full at full scale (study/config/data).
+search_space: distill | refine | joint | poses | smoke | a YAML file; with plan=staged: staged.
+Run the same command again to resume an interrupted study.
+--cfg prints every setting and its value; study/config/schema.py documents them.
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Search for the settings that distill a light pose estimator best.",
+        description="Search for the best settings to distill a light pose estimator.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -48,7 +48,7 @@ def main() -> None:
     except InputError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on where this one stopped")
+        sys.exit("interrupted; run the same command again to resume")
 
 
 if __name__ == "__main__":

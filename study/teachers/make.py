@@ -39,6 +39,7 @@ from study.config.schema import (
 )
 from study.data.augmentation import draw_affines, no_augmentation
 from study.data.crops import invert_affine, plain_affines, stored_size, transform_modes
+from study.display import PREDICTED
 from study.errors import InputError
 from study.storage.checkpoint import Checkpoint, Checkpoints, Row, best_row
 from study.storage.files import fingerprint, hash_file, write_atomic
@@ -168,8 +169,8 @@ def make_teacher(
 
     Args:
         report: called with each epoch's row.
-        tell: called while it is asked with the last row and, as ``asked``, the number of crops
-            that it was asked about and of all of them.
+        tell: called with the last row, and as PREDICTED the number of crops whose targets are
+            predicted and of all crops.
     """
     folder = teacher_folder(config, data)
     ground = TrainingData.open(config, data.for_teacher(), workers, teacher=None)
@@ -189,7 +190,7 @@ def make_teacher(
     )
 
     def asked(done: int, total: int) -> None:
-        tell({**rows[-1], "asked": (done, total)})
+        tell({**rows[-1], PREDICTED: (done, total)})
 
     ask(live, views, ground.skeleton, workers, folder / TARGETS, asked)
     if workers.rank == 0:

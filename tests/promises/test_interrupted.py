@@ -25,7 +25,7 @@ from study.storage.tables import read_reports, read_trials
 
 pytestmark = pytest.mark.slow
 
-HINT = "interrupted; the same command goes on where this one stopped"
+HINT = "interrupted; run the same command again to resume"
 
 
 def interrupt(driver: subprocess.Popen[str]) -> str:

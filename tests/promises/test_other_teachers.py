@@ -84,7 +84,7 @@ def test_a_square_onnx_file_teaches_and_is_scored_on_val(tmp_path: Path) -> None
         tmp_path,
         *("teacher.name=onnx", "teacher.init=pose.onnx", "teacher.input_size=[96,96]"),
     )
-    assert "the teacher has been asked" in printed
+    assert "the teacher's targets are stored" in printed
     check_evidence(folder, {"teacher", *ROLES})
     teacher = next(row for row in read_final(folder).to_pylist() if row["role"] == "teacher")
     assert (teacher["stage"], teacher["epoch"]) == ("teacher", 0)

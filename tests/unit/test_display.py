@@ -1,4 +1,4 @@
-"""The lines that a study shows where the output is no terminal."""
+"""Plain lines and live panels of a running study."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 
 from study import display
 from study.display import (
+    PREDICTED,
     Display,
     clock,
     confirm_line,
@@ -24,7 +25,8 @@ from study.display import (
 )
 
 ROW = {"epoch": 3, "val_ap": 0.1234}
-ASKED = {**ROW, "asked": (1280, 6815)}
+TARGETS = ", predicted targets of 1,280 of 6,815 crops"
+WITH_TARGETS = {**ROW, PREDICTED: (1280, 6815)}
 
 
 def stage(trials: int, epochs: int = 0, left: float = 0, is_bound: bool = False) -> Any:
@@ -32,7 +34,7 @@ def stage(trials: int, epochs: int = 0, left: float = 0, is_bound: bool = False)
 
 
 def status(**changes: Any) -> dict[str, Any]:
-    """Two of 5 trials have ended, of 6 and of 2 epochs; a third has come to its fourth."""
+    """A search of 5 trials: two ended after 6 and 2 epochs, a third is in its fourth."""
     known: dict[str, Any] = {
         "states": {"COMPLETE": 1, "PRUNED": 1, "FAIL": 0},
         "running": [{"trial": 2, "epoch": 4, "budget": 6, "ap": 0.2}],
@@ -48,41 +50,41 @@ def status(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(0, "0:00"), (61.6, "1:02"), (3599.4, "59:59"), (3722, "1:02:02")]
 )
-def test_seconds_are_shown_as_a_clock_shows_them(seconds: float, shown: str) -> None:
+def test_seconds_are_formatted_as_a_clock(seconds: float, shown: str) -> None:
     assert clock(seconds) == shown
 
 
-def test_ap_is_shown_in_points_and_no_ap_as_a_dash() -> None:
+def test_ap_is_formatted_in_points_and_none_as_a_dash() -> None:
     assert percent(0.1234) == "12.3" and percent(None) == "-"
 
 
-def test_epochs_to_come_take_as_long_as_those_that_were() -> None:
+def test_remaining_time_assumes_the_same_time_per_epoch() -> None:
     assert remaining(status(), elapsed=24.0) == "about 0:16"
 
 
-def test_nothing_is_said_of_the_time_left_before_the_first_epoch() -> None:
+def test_remaining_time_is_none_before_the_first_epoch() -> None:
     nothing = status(stages=[stage(5, left=30)], running=[], states={"COMPLETE": 0})
     assert remaining(nothing, elapsed=9.0) is None
 
 
-def test_the_pace_is_that_of_the_epochs_since_the_search_went_on() -> None:
-    """8 epochs to come; of the 12 there are, 10 were there before: 2 took 6 s."""
+def test_remaining_time_counts_only_epochs_of_this_session() -> None:
+    """8 epochs are left; 10 of the 12 are of an earlier session, so 2 took 6 s."""
     assert remaining(status(epochs_before=10), elapsed=6.0) == "about 0:24"
 
 
-def test_a_stage_to_come_is_counted_too() -> None:
+def test_remaining_time_includes_a_stage_that_has_not_begun() -> None:
     stages = [stage(4, epochs=21, left=3), stage(4, left=8)]
     assert remaining(status(stages=stages), elapsed=21.0) == "about 0:11"
 
 
-def test_time_that_nobody_can_foresee_is_bounded() -> None:
+def test_remaining_time_is_a_bound_while_the_pruner_is_unpredictable() -> None:
     stages = [stage(4, epochs=21, left=3), stage(4, left=8, is_bound=True)]
     assert remaining(status(stages=stages), elapsed=21.0) == "at most 0:11"
     over = [stage(4, epochs=21, is_bound=True), stage(4, left=8)]
     assert remaining(status(stages=over), elapsed=21.0) == "about 0:08"
 
 
-def test_the_trials_line_tells_states_best_baseline_resources_and_time_left() -> None:
+def test_trials_line_has_states_best_baseline_resources_and_time_left() -> None:
     line = trials_line(status(), 24.0)
     assert "trials 2/5 (complete 1, pruned 1)" in line
     assert "best AP 25.0" in line and "baseline -" in line
@@ -90,7 +92,7 @@ def test_the_trials_line_tells_states_best_baseline_resources_and_time_left() ->
     assert "| CPUs 1.5/2, GPUs 1/4 |" in line
 
 
-def test_every_image_tells_what_is_in_use_of_what_there_is() -> None:
+def test_every_panel_has_the_resources_in_use() -> None:
     confirming = {"states": {"COMPLETE": 1}, "runs": 6, "running": []}
     confirming["resources"] = status()["resources"]
     console = Console(width=100)
@@ -103,15 +105,15 @@ def test_every_image_tells_what_is_in_use_of_what_there_is() -> None:
     assert "CPUs 1.5/2" in confirm_line(confirming, 9.0)
 
 
-def test_what_is_in_use_is_asked_at_each_look(
+def test_resources_are_read_at_each_poll(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(display, "POLL_S", 0.0)
-    looks = iter(range(1, 1000))
+    polls = iter(range(1, 1000))
     ended, over = itertools.count(), threading.Event()
 
     def in_use() -> dict[str, tuple[float, float]]:
-        number = next(looks)
+        number = next(polls)
         if number == 3:
             over.set()
         return {"CPU": (number, 8.0)}
@@ -131,13 +133,13 @@ def test_what_is_in_use_is_asked_at_each_look(
         (None, 20, "teacher: starting (20 epochs)"),
         (ROW, 20, "teacher: epoch 3/20, AP 12.3"),
         (ROW, 3, "teacher: epoch 3/3, AP 12.3"),
-        (ASKED, 3, "teacher: epoch 3/3, AP 12.3, asked about 1,280 of 6,815 crops"),
+        (WITH_TARGETS, 3, f"teacher: epoch 3/3, AP 12.3{TARGETS}"),
         (None, 0, "teacher: starting"),
-        (ROW, 0, "teacher: AP 12.3 as it comes"),
-        (ASKED, 0, "teacher: AP 12.3 as it comes, asked about 1,280 of 6,815 crops"),
+        (ROW, 0, "teacher: not trained here, AP 12.3"),
+        (WITH_TARGETS, 0, f"teacher: not trained here, AP 12.3{TARGETS}"),
     ],
 )
-def test_the_teachers_line_tells_whether_it_is_trained_or_asked(
+def test_teacher_line_has_epochs_ap_and_predicted_targets(
     row: dict[str, Any] | None, epochs: int, line: str
 ) -> None:
     assert teacher_line({"teacher": row}, epochs, 1.0) == line
