@@ -1,36 +1,39 @@
-"""IGP-GCN: moves a pose level by level, looking at the image where its joints are now.
+"""IGP-GCN: moves a pose level by level, reading image features where its joints currently are.
 
-Stage 2. Before the levels, where it is asked to, it chooses among the student's peaks
-(candidates.py). The graph layers are those of SemGCN (Zhao et al., CVPR 2019) as OPEC-Net uses
-them (Qiu et al., ECCV 2020), with their state-dict names. Node features are (B, K, C) throughout.
+The network of stage 2. Before the levels it may resolve left-right swaps (swap_resolver.py) and
+choose among several candidates for each joint (candidates.py). The graph layers are those of
+SemGCN (Zhao et al., CVPR 2019) as used by OPEC-Net (Qiu et al., ECCV 2020), under their state-dict
+names. Node features are (B, K, C) throughout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.candidates import MAX_CANDIDATES, CandidateChooser, Choice
-from models.mirror_pairs import SwapResolver
+from models.candidates import MAX_CANDIDATES, CandidateChooser, Choice, read_candidates
+from models.codecs.codec import HeatmapCodec
 from models.pose_features import PoseFeatures, sample_features
 from models.skeleton import Skeleton
+from models.swap_resolver import SwapResolver
 
 MAX_DEPTH = 6
 
 
 class SemGraphConv(nn.Module):
-    """One matrix for the joint itself, one for its neighbors, a learned weight per edge."""
+    """A graph convolution with a matrix for the joint, one for its neighbors, and edge weights."""
 
     def __init__(self, in_channels: int, out_channels: int, adjacency: Tensor) -> None:
-        """Start with all edges of a joint alike.
+        """Start with equal weights for all edges of a joint.
 
         Args:
-            in_channels: channels of a node before.
-            out_channels: channels of a node after.
-            adjacency: (K, K), not 0 where joints are joined; a joint is joined to itself.
+            in_channels: input channels of a node.
+            out_channels: output channels of a node.
+            adjacency: (K, K), nonzero where joints are connected; each is connected to itself.
         """
         super().__init__()
         self.num_joints = len(adjacency)
@@ -42,19 +45,20 @@ class SemGraphConv(nn.Module):
         nn.init.xavier_uniform_(self.W[1], gain=2**0.5)
         self.rows: Tensor
         self.columns: Tensor
-        self.others: Tensor
+        self.off_diagonal: Tensor
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("columns", columns, persistent=False)
-        self.register_buffer("others", 1 - torch.eye(self.num_joints), persistent=False)
+        self.register_buffer("off_diagonal", 1 - torch.eye(self.num_joints), persistent=False)
 
     def forward(self, nodes: Tensor) -> Tensor:
         """Mix each node (B, K, in) with its neighbors into (B, K, out)."""
-        unjoined = self.e.new_full((self.num_joints, self.num_joints), -9e15)
-        logits = unjoined.index_put((self.rows, self.columns), self.e)
+        no_edges = self.e.new_full((self.num_joints, self.num_joints), -9e15)
+        logits = no_edges.index_put((self.rows, self.columns), self.e)
         weights = logits.softmax(dim=1)
-        own, told = (nodes @ matrix for matrix in self.W.unbind())
-        heard = torch.bmm((weights * self.others).expand(nodes.shape[0], -1, -1), told)
-        return torch.addcmul(heard + self.bias, weights.diagonal()[:, None], own)
+        own, neighbor = (nodes @ matrix for matrix in self.W.unbind())
+        neighbor_weights = (weights * self.off_diagonal).expand(nodes.shape[0], -1, -1)
+        aggregated = torch.bmm(neighbor_weights, neighbor)
+        return torch.addcmul(aggregated + self.bias, weights.diagonal()[:, None], own)
 
 
 class GraphConv(nn.Module):
@@ -73,7 +77,7 @@ class GraphConv(nn.Module):
 
 
 class NodeAttention(nn.Module):
-    """A gate per joint, from the mean over the joints, that adds to the joint's own features."""
+    """Adds each joint's features scaled by a gate, computed from the mean over all joints."""
 
     def __init__(self, channels: int, num_joints: int) -> None:
         super().__init__()
@@ -90,7 +94,7 @@ class NodeAttention(nn.Module):
 
 
 class _PlainGraphConv(nn.Module):
-    """A graph convolution without norm, under the published name ``gconv``."""
+    """A graph convolution without batch norm, under the published name ``gconv``."""
 
     def __init__(self, in_channels: int, out_channels: int, adjacency: Tensor) -> None:
         super().__init__()
@@ -102,7 +106,7 @@ class _PlainGraphConv(nn.Module):
 
 
 class ResGraphBlock(nn.Module):
-    """Two graph convolutions through half the channels, added to the input, then attention."""
+    """Two graph convolutions with half the channels between them, a shortcut, then attention."""
 
     def __init__(self, channels: int, adjacency: Tensor, dropout: float = 0.0) -> None:
         super().__init__()
@@ -118,7 +122,7 @@ class ResGraphBlock(nn.Module):
 
 
 class RefineLevel(nn.Module):
-    """One level: look at the features under the joints, talk along the skeleton, take a step."""
+    """One level: read features at the joints, pass messages along the skeleton, predict a step."""
 
     def __init__(
         self,
@@ -144,7 +148,7 @@ class RefineLevel(nn.Module):
         self.gate = nn.Linear(width, 1) if gate else None
 
     def forward(self, nodes: Tensor, joint_features: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the new nodes (B, K, width) and the step (B, K, 2) in units of the crop height."""
+        """Return the new nodes (B, K, width) and the step (B, K, 2) in units of crop height."""
         nodes = self.enter(torch.cat((nodes, self.project(joint_features)), dim=-1))
         nodes = self.blocks(nodes)
         step: Tensor = self.head(nodes)
@@ -153,8 +157,19 @@ class RefineLevel(nn.Module):
         return nodes, step
 
 
+class Refinement(NamedTuple):
+    """The refiner's output for a batch, with the intermediate results that its losses need."""
+
+    poses: list[Tensor]
+    """Keypoints in crop pixels after each level, (B, K, 2) each; the last is the result."""
+    choice: Choice
+    """Where each joint started."""
+    candidates: Tensor
+    """What it was chosen from, (B, K, M, 3), as ``read_candidates`` returns them."""
+
+
 class IgpGcn(nn.Module):
-    """The refiner: an untrained one leaves every pose as it is, to the bit."""
+    """The refiner. An untrained one returns every pose unchanged, to the bit."""
 
     def __init__(
         self,
@@ -169,24 +184,24 @@ class IgpGcn(nn.Module):
         candidates: int = 1,
         mirror_pairs: bool = False,
     ) -> None:
-        """Build the levels with heads at zero.
+        """Build the levels, with zeros in the last layer of each.
 
         Args:
             skeleton: supplies the graph.
             pyramid_channels: channels of the student's features, coarse to fine.
-            levels: steps of refinement; the finest so many maps are used.
+            levels: steps of refinement; level by level they read that many of the finest maps.
             depth: residual graph blocks per level.
             width: channels of a node, a multiple of 4.
             dropout: share of node channels that training zeroes, 0 to 1.
             gate: scale each joint's step by a learned confidence.
-            candidates: places per joint to choose from; 1 takes the first.
-            mirror_pairs: give the joints of a given pose their names back, left or right; of a
-                skeleton without pairs there is nothing to give back.
+            candidates: candidates per joint to choose from; with 1 there is no chooser.
+            mirror_pairs: resolve left-right swaps of a given pose. No effect on a skeleton
+                without flip_pairs.
         """
         super().__init__()
         if not 1 <= levels <= len(pyramid_channels):
             raise ValueError(
-                f"levels must be 1 to {len(pyramid_channels)}, the maps of the student's pyramid, "
+                f"levels must be 1 to {len(pyramid_channels)}, the maps in the student's pyramid, "
                 f"got {levels=}; change refine.levels"
             )
         if not 1 <= depth <= MAX_DEPTH:
@@ -213,34 +228,49 @@ class IgpGcn(nn.Module):
             self.chooser = CandidateChooser(
                 skeleton, pyramid_channels[-1], width=width, dropout=dropout
             )
-        has_names = mirror_pairs and bool(skeleton.flip_pairs)
-        self.mirror_pairs = SwapResolver(skeleton) if has_names else None
+        resolves_swaps = mirror_pairs and bool(skeleton.flip_pairs)
+        self.mirror_pairs = SwapResolver(skeleton) if resolves_swaps else None
 
-    def named(
+    def refine(
         self,
+        codec: HeatmapCodec,
         features: PoseFeatures,
-        given: tuple[Tensor, Tensor] | None,
-        crop_size: tuple[int, int],
-    ) -> tuple[Tensor, Tensor] | None:
-        """A given pose, keypoints_crop (B, K, 2) and scores (B, K), under its likeliest names.
+        given: tuple[Tensor, Tensor] | None = None,
+        disturb: Callable[[Tensor], Tensor] | None = None,
+    ) -> Refinement:
+        """Run stage 2: resolve left-right swaps, choose where each joint starts, then move it.
 
-        Of an exchanged pair both places are exchanged, scores stay with their joints.
+        Args:
+            codec: decodes the student's heatmaps; its input size is that of the crops.
+            features: the student's output.
+            given: another method's keypoints_crop (B, K, 2) and scores (B, K). A swapped pair
+                exchanges its places; scores stay with their joints. None starts from the
+                student's peaks alone.
+            disturb: changes the candidates before one is chosen, in training only.
         """
-        if given is None or self.mirror_pairs is None:
-            return given
-        places, scores = given
-        named = self.mirror_pairs.named(features.heatmaps, places, scores > 0, crop_size)
-        return named, scores
+        crop_size = codec.input_size
+        if given is not None and self.mirror_pairs is not None:
+            places, scores = given
+            places = self.mirror_pairs.resolve_swaps(
+                features.heatmaps, places, scores > 0, crop_size
+            )
+            given = places, scores
+        candidates = read_candidates(codec, features, self.num_candidates, given, self.flip_order)
+        if disturb is not None:
+            candidates = disturb(candidates)
+        choice = self.choose(features, candidates, crop_size)
+        poses = self(features.pyramid, choice.keypoints_crop, choice.scores, crop_size)
+        return Refinement(poses, choice, candidates)
 
     def choose(
         self, features: PoseFeatures, candidates: Tensor, crop_size: tuple[int, int]
     ) -> Choice:
-        """Level 0: where each joint starts.
+        """Choose the place from which each joint starts.
 
         Args:
-            features: the student's, of which the maps and the finest of the pyramid are read.
-            candidates: as ``read_candidates`` gives them, (B, K, ``num_candidates``, 3), or one
-                more of a given pose.
+            features: the student's output: its heatmaps and the finest map of its pyramid.
+            candidates: as ``read_candidates`` returns them, (B, K, ``num_candidates``, 3), or one
+                more if a pose was given.
         """
         if self.chooser is None:
             return Choice(candidates[:, :, 0, :2], candidates[:, :, 0, 2], logits=None)
@@ -255,12 +285,12 @@ class IgpGcn(nn.Module):
     ) -> list[Tensor]:
         """Move the pose once per level.
 
-        No gradient passes from one level's pose to the one before: each level learns its own step.
+        No gradient flows from a level's pose to the level before: each learns its own step.
 
         Args:
             pyramid: the student's features, (B, C_l, h / s_l, w / s_l), coarse to fine.
             keypoints_crop: the pose to start from, (B, K, 2).
-            scores: the height of the student's maps there, (B, K).
+            scores: the heights of the student's heatmaps there, (B, K).
             crop_size: height and width of the crop in pixels.
 
         Returns:

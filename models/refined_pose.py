@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.candidates import read_candidates
 from models.codecs.codec import HeatmapCodec
 from models.codecs.crop_frame import CropFrame
 from models.igp_gcn import IgpGcn
@@ -73,15 +72,12 @@ class RefinedPose(nn.Module):
                     "that was trained with refine.epochs above 0"
                 )
             return self.codec.decode_features(features)
-        named = self.refiner.named(features, start, crop_size)
-        candidates = read_candidates(
-            self.codec, features, self.refiner.num_candidates, named, self.refiner.flip_order
-        )
-        choice = self.refiner.choose(features, candidates, crop_size)
-        poses = self.refiner(features.pyramid, choice.keypoints_crop, choice.scores, crop_size)
+        refined = self.refiner.refine(self.codec, features, start)
+        keypoints_crop, scores = refined.poses[-1], refined.choice.scores
         if start is None:
-            return poses[-1], choice.scores
-        return poses[-1], torch.where(start[1] > 0, start[1], choice.scores)
+            return keypoints_crop, scores
+        _, start_scores = start
+        return keypoints_crop, torch.where(start_scores > 0, start_scores, scores)
 
     def predict(self, crops: Tensor) -> PoseFeatures:
         """The student's answer to crops; with a flip test the mean of two, and one's features."""

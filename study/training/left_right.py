@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.mirror_pairs import SwapResolver
+from models.swap_resolver import SwapResolver
 from study.config.derived import seed_of
 from study.training.batches import evaluation_batches
 from study.training.loop import rate_share
@@ -82,7 +82,9 @@ def collect_examples(
             draws = (task.given(batch) for _ in range(1 if starts else EPOCHS))
             given = [draw for draw in draws if draw is not None]
             poses, scores = (torch.stack(values, dim=1) for values in zip(*given, strict=True))
-            evidence = [mirror_pairs.evidence(maps, pose, crop_size) for pose in poses.unbind(1)]
+            evidence = [
+                mirror_pairs.heatmap_evidence(maps, pose, crop_size) for pose in poses.unbind(1)
+            ]
             labels = (batch.keypoints_crop, (batch.visibility > 0).to(poses), batch.areas_crop)
             seen = (poses, scores > 0, torch.stack(evidence, dim=1), *labels)
             parts.append((rows, *(values.cpu() for values in seen)))

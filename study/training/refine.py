@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from models.candidates import read_candidates
 from models.codecs.codec import HeatmapCodec
 from models.igp_gcn import IgpGcn
-from models.pose_features import PoseFeatures, PoseNetwork
+from models.pose_features import PoseNetwork
 from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton
 from study.config.schema import JITTER, OptimizerConfig, RefineConfig
@@ -74,11 +74,11 @@ class RefineTask(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Term]:
         with torch.set_grad_enabled(self.is_finetuned and torch.is_grad_enabled()):
             out = self.student.predict(batch.crops)
-        height, width = batch.crops.shape[-2:]
-        candidates = self._candidates(out, batch)
-        choice = self.refiner.choose(out, candidates, (height, width))
+        height = batch.crops.shape[-2]
+        disturb = None if self.errors is None else functools.partial(self._disturbed, batch)
+        given = self.given(batch)
+        poses, choice, candidates = self.refiner.refine(self.codec, out, given, disturb)
         start = choice.keypoints_crop
-        poses = self.refiner(out.pyramid, start, choice.scores, (height, width))
         terms = {}
         for name, (target, weights) in self._targets(batch).items():
             term = self._over_levels(poses, start, target, weights, batch.areas_crop, height)
@@ -100,13 +100,9 @@ class RefineTask(nn.Module):
             return None
         return batch.start_crop[..., :2], batch.start_crop[..., 2]
 
-    def _candidates(self, out: PoseFeatures, batch: Batch) -> Tensor:
-        """Where joints may start, (B, K, M, 3), with errors on unseen people where it has any."""
-        given = self.refiner.named(out, self.given(batch), self.codec.input_size)
-        count = self.refiner.num_candidates
-        candidates = read_candidates(self.codec, out, count, given, self.refiner.flip_order)
-        if self.errors is None:
-            return candidates
+    def _disturbed(self, batch: Batch, candidates: Tensor) -> Tensor:
+        """Disturb the candidates (B, K, M, 3) by the student's errors on unseen people."""
+        assert self.errors is not None
         return disturb_candidates(
             candidates,
             batch.keypoints_crop,

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.mirror_pairs import SwapResolver
 from models.skeleton import Skeleton
+from models.swap_resolver import SwapResolver
 from study.cache.crop_store import open_crop_store
 from study.cache.prepare import PreparedData
 from study.config.compose import with_values
@@ -100,10 +100,10 @@ def test_from_unswapped_bodies_it_learns_to_name_swapped_ones(five: Skeleton) ->
     truth = bodies(300, blind).truth[256:]
     maps, given = torch.zeros(44, 5, 24, 16), torch.ones(44, 5, dtype=torch.bool)
     for order in (BOTH, [0, 2, 1, 3, 4]):
-        named = module.named(maps, truth[:, order], given, (96, 64))
+        named = module.resolve_swaps(maps, truth[:, order], given, (96, 64))
         right = (named == truth).all(dim=2).all(dim=1)
         assert right.float().mean() > 0.9
-    assert torch.equal(module.named(maps, truth, given, (96, 64)), truth)
+    assert torch.equal(module.resolve_swaps(maps, truth, given, (96, 64)), truth)
 
 
 def test_people_whom_the_file_lacks_teach_nothing(
@@ -116,7 +116,7 @@ def test_people_whom_the_file_lacks_teach_nothing(
     examples.is_given[lacking] = False
     examples.poses[lacking] = 0
     logits = module(examples.poses[:, 0], examples.is_given[:, 0], examples.evidence[:, 0])
-    assert torch.equal(logits[lacking].isfinite(), module.ways.sum(dim=1).eq(0).expand(32, -1))
+    assert torch.equal(logits[lacking].isfinite(), module.swaps.sum(dim=1).eq(0).expand(32, -1))
     labels = (examples.truth, examples.weights, examples.areas)
     poses = examples.poses[:, 0][:, module.orders]
     both = swap_loss(logits, poses, *labels, five.oks_sigmas)

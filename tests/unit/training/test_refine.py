@@ -51,7 +51,7 @@ class Steps(nn.Module):
     """A refiner that moves every joint by (dx, 0) px times the level's number."""
 
     num_candidates, chooser, flip_order, mirror_pairs = 1, None, (0, 2, 1, 4, 3), None
-    choose, named = IgpGcn.choose, IgpGcn.named
+    choose, refine = IgpGcn.choose, IgpGcn.refine
 
     def __init__(self, levels: int, dx: float) -> None:
         super().__init__()

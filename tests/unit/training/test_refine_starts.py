@@ -168,7 +168,7 @@ class Kept(nn.Module):
     """A refiner that keeps what it is given."""
 
     num_candidates, chooser, flip_order, mirror_pairs = 1, None, None, None
-    choose, named = IgpGcn.choose, IgpGcn.named
+    choose, refine = IgpGcn.choose, IgpGcn.refine
     start: Tensor
     scores: Tensor
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from models.codecs.codec import Dark
 from models.igp_gcn import IgpGcn
-from models.mirror_pairs import MARGIN, MAX_PAIRS, SwapResolver
 from models.pose_features import PoseFeatures, PoseNetwork
 from models.refined_pose import RefinedPose
 from models.skeleton import COCO, CROWDPOSE, SKELETONS, Skeleton
+from models.swap_resolver import MARGIN, MAX_PAIRS, SwapResolver
 
 CROP = (96, 64)
 GIVEN = torch.ones(1, 5, dtype=torch.bool)
@@ -38,7 +38,7 @@ def test_there_is_a_way_for_each_choice_of_pairs(skeleton: Skeleton) -> None:
     assert len(set(map(tuple, module.orders.tolist()))) == 2**pairs
     assert module.orders[0].tolist() == list(range(skeleton.num_joints))
     assert module.orders[-1].tolist() == list(skeleton.flip_order)
-    for way, order in zip(module.ways, module.orders, strict=True):
+    for way, order in zip(module.swaps, module.orders, strict=True):
         moved = order != torch.arange(skeleton.num_joints)
         assert moved.sum() == 2 * way.sum()
         assert torch.equal(moved[module.pairs].all(dim=1), way)
@@ -62,20 +62,24 @@ def test_a_skeleton_without_pairs_or_with_too_many_is_refused() -> None:
 def test_exchanged_pairs_are_named_back_by_the_maps(order: list[int], five: Skeleton) -> None:
     module = SwapResolver(five)
     maps = maps_of(PLACES)
-    named = module.named(maps, PLACES[:, order], GIVEN, CROP)
+    named = module.resolve_swaps(maps, PLACES[:, order], GIVEN, CROP)
     assert torch.equal(named, PLACES)
-    assert torch.equal(module.named(maps, PLACES, GIVEN, CROP), PLACES)  # as it was, to the bit
+    assert torch.equal(
+        module.resolve_swaps(maps, PLACES, GIVEN, CROP), PLACES
+    )  # as it was, to the bit
 
 
 def test_evidence_is_the_log_of_own_over_partners_height_of_both_joints(five: Skeleton) -> None:
     maps = maps_of(PLACES, height=0.3)
-    evidence = SwapResolver(five).evidence(maps, PLACES[:, HANDS], CROP)
+    evidence = SwapResolver(five).heatmap_evidence(maps, PLACES[:, HANDS], CROP)
     share = 2 * math.log(0.3 / 0.01)  # where a map is 0, it counts as 0.01
     torch.testing.assert_close(evidence, torch.tensor([[-share, share]]))
 
 
 def test_a_pose_of_which_the_maps_say_nothing_stays(five: Skeleton) -> None:
-    named = SwapResolver(five).named(torch.zeros(1, 5, 24, 16), PLACES[:, BOTH], GIVEN, CROP)
+    named = SwapResolver(five).resolve_swaps(
+        torch.zeros(1, 5, 24, 16), PLACES[:, BOTH], GIVEN, CROP
+    )
     assert torch.equal(named, PLACES[:, BOTH])
 
 
@@ -84,14 +88,14 @@ def test_each_exchanged_pair_has_to_win_by_the_margin(
     share: float, is_exchanged: bool, five: Skeleton
 ) -> None:
     height = 0.01 * math.exp(share * MARGIN / 2)  # two joints speak for the pair
-    named = SwapResolver(five).named(maps_of(PLACES, height), PLACES[:, BOTH], GIVEN, CROP)
+    named = SwapResolver(five).resolve_swaps(maps_of(PLACES, height), PLACES[:, BOTH], GIVEN, CROP)
     assert torch.equal(named, PLACES if is_exchanged else PLACES[:, BOTH])
 
 
 def test_a_pair_that_is_not_given_whole_is_not_exchanged(five: Skeleton) -> None:
     given = GIVEN.clone()
     given[0, 2] = False
-    named = SwapResolver(five).named(maps_of(PLACES), PLACES[:, BOTH], given, CROP)
+    named = SwapResolver(five).resolve_swaps(maps_of(PLACES), PLACES[:, BOTH], given, CROP)
     assert torch.equal(named, PLACES[:, HANDS])
     logits = SwapResolver(five)(PLACES, given, torch.zeros(1, 2))
     assert torch.isinf(logits).tolist() == [[False, False, True, True]]
@@ -164,7 +168,9 @@ def test_no_gradient_reaches_the_student_or_the_names(five: Skeleton) -> None:
     estimator = estimator_of(five, mirror_pairs=True)
     assert estimator.refiner is not None and estimator.refiner.mirror_pairs is not None
     start = PLACES[:, BOTH].clone().requires_grad_()
-    named = estimator.refiner.mirror_pairs.named(estimator.student.maps, start, GIVEN, CROP)
+    named = estimator.refiner.mirror_pairs.resolve_swaps(
+        estimator.student.maps, start, GIVEN, CROP
+    )
     assert torch.equal(named, PLACES) and not named.requires_grad
 
 
@@ -173,5 +179,5 @@ def test_every_skeleton_of_ours_can_have_its_pairs_named() -> None:
         pose = 64 * torch.rand(3, skeleton.num_joints, 2)
         maps = torch.rand(3, skeleton.num_joints, 24, 16)
         given = torch.ones(3, skeleton.num_joints, dtype=torch.bool)
-        named = SwapResolver(skeleton).named(maps, pose, given, CROP)
+        named = SwapResolver(skeleton).resolve_swaps(maps, pose, given, CROP)
         assert torch.equal(named.sort(dim=1).values, pose.sort(dim=1).values)
