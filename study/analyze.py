@@ -31,6 +31,7 @@ from study.analysis.tables import final_table, front_table, joint_table
 from study.errors import InputError
 from study.search.objectives import may_win
 from study.search.staged import PARENT
+from study.storage.paths import plots_folder
 from study.storage.tables import (
     CURVES,
     JOINTS,
@@ -269,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     box = rich.box.SIMPLE_HEAD if is_terminal else rich.box.MARKDOWN
     for part in report(evidence, options.top, box):
         console.print(part, soft_wrap=isinstance(part, str))
-    for file in _draw(evidence, options.study / "plots"):
+    for file in _draw(evidence, plots_folder(options.study)):
         console.print(f"Saved {file}", soft_wrap=True)
 
 

@@ -41,7 +41,7 @@ from study.search.owner import StudyOwner
 from study.search.staged import staged_faults, with_parent
 from study.search.warm_start import check_older_studies, check_warm_start
 from study.storage.files import is_full_disk, report_full_disk
-from study.storage.paths import AUDIT, LOCK, TARGETS
+from study.storage.paths import TARGETS, audit_folder, lock_file, table_folder
 from study.storage.study_file import check_settings, write_settings
 from study.storage.tables import write_final
 from study.storage.trackers import require_packages, trials_logged
@@ -75,12 +75,12 @@ def run_study(config: StudyConfig) -> Path:
         return folder
     with (
         report_full_disk(folder),
-        _locked(folder / LOCK, display),
+        _locked(lock_file(folder), display),
         contextlib.ExitStack() as early,
     ):
         if (
             num_finished(folder) >= config.search.trials
-            and (folder / "results/final").is_dir()
+            and table_folder(folder, "final").is_dir()
             and is_confirmed(folder, config.confirm)
         ):
             display.notify(f"the study in {folder} is finished; search.trials=N adds trials")
@@ -92,7 +92,7 @@ def run_study(config: StudyConfig) -> Path:
         with display.meters() as meter:
             start_ray = partial(early.enter_context, ray_started(config, display))
             cut = partial(cut_by_size, start_ray=start_ray)
-            data = prepare_data(config, meter, display.notify, cut, folder / "results" / AUDIT)
+            data = prepare_data(config, meter, display.notify, cut, audit_folder(folder))
         prepare_teacher(config, data, display.notify)
         prepare_start(config, data, display.notify)
         teacher = teacher_folder(config, data).name
@@ -208,7 +208,7 @@ def _run_missing_trials(plan: StudyContext, owner: Any, concurrent: int, display
 
 def _make_teacher(plan: StudyContext, folder: Path, owner: Any, display: Display) -> None:
     """Returns when the teacher is there, trained by this study or by another that shares it."""
-    with _locked(folder / LOCK, display, wait_for="training the same teacher"):
+    with _locked(lock_file(folder), display, wait_for="training the same teacher"):
         if is_ready(folder):
             display.notify("the teacher is there already")
         else:

@@ -42,6 +42,7 @@ from study.deploy.select_trial import SelectedTrial, relocate, select_trial
 from study.display import Display, percent
 from study.errors import InputError, TrainingDiverged
 from study.storage.files import sync
+from study.storage.paths import export_folder
 from study.storage.study_file import read_settings
 from study.storage.tables import AVERAGE_PRECISION, VAL, read_final
 from study.training.batches import plain_batch
@@ -105,7 +106,7 @@ def export_study(
             f"{settings['data_fingerprint']}), got other data in {config.data.root} "
             f"({data.fingerprint}); put the data back as they were"
         )
-    aside, target = folder / f".export-{os.getpid()}", folder / "export"
+    aside, target = folder / f".export-{os.getpid()}", export_folder(folder)
     try:
         info = describe(folder, chosen, settings, data, estimator)
         write_files(aside, estimator, info, chosen)

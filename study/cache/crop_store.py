@@ -33,6 +33,7 @@ from study.data.crops import (
 from study.data.people import People
 from study.errors import InputError
 from study.storage.files import fingerprint, hash_file
+from study.storage.paths import cached_crops
 
 VERSION = 3
 """Raise it when what a store holds changes."""
@@ -156,7 +157,7 @@ def make_crop_store(
 
 def store_folder(people: People, input_size: tuple[int, int], cache: Path, form: str) -> Path:
     """Where these people's crops lie, or will."""
-    return cache / f"crops-{_people_fingerprint(people, input_size, form)}"
+    return cached_crops(cache, _people_fingerprint(people, input_size, form))
 
 
 def is_there(folder: Path) -> bool:

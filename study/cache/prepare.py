@@ -23,7 +23,7 @@ from study.data.people import People, overlap, read_people, split_people, write_
 from study.data.synthetic.dataset import draw_dataset
 from study.errors import InputError
 from study.storage.files import fingerprint, hash_file, is_full_disk
-from study.storage.paths import cache_of, place_of_crops
+from study.storage.paths import cache_of, cached_truth, place_of_crops
 
 Meter = Callable[[str], Callable[[int, int], None]]
 """Gives a progress bar of this name, to be called with (done, total)."""
@@ -325,5 +325,5 @@ def _truth_of(
 ) -> Truth:
     """A COCO-format file of these images, which need not be there yet."""
     content = hash_file(people.annotations)
-    name = f"truth-{fingerprint(content, images.tolist(), sorted(left_out))}.json"
-    return Truth(cache / name, people.annotations, images, left_out)
+    file = cached_truth(cache, fingerprint(content, images.tolist(), sorted(left_out)))
+    return Truth(file, people.annotations, images, left_out)

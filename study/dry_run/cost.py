@@ -17,10 +17,11 @@ from study.config.derived import is_staged
 from study.config.schema import SearchConfig, StudyConfig
 from study.dry_run.timing import Speeds
 from study.search.forecast import TrialGroup, is_predictable
+from study.storage.paths import run_folder, run_result_file
 from study.teachers.make import is_ready, teacher_folder
 from study.training.evaluation import BATCH_SIZE
 from study.training.left_right import MAX_PEOPLE
-from study.validation.confirm_table import RESULT, chosen_trials, place_of
+from study.validation.confirm_table import chosen_trials
 
 KEPT_EPOCHS = 3
 """Checkpoints of a trial at most: the last, and the best of each stage."""
@@ -131,7 +132,7 @@ def _confirm_runs(config: StudyConfig, folder: Path, finished: int) -> tuple[int
     if finished < config.search.trials:
         return number, 0
     known = [
-        folder / place_of(trial["trial"], run) / RESULT
+        run_result_file(run_folder(folder, trial["trial"], run))
         for trial in chosen_trials(folder, settings)
         for run in range(settings.seeds)
     ]

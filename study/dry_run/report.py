@@ -41,7 +41,7 @@ from study.search.stage import trials_handed_over
 from study.search.staged import distill_space
 from study.search.warm_start import check_warm_start, known_trial_lines
 from study.storage.checkpoint import Checkpoints
-from study.storage.paths import EPOCHS, SETTINGS, place_of_crops
+from study.storage.paths import place_of_crops, settings_file, teacher_epochs
 from study.teachers.make import is_ready, teacher_folder
 from study.validation.finalists import num_finished
 
@@ -204,7 +204,7 @@ def _teacher_lines(config: StudyConfig, planned: PreparedData | None) -> Iterato
     if is_ready(folder):
         yield f"there already, is used again: {folder}"
         return
-    last = Checkpoints(folder / EPOCHS).last()
+    last = Checkpoints(teacher_epochs(folder)).last()
     done = last.epoch if last else 0
     if config.teacher.name == PREDICTIONS:
         yield f"the predictions of {config.teacher.init} are to be stored"
@@ -222,7 +222,7 @@ def _warm_start_lines(
     planned: PreparedData | None,
 ) -> Iterator[str]:
     """Which trials of older studies would be known, and which not; nothing once they are."""
-    if not config.search.warm_start or (folder / SETTINGS).exists():
+    if not config.search.warm_start or settings_file(folder).exists():
         return
     if planned is None:
         yield "warm start: whether the older studies are of these data is seen once they are drawn"

@@ -33,6 +33,7 @@ from study.config.schema import (
 )
 from study.data.crops import stored_size
 from study.data.people import People
+from study.storage.paths import TARGETS
 from study.teachers.adapters import NUM_MODES, HeatmapTeacher, for_data, open_teacher
 from study.teachers.make import build_task
 from study.teachers.online import OnlineTeacher
@@ -88,7 +89,7 @@ def _time(config: StudyConfig, few: People, scratch: Path, workers: Workers) -> 
         teacher_crops=(str(seen.path),) * 3,
     )
     speeds = Speeds(workers.device.type, {}, {}, {})
-    targets = _made_up(own, config, scratch / "targets.arrow")
+    targets = _made_up(own, config, scratch / TARGETS)
     ground = TrainingData.open(config, data, workers, targets)
     if config.teacher.name != PREDICTIONS:
         ground = _time_teacher(config, data, workers, ground, speeds)

@@ -21,7 +21,7 @@ import study
 from study.config.schema import StudyConfig, TrialConfig
 from study.display import Display
 from study.errors import InputError
-from study.storage.paths import RAY_FOLDER
+from study.storage.paths import ray_storage
 
 _ROUNDING = 1e-9
 """Ten tenths of a CPU are a CPU, though 1 // 0.1 is 9."""
@@ -74,8 +74,8 @@ def is_autoscaled(config: StudyConfig) -> bool:
 
 @contextlib.contextmanager
 def ray_folder(study_folder: Path) -> Iterator[None]:
-    """``RAY_FOLDER`` is empty at first, whatever a killed driver left there, and gone at last."""
-    folder = study_folder / RAY_FOLDER
+    """Create an empty folder for Ray's own files and delete it on exit."""
+    folder = ray_storage(study_folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     try:

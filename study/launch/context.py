@@ -18,7 +18,7 @@ from study.config.schema import StudyConfig
 from study.errors import TrainingDiverged
 from study.storage.checkpoint import Row
 from study.storage.files import disk_full_message, is_full_disk
-from study.storage.paths import ERROR_LOG, trial_folder
+from study.storage.paths import error_log, trial_folder
 from study.training.networks import measure_costs
 from study.trial import Trial
 from study.workers import Workers
@@ -83,7 +83,7 @@ class OwnerLink:
     def watching(self) -> Iterator[None]:
         """A loss that is no number ends the trial; any other error is noted, and raised on.
 
-        The traceback goes to ERROR_LOG in the trial's folder, unless its disk is full.
+        The traceback goes to ``error_log`` of the trial's folder, unless its disk is full.
         """
         try:
             yield
@@ -93,7 +93,7 @@ class OwnerLink:
             if self.halts(error):
                 raise
             self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / ERROR_LOG).open("a") as log:
+            with error_log(self.folder).open("a") as log:
                 traceback.print_exc(file=log)
             if self.is_first:
                 ray.get(

@@ -19,7 +19,7 @@ from ray.util.placement_group import PlacementGroup
 
 from study.launch.context import StudyContext
 from study.storage.files import write_atomic
-from study.storage.paths import RAY_FOLDER
+from study.storage.paths import ray_storage
 from study.workers import Workers, configure_process
 
 
@@ -80,7 +80,7 @@ def _trainer(worker: Callable[[], None], plan: StudyContext) -> LeanTrainer:
         ),
         run_config=RunConfig(
             name=f"train-{uuid.uuid4().hex[:12]}",
-            storage_path=str(Path(plan.folder) / RAY_FOLDER),
+            storage_path=str(ray_storage(Path(plan.folder))),
             failure_config=FailureConfig(max_failures=settings.max_failures),
         ),
     )
@@ -124,7 +124,7 @@ def release_placement_group(study_folder: str | Path, job: str) -> None:
 
 
 def _record_path(study_folder: str | Path, job: str) -> Path:
-    return Path(study_folder) / RAY_FOLDER / f"{job}.held"
+    return ray_storage(Path(study_folder)) / f"{job}.held"
 
 
 def join_workers(config: dict[str, Any]) -> Workers:

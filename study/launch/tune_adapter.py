@@ -18,7 +18,7 @@ from study.display import Display, epochs_done, trials_line, trials_panel
 from study.launch.context import StudyContext
 from study.launch.ray_train import job_of_trial, release_placement_group
 from study.launch.trials import inline_trial, train_trial
-from study.storage.paths import RAY_FOLDER
+from study.storage.paths import ray_storage
 
 WORKERS_WAIT = {"cpu": 0, "node:__internal_head__": 0.001}
 """What the process of a trial under Ray Train takes while it waits: not nothing, and no CPU."""
@@ -84,7 +84,7 @@ def run_trials(
         ),
         run_config=tune.RunConfig(
             name=f"tune-{uuid.uuid4().hex[:12]}",
-            storage_path=str(Path(plan.folder) / RAY_FOLDER),
+            storage_path=str(ray_storage(Path(plan.folder))),
             verbose=0,
             callbacks=[SilentProgress()],
             failure_config=tune.FailureConfig(max_failures=config.trial.max_failures),

@@ -12,6 +12,8 @@ import faulthandler
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from study.storage.paths import stall_log, stall_logs
+
 
 @contextlib.contextmanager
 def exit_on_stall(folder: Path, rank: int, timeout_s: float) -> Iterator[Callable[[], None]]:
@@ -25,7 +27,7 @@ def exit_on_stall(folder: Path, rank: int, timeout_s: float) -> Iterator[Callabl
         yield lambda: None
         return
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"hang-{rank}.log"
+    file = stall_log(folder, rank)
     with file.open("w") as log:
 
         def heartbeat() -> None:
@@ -41,7 +43,7 @@ def exit_on_stall(folder: Path, rank: int, timeout_s: float) -> Iterator[Callabl
 
 def stall_reason(folder: Path) -> str | None:
     """That a trial hung, and where to read where; None if none did."""
-    for file in sorted(folder.glob("hang-*.log")):
+    for file in stall_logs(folder):
         if file.stat().st_size:
             first = file.read_text().splitlines()[0]  # Timeout (0:01:00)!
             waited = first.partition("(")[2].partition(")")[0]

@@ -30,8 +30,8 @@ from study.search.samplers import build_pruner, build_sampler
 from study.search.staged import PARENT
 from study.search.warm_start import WARM_FROM
 from study.storage.checkpoint import Row
+from study.storage.paths import journal_file
 
-JOURNAL = "optuna.journal"
 EPOCHS = ("distill.epochs", "refine.epochs")
 HANDED_OVER = "handed_over"
 """Attribute of the Optuna study of plan staged's stage 2: its parents, frozen."""
@@ -60,7 +60,7 @@ class WholeLines(JournalFileBackend):
 
 def open_journal(folder: Path) -> BaseStorage:
     """The Optuna studies in a study's folder; this process must be the only one that has them."""
-    return JournalStorage(WholeLines(folder / JOURNAL))
+    return JournalStorage(WholeLines(journal_file(folder)))
 
 
 def open_study(
@@ -91,9 +91,9 @@ def trials_handed_over(folder: Path, name: str) -> int | None:
 
     It only reads, so a study that runs is not disturbed, nor a line that it is just writing.
     """
-    if not (folder / JOURNAL).is_file():
+    if not journal_file(folder).is_file():
         return None
-    journal = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    journal = JournalStorage(JournalFileBackend(str(journal_file(folder))))
     try:
         study = optuna.load_study(study_name=second_study_of(name), storage=journal)
     except KeyError:

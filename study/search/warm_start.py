@@ -22,7 +22,7 @@ from study.config.schema import StudyConfig
 from study.errors import InputError
 from study.search.controls import BASELINE
 from study.search.objectives import violations
-from study.storage.paths import SETTINGS
+from study.storage.paths import settings_file
 from study.storage.study_file import read_settings
 from study.storage.tables import PARAMS, TableRow, read_reports, read_trials
 
@@ -43,7 +43,7 @@ def check_older_studies(config: StudyConfig, folder: Path) -> None:
     Raises:
         InputError: one is not.
     """
-    if (folder / SETTINGS).exists():
+    if settings_file(folder).exists():
         return
     for older in map(Path, config.search.warm_start):
         try:
@@ -67,7 +67,7 @@ def check_warm_start(config: StudyConfig, folder: Path, fingerprint: str, teache
     Raises:
         InputError: one is not.
     """
-    if (folder / SETTINGS).exists():
+    if settings_file(folder).exists():
         return
     for older in config.search.warm_start:
         settings = read_settings(Path(older))

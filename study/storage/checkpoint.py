@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from study.storage.files import sync
-from study.storage.paths import FOLDER
+from study.storage.paths import epoch_folder, epoch_folders
 
 Row = dict[str, Any]
 """One report: an epoch's figures by column name."""
@@ -70,7 +70,7 @@ class Checkpoints:
         self.folder = folder
 
     def path(self, epoch: int) -> Path:
-        return self.folder / f"epoch-{epoch:03d}"
+        return epoch_folder(self.folder, epoch)
 
     def at(self, epoch: int) -> Checkpoint:
         """The checkpoint of an epoch that was kept."""
@@ -112,7 +112,4 @@ class Checkpoints:
             shutil.rmtree(self.path(epoch))
 
     def _epochs(self) -> set[int]:
-        if not self.folder.is_dir():
-            return set()
-        matches = (FOLDER.fullmatch(path.name) for path in self.folder.iterdir())
-        return {int(match.group(1)) for match in matches if match}
+        return {epoch for epoch, _ in epoch_folders(self.folder)}

@@ -1,4 +1,4 @@
-"""Files that are seen whole or not at all: written aside, made safe on the disk, renamed."""
+"""Atomic writes, content hashes, and what a full disk is reported as."""
 
 from __future__ import annotations
 
@@ -16,36 +16,58 @@ from typing import Any
 
 from study.errors import InputError
 
-JUST_NOW_NS = 2_000_000_000
-"""No file system's times are coarser."""
-FULL = (errno.ENOSPC, errno.EDQUOT)
-WORDS = tuple(os.strerror(number) for number in FULL)
+TIME_RESOLUTION_NS = 2_000_000_000
+"""The coarsest modification times that a file system keeps (FAT's)."""
+FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+FULL_DISK_MESSAGES = tuple(os.strerror(number) for number in FULL_DISK_ERRORS)
+
+
+@contextlib.contextmanager
+def atomic_path(file: Path) -> Iterator[Path]:
+    """Yield a temporary path; rename it to ``file`` if the block succeeds, else remove it.
+
+    Readers see the old file or the whole new one, also after a power cut. The folder is created.
+    The temporary name starts with a dot: programs that read a folder of Parquet files skip it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temp_path(file)
+    try:
+        yield temporary
+        commit_file(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomic(file: Path, text: str) -> None:
+    """Write a text file (UTF-8) as ``atomic_path`` does."""
+    with atomic_path(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def temp_path(file: Path) -> Path:
-    """A name that no other process on any machine writes to, until the file is renamed."""
+    """Return a path beside ``file`` that no other process on any machine writes to."""
     return file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}")
 
 
+def commit_file(temporary: Path, file: Path) -> None:
+    """Flush a temporary file to the disk, then rename it to ``file``."""
+    sync(temporary)
+    temporary.replace(file)
+
+
 def remove_stale_temps(file: Path) -> None:
-    """Removes what processes of this machine that are no more wrote aside for this file."""
-    for aside in file.parent.glob(f".{file.name}.{socket.gethostname()}.*"):
+    """Remove the temporary files of ``file`` that killed processes of this machine left."""
+    for temporary in file.parent.glob(f".{file.name}.{socket.gethostname()}.*"):
         try:
-            os.kill(int(aside.name.rpartition(".")[2]), 0)
+            os.kill(int(temporary.name.rpartition(".")[2]), 0)
         except ProcessLookupError:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         except PermissionError:
-            pass  # it runs, by another user
-
-
-def commit_file(aside: Path, file: Path) -> None:
-    """Renames what was written aside, once it is safe on the disk."""
-    sync(aside)
-    aside.replace(file)
+            pass  # its process runs, under another user
 
 
 def sync(path: Path) -> None:
-    """The file, or the names in the folder, survive a power cut from now on."""
+    """Flush a file, or the names in a folder, to the disk, so that a power cut keeps them."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -53,45 +75,34 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(file: Path, text: str) -> None:
-    """The file holds this text, in a folder that is made."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = temp_path(file)
-    try:
-        aside.write_text(text, encoding="utf-8")
-        commit_file(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def is_full_disk(error: BaseException | None) -> bool:
-    """Whether an error, or what it came of, is that there is no room left on a disk.
+    """Whether an error, or one of its causes, is that a disk is full.
 
-    Libraries that write by themselves, and other processes, tell it in words alone.
+    Some libraries, and errors that come from other processes, carry only the message.
     """
     while error is not None:
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and error.errno in FULL_DISK_ERRORS:
             return True
-        if any(words in str(error) for words in WORDS):
+        if any(message in str(error) for message in FULL_DISK_MESSAGES):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
 def disk_full_message(folder: Path) -> str:
-    """What the user is told."""
+    """Return the message for the user: which disk is full, and what to do."""
     return (
-        f"the study needs room on the disk of {folder}, got a full one; free some there, and the "
-        "same command goes on where this one stopped"
+        f"disk full: no space left on the disk of {folder}; free some and run the same command "
+        "again to resume"
     )
 
 
 @contextlib.contextmanager
 def report_full_disk(folder: Path) -> Iterator[None]:
-    """What breaks within for want of room on a disk says so.
+    """Turn an error of the block that comes from a full disk into one that says so.
 
     Raises:
-        InputError: in place of such an error; others pass as they are.
+        InputError: the disk is full. All other errors pass unchanged.
     """
     try:
         yield
@@ -104,21 +115,21 @@ def report_full_disk(folder: Path) -> Iterator[None]:
 
 
 def fingerprint(*parts: Any) -> str:
-    """16 hex digits of these JSON-able parts."""
+    """Return 16 hex digits that depend on these JSON-able parts alone."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of the file's content, computed once a process until the file changes.
+    """Return the SHA-256 of a file's content, cached until its size or modification time changes.
 
-    Times of files are coarse: two changes soon after one another may have the same, so that what
-    has just been written is computed each time.
+    A file that was written just now is never cached: a second change within the resolution of
+    the file system's clock would leave size and time as they are.
     """
-    seen = path.stat()
-    if time.time_ns() - seen.st_mtime_ns < JUST_NOW_NS:
-        return _hash.__wrapped__(path, seen.st_size, seen.st_mtime_ns)
-    return _hash(path, seen.st_size, seen.st_mtime_ns)
+    stat = path.stat()
+    if time.time_ns() - stat.st_mtime_ns < TIME_RESOLUTION_NS:
+        return _hash.__wrapped__(path, stat.st_size, stat.st_mtime_ns)
+    return _hash(path, stat.st_size, stat.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)

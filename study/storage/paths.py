@@ -1,38 +1,182 @@
-"""Every path of a study's folder, and of the cache that studies of one ``storage`` share.
+"""Every path of a study's folder, and of the cache that studies under one ``storage`` share.
 
 <storage>/<study>/
-  study.yaml           settings, command, versions, fingerprints
-  optuna.journal       the Optuna study
-  results/             trials, reports, final tables and the audit, in Parquet
-  trials/<number>/     epoch-<n>/ checkpoints, error.log
-  .lock .ray/          while the study runs
-<storage>/cache/       crops, teachers and drawn people, shared by all studies
-  teacher-<hash>/      epochs/, targets.arrow, teacher.json
+  study.yaml              settings, command, versions, fingerprints
+  optuna.journal          the Optuna study
+  results/                Parquet, a folder per table; files are written whole
+    trials/ reports/        a file per trial, and the teacher's reports
+    final/ final_joints/ final_curves/
+    confirm/ confirmed/     a file per confirming run, and the verdicts
+    audit/                  train.parquet, val.parquet, overlap.parquet
+    keypoints_<role>.json   a finalist's poses on val, as COCO results
+  trials/<number>/        epoch-<n>/ checkpoints, error.log, hang-<rank>.log
+  confirm/<trial>-<run>/  epoch-<n>/ checkpoints, keypoints.json, result.json
+  plots/ export/          written by analyze.py and by export.py
+  tensorboard/<number>/   with log=[tensorboard]
+  mlflow.db mlflow_artifacts/     with log=[mlflow]
+  .lock .ray/             while the study runs
+<storage>/cache/
+  drawn-<seed>-<images of train>-<images of val>/
+  crops-<hash>/           people.arrow, part-<n>.arrow
+  truth-<hash>.json       annotations that a split is scored against
+  teacher-<hash>/         epochs/epoch-<n>/, targets.arrow, target_error.json, teacher.json
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from study.config.schema import SHARED_FOLDER, StudyConfig
+from study.config.schema import MLFLOW, SHARED_FOLDER, TENSORBOARD, StudyConfig
 
-AUDIT = "audit"
-"""Folder under a study's ``results``."""
-FOLDER = re.compile(r"epoch-(\d+)")
-ERROR_LOG = "error.log"
-RAY_FOLDER = ".ray"
-"""In the study's folder while it runs: what Tune and Train keep of their own."""
-SETTINGS = "study.yaml"
 TARGETS = "targets.arrow"
-EPOCHS = "epochs"
-DONE = "teacher.json"
-LOCK = ".lock"
+"""The teacher's targets, in its folder."""
+_EPOCH_FOLDER = re.compile(r"epoch-(\d+)")
+
+
+def settings_file(study_folder: Path) -> Path:
+    """``study.yaml``: settings, command, versions and fingerprints."""
+    return study_folder / "study.yaml"
+
+
+def journal_file(study_folder: Path) -> Path:
+    """``optuna.journal``: the Optuna study."""
+    return study_folder / "optuna.journal"
+
+
+def lock_file(folder: Path) -> Path:
+    """Lock file of the driver that works in this folder, a study's or a teacher's."""
+    return folder / ".lock"
+
+
+def ray_storage(study_folder: Path) -> Path:
+    """Folder of Ray Train's and Ray Tune's own files; exists while the study runs."""
+    return study_folder / ".ray"
+
+
+def results_folder(study_folder: Path) -> Path:
+    """Folder of the tables, the audit and the finalists' poses."""
+    return study_folder / "results"
+
+
+def table_folder(study_folder: Path, table: str) -> Path:
+    """Folder of a table's Parquet files."""
+    return results_folder(study_folder) / table
+
+
+def audit_folder(study_folder: Path) -> Path:
+    """Folder of the audit's Parquet files."""
+    return results_folder(study_folder) / "audit"
+
+
+def finalist_keypoints_file(study_folder: Path, role: str) -> Path:
+    """Poses of a finalist on val, as COCO results."""
+    return results_folder(study_folder) / f"keypoints_{role}.json"
 
 
 def trial_folder(study_folder: Path, number: int) -> Path:
-    """Where a trial's checkpoints lie."""
+    """Folder of a trial's checkpoints and logs."""
     return study_folder / "trials" / str(number)
+
+
+def epoch_folder(trial_folder: Path, epoch: int) -> Path:
+    """Folder of one checkpoint of a trial, a confirming run or the teacher."""
+    return trial_folder / f"epoch-{epoch:03d}"
+
+
+def epoch_folders(trial_folder: Path) -> Iterator[tuple[int, Path]]:
+    """Yield the epochs that have a checkpoint, in no order; none if the folder is missing."""
+    if not trial_folder.is_dir():
+        return
+    for path in trial_folder.iterdir():
+        if match := _EPOCH_FOLDER.fullmatch(path.name):
+            yield int(match.group(1)), path
+
+
+def error_log(trial_folder: Path) -> Path:
+    """Tracebacks of a trial, appended."""
+    return trial_folder / "error.log"
+
+
+def stall_log(trial_folder: Path, rank: int) -> Path:
+    """File that a worker dumps its stack to if its trial stalls."""
+    return trial_folder / f"hang-{rank}.log"
+
+
+def stall_logs(trial_folder: Path) -> list[Path]:
+    """Existing stack dumps of a trial, by name."""
+    return sorted(trial_folder.glob("hang-*.log"))
+
+
+def run_folder(study_folder: Path, trial: int, run: int) -> Path:
+    """Folder of a confirming run."""
+    return study_folder / "confirm" / f"{trial}-{run}"
+
+
+def run_result_file(run_folder: Path) -> Path:
+    """Result of a confirming run; exists once the run is over."""
+    return run_folder / "result.json"
+
+
+def run_keypoints_file(run_folder: Path) -> Path:
+    """Poses of a confirming run on val, as COCO results."""
+    return run_folder / "keypoints.json"
+
+
+def plots_folder(study_folder: Path) -> Path:
+    """Folder that ``analyze.py`` writes to."""
+    return study_folder / "plots"
+
+
+def export_folder(study_folder: Path) -> Path:
+    """Folder that ``export.py`` writes to."""
+    return study_folder / "export"
+
+
+def tensorboard_folder(study_folder: Path) -> Path:
+    """Folder of event files, a subfolder per trial."""
+    return study_folder / TENSORBOARD
+
+
+def mlflow_file(study_folder: Path) -> Path:
+    """MLflow's database, unless MLFLOW_TRACKING_URI names another."""
+    return study_folder / f"{MLFLOW}.db"
+
+
+def mlflow_artifacts_folder(study_folder: Path) -> Path:
+    """Folder that MLflow expects for artifacts."""
+    return study_folder / f"{MLFLOW}_artifacts"
+
+
+def teacher_epochs(teacher_folder: Path) -> Path:
+    """Folder of the checkpoints of the teacher's training."""
+    return teacher_folder / "epochs"
+
+
+def teacher_record_file(teacher_folder: Path) -> Path:
+    """Record of a finished teacher; exists once its targets are stored."""
+    return teacher_folder / "teacher.json"
+
+
+def target_error_file(teacher_folder: Path) -> Path:
+    """Error and size of the stored targets."""
+    return teacher_folder / "target_error.json"
+
+
+def cached_crops(cache: Path, fingerprint: str) -> Path:
+    """Folder of a crop store."""
+    return cache / f"crops-{fingerprint}"
+
+
+def cached_truth(cache: Path, fingerprint: str) -> Path:
+    """COCO file of the annotations that a split is scored against."""
+    return cache / f"truth-{fingerprint}.json"
+
+
+def cached_teacher(cache: Path, fingerprint: str) -> Path:
+    """Folder of a teacher: its checkpoints and its targets."""
+    return cache / f"teacher-{fingerprint}"
 
 
 def place_of_crops(config: StudyConfig) -> tuple[str | None, Path]:

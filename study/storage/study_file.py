@@ -18,7 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from study.config.compose import MAY_CHANGE, flatten, to_plain, with_current_paths
 from study.config.schema import StudyConfig
 from study.errors import InputError
-from study.storage.paths import SETTINGS
+from study.storage.files import write_atomic
+from study.storage.paths import settings_file
 
 
 def check_settings(config: StudyConfig, folder: Path) -> None:
@@ -27,7 +28,7 @@ def check_settings(config: StudyConfig, folder: Path) -> None:
     Raises:
         InputError: shows the settings that differ.
     """
-    file = folder / SETTINGS
+    file = settings_file(folder)
     if not file.exists():
         return
     old, new = flatten(read_settings(folder)["config"]), flatten(to_plain(config))
@@ -53,7 +54,7 @@ def write_settings(config: StudyConfig, folder: Path, data_fingerprint: str, tea
     Raises:
         InputError: the data are not those that the study was made with.
     """
-    file = folder / SETTINGS
+    file = settings_file(folder)
     if file.exists():
         known = read_settings(folder)["data_fingerprint"]
         if known != data_fingerprint:
@@ -73,9 +74,7 @@ def write_settings(config: StudyConfig, folder: Path, data_fingerprint: str, tea
         "data_fingerprint": data_fingerprint,
         "teacher": teacher,
     }
-    aside = folder / f".{SETTINGS}"
-    OmegaConf.save(OmegaConf.create(dict(content)), aside)
-    aside.replace(file)
+    write_atomic(file, OmegaConf.to_yaml(OmegaConf.create(dict(content))))
 
 
 def _git_commit() -> str | None:
@@ -92,17 +91,18 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: the folder is no study, or the file is not as a study wrote it.
     """
+    file = settings_file(folder)
     try:
-        content = OmegaConf.to_container(OmegaConf.load(folder / SETTINGS))
+        content = OmegaConf.to_container(OmegaConf.load(file))
     except OSError:
         raise InputError(
-            f"{folder} must be a study's folder, <storage>/<name>, with {SETTINGS} in it"
+            f"{folder} must be a study's folder, <storage>/<name>, with {file.name} in it"
         ) from None
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError):
         content = None
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise InputError(
-            f"{folder / SETTINGS} must hold the settings that a study wrote there, got something "
+            f"{file} must hold the settings that a study wrote there, got something "
             "else; put the file back as it was, or name another folder"
         )
     return {**content, "config": with_current_paths(content["config"])}

@@ -9,7 +9,6 @@ counts as written once its part in ``trials`` is there, so that one is written l
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,8 @@ import pyarrow.parquet as pq
 from search_spaces.space import SearchSpace
 from study.errors import InputError
 from study.storage import failpoints
-from study.storage.files import sync
+from study.storage.files import atomic_path, sync
+from study.storage.paths import results_folder, table_folder
 
 SCHEMA_VERSION = 4
 """Raised whenever a column changes its meaning, its type or its name."""
@@ -175,10 +175,10 @@ def write_trial(
     ``params.<config path>``.
     """
     name = _part_name(trial_row["trial"])
-    reports = study_folder / "results" / "reports"
+    reports = table_folder(study_folder, "reports")
     write_part(reports / f"{name}.parquet", REPORTS, report_rows, space)
     trial_columns = (*TRIALS, *_parameter_columns(space))
-    trials = study_folder / "results" / "trials"
+    trials = table_folder(study_folder, "trials")
     write_part(trials / f"{name}.parquet", trial_columns, [trial_row], space)
     (reports / f"{name}.running.parquet").unlink(missing_ok=True)
 
@@ -190,13 +190,13 @@ def write_running(
     space: SearchSpace,
 ) -> None:
     """All reports so far of a running trial are on disk, in place of its last such part."""
-    file = study_folder / "results" / "reports" / f"{_part_name(trial)}.running.parquet"
+    file = table_folder(study_folder, "reports") / f"{_part_name(trial)}.running.parquet"
     write_part(file, REPORTS, report_rows, space)
 
 
 def write_teacher(study_folder: Path, report_rows: Sequence[TableRow], space: SearchSpace) -> None:
     """The reports of the teacher's training are on disk, in place of any earlier ones."""
-    file = study_folder / "results" / "reports" / "teacher.parquet"
+    file = table_folder(study_folder, "reports") / "teacher.parquet"
     write_part(file, REPORTS, report_rows, space)
 
 
@@ -209,7 +209,7 @@ def write_final(
 ) -> None:
     """The tables of ``FINALS`` are on disk, in place of any earlier ones; ``final`` comes last."""
     for table, content in ((JOINTS, joints), (CURVES, curves), ("final", rows)):
-        file = study_folder / "results" / table / "final.parquet"
+        file = table_folder(study_folder, table) / "final.parquet"
         write_part(file, FINALS[table], content, space)
 
 
@@ -219,17 +219,17 @@ def tidy(study_folder: Path) -> None:
     For the writer, at the start of a study. Readers skip both without it; other programs count a
     trial twice while both its parts are there.
     """
-    results = study_folder / "results"
-    for leftover in results.glob("*/.*.writing"):
+    results = results_folder(study_folder)
+    for leftover in results.glob("*/.*.parquet.*"):
         leftover.unlink()
-    for running in (results / "reports").glob("*.running.parquet"):
+    for running in table_folder(study_folder, "reports").glob("*.running.parquet"):
         if _final_of(running).exists():
             running.unlink()
 
 
 def written_trials(study_folder: Path) -> set[int]:
     """Numbers of the trials that are wholly on disk; empty where nothing is."""
-    return {int(part.stem) for part in (study_folder / "results" / "trials").glob("*.parquet")}
+    return {int(part.stem) for part in (table_folder(study_folder, "trials")).glob("*.parquet")}
 
 
 def read_trials(study_folder: Path) -> pa.Table:
@@ -320,20 +320,14 @@ def write_part(
             f"columns of {file.parent.name} must be listed in study/storage/tables.py, got "
             f"{', '.join(sorted(unknown))}; add them there and raise SCHEMA_VERSION"
         )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Programs that read a folder skip names with a dot in front, or other endings than .parquet.
-    aside = file.with_name(f".{file.name}.writing")
-    with open(aside, "wb") as target:
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), target)
-        target.flush()
-        os.fsync(target.fileno())
-    failpoints.point(f"renaming {file.parent.name}")
-    os.replace(aside, file)
+    with atomic_path(file) as temporary:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), temporary)
+        failpoints.point(f"renaming {file.parent.name}")
     sync(file.parent)
 
 
 def _parts(study_folder: Path, table: str) -> list[Path]:
-    results = study_folder / "results"
+    results = results_folder(study_folder)
     if not results.is_dir():
         came = "which has no results/" if study_folder.is_dir() else "which does not exist"
         raise InputError(

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from study.config.schema import MLFLOW, TENSORBOARD, StudyConfig
 from study.errors import InputError
+from study.storage.paths import mlflow_artifacts_folder, mlflow_file, tensorboard_folder
 from study.storage.tables import PARAMS, VAL, TableRow
 
 EVERY_S = 5.0
@@ -149,7 +150,7 @@ class TensorBoardLog:
     """A folder of events for each trial, ``<study>/tensorboard/<number>``."""
 
     def __init__(self, folder: Path, study: str) -> None:
-        self.folder = folder / TENSORBOARD
+        self.folder = tensorboard_folder(folder)
         self.files: dict[int, Any] = {}
 
     def read(self, number: int) -> Logged:
@@ -225,9 +226,9 @@ class MLflowLog:
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         uri = os.environ.get(TRACKING_URI)
-        files = None if uri else (folder / "mlflow_artifacts").as_uri()
+        files = None if uri else mlflow_artifacts_folder(folder).as_uri()
         self.folder = str(folder)
-        self.client = mlflow.MlflowClient(uri or f"sqlite:///{folder / 'mlflow.db'}")
+        self.client = mlflow.MlflowClient(uri or f"sqlite:///{mlflow_file(folder)}")
         known = self.client.get_experiment_by_name(study)
         self.experiment = (
             known.experiment_id if known else self.client.create_experiment(study, files)

@@ -43,7 +43,13 @@ from study.display import PREDICTED
 from study.errors import InputError
 from study.storage.checkpoint import Checkpoint, Checkpoints, Row, best_row
 from study.storage.files import fingerprint, hash_file, write_atomic
-from study.storage.paths import DONE, EPOCHS, TARGETS, cache_of
+from study.storage.paths import (
+    TARGETS,
+    cache_of,
+    cached_teacher,
+    teacher_epochs,
+    teacher_record_file,
+)
 from study.teachers.adapters import (
     NUM_MODES,
     HeatmapTeacher,
@@ -73,7 +79,7 @@ def teacher_folder(config: StudyConfig, data: PreparedData) -> Path:
     augment["colour"] = augment.pop("color")  # as in the names of teachers on disk
     arithmetic = [settings["trial"][key] for key in ("precision", "channels_last", "compile")]
     parts = (VERSION, teacher, augment, config.seed, arithmetic)
-    return cache_of(config) / f"teacher-{fingerprint(*parts, data.fingerprint)}"
+    return cached_teacher(cache_of(config), fingerprint(*parts, data.fingerprint))
 
 
 def _content_of(teacher: TeacherConfig) -> Any:
@@ -92,14 +98,14 @@ def _content_of(teacher: TeacherConfig) -> Any:
 
 def is_ready(folder: Path) -> bool:
     """Whether the teacher is trained and has been asked about everyone."""
-    return (folder / DONE).is_file()
+    return teacher_record_file(folder).is_file()
 
 
 def best_of(folder: Path) -> Checkpoint:
     """The trained teacher's best epoch by AP on held-out people."""
-    last = Checkpoints(folder / EPOCHS).last()
+    last = Checkpoints(teacher_epochs(folder)).last()
     assert last is not None
-    return Checkpoints(folder / EPOCHS).at(int(best_row(last.rows)["epoch"]))
+    return Checkpoints(teacher_epochs(folder)).at(int(best_row(last.rows)["epoch"]))
 
 
 def build_task(config: StudyConfig) -> DistillTask:
@@ -204,7 +210,7 @@ def _train(config: StudyConfig, ground: TrainingData, folder: Path, report: Repo
     """Trains it to the end; returns the report of every epoch."""
     workers = ground.workers
     task = build_task(config).to(workers.device)
-    recorder = Recorder(Checkpoints(folder / EPOCHS), workers, report)
+    recorder = Recorder(Checkpoints(teacher_epochs(folder)), workers, report)
     recorder.replay()
     augment, frame = config.distill.augment, task.codec.frame
     stage = ground.stage("teacher", config.teacher, augment, frame, seed=config.seed)
@@ -282,4 +288,4 @@ def open_online_teacher(
 
 def _finish(folder: Path, epoch: int, rows: list[Row]) -> None:
     """From here on the teacher is ready."""
-    write_atomic(folder / DONE, json.dumps({"epoch": epoch, "rows": rows}))
+    write_atomic(teacher_record_file(folder), json.dumps({"epoch": epoch, "rows": rows}))

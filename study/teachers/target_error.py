@@ -17,9 +17,9 @@ from study.config.schema import StudyConfig
 from study.data.annotations import SCORED_JOINT
 from study.data.augmentation import Augmentation, affines_of, cut_crops, flip_order_of, mirror
 from study.data.crops import stored_frame
+from study.storage.paths import target_error_file
 from study.teachers.online import OnlineTeacher
 
-FILE = "target_error.json"
 COCO_PEOPLE = 150_000
 MEASURED = 512
 """People whose targets are compared."""
@@ -101,12 +101,12 @@ def note_target_error(
     error = target_error(cached, live, skeleton_of(config), codec, device, config.seed)
     size = cached.num_bytes / cached.num_views / len(cached)
     note = {**error, "bytes_per_person": size, "views": cached.num_views}
-    (folder / FILE).write_text(json.dumps(note))
+    target_error_file(folder).write_text(json.dumps(note))
 
 
 def describe_targets(folder: Path) -> str:
     """One line on the stored targets: their error and their size."""
-    found = json.loads((folder / FILE).read_text())
+    found = json.loads(target_error_file(folder).read_text())
     size = found["bytes_per_person"]
     words = f"{size:.0f} bytes a person, {size * COCO_PEOPLE / 1e6:.0f} MB for COCO's 150,000"
     if found["views"] > 1:

@@ -33,7 +33,13 @@ from study.metrics import average_precision
 from study.search.controls import BASELINE, trial_config
 from study.storage.checkpoint import Checkpoints, Row, best_row
 from study.storage.files import is_full_disk, write_atomic
-from study.storage.paths import FOLDER
+from study.storage.paths import (
+    epoch_folders,
+    run_folder,
+    run_keypoints_file,
+    run_result_file,
+    table_folder,
+)
 from study.training.evaluation import detect_people
 from study.training.networks import load_estimator
 from study.trial import Trial, run_trial
@@ -48,18 +54,14 @@ from study.validation.bootstrap import (
 from study.validation.confirm_table import (
     CONFIRMED,
     OTHER,
-    RESULT,
     RUNNER_UP,
     WINNER,
     chosen_trials,
-    place_of,
     read_runs,
     write_run,
     write_verdicts,
 )
 from study.workers import Workers, configure_process
-
-POSES = "keypoints.json"
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,9 @@ class ConfirmRun:
     run: int
     """From 0; equal runs of all configurations have equal seeds."""
 
-    @property
-    def place(self) -> str:
-        """Its folder, relative to the study's."""
-        return place_of(self.trial["trial"], self.run)
+    def folder(self, study_folder: Path) -> Path:
+        """The folder of its checkpoints, its poses and its result."""
+        return run_folder(study_folder, self.trial["trial"], self.run)
 
     def as_trial(self, plan: StudyContext) -> Trial:
         """What is trained."""
@@ -82,7 +83,7 @@ class ConfirmRun:
             number=self.trial["trial"],
             config=trial_config(plan.config, self.trial),
             data=plan.data.here(),
-            folder=Path(plan.folder) / self.place,
+            folder=self.folder(Path(plan.folder)),
             targets=Path(plan.targets),
             own_seed=self.seed(plan),
         )
@@ -99,9 +100,9 @@ def confirm_study(
     settings, folder = plan.config.confirm, Path(plan.folder)
     trials = chosen_trials(folder, settings)
     runs = [ConfirmRun(trial, run) for run in range(settings.seeds) for trial in trials]
-    left = [run for run in runs if not (folder / run.place / RESULT).is_file()]
+    left = [run for run in runs if not run_result_file(run.folder(folder)).is_file()]
     if not runs:
-        if (folder / "results" / CONFIRMED).is_dir():
+        if table_folder(folder, CONFIRMED).is_dir():
             write_verdicts(folder, [], space)
         return
     done = f"; {len(runs) - len(left)} are there already" if len(left) < len(runs) else ""
@@ -144,7 +145,7 @@ def _run_all(
             if is_full_disk(error):
                 raise
             release_placement_group(plan.folder, _job_of(run))
-            folder = Path(plan.folder) / run.place
+            folder = run.folder(Path(plan.folder))
             write_result(folder, {"error": stall_reason(folder) or last_line(error)})
         yield run
 
@@ -164,12 +165,12 @@ def run_with_workers(run: ConfirmRun, plan: StudyContext) -> None:
     except TrainingFailedError as error:
         if is_full_disk(error):
             raise
-        folder = Path(plan.folder) / run.place
+        folder = run.folder(Path(plan.folder))
         write_result(folder, {"error": stall_reason(folder) or last_line(error)})
 
 
 def _job_of(run: ConfirmRun) -> str:
-    return run.place.replace("/", "-")
+    return f"confirm-{run.trial['trial']}-{run.run}"
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -201,7 +202,7 @@ def confirm(
 ) -> None:
     """Trains the run on from where it was, scores it on val, and keeps the result."""
     trial = run.as_trial(plan)
-    if (trial.folder / RESULT).is_file():
+    if run_result_file(trial.folder).is_file():
         return
     timeout_s = plan.config.trial.timeout_s
     result: dict[str, Any] = {"error": stall_reason(trial.folder)}
@@ -234,7 +235,7 @@ def _score(trial: Trial, workers: Workers) -> dict[str, Any]:
     poses = detect_people(estimator, store, skeleton, workers, nms_threshold=nms)
     if workers.rank:
         return {}
-    write_poses(poses, trial.folder / POSES)
+    write_poses(poses, run_keypoints_file(trial.folder))
     truth, kind = Path(trial.data.val_truth), evaluation_of(config)
     figures = average_precision(truth, poses, skeleton, kind)
     return {
@@ -246,16 +247,18 @@ def _score(trial: Trial, workers: Workers) -> dict[str, Any]:
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
     """The result is on disk, whole."""
-    write_atomic(folder / RESULT, json.dumps(result))
+    write_atomic(run_result_file(folder), json.dumps(result))
 
 
 def _write_row(run: ConfirmRun, plan: StudyContext, space: SearchSpace) -> None:
     folder = Path(plan.folder)
-    result = json.loads((folder / run.place / RESULT).read_text())
+    own = run.folder(folder)
+    result = json.loads(run_result_file(own).read_text())
+    keypoints = str(run_keypoints_file(own).relative_to(folder))
     row = {
         **{"study": plan.config.name, "trial": run.trial["trial"]},
         **{"control": run.trial["control"], "run": run.run, "seed": run.seed(plan)},
-        **{"keypoints": None if result["error"] else f"{run.place}/{POSES}"},
+        **{"keypoints": None if result["error"] else keypoints},
         **result,
     }
     write_run(folder, row, space)
@@ -320,11 +323,10 @@ def _status(folder: Path, runs: Sequence[ConfirmRun]) -> dict[str, Any]:
     running = []
     done = 0
     for run in runs:
-        place = folder / run.place
-        if (place / RESULT).is_file():
+        own = run.folder(folder)
+        if run_result_file(own).is_file():
             done += 1
-        elif place.is_dir():
-            epochs = [FOLDER.fullmatch(path.name) for path in place.iterdir()]
-            epoch = max((int(match.group(1)) for match in epochs if match), default=0)
+        elif own.is_dir():
+            epoch = max((epoch for epoch, _ in epoch_folders(own)), default=0)
             running.append({"trial": run.trial["trial"], "run": run.run, "epoch": epoch})
     return {"states": {"COMPLETE": done}, "runs": len(runs), "running": running}

@@ -17,6 +17,7 @@ from study.config.schema import ConfirmConfig
 from study.display import percent
 from study.search.controls import BASELINE
 from study.search.objectives import may_win
+from study.storage.paths import table_folder
 from study.storage.tables import (
     AVERAGE_PRECISION,
     REAL,
@@ -30,8 +31,6 @@ from study.storage.tables import (
 )
 
 CONFIRM, CONFIRMED = "confirm", "confirmed"
-RESULT = "result.json"
-"""In a run's folder once it is over."""
 WINNER, RUNNER_UP, OTHER = "winner", "runner_up", "other"
 """``role`` in CONFIRMED, beside BASELINE."""
 
@@ -73,14 +72,9 @@ def chosen_trials(study_folder: Path, settings: ConfirmConfig) -> list[dict[str,
     return searched[: settings.trials] + [t for t in ranked if t["control"] == BASELINE][:1]
 
 
-def place_of(trial: int, run: int) -> str:
-    """The run's folder, relative to the study's."""
-    return f"{CONFIRM}/{trial}-{run}"
-
-
 def write_run(study_folder: Path, row: TableRow, space: SearchSpace) -> None:
     """The run's row is on disk."""
-    part = study_folder / "results" / CONFIRM / f"{row['trial']:05d}-{row['run']}.parquet"
+    part = table_folder(study_folder, CONFIRM) / f"{row['trial']:05d}-{row['run']}.parquet"
     write_part(part, RUNS, [row], space)
 
 
@@ -91,7 +85,7 @@ def read_runs(study_folder: Path) -> list[dict[str, Any]]:
 
 def write_verdicts(study_folder: Path, rows: Sequence[TableRow], space: SearchSpace) -> None:
     """The verdicts are on disk in place of any earlier ones."""
-    part = study_folder / "results" / CONFIRMED / "confirmed.parquet"
+    part = table_folder(study_folder, CONFIRMED) / "confirmed.parquet"
     write_part(part, VERDICTS, rows, space)
 
 

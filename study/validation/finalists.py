@@ -19,7 +19,7 @@ from study.metrics import ap_by_joint, ap_by_threshold, average_precision
 from study.search.controls import BASELINE, trial_config
 from study.search.objectives import costs_in, may_win, pareto_front
 from study.storage.checkpoint import Checkpoints
-from study.storage.paths import trial_folder
+from study.storage.paths import finalist_keypoints_file, trial_folder
 from study.storage.tables import TableRow, read_reports, read_trials, written_trials
 from study.teachers.make import best_of, load_teacher, teacher_folder
 from study.training.evaluation import Estimator, detect_people
@@ -150,8 +150,8 @@ def _add(
     finals: Finals, config: StudyConfig, folder: Path, row: TableRow, judged: _Judged
 ) -> None:
     """The finalist's rows are in the tables, and its poses on disk."""
-    poses = f"results/keypoints_{row['role']}.json"
-    write_poses(judged.poses, folder / poses)
+    keypoints = finalist_keypoints_file(folder, row["role"])
+    write_poses(judged.poses, keypoints)
     who = {"study": config.name, "split": "val", **row}
     checkpoint = who.pop("checkpoint")
     finals.final.append(
@@ -160,7 +160,7 @@ def _add(
             "num_people": judged.num_people,
             "detections": config.data.val.detections,
             "checkpoint": checkpoint,
-            "keypoints": poses,
+            "keypoints": str(keypoints.relative_to(folder)),
             **{name: _or_none(value) for name, value in judged.figures.items()},
         }
     )

@@ -15,12 +15,12 @@ from study_command import LAUNCHERS, LIMIT_S, evidence, has_epoch, run, start, w
 
 from study.search.stage import (
     HANDED_OVER,
-    JOURNAL,
     open_study,
     second_study_of,
     trials_handed_over,
 )
 from study.storage.files import is_full_disk
+from study.storage.paths import journal_file
 from study.storage.tables import read_trials
 
 SIZE_MIB = 64
@@ -41,7 +41,7 @@ def test_a_full_disk_is_told_by_its_number_by_its_words_and_by_what_came_of_it()
 
 def test_half_a_line_at_the_journals_end_spoils_no_later_one(tmp_path: Path) -> None:
     open_study(tmp_path, "study").set_user_attr("kept", 1)
-    with (tmp_path / JOURNAL).open("ab") as journal:
+    with (journal_file(tmp_path)).open("ab") as journal:
         journal.write(b'{"op_code": 2, "wor')
     open_study(tmp_path, "study").set_user_attr("next", 2)
     assert open_study(tmp_path, "study").user_attrs == {"kept": 1, "next": 2}
@@ -49,11 +49,11 @@ def test_half_a_line_at_the_journals_end_spoils_no_later_one(tmp_path: Path) -> 
 
 def test_a_look_at_the_journal_leaves_a_line_that_is_being_written(tmp_path: Path) -> None:
     open_study(tmp_path, second_study_of("study")).set_user_attr(HANDED_OVER, {"first_number": 3})
-    with (tmp_path / JOURNAL).open("ab") as journal:
+    with (journal_file(tmp_path)).open("ab") as journal:
         journal.write(b'{"op_code": 2, "wor')
-    before = (tmp_path / JOURNAL).read_bytes()
+    before = (journal_file(tmp_path)).read_bytes()
     assert trials_handed_over(tmp_path, "study") == 3
-    assert (tmp_path / JOURNAL).read_bytes() == before
+    assert (journal_file(tmp_path)).read_bytes() == before
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_a_journal_whose_disk_is_full_keeps_whole_lines(small_disk: Path) -> Non
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         for number in range(5000):
             study.set_user_attr(f"attribute {number}", "x" * 100)
-    assert (small_disk / JOURNAL).read_bytes().endswith(b"\n")
+    assert (journal_file(small_disk)).read_bytes().endswith(b"\n")
     (small_disk / BALLAST).unlink()
     study.set_user_attr("last", True)
     assert open_study(small_disk, "study").user_attrs["last"]
@@ -103,8 +103,8 @@ def test_a_study_whose_disk_fills_up_stops_and_goes_on_once_there_is_room(
     said, _ = driver.communicate(timeout=LIMIT_S)
     assert driver.returncode == 1, said
     assert "Traceback" not in said
-    assert f"needs room on the disk of {small_disk}, got a full one; free some" in said
-    assert "the same command goes on where this one stopped" in said
+    assert f"disk full: no space left on the disk of {small_disk}; free some" in said
+    assert "run the same command again to resume" in said
     ended = read_trials(small_disk).to_pylist()
     assert ended and all(trial["state"] != "FAIL" for trial in ended)
 

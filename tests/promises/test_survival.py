@@ -21,7 +21,7 @@ from study_command import (
     wait_until,
 )
 
-from study.storage.paths import RAY_FOLDER
+from study.storage.paths import ray_storage
 from study.storage.tables import read_trials
 
 pytestmark = pytest.mark.slow
@@ -68,7 +68,7 @@ def test_a_driver_killed_at_ten_moments_changes_nothing(
 ) -> None:
     folder = killed_at_ten_moments(storage, f"{launcher}-killed", 7, *LAUNCHERS[launcher])
     assert evidence(folder) == whole
-    assert not (folder / RAY_FOLDER).exists()
+    assert not ray_storage(folder).exists()
     assert "is finished" in run(storage, folder.name, *LAUNCHERS[launcher])
 
 

@@ -21,7 +21,7 @@ from study.dry_run.report import show_plan
 from study.dry_run.timing import Speeds
 from study.errors import InputError
 from study.search.forecast import trial_groups
-from study.storage.paths import SETTINGS
+from study.storage.paths import settings_file
 from study.storage.tables import write_trial
 from study.teachers.make import teacher_folder
 
@@ -198,13 +198,13 @@ def test_plan_says_what_the_search_will_say_of_itself(
     write_trial(older, {**row, "objective": 0.5}, [], load_checked_space(config))
     teacher = teacher_folder(config, mini_data).name
     kept = {"config": to_plain(mini_config), "data_fingerprint": mini_data.fingerprint}
-    OmegaConf.save(OmegaConf.create({**kept, "teacher": teacher}), older / SETTINGS)
+    OmegaConf.save(OmegaConf.create({**kept, "teacher": teacher}), settings_file(older))
     lines = plan_of(config)
     assert any("search.sampler=gp can't model what only some trials have" in x for x in lines)
     assert f"warm start: 0 trials of {older} are known" in lines
     reason = "the baseline is no point of a search space"
     assert f"warm start: trial 0 of {older} left out: {reason}" in lines
-    OmegaConf.save(OmegaConf.create({**kept, "teacher": "another"}), older / SETTINGS)
+    OmegaConf.save(OmegaConf.create({**kept, "teacher": "another"}), settings_file(older))
     with pytest.raises(InputError, match="whose teacher is another"):
         plan_of(config)
 

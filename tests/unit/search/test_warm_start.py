@@ -16,7 +16,7 @@ from study.config.schema import StudyConfig
 from study.errors import InputError
 from study.search.owner import StudyOwner
 from study.search.warm_start import WARM_FROM, check_warm_start
-from study.storage.paths import SETTINGS
+from study.storage.paths import settings_file
 from study.storage.tables import read_trials, write_trial
 
 BASICS = ("distill.epochs=2", "refine.epochs=1", "search_space=smoke", "search.startup_trials=2")
@@ -34,7 +34,7 @@ def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def write_settings(folder: Path, config: StudyConfig, data: str = "d", teacher: str = "t") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     content = {"config": to_plain(config), "data_fingerprint": data, "teacher": teacher}
-    OmegaConf.save(OmegaConf.create(content), folder / SETTINGS)
+    OmegaConf.save(OmegaConf.create(content), settings_file(folder))
 
 
 def older_study(

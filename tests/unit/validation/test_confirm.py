@@ -28,11 +28,12 @@ from study.deploy.select_trial import select_trial
 from study.display import Display
 from study.errors import TrainingDiverged
 from study.launch.context import StudyContext
+from study.storage.paths import run_result_file
 from study.storage.study_file import read_settings
 from study.storage.tables import read_reports, read_trials, write_trial
 from study.validation import confirm as confirming
 from study.validation.bootstrap import resampled_scores
-from study.validation.confirm import RESULT, ConfirmRun, confirm_study, write_result
+from study.validation.confirm import ConfirmRun, confirm_study, write_result
 from study.validation.confirm_table import (
     chosen_trials,
     confirm_table,
@@ -177,7 +178,7 @@ def test_finished_run_is_not_run_again(
     monkeypatch.setattr(confirming, "run_trial", refuse)
     keep_results(plan, {2: 0.0}, {2: 1.0})
     run = ConfirmRun(chosen_trials(Path(plan.folder), plan.config.confirm)[0], 1)
-    result = Path(plan.folder) / run.place / RESULT
+    result = run_result_file(run.folder(Path(plan.folder)))
     known = result.read_text()
     confirming.confirm(run, plan, workers)
     assert result.read_text() == known
@@ -192,7 +193,7 @@ def test_run_that_diverges_is_kept_with_its_reason(
     monkeypatch.setattr(confirming, "run_trial", diverge)
     run = ConfirmRun(chosen_trials(Path(plan.folder), plan.config.confirm)[0], 0)
     confirming.confirm(run, plan, workers)
-    result = json.loads((Path(plan.folder) / run.place / RESULT).read_text())
+    result = json.loads(run_result_file(run.folder(Path(plan.folder))).read_text())
     assert result == {"error": "the loss must be finite"}
 
 
@@ -243,13 +244,13 @@ def test_study_killed_while_confirming_repeats_no_finished_run(
     folder = tmp_path / "s"
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 500
-    while not list(folder.glob(f"confirm/*/{RESULT}")):
+    while not list(folder.glob("confirm/*/result.json")):
         assert driver.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     time.sleep(3)  # what its Ray had under way may still end
-    before = {file: file.stat().st_mtime_ns for file in folder.glob(f"confirm/*/{RESULT}")}
+    before = {file: file.stat().st_mtime_ns for file in folder.glob("confirm/*/result.json")}
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "beats" in done.stdout

@@ -29,7 +29,7 @@ from study.metrics import average_precision
 from study.search.controls import baseline_values
 from study.storage import tables
 from study.storage.checkpoint import Checkpoints
-from study.storage.paths import EPOCHS, trial_folder
+from study.storage.paths import teacher_epochs, trial_folder
 from study.teachers.make import build_task, teacher_folder
 from study.training.distill import DistillTask
 from study.training.networks import build_distill_task, build_refine_task, build_refiner
@@ -111,7 +111,7 @@ def scored(config: StudyConfig, study: Path) -> tuple[Finals, PreparedData]:
     data = prepared(config)
     rows = [{"stage": "teacher", "epoch": 1, "val_ap": 0.4}]
     task = pointing_anywhere(build_task(config))
-    Checkpoints(teacher_folder(config, data) / EPOCHS).save(task.state_dict(), {}, rows)
+    Checkpoints(teacher_epochs(teacher_folder(config, data))).save(task.state_dict(), {}, rows)
     return score_finalists(config, data, str(study)), data
 
 
