@@ -42,6 +42,17 @@ FIVE = Skeleton(
     upper_body=(0, 1, 2),
 )
 
+FAST = "not slow"
+SLOW_COMMAND = "python -m pytest -n 2 --dist loadfile -m slow"
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Print the command for the slow tests after a run that left them out."""
+    if config.option.markexpr == FAST:
+        terminalreporter.write_line(f"slow tests were left out; run them by: {SLOW_COMMAND}")
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
