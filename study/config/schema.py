@@ -365,7 +365,7 @@ class TrialConfig:
     """auto | true | false: the memory format of networks and what they see. auto: true."""
     compile: str
     """auto | true | false: whether torch.compile speeds up the training of teacher and student.
-    auto: on GPUs, in stages long enough to be worth the compiling (study/compilation.py)."""
+    auto: on GPUs, in stages long enough to be worth the compiling (study/training/networks.py)."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""optuna-dashboard, by the README's own command, on a study that runs."""
+"""optuna-dashboard, by the command in study/README.md, on a study that runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def port(tmp_path: Path, running: optuna.Study) -> Iterator[int]:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
     typed = re.search(
-        r"^\.venv/bin/(optuna-dashboard .*) \S+$", (ROOT / "README.md").read_text(), re.M
+        r"^\.venv/bin/(optuna-dashboard .*) \S+$", (ROOT / "study" / "README.md").read_text(), re.M
     )
     assert typed
     program, *options = typed[1].split()
