@@ -18,7 +18,7 @@ from search_spaces.space import load as load_space
 from study.analysis.tables import show_finals
 from study.cache.prepare import PreparedData, prepare_data
 from study.config.compose import config_paths, value_at, with_absolute_paths, with_values
-from study.config.derived import launcher_of
+from study.config.derived import Resolved, resolve
 from study.config.schema import StudyConfig
 from study.display import Display, teacher_line, teacher_panel
 from study.dry_run.report import show_plan
@@ -49,6 +49,7 @@ from study.teachers.adapters import check_files
 from study.teachers.make import is_ready, prepare_teacher, teacher_folder
 from study.teachers.target_error import describe_targets
 from study.training.training_data import prepare_start
+from study.trial import teacher_spec
 from study.validation.confirm import confirm_study
 from study.validation.confirm_table import is_confirmed
 from study.validation.finalists import num_finished, score_finalists
@@ -60,17 +61,19 @@ def run_study(config: StudyConfig) -> Path:
     Raises:
         InputError: something that the user can mend; whatever was finished before is kept.
     """
-    require_packages(config)
+    require_packages(config.log)
     display = Display(config.display, resources_in_use)
     space = load_checked_space(config)
     as_typed, config = config, with_absolute_paths(config)
+    resolved = resolve(config)
+    spec = teacher_spec(config, resolved)
     folder = Path(config.storage) / config.name
     as_shown = Path(as_typed.storage).expanduser() / config.name
     _require_writable(folder)
     check_settings(as_typed, folder)
-    check_older_studies(config, folder)
+    check_older_studies(config.search.warm_start, folder)
     if config.plan_only:
-        check_files(config, display.notify)
+        check_files(spec, config.student, config.refine, display.notify)
         show_plan(as_typed, space, folder, display.notify)
         return folder
     with (
@@ -86,22 +89,24 @@ def run_study(config: StudyConfig) -> Path:
             display.notify(f"the study in {folder} is finished; search.trials=N adds trials")
             show_finals(as_shown, display.console)
             return folder
-        check_files(config, display.notify)
+        check_files(spec, config.student, config.refine, display.notify)
         if not ray.is_initialized() and ray_address() == "local":
             check_trial_fits([this_machine()], config.trial)  # as Ray would say after the crops
         with display.meters() as meter:
-            start_ray = partial(early.enter_context, ray_started(config, display))
+            start_ray = partial(early.enter_context, ray_started(display))
             cut = partial(cut_by_size, start_ray=start_ray)
-            data = prepare_data(config, meter, display.notify, cut, audit_folder(folder))
-        prepare_teacher(config, data, display.notify)
-        prepare_start(config, data, display.notify)
-        teacher = teacher_folder(config, data).name
-        check_warm_start(config, folder, data.fingerprint, teacher)
+            data = prepare_data(
+                config.data, resolved, meter, display.notify, cut, audit_folder(folder)
+            )
+        prepare_teacher(spec, data, display.notify)
+        prepare_start(config.refine, data, resolved.skeleton, display.notify)
+        teacher = teacher_folder(spec, data).name
+        check_warm_start(config.search.warm_start, folder, data.fingerprint, teacher)
         write_settings(as_typed, folder, data.fingerprint, teacher)
         display.notify(
             "{} people to train on, {} to score trials on, {} in val".format(*data.num_people)
         )
-        _search(config, space, folder, data, display)
+        _search(config, resolved, space, folder, data, display)
         show_finals(as_shown, display.console)
     return folder
 
@@ -132,7 +137,7 @@ def load_checked_space(config: StudyConfig) -> SearchSpace:
     try:
         space = load_space(config.search_space)
         check_space(space, partial(value_at, config), config_paths(config))
-        if faults := list(staged_faults(config, space)):
+        if faults := list(staged_faults(config.plan, config.refine.epochs, space)):
             raise InputError("impossible settings:\n  " + "\n  ".join(faults))
         for parameter in space.parameters:
             for value in parameter.probes():
@@ -145,25 +150,36 @@ def load_checked_space(config: StudyConfig) -> SearchSpace:
                     ) from None
     except SpaceError as error:
         raise InputError(str(error)) from None
-    return with_parent(config, space)
+    return with_parent(config.plan, space)
 
 
 def _search(
-    config: StudyConfig, space: SearchSpace, folder: Path, data: PreparedData, display: Display
+    config: StudyConfig,
+    resolved: Resolved,
+    space: SearchSpace,
+    folder: Path,
+    data: PreparedData,
+    display: Display,
 ) -> None:
     session = os.urandom(4).hex()
-    launcher = launcher_of(config)
-    with ray_folder(folder), ray_started(config, display):
-        concurrent = num_concurrent_trials(config)
+    with ray_folder(folder), ray_started(display):
+        concurrent = num_concurrent_trials(config.search, config.trial)
         owner = (
             ray.remote(StudyOwner)
             .options(name=f"owner-{session}", num_cpus=0, max_restarts=-1, max_task_retries=-1)
-            .remote(str(folder), config, space.to_json(), session, launcher)
+            .remote(str(folder), config, resolved, space.to_json(), session)
         )
         for line in get_result(owner.notes.remote()):
             display.notify(line)
-        teacher = teacher_folder(config, data)
-        plan = StudyContext(config, data, str(folder), str(teacher / TARGETS), f"owner-{session}")
+        teacher = teacher_folder(teacher_spec(config, resolved), data)
+        plan = StudyContext(
+            config=config,
+            resolved=resolved,
+            data=data,
+            folder=str(folder),
+            targets=str(teacher / TARGETS),
+            owner=f"owner-{session}",
+        )
         _make_teacher(plan, teacher, owner, display)
         _run_missing_trials(plan, owner, concurrent, display)
         status = ray.get(owner.status.remote())
@@ -171,12 +187,12 @@ def _search(
         if not status["states"]["COMPLETE"]:
             reasons = "\n".join(f"  trial {n}: {error}" for n, error in status["errors"].items())
             raise InputError(f"no trial came to its end:\n{reasons}")
-        confirm_study(plan, space, launcher, concurrent, display)
+        confirm_study(plan, space, resolved.launcher, concurrent, display)
         display.notify("scoring the finalists on val")
         finals = get_result(
             ray.remote(score_finalists)
             .options(num_cpus=config.trial.cpus, num_gpus=config.trial.gpus)
-            .remote(plan.config, plan.data, plan.folder)
+            .remote(plan.config, plan.resolved, plan.data, plan.folder)
         )
         write_final(folder, finals.final, space, finals.joints, finals.curves)
 
@@ -196,7 +212,8 @@ def _run_missing_trials(plan: StudyContext, owner: Any, concurrent: int, display
     def news(ended: set[int]) -> Any:
         return ray.get(owner.news.remote(ended))
 
-    with trials_logged(plan.config, Path(plan.folder), news, display.notify):
+    config, folder = plan.config, Path(plan.folder)
+    with trials_logged(config.log, config.name, folder, news, display.notify):
         while missing := get_result(owner.trials_to_run.remote()):
             run_trials(plan, owner, missing, min(concurrent, missing), display)
             if halted := ray.get(owner.halted.remote()):

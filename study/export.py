@@ -33,7 +33,6 @@ from study.cache.crop_store import CropStore, open_crop_store
 from study.cache.predictions import START, Predictions, stored_starts
 from study.cache.prepare import PreparedData, prepare_data
 from study.config.compose import from_plain
-from study.config.derived import evaluation_of, skeleton_of
 from study.config.schema import JITTER, STUDENT
 from study.data.crops import BOX_PADDING
 from study.deploy.model_card import model_card
@@ -99,7 +98,7 @@ def export_study(
     chosen = select_trial(folder, config, number, is_refined=is_refined)
     estimator = chosen.load()
     with display.meters() as meter:
-        data = prepare_data(config, meter, display.notify)
+        data = prepare_data(config.data, chosen.resolved, meter, display.notify)
     if data.fingerprint != settings["data_fingerprint"]:
         raise InputError(
             "an export is proved on the data that its study was made with (fingerprint "
@@ -144,7 +143,7 @@ def add_onnx(aside: Path, chosen: SelectedTrial, data: PreparedData) -> tuple[fl
     """
     estimator, _ = load_export(aside)
     write_onnx(estimator, aside / "model.onnx")
-    store, skeleton = open_crop_store(Path(data.search)), skeleton_of(chosen.config)
+    store, skeleton = open_crop_store(Path(data.search)), chosen.resolved.skeleton
     rows = torch.arange(min(len(store), BATCH_SIZE))
     frame, device = estimator.codec.frame, torch.device("cpu")
     crops = plain_batch(store, skeleton, frame, rows, device).crops
@@ -160,7 +159,8 @@ def describe(
 ) -> dict[str, Any]:
     """What ``config.json`` says: how to build and feed the model, and where it comes from."""
     config, trial, checkpoint = chosen.config, chosen.trial, chosen.checkpoint
-    skeleton, pixels, frame = skeleton_of(config), estimator.student.pixels, estimator.codec.frame
+    skeleton, frame = chosen.resolved.skeleton, estimator.codec.frame
+    pixels = estimator.student.pixels
     built = None
     if estimator.refiner is not None:
         built = {key: getattr(config.refine, key) for key in REFINER}
@@ -242,7 +242,7 @@ def prove(
     config, recorded = chosen.config, chosen.report["val_ap"]
     has_gpu = bool(chosen.trial["gpu_s"]) and torch.cuda.is_available()
     workers = Workers(torch.device("cuda" if has_gpu else "cpu"))
-    store, skeleton = open_crop_store(Path(data.search)), skeleton_of(config)
+    store, skeleton = open_crop_store(Path(data.search)), chosen.resolved.skeleton
     starts = _starts_of(chosen, store)
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(config.trial.cpus)))
@@ -254,7 +254,7 @@ def prove(
             predict_crops(model, store, skeleton, workers, BATCH_SIZE, starts)[0]
             for model in (estimator.to(workers.device), written)
         ]
-        truth, kind = Path(data.search_truth), evaluation_of(config)
+        truth, kind = Path(data.search_truth), chosen.resolved.evaluation
         ap = evaluate(written, store, truth, skeleton, kind, workers, starts)["ap"]
         ap_in_fp32 = None
         if computes_in_bf16(written.student.precision, workers.device):
@@ -286,8 +286,8 @@ def _starts_of(chosen: SelectedTrial, store: CropStore) -> NDArray[np.float32] |
     start = chosen.config.refine.start
     if chosen.checkpoint.stage != RefineTask.name or start in (STUDENT, JITTER):
         return None
-    Predictions(Path(start), skeleton_of(chosen.config), START)
-    return stored_starts(Path(start), store, skeleton_of(chosen.config))
+    Predictions(Path(start), chosen.resolved.skeleton, START)
+    return stored_starts(Path(start), store, chosen.resolved.skeleton)
 
 
 def _put_in_place(aside: Path, target: Path) -> None:

@@ -16,11 +16,11 @@ import torch
 from models.refined_pose import RefinedPose
 from study.cache.crop_store import CropStore
 from study.cache.prepare import PreparedData
-from study.config.compose import with_values
-from study.config.derived import seed_of
+from study.config.derived import Resolved, seed_of
 from study.config.schema import ONLINE, RANDOM, STUDENT, StudyConfig
 from study.storage import failpoints
 from study.storage.checkpoint import Checkpoints, best_row
+from study.teachers.adapters import TeacherSpec
 from study.teachers.make import open_online_teacher
 from study.training.batches import epoch_rows
 from study.training.distill import SCALE_BATCHES, DistillTask
@@ -46,6 +46,7 @@ class Trial:
     number: int
     config: StudyConfig
     """The study's settings with the trial's values in place."""
+    resolved: Resolved
     data: PreparedData
     folder: Path
     targets: Path | None
@@ -62,15 +63,40 @@ class Trial:
             return self.own_seed
         return seed_of(self.config.seed, self.number)
 
+    def build_student(self, init: str | None = None) -> DistillTask:
+        """Build stage 1 of this trial before training.
+
+        Args:
+            init: replaces ``student.init``.
+        """
+        student = self.config.student
+        if init is not None:
+            student = dataclasses.replace(student, init=init)
+        return build_distill_task(
+            student, self.config.distill, self.config.trial, self.resolved, seed=self.seed
+        )
+
+
+def teacher_spec(config: StudyConfig, resolved: Resolved) -> TeacherSpec:
+    """Return what the teacher of a study depends on."""
+    return TeacherSpec(
+        teacher=config.teacher,
+        distill=config.distill,
+        trial=config.trial,
+        resolved=resolved,
+        seed=config.seed,
+    )
+
 
 def run_trial(trial: Trial, workers: Workers, report: Report) -> None:
     """Trains stage 1, then stage 2, from the last checkpoint on, until told to stop.
 
     A trial with a parent has stage 2 alone.
     """
-    ground = TrainingData.open(trial.config, trial.data, workers, trial.targets)
+    ground = TrainingData.open(trial.data, trial.resolved, workers, trial.targets)
     if trial.targets and trial.config.teacher.mode == ONLINE:
-        live = open_online_teacher(trial.config, trial.data, trial.targets.parent, workers)
+        spec = teacher_spec(trial.config, trial.resolved)
+        live = open_online_teacher(spec, trial.data, trial.targets.parent, workers)
         ground = dataclasses.replace(ground, teacher=live)
     recorder = Recorder(Checkpoints(trial.folder), workers, report)
     if recorder.replay():
@@ -88,7 +114,7 @@ def run_trial(trial: Trial, workers: Workers, report: Report) -> None:
 def distill(trial: Trial, ground: TrainingData, recorder: Recorder) -> bool:
     """Stage 1: the teacher teaches the student. Returns whether the trial is to stop."""
     config, workers = trial.config, ground.workers
-    task = build_distill_task(config, trial.seed).to(workers.device)
+    task = trial.build_student().to(workers.device)
     stage = ground.stage(
         "distill",
         config.distill,
@@ -117,8 +143,7 @@ def measure_scales(task: DistillTask, trial: Trial, ground: TrainingData) -> Non
 
     random_means = None
     if task.is_pretrained:
-        student = with_values(trial.config, {"student.init": RANDOM})
-        random_means = means(build_distill_task(student, trial.seed).to(ground.workers.device))
+        random_means = means(trial.build_student(init=RANDOM).to(ground.workers.device))
     task.set_scales(means(task), random_means)
 
 
@@ -133,14 +158,14 @@ def refine(trial: Trial, ground: TrainingData, recorder: Recorder) -> bool:
     last = history.last()
     assert last is not None
     students = [row for row in last.rows if row["stage"] == DistillTask.name]
-    distilled = build_distill_task(config, trial.seed)
+    distilled = trial.build_student()
     distilled.load_state_dict(history.at(best_row(students)["epoch"]).weights())
     torch.manual_seed(seed_of(trial.seed, "refiner"))
-    refiner = build_refiner(config, distilled.student.pyramid_channels)
-    task = build_refine_task(config, distilled, refiner).to(workers.device)
+    refiner = build_refiner(settings, ground.skeleton, distilled.student.pyramid_channels)
+    task = build_refine_task(settings, distilled, refiner).to(workers.device)
     if settings.perturb and settings.start == STUDENT:
         task.errors = unseen_errors(task, ground)
-    starts = ground.starts()
+    starts = ground.starts(settings.start)
     stage = ground.stage(
         "refine",
         settings,

@@ -23,6 +23,7 @@ from study.cache.prepare import PreparedData, prepare_data
 from study.cache.teacher_store import TeacherTargets, write_teacher_store
 from study.config import checks
 from study.config.compose import compose
+from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.data.crops import stored_size
 from study.data.people import People, read_people
@@ -175,7 +176,12 @@ def mini_config(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
 @pytest.fixture(scope="session")
 def mini_data(mini_config: StudyConfig) -> PreparedData:
     """The mini study's people, prepared."""
-    return prepare_data(mini_config, lambda name: lambda done, total: None, lambda text: None)
+    return prepare_data(
+        mini_config.data,
+        resolve(mini_config),
+        lambda name: lambda done, total: None,
+        lambda text: None,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models.skeleton import Skeleton
 from study.cache.crop_bucket import check_bucket, cut_locally, fetch_store
 from study.cache.crop_parts import choose_form
 from study.cache.crop_store import Cut, make_crop_store, store_folder
-from study.config.derived import input_size_of, skeleton_of, teacher_input_size_of
-from study.config.schema import SplitConfig, StudyConfig
+from study.config.derived import Resolved
+from study.config.schema import DataConfig, SplitConfig
 from study.data.annotations import read_table
 from study.data.audit import audit, check, describe, faulty_ids, find_notes, notes, write_audit
 from study.data.coco_results import read_detections
@@ -23,7 +24,7 @@ from study.data.people import People, overlap, read_people, split_people, write_
 from study.data.synthetic.dataset import draw_dataset
 from study.errors import InputError
 from study.storage.files import fingerprint, hash_file, is_full_disk
-from study.storage.paths import cache_of, cached_truth, place_of_crops
+from study.storage.paths import cached_truth
 
 Meter = Callable[[str], Callable[[int, int], None]]
 """Gives a progress bar of this name, to be called with (done, total)."""
@@ -120,7 +121,8 @@ class StudyPeople:
 
 
 def prepare_data(
-    config: StudyConfig,
+    data: DataConfig,
+    resolved: Resolved,
     meter: Meter,
     notify: Callable[[str], None],
     cut: Cut = cut_locally,
@@ -135,11 +137,9 @@ def prepare_data(
     Raises:
         InputError: the data have faults; names the files and annotations.
     """
-    data, cache = config.data, cache_of(config)
-    url, crops_folder = place_of_crops(config)
-    if url is not None:
-        check_bucket(url)
-    _require_folder(crops_folder)
+    if resolved.crops_url is not None:
+        check_bucket(resolved.crops_url)
+    _require_folder(resolved.crops_folder)
     if data.kind == "drawn":
         draw_dataset(
             Path(data.root),
@@ -148,12 +148,11 @@ def prepare_data(
             num_val_images=data.num_val_images,
             progress=meter("drawing people"),
         )
-    people = read_study_people(config, meter, notify, audit_folder)
-    planned = planned_data(config, people)
-    stores = [("", input_size_of(config), planned.crops)]
+    people = read_study_people(data, resolved.skeleton, meter, notify, audit_folder)
+    planned = planned_data(people, data.crops, resolved)
+    stores = [("", resolved.input_size, planned.crops)]
     if planned.teacher_crops != planned.crops:
-        teacher_size = teacher_input_size_of(config)
-        stores.append((" for the teacher", teacher_size, planned.teacher_crops))
+        stores.append((" for the teacher", resolved.teacher_input_size, planned.teacher_crops))
     for seen_by, size, folders in stores:
         parts = zip(("train", "search", "val"), people.cropped, folders, strict=True)
         for part, crops_of, folder in parts:
@@ -161,16 +160,16 @@ def prepare_data(
             make_crop_store(
                 crops_of,
                 size,
-                crops_folder,
+                resolved.crops_folder,
                 meter(f"cropping {name}"),
-                form=form_of(config, people, size),
-                url=url,
+                form=form_of(people, data.crops, size),
+                url=resolved.crops_url,
                 cut=cut,
                 notify=notify,
                 name=name,
                 folder=Path(folder),
             )
-    for truth in (people.search_truth(cache), people.val_truth(cache)):
+    for truth in (people.search_truth(resolved.cache), people.val_truth(resolved.cache)):
         if not truth.file.exists():
             write_ground_truth(
                 truth.annotations, truth.images, truth.file, leave_out=truth.left_out
@@ -191,36 +190,40 @@ def _require_folder(crops: Path) -> None:
         ) from error
 
 
-def planned_data(config: StudyConfig, people: StudyPeople) -> PreparedData:
-    """Where ``prepare_data`` puts what it makes of these people."""
-    url, folder = place_of_crops(config)
+def planned_data(people: StudyPeople, crops: str, resolved: Resolved) -> PreparedData:
+    """Return where ``prepare_data`` puts the stores of these people.
+
+    Args:
+        crops: as ``data.crops``.
+    """
 
     def stores(size: tuple[int, int]) -> tuple[str, str, str]:
-        form = form_of(config, people, size)
+        form = form_of(people, crops, size)
         train, search, val = (
-            str(store_folder(part, size, folder, form)) for part in people.cropped
+            str(store_folder(part, size, resolved.crops_folder, form)) for part in people.cropped
         )
         return train, search, val
 
-    own = stores(input_size_of(config))
-    is_same = teacher_input_size_of(config) == input_size_of(config)
+    own = stores(resolved.input_size)
+    is_same = resolved.teacher_input_size == resolved.input_size
     return PreparedData(
         *own,
-        search_truth=str(people.search_truth(cache_of(config)).file),
-        val_truth=str(people.val_truth(cache_of(config)).file),
+        search_truth=str(people.search_truth(resolved.cache).file),
+        val_truth=str(people.val_truth(resolved.cache).file),
         num_people=(len(people.train), len(people.search), len(people.val)),
-        teacher_crops=own if is_same else stores(teacher_input_size_of(config)),
-        url=url,
+        teacher_crops=own if is_same else stores(resolved.teacher_input_size),
+        url=resolved.crops_url,
     )
 
 
-def form_of(config: StudyConfig, people: StudyPeople, size: tuple[int, int]) -> str:
-    """In which form the crops of this input size are kept: raw or jpeg."""
-    return choose_form(config.data.crops, sum(map(len, people.cropped)), stored_size(size))
+def form_of(people: StudyPeople, crops: str, size: tuple[int, int]) -> str:
+    """Return how the crops of this input size are stored: raw or jpeg."""
+    return choose_form(crops, sum(map(len, people.cropped)), stored_size(size))
 
 
 def read_study_people(
-    config: StudyConfig,
+    data: DataConfig,
+    skeleton: Skeleton,
     meter: Meter,
     notify: Callable[[str], None],
     audit_folder: Path | None = None,
@@ -230,14 +233,13 @@ def read_study_people(
     Raises:
         InputError: the data have faults; names the files and annotations.
     """
-    data = config.data
     if not Path(data.root).is_dir():
         raise InputError(
             f"data.root must be the folder of the data, got data.root={data.root}, which is not "
             "there; set data.root to where its annotations and images lie"
         )
-    people, left_out = _read(config, data.train, meter, notify, audit_folder)
-    val, left_out_of_val = _read(config, data.val, meter, notify, audit_folder)
+    people, left_out = _read(data, data.train, skeleton, meter, notify, audit_folder)
+    val, left_out_of_val = _read(data, data.val, skeleton, meter, notify, audit_folder)
     in_both = overlap(people, val)
     if audit_folder is not None:
         write_audit(audit_folder / "overlap.parquet", in_both)
@@ -249,10 +251,10 @@ def read_study_people(
         people = people.take(np.flatnonzero(is_kept))
     if data.max_people:
         people = draw_people(people, data.max_people, data.seed)
-    found = _detected(config, val, notify)
+    found = _detected(data, skeleton, val, notify)
     num_val_images = np.unique(val.image_ids)
     if found is not val:
-        num_val_images = read_table(val.annotations, skeleton_of(config)).picture_ids
+        num_val_images = read_table(val.annotations, skeleton).picture_ids
     train_rows, search_rows = split_people(people, data.search_fraction, data.seed)
     return StudyPeople(
         train=people.take(train_rows),
@@ -280,18 +282,18 @@ def draw_people(people: People, at_most: int, seed: int) -> People:
 
 
 def _read(
-    config: StudyConfig,
+    data: DataConfig,
     split: SplitConfig,
+    skeleton: Skeleton,
     meter: Meter,
     notify: Callable[[str], None],
     audit_folder: Path | None,
 ) -> tuple[People, frozenset[int]]:
     """The people of a split, and the annotations left out for their faults."""
-    root, skeleton = Path(config.data.root), skeleton_of(config)
-    annotations, images = root / split.annotations, root / split.images
+    annotations, images = Path(data.root, split.annotations), Path(data.root, split.images)
     faults = audit(annotations, images, skeleton, progress=meter(f"checking {annotations.name}"))
     if audit_folder is not None:
-        name = "train" if split is config.data.train else "val"
+        name = "train" if split is data.train else "val"
         listed = [*faults, *find_notes(annotations, skeleton)]
         file = write_audit(audit_folder / f"{name}.parquet", listed)
         shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
@@ -299,21 +301,23 @@ def _read(
         odd = len(listed) - num_faults
         notify(f"{annotations.name}: faults {num_faults}, notes {odd}, listed in {shown}")
     num_people = notes(annotations, skeleton)["people"]
-    check(faults, config.data.max_bad_fraction, num_people)
+    check(faults, data.max_bad_fraction, num_people)
     if faults:
         notify(f"warning: left out or kept with care\n{describe(faults)}")
     left_out = faulty_ids(faults)
     return read_people(annotations, images, skeleton, leave_out=left_out), left_out
 
 
-def _detected(config: StudyConfig, val: People, notify: Callable[[str], None]) -> People:
+def _detected(
+    data: DataConfig, skeleton: Skeleton, val: People, notify: Callable[[str], None]
+) -> People:
     """The people of data.val.detections; those of the ground truth where it names no file."""
-    split, root = config.data.val, Path(config.data.root)
+    split, root = data.val, Path(data.root)
     if split.detections is None:
         return val
     found = read_detections(
         *(root / split.detections, val.annotations, root / split.images),
-        *(skeleton_of(config), split.detection_threshold),
+        *(skeleton, split.detection_threshold),
     )
     pictures = len(np.unique(found.image_ids))
     notify(f"{len(found)} boxes in {pictures} images of val from {split.detections}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.skeleton import SKELETONS, Skeleton
-from study.config.schema import SHARED_FOLDER, STAGED, Kind, StudyConfig
+from study.config.schema import SHARED_FOLDER, STAGED, Kind, StudyConfig, TrialConfig
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ def resolve(config: StudyConfig) -> Resolved:
         crops_url=data.store if is_url else None,
         crops_folder=Path(data.store) if data.store is not None and not is_url else cache,
         is_staged=config.plan.kind == STAGED,
-        launcher=_launcher_of(config),
+        launcher=_launcher_of(config.trial),
     )
 
 
-def _launcher_of(config: StudyConfig) -> str:
+def _launcher_of(trial: TrialConfig) -> str:
     """Resolve ``trial.launcher``: auto runs one CPU worker inline, all else under Ray Train."""
-    if config.trial.launcher != "auto":
-        return config.trial.launcher
-    is_small = config.trial.num_workers == 1 and not config.trial.gpus
+    if trial.launcher != "auto":
+        return trial.launcher
+    is_small = trial.num_workers == 1 and not trial.gpus
     return "inline" if is_small else "train"
 
 
@@ -73,43 +73,3 @@ def seed_of(*parts: object) -> int:
     """Return a seed of 63 bits that depends on these parts alone."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def skeleton_of(config: StudyConfig) -> Skeleton:
-    """Whose joints the data are annotated with."""
-    return SKELETONS[config.data.skeleton]
-
-
-def input_size_of(config: StudyConfig) -> tuple[int, int]:
-    """(height, width) of the crop that networks see."""
-    height, width = config.data.input_size
-    return height, width
-
-
-def teacher_skeleton_of(config: StudyConfig) -> Skeleton:
-    """Whose joints the teacher knows."""
-    return SKELETONS[config.teacher.skeleton or config.data.skeleton]
-
-
-def teacher_input_size_of(config: StudyConfig) -> tuple[int, int]:
-    """(height, width) of the crop that the teacher sees."""
-    height, width = config.teacher.input_size or config.data.input_size
-    return height, width
-
-
-def evaluation_of(config: StudyConfig) -> Kind:
-    """Whose rules AP follows: coco or crowdpose."""
-    return "crowdpose" if config.data.kind == "crowdpose" else "coco"
-
-
-def is_staged(config: StudyConfig) -> bool:
-    """Whether students are searched first, refiners second."""
-    return config.plan.kind == STAGED
-
-
-def launcher_of(config: StudyConfig) -> str:
-    """inline or train: what ``auto`` comes to."""
-    if config.trial.launcher != "auto":
-        return config.trial.launcher
-    is_small = config.trial.num_workers == 1 and not config.trial.gpus
-    return "inline" if is_small else "train"

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from models.refined_pose import RefinedPose
 from study.config.compose import with_values
+from study.config.derived import Resolved, resolve
 from study.config.schema import RANDOM, StudyConfig
 from study.errors import InputError
 from study.search.controls import trial_config, trial_values
@@ -33,6 +34,7 @@ class SelectedTrial:
     """The row of ``reports`` of that epoch."""
     config: StudyConfig
     """The study's settings with the trial's values in place."""
+    resolved: Resolved
     checkpoint: Checkpoint
 
     @property
@@ -44,8 +46,16 @@ class SelectedTrial:
 
     def load(self) -> RefinedPose:
         """The estimator that the trial's AP was measured on."""
+        config = self.config
         try:
-            return load_estimator(self.config, self.checkpoint)
+            return load_estimator(
+                self.checkpoint,
+                config.student,
+                config.distill,
+                config.refine,
+                config.trial,
+                self.resolved,
+            )
         except (OSError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
@@ -123,7 +133,7 @@ def select_trial(
         raise InputError(
             f"the checkpoint of trial {number} is gone from {path}; {others}"
         ) from None
-    return SelectedTrial(row, report, trial_config(config, row), checkpoint)
+    return SelectedTrial(row, report, trial_config(config, row), resolve(config), checkpoint)
 
 
 def _listed(numbers: Sequence[int]) -> str:

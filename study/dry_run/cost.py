@@ -8,17 +8,23 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from study.cache.crop_parts import readable
-from study.cache.prepare import PreparedData
-from study.config.derived import is_staged
-from study.config.schema import SearchConfig, StudyConfig
+from study.config.schema import (
+    STAGED,
+    ConfirmConfig,
+    DistillConfig,
+    PlanConfig,
+    RefineConfig,
+    SearchConfig,
+    TeacherConfig,
+)
 from study.dry_run.timing import Speeds
-from study.search.forecast import TrialGroup, is_predictable
+from study.search.forecast import StageEpochs, TrialGroup, is_predictable
 from study.storage.paths import run_folder, run_result_file
-from study.teachers.make import is_ready, teacher_folder
 from study.training.evaluation import BATCH_SIZE
 from study.training.left_right import MAX_PEOPLE
 from study.validation.confirm_table import chosen_trials
@@ -45,38 +51,44 @@ class Counts:
 
 
 def trial_lines(
-    config: StudyConfig, stages: Sequence[Sequence[TrialGroup]], finished: int, room: int
+    search: SearchConfig,
+    stages: Sequence[Sequence[TrialGroup]],
+    finished: int,
+    room: int,
+    *,
+    is_staged: bool,
 ) -> Iterator[str]:
     """How many trials, and how many epochs they come to."""
-    left = max(config.search.trials - finished, 0)
-    known = (
-        "the baseline, the defaults of either stage" if is_staged(config) else "baseline, defaults"
-    )
+    left = max(search.trials - finished, 0)
+    known = "the baseline, the defaults of either stage" if is_staged else "baseline, defaults"
     yield (
-        f"{finished} finished, {left} to run of {config.search.trials}, controls ({known}) among "
+        f"{finished} finished, {left} to run of {search.trials}, controls ({known}) among "
         f"them; {min(room, max(left, 1))} at once"
     )
-    if is_staged(config):
+    if is_staged:
         students, refiners = (sum(group.trials for group in groups) for groups in stages)
         yield f"plan=staged: {students} students to train, then {refiners} refiners"
     groups = list(itertools.chain(*stages))
     most = f"epochs: at most {sum(group.most for group in groups)}"
-    if not is_predictable(config.search):
-        yield f"{most}; what pruner={config.search.pruner} leaves of them can't be foreseen"
+    if not is_predictable(search):
+        yield f"{most}; what pruner={search.pruner} leaves of them can't be foreseen"
         return
-    expected = sum(group.trials * sum(group.shares(config.search)) for group in groups)
-    yield f"{most}, about {expected:.0f} with pruner={config.search.pruner}"
+    expected = sum(group.trials * sum(group.shares(search)) for group in groups)
+    yield f"{most}, about {expected:.0f} with pruner={search.pruner}"
 
 
 def search_warnings(
-    config: StudyConfig, stages: Sequence[Sequence[TrialGroup]], room: int
+    search: SearchConfig,
+    confirm: ConfirmConfig,
+    plan: PlanConfig,
+    stages: Sequence[Sequence[TrialGroup]],
+    room: int,
 ) -> Iterator[str]:
     """What is asked for and can't come about, though nothing is impossible.
 
     Args:
         stages: those of the study as if nothing of it were finished.
     """
-    search, confirm = config.search, config.confirm
     if search.concurrent > room:
         yield f"warning: search.concurrent={search.concurrent}, but there is room for {room}"
     if search.trials > 1 and confirm.trials >= search.trials:
@@ -84,11 +96,11 @@ def search_warnings(
             f"warning: confirm.trials={confirm.trials}, but there are {search.trials - 1} trials "
             "beside the baseline; lower it, or raise search.trials"
         )
-    if is_staged(config):
+    if plan.kind == STAGED:
         able = sum(group.trials for group in stages[0]) - 1
-        if config.plan.parents > able:
+        if plan.parents > able:
             yield (
-                f"warning: plan.parents={config.plan.parents}, but there are {able} students "
+                f"warning: plan.parents={plan.parents}, but there are {able} students "
                 "beside the baseline; lower it, or raise search.trials or plan.distill_share"
             )
     largest = max(sum(group.trials for group in groups) for groups in stages)
@@ -124,87 +136,146 @@ def _pruner_warnings(
         )
 
 
-def _confirm_runs(config: StudyConfig, folder: Path, finished: int) -> tuple[int, int]:
-    """Runs in all, and those that are there already; at most, until the trials are finished."""
-    settings = config.confirm
-    searched = max(config.search.trials - 1, 0)  # the baseline goes by itself
+class ConfirmRuns(NamedTuple):
+    """How many confirming runs there are; at most, until the trials are finished."""
+
+    total: int
+    done: int
+    """Those whose result is there already."""
+
+
+def count_confirm_runs(
+    settings: ConfirmConfig, trials: int, folder: Path, finished: int
+) -> ConfirmRuns:
+    """Count the confirming runs of a study.
+
+    Args:
+        trials: as ``search.trials``.
+        finished: how many of them are over.
+    """
+    searched = max(trials - 1, 0)  # the baseline goes by itself
     number = (min(settings.trials, searched) + 1) * settings.seeds if settings.trials else 0
-    if finished < config.search.trials:
-        return number, 0
+    if finished < trials:
+        return ConfirmRuns(number, 0)
     known = [
         run_result_file(run_folder(folder, trial["trial"], run))
         for trial in chosen_trials(folder, settings)
         for run in range(settings.seeds)
     ]
-    return len(known), sum(file.is_file() for file in known)
+    return ConfirmRuns(len(known), sum(file.is_file() for file in known))
 
 
-def confirm_lines(config: StudyConfig, folder: Path, finished: int) -> Iterator[str]:
-    """How many confirming runs, and how many are there already."""
-    number, done = _confirm_runs(config, folder, finished)
-    budget = config.distill.epochs + config.refine.epochs
-    if not config.confirm.trials:
+def confirm_lines(settings: ConfirmConfig, runs: ConfirmRuns, budget: int) -> Iterator[str]:
+    """How many confirming runs, and how many are there already.
+
+    Args:
+        budget: epochs of a run.
+    """
+    if not settings.trials:
         yield "off (confirm.trials=0)"
         return
-    chosen = max(number // config.confirm.seeds - 1, 0)
+    chosen = max(runs.total // settings.seeds - 1, 0)
     best = "trial" if chosen == 1 else f"{chosen} trials"
     yield (
-        f"{number} runs, {done} of them there already: the best {best} "
-        f"and the baseline, {config.confirm.seeds} seeds each, {(number - done) * budget} epochs"
+        f"{runs.total} runs, {runs.done} of them there already: the best {best} and the baseline, "
+        f"{settings.seeds} seeds each, {(runs.total - runs.done) * budget} epochs"
     )
 
 
-def time_lines(
-    config: StudyConfig,
-    planned: PreparedData | None,
-    counts: Counts,
-    speeds: Speeds,
-    stages: Sequence[Sequence[TrialGroup]],
-    finished: int,
-    room: int,
-) -> Iterator[str]:
-    """The pace of each network here, and the hours that it makes."""
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that one worker takes here."""
+
+    teacher: float
+    """Until the teacher and its targets are made; 0 if they are."""
+    distill: float
+    """An epoch of stage 1, its evaluation included."""
+    refine: float
+    """An epoch of stage 2, its evaluation included; 0 without a stage 2."""
+    before_refine: float
+    """What a trial learns before the first epoch of stage 2."""
+
+    @classmethod
+    def of(
+        cls,
+        speeds: Speeds,
+        counts: Counts,
+        teacher: TeacherConfig,
+        distill: DistillConfig,
+        refine: RefineConfig,
+        *,
+        is_made: bool,
+    ) -> Pace:
+        """Work out the pace from the speeds on a few people.
+
+        Args:
+            is_made: whether the teacher and its targets are.
+        """
+
+        def epoch(stage: str, batch_size: int) -> float:
+            steps = math.ceil(counts.train / batch_size)
+            return steps * speeds.steps[stage] + counts.search * speeds.people[stage]
+
+        until_taught = 0.0
+        if not is_made and "teacher" in speeds.people:
+            until_taught = teacher.views * counts.train * speeds.people["teacher"]
+            if teacher.epochs:
+                until_taught += teacher.epochs * epoch("teacher", teacher.batch_size)
+        has_refine = "refine" in speeds.steps
+        return cls(
+            teacher=until_taught,
+            distill=epoch("distill", distill.batch_size),
+            refine=epoch("refine", refine.batch_size) if has_refine else 0.0,
+            before_refine=speeds.before.get("refine", 0.0) * min(counts.train, MAX_PEOPLE),
+        )
+
+
+def pace_lines(speeds: Speeds, batch_sizes: Mapping[str, int], pace: Pace) -> Iterator[str]:
+    """The pace of each network here.
+
+    Args:
+        batch_sizes: people of a training step, by stage.
+    """
     for stage, seconds in speeds.steps.items():
-        batch = getattr(config, stage).batch_size
-        yield f"{stage}: {_span(seconds)} a step of {batch} people"
+        yield f"{stage}: {_span(seconds)} a step of {batch_sizes[stage]} people"
     for stage, seconds in speeds.people.items():
         yield f"{stage}: {_span(BATCH_SIZE * seconds)} to evaluate a batch of {BATCH_SIZE} people"
-
-    def epoch(stage: str) -> float:
-        steps = math.ceil(counts.train / getattr(config, stage).batch_size)
-        return steps * speeds.steps[stage] + counts.search * speeds.people[stage]
-
-    teacher = 0.0
-    is_made = planned is not None and is_ready(teacher_folder(config, planned))
-    if not is_made and "teacher" in speeds.people:
-        teacher = config.teacher.views * counts.train * speeds.people["teacher"]
-        if config.teacher.epochs:
-            teacher += config.teacher.epochs * epoch("teacher")
-    before = speeds.before.get("refine", 0.0) * min(counts.train, MAX_PEOPLE)
-    if before:
+    if before := pace.before_refine:
         yield f"refine: {_span(before)} to learn left from right before a trial's first epoch"
-    pace: dict[str, float] = {s: epoch(s) for s in ("distill", "refine") if s in speeds.steps}
-    pace.setdefault("refine", 0.0)
-    both = config.distill.epochs * pace["distill"] + config.refine.epochs * pace["refine"]
-    both += before
-    about, most = _trials_seconds(config, stages, pace, before)
-    number, done = _confirm_runs(config, Path(config.storage) / config.name, finished)
-    confirm = (number - done) * both
-    parts = [("teacher", teacher, teacher)]
+
+
+def time_lines(
+    pace: Pace,
+    search: SearchConfig,
+    stages: Sequence[Sequence[TrialGroup]],
+    epochs: StageEpochs,
+    confirm: ConfirmRuns,
+    room: int,
+) -> Iterator[str]:
+    """The hours that this pace makes.
+
+    Args:
+        epochs: of a confirming run.
+    """
+    run_seconds = epochs.distill * pace.distill + epochs.refine * pace.refine
+    run_seconds += pace.before_refine
+    about, most = _trials_seconds(search, stages, pace)
+    confirming = (confirm.total - confirm.done) * run_seconds
+    parts = [("teacher", pace.teacher, pace.teacher)]
     parts += [
         ("trials", about / room, most / room),
-        ("confirming", confirm / room, confirm / room),
+        ("confirming", confirming / room, confirming / room),
     ]
     for name, expected, bound in parts:
         if not bound:
             continue
-        if name == "trials" and not is_predictable(config.search):
+        if name == "trials" and not is_predictable(search):
             yield f"{name}: at most {_span(bound)}"
             continue
         upto = f", at most {_span(bound)}" if bound > expected else ""
         yield f"{name}: about {_span(expected)}{upto}"
     total, bound = sum(part[1] for part in parts), sum(part[2] for part in parts)
-    foreseen = f"about {total / 3600:.2g} hours, " if is_predictable(config.search) else ""
+    foreseen = f"about {total / 3600:.2g} hours, " if is_predictable(search) else ""
     yield (
         f"in all: {foreseen}at most {bound / 3600:.2g} hours; not counted: making crops, starting "
         "processes, AP's own arithmetic, scoring val"
@@ -212,24 +283,16 @@ def time_lines(
 
 
 def _trials_seconds(
-    config: StudyConfig,
-    stages: Sequence[Sequence[TrialGroup]],
-    pace: Mapping[str, float],
-    before: float,
+    search: SearchConfig, stages: Sequence[Sequence[TrialGroup]], pace: Pace
 ) -> tuple[float, float]:
-    """What the trials take, one after another, as expected and at most.
-
-    Args:
-        pace: seconds of an epoch of each stage.
-        before: seconds before the first epoch of ``refine``.
-    """
+    """What the trials take, one after another, as expected and at most."""
     about = most = 0.0
     for group in itertools.chain(*stages):
-        own = [pace["distill"]] * group.distill_epochs + [pace["refine"]] * group.refine_epochs
+        own = [pace.distill] * group.distill_epochs + [pace.refine] * group.refine_epochs
         if group.refine_epochs:
-            own[group.distill_epochs] += before
+            own[group.distill_epochs] += pace.before_refine
         most += group.trials * sum(own)
-        about += group.trials * float(np.dot(own, group.shares(config.search)))
+        about += group.trials * float(np.dot(own, group.shares(search)))
     return about, most
 
 
@@ -241,13 +304,13 @@ def _span(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def disk_lines(config: StudyConfig, speeds: Speeds, folder: Path) -> Iterator[str]:
+def disk_lines(confirm: ConfirmConfig, trials: int, speeds: Speeds, folder: Path) -> Iterator[str]:
     """The room that checkpoints take."""
     # Weights, and two running means of AdamW, 4 bytes each.
     epoch = 12 * max(speeds.parameters[s] for s in ("distill", "refine") if s in speeds.parameters)
-    runs = config.search.trials
-    if config.confirm.trials:
-        runs += (config.confirm.trials + 1) * config.confirm.seeds
+    runs = trials
+    if confirm.trials:
+        runs += (confirm.trials + 1) * confirm.seeds
     free = shutil.disk_usage(existing(folder)).free
     needed = runs * KEPT_EPOCHS * epoch
     yield (

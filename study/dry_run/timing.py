@@ -19,25 +19,31 @@ from models.refined_pose import RefinedPose
 from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
 from study.cache.prepare import PreparedData
 from study.cache.teacher_store import TeacherTargets, write_teacher_store
-from study.config.compose import with_values
-from study.config.derived import input_size_of, teacher_input_size_of
 from study.config.schema import (
     JITTER,
     ONLINE,
     ONNX,
     PREDICTIONS,
+    AugmentConfig,
     DistillConfig,
+    ModelConfig,
     RefineConfig,
-    StudyConfig,
     TeacherConfig,
 )
 from study.data.crops import stored_size
 from study.data.people import People
 from study.storage.paths import TARGETS
-from study.teachers.adapters import NUM_MODES, HeatmapTeacher, for_data, open_teacher
+from study.teachers.adapters import (
+    NUM_MODES,
+    HeatmapTeacher,
+    TeacherSpec,
+    for_data,
+    open_teacher,
+)
 from study.teachers.make import build_task
 from study.teachers.online import OnlineTeacher
 from study.training.batches import Batch
+from study.training.distill import DistillTask
 from study.training.evaluation import Estimator, predict_crops
 from study.training.left_right import train_swap_resolver
 from study.training.loop import Progress, Task, run_stage
@@ -68,20 +74,34 @@ class Speeds:
     given poses."""
 
 
-def time_study(config: StudyConfig, people: People) -> Speeds:
-    """What a step and an evaluation of this study's networks take here."""
-    configure_process(config.trial.cpus)
-    on_gpu = bool(config.trial.gpus) and torch.cuda.is_available()
+def time_study(
+    spec: TeacherSpec, student: ModelConfig, refine: RefineConfig, people: People
+) -> Speeds:
+    """What a step and an evaluation of this study's networks take here.
+
+    Args:
+        spec: the teacher; its ``distill`` and ``trial`` are the trials' too.
+    """
+    configure_process(spec.trial.cpus)
+    on_gpu = bool(spec.trial.gpus) and torch.cuda.is_available()
     workers = Workers(torch.device("cuda" if on_gpu else "cpu"))
     few = people.take(np.arange(min(PEOPLE, len(people))))
     with tempfile.TemporaryDirectory() as scratch:
-        return _time(config, few, Path(scratch), workers)
+        return _time(spec, student, refine, few, Path(scratch), workers)
 
 
-def _time(config: StudyConfig, few: People, scratch: Path, workers: Workers) -> Speeds:
+def _time(
+    spec: TeacherSpec,
+    student: ModelConfig,
+    refine: RefineConfig,
+    few: People,
+    scratch: Path,
+    workers: Workers,
+) -> Speeds:
+    resolved = spec.resolved
     own, seen = (
         open_crop_store(make_crop_store(few, size, scratch))
-        for size in (input_size_of(config), teacher_input_size_of(config))
+        for size in (resolved.input_size, resolved.teacher_input_size)
     )
     place = str(own.path)
     data = PreparedData(
@@ -89,50 +109,55 @@ def _time(config: StudyConfig, few: People, scratch: Path, workers: Workers) -> 
         teacher_crops=(str(seen.path),) * 3,
     )
     speeds = Speeds(workers.device.type, {}, {}, {})
-    targets = _made_up(own, config, scratch / TARGETS)
-    ground = TrainingData.open(config, data, workers, targets)
-    if config.teacher.name != PREDICTIONS:
-        ground = _time_teacher(config, data, workers, ground, speeds)
-    distilled = build_distill_task(config, seed=0).to(workers.device)
-    _time_stage("distill", config.distill, ground, distilled, speeds)
-    if config.refine.epochs:
-        refiner = build_refiner(config, distilled.student.pyramid_channels)
-        refined = build_refine_task(config, distilled, refiner).to(workers.device)
-        _time_stage("refine", config.refine, ground, refined, speeds)
+    targets = _made_up(own, spec.teacher, scratch / TARGETS)
+    ground = TrainingData.open(data, resolved, workers, targets)
+    if spec.teacher.name != PREDICTIONS:
+        ground = _time_teacher(spec, data, workers, ground, speeds)
+
+    def build_student() -> DistillTask:
+        return build_distill_task(student, spec.distill, spec.trial, resolved, seed=0)
+
+    distilled = build_student().to(workers.device)
+    _time_stage("distill", spec.distill, spec.distill.augment, ground, distilled, speeds)
+    if refine.epochs:
+        channels = distilled.student.pyramid_channels
+        refiner = build_refiner(refine, resolved.skeleton, channels)
+        refined = build_refine_task(refine, distilled, refiner).to(workers.device)
+        _time_stage("refine", refine, refine.augment, ground, refined, speeds)
         if refiner.mirror_pairs is not None:
-            speeds.before["refine"] = _names_seconds(config, ground) / len(few)
+            seconds = _names_seconds(build_student(), refine, ground)
+            speeds.before["refine"] = seconds / len(few)
     return speeds
 
 
-def _names_seconds(config: StudyConfig, ground: TrainingData) -> float:
+def _names_seconds(distilled: DistillTask, refine: RefineConfig, ground: TrainingData) -> float:
     """Of learning which side is which, from jitter whatever the study starts from."""
-    config = with_values(config, {"refine.start": JITTER})
-    distilled = build_distill_task(config, seed=0)
-    refiner = build_refiner(config, distilled.student.pyramid_channels)
-    task = build_refine_task(config, distilled, refiner).to(ground.workers.device)
+    refine = dataclasses.replace(refine, start=JITTER)
+    refiner = build_refiner(refine, ground.skeleton, distilled.student.pyramid_channels)
+    task = build_refine_task(refine, distilled, refiner).to(ground.workers.device)
     started = _now(ground.workers.device)
     train_swap_resolver(task, ground, starts=None, seed=0)
     return _now(ground.workers.device) - started
 
 
 def _time_teacher(
-    config: StudyConfig,
+    spec: TeacherSpec,
     data: PreparedData,
     workers: Workers,
     ground: TrainingData,
     speeds: Speeds,
 ) -> TrainingData:
     """Its steps, if it is trained, and its evaluation; the ground with it live, if it is asked."""
-    for_teacher = TrainingData.open(config, data.for_teacher(), workers, teacher=None)
-    if config.teacher.epochs:
-        task = build_task(config).to(workers.device)
-        _time_stage("teacher", config.teacher, for_teacher, task, speeds)
+    for_teacher = TrainingData.open(data.for_teacher(), spec.resolved, workers, teacher=None)
+    if spec.teacher.epochs:
+        task = build_task(spec).to(workers.device)
+        _time_stage("teacher", spec.teacher, spec.distill.augment, for_teacher, task, speeds)
         heatmaps = HeatmapTeacher(task.student, task.codec, task.flip_order)
-        teacher = for_data(heatmaps, config, workers.device)
+        teacher = for_data(heatmaps, spec.resolved, workers.device)
     else:
-        teacher = open_teacher(config, workers.device)
+        teacher = open_teacher(spec, workers.device)
     speeds.people["teacher"] = _person_seconds(teacher, for_teacher)
-    if config.teacher.mode != ONLINE:
+    if spec.teacher.mode != ONLINE:
         return ground
     live = OnlineTeacher(teacher, for_teacher.train, ground.train)
     return dataclasses.replace(ground, teacher=live)
@@ -141,14 +166,12 @@ def _time_teacher(
 def _time_stage(
     name: str,
     settings: TeacherConfig | DistillConfig | RefineConfig,
+    augment: AugmentConfig,
     ground: TrainingData,
     task: torch.nn.Module,
     speeds: Speeds,
 ) -> None:
     role: Task = task  # type: ignore[assignment]  # a module that is a Task
-    augment = ground.config.distill.augment
-    if isinstance(settings, RefineConfig):
-        augment = settings.augment
     estimator = role.estimator()
     frame = estimator.codec.frame
     rows = torch.arange(settings.batch_size) % len(ground.train)
@@ -192,14 +215,14 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _made_up(store: CropStore, config: StudyConfig, file: Path) -> Path:
+def _made_up(store: CropStore, teacher: TeacherConfig, file: Path) -> Path:
     """A teacher store that says the truth of these people."""
     count, joints = store.visibility.shape
     modes = np.zeros((count, joints, NUM_MODES, 4), np.float32)
     modes[..., :2] = store.keypoints_stored[:, :, None]
     modes[..., 0, 2:] = 1.0
     relation = None
-    if config.teacher.name not in (ONNX, PREDICTIONS):
+    if teacher.name not in (ONNX, PREDICTIONS):
         relation = torch.eye(joints).expand(count, joints, joints)
     said = TeacherTargets(torch.from_numpy(modes), torch.ones(count, joints), relation)
     write_teacher_store(file, stored_size(store.input_size), count, said.part)

@@ -18,7 +18,7 @@ import torch
 import models
 import search_spaces
 import study
-from study.config.schema import StudyConfig, TrialConfig
+from study.config.schema import SearchConfig, TrialConfig
 from study.display import Display
 from study.errors import InputError
 from study.storage.paths import ray_storage
@@ -67,9 +67,9 @@ def this_machine() -> dict[str, float]:
     return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
 
 
-def is_autoscaled(config: StudyConfig) -> bool:
+def is_autoscaled(search: SearchConfig) -> bool:
     """Whether trials are asked of a cluster, which may grow to what is asked of it."""
-    return bool(config.search.concurrent) and os.environ.get("RAY_ADDRESS", "local") != "local"
+    return bool(search.concurrent) and os.environ.get("RAY_ADDRESS", "local") != "local"
 
 
 @contextlib.contextmanager
@@ -104,17 +104,17 @@ def get_result(reference: Any) -> Any:
         raise
 
 
-def num_concurrent_trials(config: StudyConfig) -> int:
+def num_concurrent_trials(search: SearchConfig, trial: TrialConfig) -> int:
     """How many trials run at once.
 
     Raises:
         InputError: not even one finds room.
     """
-    if is_autoscaled(config):
-        return config.search.concurrent
+    if is_autoscaled(search):
+        return search.concurrent
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = check_trial_fits(nodes, config.trial)
-    return min(config.search.concurrent or room, room)
+    room = check_trial_fits(nodes, trial)
+    return min(search.concurrent or room, room)
 
 
 def ray_address() -> str:
@@ -123,7 +123,7 @@ def ray_address() -> str:
 
 
 @contextlib.contextmanager
-def ray_started(config: StudyConfig, display: Display) -> Iterator[None]:
+def ray_started(display: Display) -> Iterator[None]:
     """A Ray of this study's own, or the cluster that RAY_ADDRESS names; what runs goes on."""
     if ray.is_initialized():
         yield

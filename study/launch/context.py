@@ -14,6 +14,7 @@ import ray.train.torch
 
 from study.cache.prepare import PreparedData
 from study.config.compose import with_values
+from study.config.derived import Resolved
 from study.config.schema import StudyConfig
 from study.errors import TrainingDiverged
 from study.storage.checkpoint import Row
@@ -29,6 +30,7 @@ class StudyContext:
     """What all trials of a study share; travels to every worker."""
 
     config: StudyConfig
+    resolved: Resolved
     data: PreparedData
     folder: str
     """The study's folder."""
@@ -57,7 +59,10 @@ class OwnerLink:
         A trial that goes on was measured before it was broken off.
         """
         if self.is_first and not ray.get(self.owner.knows_costs.remote(self.number)):
-            costs = measure_costs(trial.config, workers.device)
+            config = trial.config
+            costs = measure_costs(
+                config.student, config.refine, config.trial, trial.resolved, workers.device
+            )
             ray.get(self.owner.report_costs.remote(self.number, costs))
 
     def is_halted(self) -> bool:
@@ -108,6 +113,7 @@ def trial_of(plan: StudyContext, suggestion: dict[str, Any]) -> Trial:
     return Trial(
         number=suggestion["number"],
         config=with_values(plan.config, suggestion["values"]),
+        resolved=plan.resolved,
         data=plan.data.here(),
         folder=trial_folder(folder, suggestion["number"]),
         targets=Path(plan.targets),

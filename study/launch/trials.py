@@ -23,7 +23,7 @@ from study.launch.watchdog import exit_on_stall, stall_reason
 from study.storage.checkpoint import Row
 from study.storage.files import disk_full_message, is_full_disk
 from study.teachers.make import make_teacher
-from study.trial import run_trial
+from study.trial import run_trial, teacher_spec
 from study.workers import Workers, configure_process
 
 
@@ -117,4 +117,5 @@ def _teacher_worker(config: dict[str, Any]) -> None:
         if workers.rank == 0:
             owner.report_teacher.remote(row)  # nobody waits for it
 
-    make_teacher(plan.config, plan.data.here(), workers, report, tell)
+    spec = teacher_spec(plan.config, plan.resolved)
+    make_teacher(spec, plan.config.student, plan.data.here(), workers, report, tell)

@@ -13,7 +13,6 @@ from ray import tune
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
-from study.config.derived import launcher_of
 from study.display import Display, epochs_done, trials_line, trials_panel
 from study.launch.context import StudyContext
 from study.launch.ray_train import job_of_trial, release_placement_group
@@ -69,7 +68,7 @@ def run_trials(
     """Run missing trials under Ray Tune, with the live table of trials."""
     config = plan.config
     before = {"epochs_before": epochs_done(ray.get(owner.status.remote()))}
-    if launcher_of(config) == "inline":
+    if plan.resolved.launcher == "inline":
         resources = {"cpu": config.trial.cpus, "gpu": config.trial.gpus}
         trainable = tune.with_resources(partial(inline_trial, plan=plan), resources)
     else:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from study.config.compose import with_values
-from study.config.derived import is_staged
-from study.config.schema import StudyConfig
+from study.config.schema import STAGED, StudyConfig
 from study.search.staged import PARENT
 from study.storage.tables import PARAMS
 
@@ -16,13 +15,17 @@ CONTROLS = (BASELINE, DEFAULTS)
 """Which every study contains and which are never pruned."""
 
 
-def baseline_values(config: StudyConfig) -> dict[str, Any]:
-    """The student alone: no teacher, no stage 2, and as many epochs as both stages together."""
+def baseline_values(epochs: int) -> dict[str, Any]:
+    """The student alone: no teacher, no stage 2.
+
+    Args:
+        epochs: as many as both stages have together.
+    """
     return {
         "distill.heatmap.kind": "none",
         "distill.structure.kind": "none",
         "distill.weights": "fixed",
-        "distill.epochs": config.distill.epochs + config.refine.epochs,
+        "distill.epochs": epochs,
         "refine.epochs": 0,
     }
 
@@ -36,8 +39,8 @@ def trial_values(config: StudyConfig, row: Mapping[str, Any]) -> dict[str, Any]:
     }
     values.pop(PARENT, None)
     if row["control"] == BASELINE:
-        values |= baseline_values(config)
-    elif is_staged(config) and row["parent_trial"] is None:
+        values |= baseline_values(config.distill.epochs + config.refine.epochs)
+    elif config.plan.kind == STAGED and row["parent_trial"] is None:
         values["refine.epochs"] = 0
     return values
 

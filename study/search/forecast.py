@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from study.config.derived import is_staged
-from study.config.schema import SearchConfig, StudyConfig
+from study.config.schema import STAGED, PlanConfig, SearchConfig
 from study.search.controls import CONTROLS
 from study.search.staged import num_distill_trials
 
@@ -63,35 +62,51 @@ class TrialGroup(NamedTuple):
         return expected_epochs(self.budget, search) if self.can_be_pruned else [1.0] * self.budget
 
 
+class StageEpochs(NamedTuple):
+    """Epochs that a trial has in each stage."""
+
+    distill: int
+    refine: int
+
+
 def trial_groups(
-    config: StudyConfig, finished: int, handed_over: int | None = None
+    plan: PlanConfig,
+    trials: int,
+    epochs: StageEpochs,
+    *,
+    finished: int = 0,
+    handed_over: int | None = None,
 ) -> list[list[TrialGroup]]:
     """The trials of each stage that are still to run, those that can be pruned last.
 
     Plan joint has one stage, plan staged the students and then the refiners.
 
     Args:
+        trials: of the whole study.
+        finished: how many of them are over.
         handed_over: how many students there are, if no more are to come.
     """
-    distill, refine = config.distill.epochs, config.refine.epochs
-    if not is_staged(config):
-        stages = [[(config.search.trials, len(CONTROLS), distill, refine)]]
+    distill, refine = epochs
+    if plan.kind != STAGED:
+        stages = [[(trials, len(CONTROLS), distill, refine)]]
     else:
-        students = num_distill_trials(config) if handed_over is None else handed_over
+        students = handed_over
+        if students is None:
+            students = num_distill_trials(trials, plan.distill_share)
         baseline = (1, 1, distill + refine, 0)
         stages = [
             [baseline, (students - 1, 1, distill, 0)],
-            [(config.search.trials - students, 1, 0, refine)],
+            [(trials - students, 1, 0, refine)],
         ]
     groups: list[list[TrialGroup]] = []
     for parts in stages:
         groups.append([])
-        for trials, controls, first, second in parts:
-            left, known = max(trials - finished, 0), max(controls - finished, 0)
+        for number, controls, first, second in parts:
+            left, known = max(number - finished, 0), max(controls - finished, 0)
             known = min(known, left)
             groups[-1].append(TrialGroup(known, first, second, can_be_pruned=False))
             groups[-1].append(TrialGroup(left - known, first, second, can_be_pruned=True))
-            finished = max(finished - trials, 0)
+            finished = max(finished - number, 0)
     return groups
 
 

@@ -19,12 +19,12 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.space import SearchSpace
-from study.config.derived import is_staged, seed_of
+from study.config.derived import Resolved, seed_of
 from study.config.schema import COSTS, StudyConfig
 from study.errors import InputError
 from study.launch.watchdog import stall_reason
 from study.search.controls import BASELINE, DEFAULTS, baseline_values
-from study.search.forecast import TrialProgress, ahead, trial_groups
+from study.search.forecast import StageEpochs, TrialProgress, ahead, trial_groups
 from study.search.samplers import sampler_notes
 from study.search.stage import (
     HANDED_OVER,
@@ -68,17 +68,17 @@ class StudyOwner:
     """
 
     def __init__(
-        self, folder: str, config: StudyConfig, space_json: str, session: str, launcher: str
+        self, folder: str, config: StudyConfig, resolved: Resolved, space_json: str, session: str
     ) -> None:
         self.folder = Path(folder)
         self.config = config
+        self.resolved = resolved
         self.space = SearchSpace.from_json(space_json)
         self.session = session
-        self.launcher = launcher
         self.journal = open_journal(self.folder)
         self.remarks: list[str] = []
         self.stages = [self._first_stage()]
-        if is_staged(config):
+        if resolved.is_staged:
             self._open_second_stage()
         self.teacher_rows: list[Row] = []
         self.teacher: Row | None = None
@@ -96,8 +96,11 @@ class StudyOwner:
         Raises:
             InputError: no student came to its end.
         """
-        if is_staged(self.config) and len(self.stages) == 1:
-            if lacking := num_distill_trials(self.config) - self.stages[0].num_finished():
+        if self.resolved.is_staged and len(self.stages) == 1:
+            students = num_distill_trials(
+                self.config.search.trials, self.config.plan.distill_share
+            )
+            if lacking := students - self.stages[0].num_finished():
                 return max(lacking, 0)
             self._hand_over()
         return max(self.config.search.trials - self.num_finished(), 0)
@@ -227,7 +230,13 @@ class StudyOwner:
     def _progress(self) -> list[dict[str, Any]]:
         """Of each stage, one still to come too: what is done and what is left."""
         handed_over = self.stages[1].first_number if len(self.stages) > 1 else None
-        planned = trial_groups(self.config, 0, handed_over)
+        config = self.config
+        planned = trial_groups(
+            config.plan,
+            config.search.trials,
+            StageEpochs(config.distill.epochs, config.refine.epochs),
+            handed_over=handed_over,
+        )
         begun = [[_seen(trial) for trial in stage.trials()] for stage in self.stages]
         begun += [[]] * (len(planned) - len(begun))
         return [
@@ -246,12 +255,13 @@ class StudyOwner:
         """The only one of plan joint; the students of plan staged."""
         config, name, space = self.config, self.config.name, self.space
         fixed = {}
-        if is_staged(config):
+        if self.resolved.is_staged:
             name, space, fixed = f"{name}/distill", distill_space(space), {"refine.epochs": 0}
         study = open_study(self.folder, name, config.search.objectives, self.journal)
-        self.remarks += sampler_notes(config, space)
-        self.remarks += enter_known_trials(study, config, self.folder, space)
-        controls = {BASELINE: baseline_values(config), DEFAULTS: {}}
+        self.remarks += sampler_notes(config.search.sampler, space)
+        self.remarks += enter_known_trials(study, config.search, self.folder, space)
+        baseline = baseline_values(config.distill.epochs + config.refine.epochs)
+        controls = {BASELINE: baseline, DEFAULTS: {}}
         return StageSearch(study, config, space, controls=controls, fixed=fixed)
 
     def _hand_over(self) -> None:
@@ -363,7 +373,7 @@ class StudyOwner:
             "objectives": ",".join(self.config.search.objectives),
             **{name: trial.user_attrs.get(name) for name in COSTS},
             "feasible": is_feasible(trial),
-            "launcher": self.launcher,
+            "launcher": self.resolved.launcher,
             "started": started,
             "duration_s": seconds,
             "gpu_s": seconds * settings.gpus * settings.num_workers,

@@ -34,7 +34,7 @@ from optuna.trial import FrozenTrial
 
 from search_spaces.space import SearchSpace
 from study.config.derived import seed_of
-from study.config.schema import StudyConfig
+from study.config.schema import SearchConfig
 
 
 class SobolSampler(QMCSampler):
@@ -95,16 +95,17 @@ class ConditionalTPE(TPESampler):
         return super()._get_internal_repr(alike, search_space, study)
 
 
-def build_sampler(config: StudyConfig, space: SearchSpace, number: int, point: int) -> BaseSampler:
+def build_sampler(
+    settings: SearchConfig, study_seed: int, space: SearchSpace, number: int, point: int
+) -> BaseSampler:
     """``search.sampler`` for the trial of that number, the ``point``-th that is no control."""
-    settings = config.search
-    seed = seed_of(config.seed, "sampler", number) % 2**32
+    seed = seed_of(study_seed, "sampler", number) % 2**32
     if settings.sampler == "random":
         return RandomSampler(seed=seed)
     if settings.sampler == "qmc":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return SobolSampler(space, point, seed_of(config.seed, "sobol") % 2**32)
+            return SobolSampler(space, point, seed_of(study_seed, "sobol") % 2**32)
     if settings.sampler == "nsga2":
         return NSGAIISampler(population_size=settings.population, seed=seed)
     startup = settings.startup_trials
@@ -120,9 +121,8 @@ def build_sampler(config: StudyConfig, space: SearchSpace, number: int, point: i
     )
 
 
-def build_pruner(config: StudyConfig, budget: int) -> BasePruner:
+def build_pruner(settings: SearchConfig, budget: int) -> BasePruner:
     """``search.pruner``, which ends no trial of ``budget`` epochs before ``search.min_epochs``."""
-    settings = config.search
     first, factor = settings.min_epochs, settings.reduction_factor
     if settings.pruner == "successive_halving":
         return SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor)
@@ -140,9 +140,8 @@ def build_pruner(config: StudyConfig, budget: int) -> BasePruner:
     return NopPruner()
 
 
-def sampler_notes(config: StudyConfig, space: SearchSpace) -> Iterator[str]:
+def sampler_notes(sampler: str, space: SearchSpace) -> Iterator[str]:
     """A line where the sampler models some of the parameters alone."""
-    sampler = config.search.sampler
     if sampler not in ("gp", "cmaes", "nsga2"):
         return
     others = {

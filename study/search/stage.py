@@ -145,7 +145,7 @@ class StageSearch:
         self.first_number = first_number
         self.first_epoch = first_epoch
         self.parents = parents
-        self.by_ap = by_ap(study, build_pruner(config, self._budget(fixed)))
+        self.by_ap = by_ap(study, build_pruner(config.search, self._budget(fixed)))
         self.num_known = sum(
             WARM_FROM in trial.user_attrs for trial in study.get_trials(deepcopy=False)
         )
@@ -272,7 +272,9 @@ class StageSearch:
 
     def _sampler(self, number: int) -> BaseSampler:
         point = number - self.first_number - len(self.controls)
-        return build_sampler(self.config, self.space, number, max(point, 0))
+        return build_sampler(
+            self.config.search, self.config.seed, self.space, number, max(point, 0)
+        )
 
     def _budget(self, values: Mapping[str, Any]) -> int:
         """The epochs that a trial of these values has in this stage."""

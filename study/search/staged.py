@@ -14,19 +14,18 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial
 
 from search_spaces.space import Parameter, SearchSpace, place_in
-from study.config.derived import is_staged
-from study.config.schema import StudyConfig
+from study.config.schema import STAGED, PlanConfig
 
 PARENT = "parent"
 """The parameter that chooses among the parents: 0 is the one of the highest AP."""
 REFINE_PATHS = "refine."
 
 
-def with_parent(config: StudyConfig, space: SearchSpace) -> SearchSpace:
+def with_parent(plan: PlanConfig, space: SearchSpace) -> SearchSpace:
     """The space and, in plan staged, the parameter that chooses the parent."""
-    if not is_staged(config):
+    if plan.kind != STAGED:
         return space
-    parameters = (_rank_among(config.plan.parents), *space.parameters)
+    parameters = (_rank_among(plan.parents), *space.parameters)
     return dataclasses.replace(space, parameters=parameters)
 
 
@@ -51,11 +50,11 @@ def is_of_refiner(parameter: Parameter) -> bool:
     return parameter.path == PARENT or parameter.path.startswith(REFINE_PATHS)
 
 
-def staged_faults(config: StudyConfig, space: SearchSpace) -> Iterator[str]:
+def staged_faults(plan: PlanConfig, refine_epochs: int, space: SearchSpace) -> Iterator[str]:
     """What keeps these settings and this space from being a staged study; nothing if joint."""
-    if not is_staged(config):
+    if plan.kind != STAGED:
         return
-    if not config.refine.epochs:
+    if not refine_epochs:
         yield "plan=staged has a stage 2, got refine.epochs=0; raise it, or set plan=joint"
     refiners = [is_of_refiner(parameter) for parameter in space.parameters]
     for stage, is_varied in (("stage 1", not all(refiners)), ("stage 2", any(refiners))):
@@ -66,10 +65,9 @@ def staged_faults(config: StudyConfig, space: SearchSpace) -> Iterator[str]:
             )
 
 
-def num_distill_trials(config: StudyConfig) -> int:
-    """How many of ``search.trials`` are students: both controls at least, and never all."""
-    trials = config.search.trials
-    return min(max(round(config.plan.distill_share * trials), 2), trials - 1)
+def num_distill_trials(trials: int, share: float) -> int:
+    """How many of so many trials are students: both controls at least, and never all."""
+    return min(max(round(share * trials), 2), trials - 1)
 
 
 def choose_parents(students: Sequence[FrozenTrial], count: int) -> list[FrozenTrial]:

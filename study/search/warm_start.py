@@ -7,7 +7,7 @@ Of a staged study the students can, its refiners can't: they start from students
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.space import SearchSpace
-from study.config.compose import flatten, to_plain
-from study.config.derived import is_staged
-from study.config.schema import StudyConfig
+from study.config.compose import flatten
+from study.config.schema import STAGED, SearchConfig
 from study.errors import InputError
 from study.search.controls import BASELINE
 from study.search.objectives import violations
@@ -35,7 +34,7 @@ STUDENTS = SECTIONS[:2]
 """What a student of plan staged depends on."""
 
 
-def check_older_studies(config: StudyConfig, folder: Path) -> None:
+def check_older_studies(warm_start: Sequence[str], folder: Path) -> None:
     """Returns if every folder of ``search.warm_start`` is a study, of whatever data.
 
     A study that was begun already is not checked: its known trials have entered.
@@ -45,7 +44,7 @@ def check_older_studies(config: StudyConfig, folder: Path) -> None:
     """
     if settings_file(folder).exists():
         return
-    for older in map(Path, config.search.warm_start):
+    for older in map(Path, warm_start):
         try:
             read_settings(older)
             read_trials(older)
@@ -56,7 +55,9 @@ def check_older_studies(config: StudyConfig, folder: Path) -> None:
             ) from None
 
 
-def check_warm_start(config: StudyConfig, folder: Path, fingerprint: str, teacher: str) -> None:
+def check_warm_start(
+    warm_start: Sequence[str], folder: Path, fingerprint: str, teacher: str
+) -> None:
     """Returns if every folder of ``search.warm_start`` is a study of these data and this teacher.
 
     A study that was begun already is not checked: its known trials have entered.
@@ -69,7 +70,7 @@ def check_warm_start(config: StudyConfig, folder: Path, fingerprint: str, teache
     """
     if settings_file(folder).exists():
         return
-    for older in config.search.warm_start:
+    for older in warm_start:
         settings = read_settings(Path(older))
         for what, key, here in (
             ("data", "data_fingerprint", fingerprint),
@@ -84,19 +85,19 @@ def check_warm_start(config: StudyConfig, folder: Path, fingerprint: str, teache
 
 
 def enter_known_trials(
-    study: optuna.Study, config: StudyConfig, folder: Path, space: SearchSpace
+    study: optuna.Study, search: SearchConfig, folder: Path, space: SearchSpace
 ) -> list[str]:
     """Adds what fits to the Optuna study, once, before any trial of its own; says what came of it.
 
     A kill in between loses and doubles none.
     """
-    if not config.search.warm_start or DONE in study.user_attrs:
+    if not search.warm_start or DONE in study.user_attrs:
         return []
     own = read_settings(folder)["config"]
     known = {trial.user_attrs.get(WARM_FROM) for trial in study.get_trials(deepcopy=False)}
     lines: list[str] = []
-    for older in map(Path, config.search.warm_start):
-        fitting, left_out = _sorted(older, own, config, space)
+    for older in map(Path, search.warm_start):
+        fitting, left_out = _sorted(older, own, search, space)
         for trial in fitting:
             if trial.user_attrs[WARM_FROM] not in known:
                 study.add_trial(trial)
@@ -106,20 +107,20 @@ def enter_known_trials(
 
 
 def known_trial_lines(
-    as_typed: StudyConfig, config: StudyConfig, space: SearchSpace
+    own: Mapping[str, Any], search: SearchConfig, space: SearchSpace
 ) -> Iterator[str]:
     """What ``enter_known_trials`` would say of a study that is still to begin.
 
     Args:
-        as_typed: its settings with paths as they were typed, which is how studies keep them.
+        own: its settings, nested, with paths as they were typed, which is how studies keep them.
     """
-    for older in map(Path, config.search.warm_start):
-        fitting, left_out = _sorted(older, to_plain(as_typed), config, space)
+    for older in map(Path, search.warm_start):
+        fitting, left_out = _sorted(older, own, search, space)
         yield from _told(older, len(fitting), left_out)
 
 
 def _sorted(
-    older: Path, own: Mapping[str, Any], config: StudyConfig, space: SearchSpace
+    older: Path, own: Mapping[str, Any], search: SearchConfig, space: SearchSpace
 ) -> tuple[list[FrozenTrial], dict[str, list[int]]]:
     """The trials that fit, and the numbers of the others by the reason.
 
@@ -133,11 +134,11 @@ def _sorted(
     for row in read_trials(older).to_pylist():
         curve = {r["epoch"]: r["val_ap"] for r in reports if r["trial"] == row["trial"]}
         values = {**settings, **_params(row)}
-        reason = next(_misfits(row, curve, values, here, space, config), None)
+        reason = next(_misfits(row, curve, values, here, space, search), None)
         if reason:
             left_out.setdefault(reason, []).append(row["trial"])
         else:
-            fitting.append(_known_trial(row, curve, space.values_in(values), space, config))
+            fitting.append(_known_trial(row, curve, space.values_in(values), space, search))
     return fitting, left_out
 
 
@@ -161,11 +162,11 @@ def _misfits(
     values: Mapping[str, Any],
     own: Mapping[str, Any],
     space: SearchSpace,
-    config: StudyConfig,
+    search: SearchConfig,
 ) -> Iterator[str]:
     """Why the older trial, of these values, could be none of this study's; nothing if it could."""
-    if values["plan.kind"] != config.plan.kind:
-        yield f"it is of plan={values['plan.kind']}, this study of plan={config.plan.kind}"
+    if values["plan.kind"] != own["plan.kind"]:
+        yield f"it is of plan={values['plan.kind']}, this study of plan={own['plan.kind']}"
     if row["parent_trial"] is not None:
         yield "it refines a student that this study does not have"
     if row["control"] == BASELINE:
@@ -174,10 +175,10 @@ def _misfits(
         yield "it failed"
     elif not curve or row["objective"] is None:
         yield "it ended before its first epoch did"
-    for cost in _costs_asked(config):
+    for cost in _costs_asked(search):
         if row.get(cost) is None:
             yield f"its {cost} was not measured"
-    sections = STUDENTS if is_staged(config) else SECTIONS
+    sections = STUDENTS if own["plan.kind"] == STAGED else SECTIONS
     yield from _settings_apart(values, own, space, sections)
 
 
@@ -202,10 +203,10 @@ def _settings_apart(
             yield f"{path} was {values[path]} there and is {here} here"
 
 
-def _costs_asked(config: StudyConfig) -> list[str]:
-    limits = vars(config.search.constraints)
+def _costs_asked(search: SearchConfig) -> list[str]:
+    limits = vars(search.constraints)
     limited = [name for name, limit in limits.items() if limit is not None]
-    return [*config.search.objectives[1:], *limited]
+    return [*search.objectives[1:], *limited]
 
 
 def _known_trial(
@@ -213,11 +214,11 @@ def _known_trial(
     curve: dict[int, float],
     params: dict[str, Any],
     space: SearchSpace,
-    config: StudyConfig,
+    search: SearchConfig,
 ) -> FrozenTrial:
     is_complete = row["state"] == "COMPLETE"
     ap = row["objective"] if is_complete else curve[max(curve)]
-    limits = vars(config.search.constraints)
+    limits = vars(search.constraints)
     distributions: dict[str, BaseDistribution] = {
         parameter.path: parameter.distribution
         for parameter in space.parameters
@@ -225,7 +226,7 @@ def _known_trial(
     }
     return optuna.trial.create_trial(
         state=TrialState.COMPLETE if is_complete else TrialState.PRUNED,
-        values=[ap, *(float(row[cost]) for cost in config.search.objectives[1:])],
+        values=[ap, *(float(row[cost]) for cost in search.objectives[1:])],
         params=params,
         distributions=distributions,
         intermediate_values=curve,

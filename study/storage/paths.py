@@ -28,7 +28,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from study.config.schema import MLFLOW, SHARED_FOLDER, TENSORBOARD, StudyConfig
+from study.config.schema import MLFLOW, TENSORBOARD
 
 TARGETS = "targets.arrow"
 """The teacher's targets, in its folder."""
@@ -177,16 +177,3 @@ def cached_truth(cache: Path, fingerprint: str) -> Path:
 def cached_teacher(cache: Path, fingerprint: str) -> Path:
     """Folder of a teacher: its checkpoints and its targets."""
     return cache / f"teacher-{fingerprint}"
-
-
-def place_of_crops(config: StudyConfig) -> tuple[str | None, Path]:
-    """The object store of the crops, if there is one, and the folder where they are read."""
-    store = config.data.store
-    if store is not None and "://" not in store:
-        return None, Path(store)
-    return store, cache_of(config)
-
-
-def cache_of(config: StudyConfig) -> Path:
-    """Folder of what the studies under one ``storage`` share."""
-    return Path(config.storage) / SHARED_FOLDER

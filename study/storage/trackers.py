@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from study.config.schema import MLFLOW, TENSORBOARD, StudyConfig
+from study.config.schema import MLFLOW, TENSORBOARD
 from study.errors import InputError
 from study.storage.paths import mlflow_artifacts_folder, mlflow_file, tensorboard_folder
 from study.storage.tables import PARAMS, VAL, TableRow
@@ -54,13 +54,13 @@ class TrialLog(Protocol):
     def end(self, trial: TableRow) -> None: ...
 
 
-def require_packages(config: StudyConfig) -> None:
+def require_packages(log: Sequence[str]) -> None:
     """Returns if every log that is asked for can be written.
 
     Raises:
         InputError: a package is not installed; says how to install it.
     """
-    for name in config.log:
+    for name in log:
         if importlib.util.find_spec(name) is None:
             raise InputError(
                 f"log=[{name}] needs the package {name}, which is not installed; "
@@ -70,20 +70,24 @@ def require_packages(config: StudyConfig) -> None:
 
 @contextlib.contextmanager
 def trials_logged(
-    config: StudyConfig, folder: Path, news: News, notify: Callable[[str], None]
+    names: Sequence[str],
+    study: str,
+    folder: Path,
+    news: News,
+    notify: Callable[[str], None],
 ) -> Iterator[None]:
     """Trials are written to every log of ``log`` until the block ends, and what is left then.
 
     A log that fails stops no study: it is said, once, and tried again.
     """
-    if not config.log:
+    if not names:
         yield
         return
     kinds: dict[str, Callable[[Path, str], TrialLog]] = {
         TENSORBOARD: TensorBoardLog,
         MLFLOW: MLflowLog,
     }
-    logs = [(name, kinds[name](folder, config.name), dict[int, Logged]()) for name in config.log]
+    logs = [(name, kinds[name](folder, study), dict[int, Logged]()) for name in names]
     over = threading.Event()
 
     def follow() -> None:
@@ -108,7 +112,7 @@ def trials_logged(
         over.set()
         thread.join(LAST_S)
         if thread.is_alive():
-            notify(f"log={','.join(config.log)} took more than {LAST_S:g} s; its end is missing")
+            notify(f"log={','.join(names)} took more than {LAST_S:g} s; its end is missing")
 
 
 def catch_up(log: TrialLog, told: dict[int, Logged], news: News) -> None:

@@ -24,7 +24,7 @@ from models.skeleton import Skeleton, shared_joints
 from models.weights import HEAD, SIMCC_HEAD
 from study.cache.predictions import START, Predictions
 from study.cache.teacher_store import TeacherTargets
-from study.config.derived import seed_of, skeleton_of, teacher_input_size_of, teacher_skeleton_of
+from study.config.derived import Resolved, seed_of
 from study.config.schema import (
     JITTER,
     ONNX,
@@ -34,19 +34,36 @@ from study.config.schema import (
     STUDENT,
     VITPOSE,
     DistillConfig,
-    StudyConfig,
+    ModelConfig,
+    RefineConfig,
+    TeacherConfig,
+    TrialConfig,
 )
 from study.errors import InputError
 from study.teachers.onnx_model import OnnxHeatmaps, OnnxSimcc, open_onnx
 from study.teachers.vitpose import VitPose, check_vitpose
 from study.training.distill import structure_terms
 from study.training.losses import joint_relation
-from study.training.networks import build_distill_task, build_network, with_arithmetic
+from study.training.networks import build_network, with_arithmetic
 
 NUM_MODES = 3
 HEAVY, GENTLE = 0.1, 0.01
 """Weights of the structure loss: the first, which suits a student that starts from nothing, costs
 one that starts from trained weights AP, the second less."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherSpec:
+    """All that a study's teacher and its targets depend on, apart from the data."""
+
+    teacher: TeacherConfig
+    distill: DistillConfig
+    """Stage 1, whose truth loss and augmentation the teacher's training shares."""
+    trial: TrialConfig
+    """Precision, memory format and compilation."""
+    resolved: Resolved
+    seed: int
+    """The study's seed."""
 
 
 class Teacher(Protocol):
@@ -154,7 +171,9 @@ class TeacherOfOtherJoints(nn.Module):
         return put
 
 
-def check_files(config: StudyConfig, notify: Callable[[str], None]) -> None:
+def check_files(
+    spec: TeacherSpec, student: ModelConfig, refine: RefineConfig, notify: Callable[[str], None]
+) -> None:
     """Returns if whatever the settings name beside the data can be used; looks at no image.
 
     Before anything takes its time, so that a wrong path is told at once. Says what
@@ -163,29 +182,29 @@ def check_files(config: StudyConfig, notify: Callable[[str], None]) -> None:
     Raises:
         InputError: one of the files is missing, broken or something else; says what to change.
     """
-    check_weights(config, notify)
-    check_teacher(config)
-    if config.refine.epochs and config.refine.start not in (STUDENT, JITTER):
-        Predictions(Path(config.refine.start), skeleton_of(config), START)
+    check_weights(spec, student, notify)
+    check_teacher(spec.teacher, spec.resolved)
+    if refine.epochs and refine.start not in (STUDENT, JITTER):
+        Predictions(Path(refine.start), spec.resolved.skeleton, START)
 
 
-def check_teacher(config: StudyConfig) -> None:
+def check_teacher(teacher: TeacherConfig, resolved: Resolved) -> None:
     """Returns if ``teacher.init`` is what ``teacher.name`` says; looks at no image.
 
     Raises:
         InputError: it is not, or the library that reads it is missing; says what to change.
     """
-    init = Path(config.teacher.init)
-    skeleton, size = teacher_skeleton_of(config), teacher_input_size_of(config)
-    if config.teacher.name == VITPOSE:
+    init = Path(teacher.init)
+    skeleton, size = resolved.teacher_skeleton, resolved.teacher_input_size
+    if teacher.name == VITPOSE:
         check_vitpose(init, skeleton, size)
-    elif config.teacher.name == ONNX:
-        open_onnx(init, skeleton, size, config.teacher.pixels)
-    elif config.teacher.name == PREDICTIONS:
+    elif teacher.name == ONNX:
+        open_onnx(init, skeleton, size, teacher.pixels)
+    elif teacher.name == PREDICTIONS:
         Predictions(init, skeleton)
 
 
-def check_weights(config: StudyConfig, notify: Callable[[str], None]) -> None:
+def check_weights(spec: TeacherSpec, student: ModelConfig, notify: Callable[[str], None]) -> None:
     """Says which layers stay random though their network starts from weights, and what may undo
     the student's.
 
@@ -193,28 +212,29 @@ def check_weights(config: StudyConfig, notify: Callable[[str], None]) -> None:
         InputError: ``teacher.init`` or ``student.init`` is no file of weights that fit, or leaves
             layers random in a teacher that is not trained.
     """
-    own = {"teacher": config.teacher.name in SIZES, "student": True}
-    for role, model in (("teacher", config.teacher), ("student", config.student)):
+    resolved = spec.resolved
+    own = {"teacher": spec.teacher.name in SIZES, "student": True}
+    for role, model in (("teacher", spec.teacher), ("student", student)):
         if model.init == RANDOM or not own[role]:
             continue
         if role == "teacher":
-            network, _, trained = open_network(config)
+            network, _, trained = open_network(spec)
         else:
-            task = build_distill_task(config, seed=0)
-            network, trained = task.student, task.trained
+            codec = build_codec(model.codec, resolved.input_size, model.sigma)
+            network, trained = build_network(model, spec.trial, codec, resolved.skeleton, seed=0)
         new = [name for name, _ in network.named_parameters() if name not in trained]
         if not new:
             continue
-        skeleton = teacher_skeleton_of(config) if role == "teacher" else skeleton_of(config)
+        skeleton = resolved.teacher_skeleton if role == "teacher" else resolved.skeleton
         said = f"{role}.init has {_what_differs(skeleton, new)}; random: {', '.join(new)}"
-        if role == "teacher" and not config.teacher.epochs:
+        if role == "teacher" and not spec.teacher.epochs:
             raise InputError(
                 "a teacher that is not trained must have all its weights, got teacher.epochs=0, "
                 f"and {said}; set teacher.skeleton and codec to the file's, or teacher.epochs"
             )
         notify(said)
-    if config.student.init != RANDOM:
-        _warn_of_structure(config.distill, notify)
+    if student.init != RANDOM:
+        _warn_of_structure(spec.distill, notify)
 
 
 def _what_differs(skeleton: Skeleton, new: Sequence[str]) -> str:
@@ -239,49 +259,49 @@ def _warn_of_structure(settings: DistillConfig, notify: Callable[[str], None]) -
         )
 
 
-def open_network(config: StudyConfig) -> tuple[PoseNetwork, HeatmapCodec, frozenset[str]]:
+def open_network(spec: TeacherSpec) -> tuple[PoseNetwork, HeatmapCodec, frozenset[str]]:
     """The teacher's network before training, its codec, and its trained parameters by name.
 
     Raises:
         InputError: ``teacher.init`` does not fit, or the teacher is no network that can learn.
     """
-    settings, size = config.teacher, teacher_input_size_of(config)
-    skeleton = teacher_skeleton_of(config)
+    settings, size = spec.teacher, spec.resolved.teacher_input_size
+    skeleton = spec.resolved.teacher_skeleton
     if settings.name == VITPOSE:
         network = VitPose(Path(settings.init), skeleton, size)
         codec = build_codec("udp", size, settings.sigma)  # as ViTPose was trained
         trained = frozenset(name for name, _ in network.named_parameters())
-        return with_arithmetic(network, config.trial), codec, trained
+        return with_arithmetic(network, spec.trial), codec, trained
     codec = build_codec(settings.codec, size, settings.sigma)
-    seed = seed_of(config.seed, "teacher")
-    ours, trained = build_network(settings, config.trial, codec, skeleton, seed)
+    seed = seed_of(spec.seed, "teacher")
+    ours, trained = build_network(settings, spec.trial, codec, skeleton, seed)
     return ours, codec, trained
 
 
-def open_teacher(config: StudyConfig, device: torch.device) -> Teacher:
+def open_teacher(spec: TeacherSpec, device: torch.device) -> Teacher:
     """The teacher as ``teacher.init`` has it, answering for the data's joints, in eval mode.
 
     Raises:
         InputError: as ``check_teacher``.
     """
-    settings, size = config.teacher, teacher_input_size_of(config)
-    skeleton = teacher_skeleton_of(config)
+    settings, resolved = spec.teacher, spec.resolved
+    skeleton, size = resolved.teacher_skeleton, resolved.teacher_input_size
     flip_order = skeleton.flip_order if settings.flip_test else None
     if settings.name != ONNX:
-        network, codec, _ = open_network(config)
-        return for_data(HeatmapTeacher(network, codec, flip_order), config, device)
+        network, codec, _ = open_network(spec)
+        return for_data(HeatmapTeacher(network, codec, flip_order), resolved, device)
     onnx = open_onnx(Path(settings.init), skeleton, size, settings.pixels)
     if isinstance(onnx, OnnxHeatmaps):
         codec = build_codec(settings.codec, size, settings.sigma)
         codec = dataclasses.replace(codec, heatmap_size=onnx.heatmap_size)
-        return for_data(HeatmapTeacher(onnx, codec, flip_order), config, device)
-    return for_data(SimccTeacher(onnx, CropFrame(size)), config, device)
+        return for_data(HeatmapTeacher(onnx, codec, flip_order), resolved, device)
+    return for_data(SimccTeacher(onnx, CropFrame(size)), resolved, device)
 
 
 def for_data(
-    teacher: HeatmapTeacher | SimccTeacher, config: StudyConfig, device: torch.device
+    teacher: HeatmapTeacher | SimccTeacher, resolved: Resolved, device: torch.device
 ) -> Teacher:
     """The teacher in eval mode on the device, its answers in the joints of the data."""
-    own, wanted = teacher_skeleton_of(config), skeleton_of(config)
+    own, wanted = resolved.teacher_skeleton, resolved.skeleton
     teacher = teacher.to(device).eval()
     return teacher if own.joints == wanted.joints else TeacherOfOtherJoints(teacher, own, wanted)

@@ -27,14 +27,13 @@ from study.cache.teacher_store import (
     place_of,
     write_teacher_store,
 )
-from study.config.compose import to_plain
-from study.config.derived import input_size_of, seed_of, skeleton_of, teacher_skeleton_of
+from study.config.derived import seed_of
 from study.config.schema import (
     MOBILE_NET,
     PREDICTIONS,
     RANDOM,
     AugmentConfig,
-    StudyConfig,
+    ModelConfig,
     TeacherConfig,
 )
 from study.data.augmentation import draw_affines, no_augmentation
@@ -43,17 +42,12 @@ from study.display import PREDICTED
 from study.errors import InputError
 from study.storage.checkpoint import Checkpoint, Checkpoints, Row, best_row
 from study.storage.files import fingerprint, hash_file, write_atomic
-from study.storage.paths import (
-    TARGETS,
-    cache_of,
-    cached_teacher,
-    teacher_epochs,
-    teacher_record_file,
-)
+from study.storage.paths import TARGETS, cached_teacher, teacher_epochs, teacher_record_file
 from study.teachers.adapters import (
     NUM_MODES,
     HeatmapTeacher,
     Teacher,
+    TeacherSpec,
     for_data,
     open_network,
     open_teacher,
@@ -71,15 +65,15 @@ VERSION = 4
 """Raise it when training a teacher, or what is kept of it, changes."""
 
 
-def teacher_folder(config: StudyConfig, data: PreparedData) -> Path:
-    """Where the teacher of these settings and data lies, for all studies under one ``storage``."""
-    settings = to_plain(config)
-    teacher = {**settings["teacher"], "init": _content_of(config.teacher), "mode": None}
-    augment = settings["distill"]["augment"]
+def teacher_folder(spec: TeacherSpec, data: PreparedData) -> Path:
+    """Return the folder of this teacher on these data, shared by studies of one ``storage``."""
+    teacher = dataclasses.asdict(spec.teacher)
+    teacher |= {"init": _content_of(spec.teacher), "mode": None}
+    augment = dataclasses.asdict(spec.distill.augment)
     augment["colour"] = augment.pop("color")  # as in the names of teachers on disk
-    arithmetic = [settings["trial"][key] for key in ("precision", "channels_last", "compile")]
-    parts = (VERSION, teacher, augment, config.seed, arithmetic)
-    return cached_teacher(cache_of(config), fingerprint(*parts, data.fingerprint))
+    arithmetic = [spec.trial.precision, spec.trial.channels_last, spec.trial.compile]
+    parts = (VERSION, teacher, augment, spec.seed, arithmetic)
+    return cached_teacher(spec.resolved.cache, fingerprint(*parts, data.fingerprint))
 
 
 def _content_of(teacher: TeacherConfig) -> Any:
@@ -108,46 +102,45 @@ def best_of(folder: Path) -> Checkpoint:
     return Checkpoints(teacher_epochs(folder)).at(int(best_row(last.rows)["epoch"]))
 
 
-def build_task(config: StudyConfig) -> DistillTask:
-    """The teacher, learning from ground truth alone."""
+def build_task(spec: TeacherSpec) -> DistillTask:
+    """Build the task that trains the teacher on ground truth alone."""
     settings = dataclasses.replace(
-        config.distill,
-        heatmap=dataclasses.replace(config.distill.heatmap, kind="none"),
-        structure=dataclasses.replace(config.distill.structure, kind="none"),
+        spec.distill,
+        heatmap=dataclasses.replace(spec.distill.heatmap, kind="none"),
+        structure=dataclasses.replace(spec.distill.structure, kind="none"),
         weights="fixed",
     )
-    network, codec, trained = open_network(config)
+    network, codec, trained = open_network(spec)
     return DistillTask(
         network,
         codec,
-        skeleton_of(config),
+        spec.resolved.skeleton,
         settings,
         trained,
-        flip_test=config.teacher.flip_test,
+        flip_test=spec.teacher.flip_test,
     )
 
 
-def load_teacher(config: StudyConfig, folder: Path, device: torch.device) -> Teacher:
+def load_teacher(spec: TeacherSpec, folder: Path, device: torch.device) -> Teacher:
     """The teacher that the study's targets are of, in eval mode: its best epoch, or as it came."""
-    if not config.teacher.epochs:
-        return open_teacher(config, device)
-    task = build_task(config)
+    if not spec.teacher.epochs:
+        return open_teacher(spec, device)
+    task = build_task(spec)
     task.load_state_dict(best_of(folder).weights())
-    return for_data(HeatmapTeacher(task.student, task.codec, task.flip_order), config, device)
+    teacher = HeatmapTeacher(task.student, task.codec, task.flip_order)
+    return for_data(teacher, spec.resolved, device)
 
 
-def prepare_teacher(
-    config: StudyConfig, data: PreparedData, notify: Callable[[str], None]
-) -> None:
+def prepare_teacher(spec: TeacherSpec, data: PreparedData, notify: Callable[[str], None]) -> None:
     """Stores predictions at once, for there is nobody to train or to ask; other teachers wait.
 
     Raises:
         InputError: ``teacher.init`` holds no predictions, or those of other people.
     """
-    folder = teacher_folder(config, data)
-    if config.teacher.name != PREDICTIONS or is_ready(folder):
+    folder, resolved = teacher_folder(spec, data), spec.resolved
+    if spec.teacher.name != PREDICTIONS or is_ready(folder):
         return
-    predictions = Predictions(Path(config.teacher.init), teacher_skeleton_of(config))
+    predictions = Predictions(Path(spec.teacher.init), resolved.teacher_skeleton)
     store = open_crop_store(Path(data.train))
     matched = predictions.match(store)
     number = np.count_nonzero(matched != NOBODY)
@@ -158,14 +151,15 @@ def prepare_teacher(
             "annotation_id to those of data.train.annotations"
         )
     notify(f"{number} of {len(store)} people to train on have a prediction; the rest are untaught")
-    modes = torch.from_numpy(predictions.modes(store, matched, NUM_MODES, skeleton_of(config)))
+    modes = torch.from_numpy(predictions.modes(store, matched, NUM_MODES, resolved.skeleton))
     said = TeacherTargets(modes, modes[:, :, 0, 2] > 0, None)
     write_teacher_store(folder / TARGETS, stored_size(store.input_size), len(store), said.part)
     _finish(folder, 0, [])
 
 
 def make_teacher(
-    config: StudyConfig,
+    spec: TeacherSpec,
+    student: ModelConfig,
     data: PreparedData,
     workers: Workers,
     report: Report,
@@ -178,21 +172,24 @@ def make_teacher(
         tell: called with the last row, and as PREDICTED the number of crops whose targets are
             predicted and of all crops.
     """
-    folder = teacher_folder(config, data)
-    ground = TrainingData.open(config, data.for_teacher(), workers, teacher=None)
-    rows = _train(config, ground, folder, report) if config.teacher.epochs else []
-    teacher = load_teacher(config, folder, workers.device)
+    folder, resolved = teacher_folder(spec, data), spec.resolved
+    ground = TrainingData.open(data.for_teacher(), resolved, workers, teacher=None)
+    rows = _train(spec, ground, folder, report) if spec.teacher.epochs else []
+    teacher = load_teacher(spec, folder, workers.device)
     if not rows:
         scores = {f"val_{name}": value for name, value in ground.score(teacher).items()}
         rows = [{"stage": "teacher", "epoch": 0, "step": 0, "seconds": 0.0, "loss": 0.0, **scores}]
         report(rows[0])
-    student = open_crop_store(Path(data.train))
-    live = OnlineTeacher(teacher, ground.train, student)
-    codec = build_codec(config.student.codec, input_size_of(config), config.student.sigma)
+    students_crops = open_crop_store(Path(data.train))
+    live = OnlineTeacher(teacher, ground.train, students_crops)
+    codec = build_codec(student.codec, resolved.input_size, student.sigma)
     views = draw_views(
-        *(student, ground.skeleton, codec.frame, config.distill.augment),
-        number=config.teacher.views,
-        seed=seed_of(config.seed, "views"),
+        students_crops,
+        resolved.skeleton,
+        codec.frame,
+        spec.distill.augment,
+        number=spec.teacher.views,
+        seed=seed_of(spec.seed, "views"),
     )
 
     def asked(done: int, total: int) -> None:
@@ -201,21 +198,23 @@ def make_teacher(
     ask(live, views, ground.skeleton, workers, folder / TARGETS, asked)
     if workers.rank == 0:
         cached = open_teacher_store(folder / TARGETS)
-        note_target_error(folder, cached, live, config, workers.device)
+        note_target_error(
+            folder, cached, live, resolved.skeleton, codec, workers.device, spec.seed
+        )
         _finish(folder, int(best_row(rows)["epoch"]), rows)
     workers.wait()
 
 
-def _train(config: StudyConfig, ground: TrainingData, folder: Path, report: Report) -> list[Row]:
+def _train(spec: TeacherSpec, ground: TrainingData, folder: Path, report: Report) -> list[Row]:
     """Trains it to the end; returns the report of every epoch."""
     workers = ground.workers
-    task = build_task(config).to(workers.device)
+    task = build_task(spec).to(workers.device)
     recorder = Recorder(Checkpoints(teacher_epochs(folder)), workers, report)
     recorder.replay()
-    augment, frame = config.distill.augment, task.codec.frame
-    stage = ground.stage("teacher", config.teacher, augment, frame, seed=config.seed)
+    augment, frame = spec.distill.augment, task.codec.frame
+    stage = ground.stage("teacher", spec.teacher, augment, frame, seed=spec.seed)
     progress = recorder.resume(stage, task)
-    compile_network(task.student, config.trial.compile, stage, workers.device)
+    compile_network(task.student, spec.trial.compile, stage, workers.device)
     run_stage(task, stage, progress, workers, recorder.finish)
     return recorder.rows
 
@@ -278,10 +277,10 @@ def ask(
 
 
 def open_online_teacher(
-    config: StudyConfig, data: PreparedData, folder: Path, workers: Workers
+    spec: TeacherSpec, data: PreparedData, folder: Path, workers: Workers
 ) -> TargetSource:
     """The teacher of this folder, to be asked at every step about what the student sees."""
-    teacher = load_teacher(config, folder, workers.device)
+    teacher = load_teacher(spec, folder, workers.device)
     stores = (open_crop_store(Path(part.train)) for part in (data.for_teacher(), data))
     return OnlineTeacher(teacher, *stores)
 

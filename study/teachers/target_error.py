@@ -8,12 +8,9 @@ from pathlib import Path
 
 import torch
 
-from models.build import build_codec
 from models.codecs.codec import HeatmapCodec
 from models.skeleton import Skeleton
 from study.cache.teacher_store import BATCH_SIZE, TeacherStore
-from study.config.derived import input_size_of, skeleton_of
-from study.config.schema import StudyConfig
 from study.data.annotations import SCORED_JOINT
 from study.data.augmentation import Augmentation, affines_of, cut_crops, flip_order_of, mirror
 from study.data.crops import stored_frame
@@ -90,15 +87,17 @@ def note_target_error(
     folder: Path,
     cached: TeacherStore,
     live: OnlineTeacher,
-    config: StudyConfig,
+    skeleton: Skeleton,
+    codec: HeatmapCodec,
     device: torch.device,
+    seed: int,
 ) -> None:
-    """Writes the targets' error, and the bytes that a person takes, beside them.
+    """Write the error of the targets and their bytes per person to the teacher's folder.
 
     Args:
+        codec: as ``target_error``.
     """
-    codec = build_codec(config.student.codec, input_size_of(config), config.student.sigma)
-    error = target_error(cached, live, skeleton_of(config), codec, device, config.seed)
+    error = target_error(cached, live, skeleton, codec, device, seed)
     size = cached.num_bytes / cached.num_views / len(cached)
     note = {**error, "bytes_per_person": size, "views": cached.num_views}
     target_error_file(folder).write_text(json.dumps(note))

@@ -22,14 +22,15 @@ from models.pose_features import PoseNetwork
 from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton
 from models.weights import load_weights
-from study.config.derived import input_size_of, seed_of, skeleton_of
+from study.config.derived import Resolved, seed_of
 from study.config.schema import (
     LATENCY,
     PARAMETERS,
     RANDOM,
     STUDENT,
+    DistillConfig,
     ModelConfig,
-    StudyConfig,
+    RefineConfig,
     TrialConfig,
 )
 from study.errors import InputError
@@ -47,15 +48,21 @@ WORTH_STEPS = 20_000
 """A stage of so many steps wins back the minutes of compiling if a step gets 5 ms shorter."""
 
 
-def measure_costs(config: StudyConfig, device: torch.device) -> dict[str, float]:
-    """The costs of the estimator that a trial of these settings ends with, by name.
+def measure_costs(
+    student: ModelConfig,
+    refine: RefineConfig,
+    arithmetic: TrialConfig,
+    resolved: Resolved,
+    device: torch.device,
+) -> dict[str, float]:
+    """Return the costs of the estimator that a trial of these settings ends with, by name.
 
     Latency is the median time in ms for one crop, with batch norms folded into convolutions as in
     an exported estimator. On a CPU it is one thread's own time, to which waiting for a core
     doesn't count: so trials that run side by side measure nearly the same.
     """
     with torch.random.fork_rng(devices=[]):
-        estimator = _untrained(config).to(device).eval()
+        estimator = _untrained(student, refine, arithmetic, resolved).to(device).eval()
         crop = 255 * torch.rand(1, 3, *estimator.codec.input_size).to(device)
     parameters = sum(parameter.numel() for parameter in estimator.parameters())
     fold_batch_norms(estimator)
@@ -80,12 +87,16 @@ def fold_batch_norms(network: nn.Module) -> None:
                 setattr(module, next_name, nn.Identity())
 
 
-def _untrained(config: StudyConfig) -> RefinedPose:
-    distilled = build_distill_task(config, seed=0)
-    if not config.refine.epochs:
-        return distilled.estimator()
-    refiner = build_refiner(config, distilled.student.pyramid_channels)
-    return build_refine_task(config, distilled, refiner).estimator()
+def _untrained(
+    student: ModelConfig, refine: RefineConfig, arithmetic: TrialConfig, resolved: Resolved
+) -> RefinedPose:
+    skeleton = resolved.skeleton
+    codec = build_codec(student.codec, resolved.input_size, student.sigma)
+    network, _ = build_network(student, arithmetic, codec, skeleton, seed=0)
+    refiner = None
+    if refine.epochs:
+        refiner = build_refiner(refine, skeleton, network.pyramid_channels)
+    return RefinedPose(network, codec, refiner, skeleton.flip_order if student.flip_test else None)
 
 
 def _latency_ms(call: Callable[[], object], device: torch.device) -> float:
@@ -168,27 +179,29 @@ def with_arithmetic(network: PoseNetwork, trial: TrialConfig) -> PoseNetwork:
     return network.to(memory_format=network.memory_format)  # type: ignore[call-overload]
 
 
-def build_distill_task(config: StudyConfig, seed: int) -> DistillTask:
-    """Stage 1 of a trial: its student, before training."""
-    skeleton, settings = skeleton_of(config), config.student
-    codec = build_codec(settings.codec, input_size_of(config), settings.sigma)
-    seed = seed_of(seed, "student")
-    student, trained = build_network(settings, config.trial, codec, skeleton, seed)
-    return DistillTask(
-        student,
-        codec,
-        skeleton,
-        config.distill,
-        trained,
-        flip_test=config.student.flip_test,
+def build_distill_task(
+    student: ModelConfig,
+    distill: DistillConfig,
+    arithmetic: TrialConfig,
+    resolved: Resolved,
+    *,
+    seed: int,
+) -> DistillTask:
+    """Build stage 1 of a trial: its student, before training."""
+    skeleton = resolved.skeleton
+    codec = build_codec(student.codec, resolved.input_size, student.sigma)
+    network, trained = build_network(
+        student, arithmetic, codec, skeleton, seed_of(seed, "student")
     )
+    return DistillTask(network, codec, skeleton, distill, trained, flip_test=student.flip_test)
 
 
-def build_refiner(config: StudyConfig, pyramid_channels: tuple[int, int, int]) -> IgpGcn:
-    """The IGP-GCN of these settings, for a student with these features."""
-    settings = config.refine
+def build_refiner(
+    settings: RefineConfig, skeleton: Skeleton, pyramid_channels: tuple[int, int, int]
+) -> IgpGcn:
+    """Build the IGP-GCN of these settings, for a student with these features."""
     return IgpGcn(
-        skeleton_of(config),
+        skeleton,
         pyramid_channels,
         levels=settings.levels,
         depth=settings.depth,
@@ -200,24 +213,33 @@ def build_refiner(config: StudyConfig, pyramid_channels: tuple[int, int, int]) -
     )
 
 
-def build_refine_task(config: StudyConfig, distilled: DistillTask, refiner: IgpGcn) -> RefineTask:
-    """Stage 2 of a trial on top of its student, before training."""
+def build_refine_task(
+    settings: RefineConfig, distilled: DistillTask, refiner: IgpGcn
+) -> RefineTask:
+    """Build stage 2 of a trial on top of its student, before training."""
     return RefineTask(
         distilled.student,
         distilled.codec,
         refiner,
         distilled.skeleton,
-        config.refine,
-        flip_test=config.student.flip_test,
+        settings,
+        flip_test=distilled.flip_order is not None,
     )
 
 
-def load_estimator(config: StudyConfig, checkpoint: Checkpoint) -> RefinedPose:
-    """The pose estimator of a trial's epoch, in eval mode; ``config`` holds the trial's values."""
-    distilled = build_distill_task(config, seed=0)
+def load_estimator(
+    checkpoint: Checkpoint,
+    student: ModelConfig,
+    distill: DistillConfig,
+    refine: RefineConfig,
+    arithmetic: TrialConfig,
+    resolved: Resolved,
+) -> RefinedPose:
+    """Return the pose estimator of a trial's epoch, in eval mode, by the trial's settings."""
+    distilled = build_distill_task(student, distill, arithmetic, resolved, seed=0)
     task: DistillTask | RefineTask = distilled
     if checkpoint.stage == RefineTask.name:
-        refiner = build_refiner(config, distilled.student.pyramid_channels)
-        task = build_refine_task(config, distilled, refiner)
+        refiner = build_refiner(refine, resolved.skeleton, distilled.student.pyramid_channels)
+        task = build_refine_task(refine, distilled, refiner)
     task.load_state_dict(checkpoint.weights())
     return task.estimator().eval()

@@ -17,14 +17,14 @@ from study.cache.crop_store import CropStore, open_crop_store
 from study.cache.predictions import check_start, stored_starts
 from study.cache.prepare import PreparedData
 from study.cache.teacher_store import TargetSource, open_teacher_store
-from study.config.derived import evaluation_of, skeleton_of
+from study.config.derived import Resolved
 from study.config.schema import (
     JITTER,
     STUDENT,
     AugmentConfig,
     DistillConfig,
+    Kind,
     RefineConfig,
-    StudyConfig,
     TeacherConfig,
 )
 from study.training.batches import Batch, epoch_rows, training_batches
@@ -45,9 +45,9 @@ class Starts(NamedTuple):
 class TrainingData:
     """The stores of a study, open in one worker."""
 
-    config: StudyConfig
     workers: Workers
     skeleton: Skeleton
+    evaluation: Kind
     train: CropStore
     search: CropStore
     search_truth: Path
@@ -55,12 +55,12 @@ class TrainingData:
 
     @classmethod
     def open(
-        cls, config: StudyConfig, data: PreparedData, workers: Workers, teacher: Path | None
+        cls, data: PreparedData, resolved: Resolved, workers: Workers, teacher: Path | None
     ) -> TrainingData:
         return cls(
-            config=config,
             workers=workers,
-            skeleton=skeleton_of(config),
+            skeleton=resolved.skeleton,
+            evaluation=resolved.evaluation,
             train=open_crop_store(Path(data.train)),
             search=open_crop_store(Path(data.search)),
             search_truth=Path(data.search_truth),
@@ -128,29 +128,33 @@ class TrainingData:
             self.search,
             self.search_truth,
             self.skeleton,
-            evaluation_of(self.config),
+            self.evaluation,
             self.workers,
             starts.search if starts else None,
         )
 
-    def starts(self) -> Starts | None:
-        """The poses of ``refine.start``'s file; None where it names no file."""
-        start = self.config.refine.start
+    def starts(self, start: str) -> Starts | None:
+        """Return the poses of the file that ``refine.start`` names; None if it names no file."""
         if start in (STUDENT, JITTER):
             return None
         stores = (self.train, self.search)
         return Starts(*(stored_starts(Path(start), store, self.skeleton) for store in stores))
 
 
-def prepare_start(config: StudyConfig, data: PreparedData, notify: Callable[[str], None]) -> None:
+def prepare_start(
+    refine: RefineConfig,
+    data: PreparedData,
+    skeleton: Skeleton,
+    notify: Callable[[str], None],
+) -> None:
     """Checks the file of ``refine.start``, if it is one, before anything is started for it.
 
     Raises:
         InputError: the file is broken, or of other people.
     """
-    if config.refine.epochs and config.refine.start not in (STUDENT, JITTER):
+    if refine.epochs and refine.start not in (STUDENT, JITTER):
         store = open_crop_store(Path(data.train))
-        found, left = check_start(Path(config.refine.start), store, skeleton_of(config))
+        found, left = check_start(Path(refine.start), store, skeleton)
         notify(
             f"refine.start has {found} people to train on; {left} start from the student's pose"
         )

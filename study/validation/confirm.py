@@ -22,7 +22,7 @@ from ray.train import TrainingFailedError
 
 from search_spaces.space import SearchSpace
 from study.cache.crop_store import open_crop_store
-from study.config.derived import evaluation_of, seed_of, skeleton_of
+from study.config.derived import seed_of
 from study.data.coco_results import write_poses
 from study.display import Display, confirm_line, confirm_panel
 from study.errors import TrainingDiverged
@@ -82,6 +82,7 @@ class ConfirmRun:
         return Trial(
             number=self.trial["trial"],
             config=trial_config(plan.config, self.trial),
+            resolved=plan.resolved,
             data=plan.data.here(),
             folder=self.folder(Path(plan.folder)),
             targets=Path(plan.targets),
@@ -229,14 +230,17 @@ def _score(trial: Trial, workers: Workers) -> dict[str, Any]:
     last = checkpoints.last()
     assert last is not None
     best = best_row(last.rows)
-    config, skeleton = trial.config, skeleton_of(trial.config)
-    estimator = load_estimator(config, checkpoints.at(int(best["epoch"]))).to(workers.device)
+    config, resolved, skeleton = trial.config, trial.resolved, trial.resolved.skeleton
+    checkpoint = checkpoints.at(int(best["epoch"]))
+    estimator = load_estimator(
+        checkpoint, config.student, config.distill, config.refine, config.trial, resolved
+    ).to(workers.device)
     store, nms = open_crop_store(Path(trial.data.val)), config.data.val.oks_nms
     poses = detect_people(estimator, store, skeleton, workers, nms_threshold=nms)
     if workers.rank:
         return {}
     write_poses(poses, run_keypoints_file(trial.folder))
-    truth, kind = Path(trial.data.val_truth), evaluation_of(config)
+    truth, kind = Path(trial.data.val_truth), resolved.evaluation
     figures = average_precision(truth, poses, skeleton, kind)
     return {
         **{"error": None, "stage": best["stage"], "epoch": best["epoch"]},
@@ -278,13 +282,14 @@ def _judge(plan: StudyContext, trials: Sequence[dict[str, Any]]) -> list[dict[st
     if not sound:
         return []
     sound.sort(key=lambda t: -np.mean([row["ap"] for row in by_trial[t["trial"]]]))
-    truth, skeleton = Path(plan.data.val_truth), skeleton_of(config)
+    truth = Path(plan.data.val_truth)
     matched = [
         [
             match_people(
                 truth,
                 json.loads((folder / row["keypoints"]).read_text()),
-                *(skeleton, evaluation_of(config)),
+                plan.resolved.skeleton,
+                plan.resolved.evaluation,
             )
             for row in by_trial[t["trial"]]
         ]

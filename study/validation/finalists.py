@@ -12,7 +12,7 @@ import torch
 
 from study.cache.crop_store import open_crop_store
 from study.cache.prepare import PreparedData
-from study.config.derived import evaluation_of, skeleton_of
+from study.config.derived import Resolved
 from study.config.schema import PREDICTIONS, StudyConfig
 from study.data.coco_results import write_poses
 from study.metrics import ap_by_joint, ap_by_threshold, average_precision
@@ -21,9 +21,11 @@ from study.search.objectives import costs_in, may_win, pareto_front
 from study.storage.checkpoint import Checkpoints
 from study.storage.paths import finalist_keypoints_file, trial_folder
 from study.storage.tables import TableRow, read_reports, read_trials, written_trials
+from study.teachers.adapters import TeacherSpec
 from study.teachers.make import best_of, load_teacher, teacher_folder
 from study.training.evaluation import Estimator, detect_people
 from study.training.networks import load_estimator
+from study.trial import teacher_spec
 from study.validation.confirm_table import confirmed_winner
 from study.workers import Workers
 
@@ -89,7 +91,9 @@ class _Judged:
     by_threshold: dict[float, float]
 
 
-def score_finalists(config: StudyConfig, data: PreparedData, study_folder: str) -> Finals:
+def score_finalists(
+    config: StudyConfig, resolved: Resolved, data: PreparedData, study_folder: str
+) -> Finals:
     """The teacher and each finalist, scored on val; their poses lie in ``results/`` then.
 
     Predictions are of training people alone: such a teacher has no row.
@@ -99,44 +103,51 @@ def score_finalists(config: StudyConfig, data: PreparedData, study_folder: str) 
     trials = read_trials(folder)
     by_number = {trial["trial"]: trial for trial in trials.to_pylist()}
     finals = Finals([], [], [])
+    nms, detections = config.data.val.oks_nms, config.data.val.detections
     if config.teacher.name != PREDICTIONS:
-        row, judged = _judge_teacher(config, data, device)
-        _add(finals, config, folder, row, judged)
+        row, judged = _judge_teacher(teacher_spec(config, resolved), data, nms, device)
+        _add(finals, config.name, detections, folder, row, judged)
     known: dict[tuple[int, int], _Judged] = {}  # the winner is one of the others too
     for role, report in finalists(trials, read_reports(folder), confirmed_winner(folder)).items():
         number, epoch = key = report["trial"], report["epoch"]
         checkpoint = Checkpoints(trial_folder(folder, number)).at(epoch)
         if key not in known:
-            estimator = load_estimator(trial_config(config, by_number[number]), checkpoint)
-            known[key] = _judge(estimator.to(device), config, data, device)
+            trial = trial_config(config, by_number[number])
+            estimator = load_estimator(
+                checkpoint, trial.student, trial.distill, trial.refine, trial.trial, resolved
+            )
+            known[key] = _judge(estimator.to(device), resolved, data, nms, device)
         row = {"role": role, "trial": number, "stage": checkpoint.stage, "epoch": epoch}
         row["checkpoint"] = str(checkpoint.folder.relative_to(folder))
-        _add(finals, config, folder, row, known[key])
+        _add(finals, config.name, detections, folder, row, known[key])
     return finals
 
 
 def _judge_teacher(
-    config: StudyConfig, data: PreparedData, device: torch.device
+    spec: TeacherSpec, data: PreparedData, nms: float, device: torch.device
 ) -> tuple[TableRow, _Judged]:
-    folder = teacher_folder(config, data)
-    best = best_of(folder) if config.teacher.epochs else None
-    teacher = load_teacher(config, folder, device)
+    folder = teacher_folder(spec, data)
+    best = best_of(folder) if spec.teacher.epochs else None
+    teacher = load_teacher(spec, folder, device)
     row = {
         **{"role": "teacher", "trial": None, "stage": "teacher"},
         "epoch": best.epoch if best else 0,
-        "checkpoint": str(best.folder) if best else config.teacher.init,
+        "checkpoint": str(best.folder) if best else spec.teacher.init,
     }
-    return row, _judge(teacher, config, data.for_teacher(), device)
+    return row, _judge(teacher, spec.resolved, data.for_teacher(), nms, device)
 
 
 def _judge(
-    estimator: Estimator, config: StudyConfig, data: PreparedData, device: torch.device
+    estimator: Estimator,
+    resolved: Resolved,
+    data: PreparedData,
+    nms: float,
+    device: torch.device,
 ) -> _Judged:
     """The official figures: also of ground-truth boxes HRNet's come after OKS-NMS."""
-    store, skeleton = open_crop_store(Path(data.val)), skeleton_of(config)
-    nms = config.data.val.oks_nms
+    store, skeleton = open_crop_store(Path(data.val)), resolved.skeleton
     poses = detect_people(estimator, store, skeleton, Workers(device), nms_threshold=nms)
-    truth, kind = Path(data.val_truth), evaluation_of(config)
+    truth, kind = Path(data.val_truth), resolved.evaluation
     return _Judged(
         poses,
         len(store),
@@ -147,18 +158,23 @@ def _judge(
 
 
 def _add(
-    finals: Finals, config: StudyConfig, folder: Path, row: TableRow, judged: _Judged
+    finals: Finals,
+    study: str,
+    detections: str | None,
+    folder: Path,
+    row: TableRow,
+    judged: _Judged,
 ) -> None:
     """The finalist's rows are in the tables, and its poses on disk."""
     keypoints = finalist_keypoints_file(folder, row["role"])
     write_poses(judged.poses, keypoints)
-    who = {"study": config.name, "split": "val", **row}
+    who = {"study": study, "split": "val", **row}
     checkpoint = who.pop("checkpoint")
     finals.final.append(
         {
             **who,
             "num_people": judged.num_people,
-            "detections": config.data.val.detections,
+            "detections": detections,
             "checkpoint": checkpoint,
             "keypoints": str(keypoints.relative_to(folder)),
             **{name: _or_none(value) for name, value in judged.figures.items()},

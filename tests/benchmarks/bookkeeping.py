@@ -29,6 +29,7 @@ from rich.table import Table
 
 from search_spaces.space import load
 from study.config.compose import compose
+from study.config.derived import resolve
 from study.search.owner import StudyOwner
 from study.storage.checkpoint import Checkpoints, Row
 from study.storage.paths import trial_folder
@@ -56,7 +57,7 @@ def cpu_by_trial(folder: Path, sampler: str, trials: int, settings: list[str]) -
     config = compose([*own, f"search.trials={trials}"])
     (folder / "study").mkdir()
     space = load(config.search_space)
-    owner = StudyOwner(str(folder / "study"), config, space.to_json(), "session", "inline")
+    owner = StudyOwner(str(folder / "study"), config, resolve(config), space.to_json(), "session")
     generator, clock = np.random.default_rng(0), Clock()
     found = []
     for index in range(trials):

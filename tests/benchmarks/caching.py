@@ -39,7 +39,7 @@ from search_spaces.space import load
 from study.cache.crop_store import CropStore, open_crop_store
 from study.cache.prepare import prepare_data
 from study.config.compose import compose, flatten, to_plain, with_values
-from study.config.derived import input_size_of
+from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.data.coco_json import load_document
 from study.data.crops import read_image, stored_size, warp
@@ -51,7 +51,7 @@ from study.training import training_data
 from study.training.loop import Progress, run_stage
 from study.training.networks import build_distill_task, build_refine_task, build_refiner
 from study.training.training_data import TrainingData
-from study.trial import Trial, run_trial
+from study.trial import Trial, run_trial, teacher_spec
 from study.workers import Workers, configure_process
 
 EPOCHS = (
@@ -83,20 +83,22 @@ def forward_seconds(network: Any, size: tuple[int, int]) -> float:
 def epochs(storage: str, rounds: int) -> list[tuple[str, float, float]]:
     """Name and seconds, live and stored, of an epoch of either stage."""
     config = compose([f"storage={storage}", *EPOCHS])
-    data = prepare_data(config, lambda _: lambda *_: None, print)
+    resolved = resolve(config)
+    spec = teacher_spec(config, resolved)
+    data = prepare_data(config.data, resolved, lambda _: lambda *_: None, print)
     workers = Workers(torch.device("cpu"))
-    make_teacher(config, data, workers, quiet)
-    folder = teacher_folder(config, data)
-    stored = TrainingData.open(config, data, workers, folder / TARGETS)
-    asking = open_online_teacher(config, data, folder, workers)
+    make_teacher(spec, config.student, data, workers, quiet)
+    folder = teacher_folder(spec, data)
+    stored = TrainingData.open(data, resolved, workers, folder / TARGETS)
+    asking = open_online_teacher(spec, data, folder, workers)
     asked = dataclasses.replace(stored, teacher=asking)
-    distilled = build_distill_task(config, seed=0)
-    frozen = build_distill_task(config, seed=0)  # stage 2 freezes it in place
-    refined = build_refine_task(
-        config, frozen, build_refiner(config, frozen.student.pyramid_channels)
-    )
-    size = input_size_of(config)
-    network = open_network(config)[0]
+    distilled = build_distill_task(config.student, config.distill, config.trial, resolved, seed=0)
+    # Of its own, since stage 2 freezes it in place.
+    frozen = build_distill_task(config.student, config.distill, config.trial, resolved, seed=0)
+    refiner = build_refiner(config.refine, resolved.skeleton, frozen.student.pyramid_channels)
+    refined = build_refine_task(config.refine, frozen, refiner)
+    size = resolved.input_size
+    network = open_network(spec)[0]
     cost = forward_seconds(network, size) / forward_seconds(distilled.student, size)
     print(f"a forward pass of the teacher costs {cost:.1f} times the student's")
 
@@ -150,17 +152,23 @@ def study(storage: str, trials: int) -> list[tuple[str, float, float]]:
     """
     config = compose([f"storage={storage}"])
     workers = Workers(torch.device("cpu"))
-    data = prepare_data(config, lambda _: lambda *_: None, print)
-    paths, folder = images_of(config), teacher_folder(config, data)
+    resolved = resolve(config)
+    spec = teacher_spec(config, resolved)
+    data = prepare_data(config.data, resolved, lambda _: lambda *_: None, print)
+    paths, folder = images_of(config), teacher_folder(spec, data)
 
     def make() -> float:
-        return timed(lambda: make_teacher(config, data, workers, quiet))
+        return timed(lambda: make_teacher(spec, config.student, data, workers, quiet))
 
     made = None if is_ready(folder) else make()
     asked = make()  # of a teacher that is trained, only the asking is done again
     with tempfile.TemporaryDirectory() as other:
         anew = compose([f"storage={other}", f"data.root={config.data.root}"])
-        cropped = timed(lambda: prepare_data(anew, lambda _: lambda *_: None, lambda _: None))
+        cropped = timed(
+            lambda: prepare_data(
+                anew.data, resolve(anew), lambda _: lambda *_: None, lambda _: None
+            )
+        )
     print(f"cropping took {cropped:.1f} s, asking the teacher {asked:.1f} s", flush=True)
 
     def cut_anew(path: Path) -> CropStore:
@@ -179,7 +187,7 @@ def study(storage: str, trials: int) -> list[tuple[str, float, float]]:
                 training_data.open_crop_store = make.open_crop_store = opener  # type: ignore[attr-defined]
                 own = with_values(config, {**chosen, "teacher.mode": mode})
                 kept = Path(scratch) / way / str(number)
-                trial = Trial(number, own, data, kept, folder / TARGETS)
+                trial = Trial(number, own, resolve(own), data, kept, folder / TARGETS)
                 seconds[way].append(timed(lambda: run_trial(trial, workers, quiet)))  # noqa: B023
                 last = Checkpoints(kept).last()
                 assert last is not None

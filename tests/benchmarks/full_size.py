@@ -98,12 +98,15 @@ def run_step(step: str, root: Path, size: int) -> None:
     """One step, in this process."""
     from study.cache.prepare import prepare_data
     from study.config.compose import compose
+    from study.config.derived import resolve
 
     config = compose(settings_of(root, size))
     if step == "audit":
         return look(root / config.data.train.annotations, root / "train2017", root / "audit")
     began = time.monotonic()
-    data = prepare_data(config, lambda _: lambda *_: None, print, audit_folder=root / "audit")
+    data = prepare_data(
+        config.data, resolve(config), lambda _: lambda *_: None, print, audit_folder=root / "audit"
+    )
     print(f"prepared in {time.monotonic() - began:.0f} s: {data.num_people}", flush=True)
     if step == "targets":
         write_targets(Path(data.train), root / "targets.arrow")
@@ -152,6 +155,7 @@ def train(root: Path, size: int) -> None:
 
     from study.cache.prepare import PreparedData
     from study.config.compose import compose
+    from study.config.derived import resolve
     from study.trial import Trial, run_trial
     from study.workers import Workers
 
@@ -165,7 +169,7 @@ def train(root: Path, size: int) -> None:
         print(f"AP {100 * row['val_ap']:.1f}, loss {row['loss']:.3g}, {speed:.0f} people/s")
         return False
 
-    trial = Trial(0, config, data, root / "trial", root / "targets.arrow")
+    trial = Trial(0, config, resolve(config), data, root / "trial", root / "targets.arrow")
     run_trial(trial, Workers(torch.device("cpu")), notify)
 
 

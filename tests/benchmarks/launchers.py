@@ -29,6 +29,7 @@ from rich.table import Table
 from study import driver
 from study.cache.prepare import PreparedData, prepare_data
 from study.config.compose import compose
+from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.display import Display
 from study.launch import cluster, tune_adapter
@@ -38,7 +39,7 @@ from study.storage.checkpoint import Row
 from study.storage.paths import TARGETS
 from study.storage.tables import read_trials
 from study.teachers.make import teacher_folder
-from study.trial import Trial, run_trial
+from study.trial import Trial, run_trial, teacher_spec
 from study.workers import Workers
 
 SETTINGS = (
@@ -78,7 +79,7 @@ def run_plain(
     """The same of these trials as plain calls."""
     torch.set_num_threads(max(1, int(config.trial.cpus)))
     seconds, aps = [], []
-    targets = teacher_folder(config, data) / TARGETS
+    targets = teacher_folder(teacher_spec(config, resolve(config)), data) / TARGETS
     for row in rows:
         reports: list[Row] = []
 
@@ -88,7 +89,8 @@ def run_plain(
 
         number = int(row["trial"])
         own = folder / str(number)
-        trial = Trial(number, trial_config(config, row), data, own, targets)
+        changed = trial_config(config, row)
+        trial = Trial(number, changed, resolve(changed), data, own, targets)
         start = time.perf_counter()
         run_trial(trial, Workers(torch.device("cpu")), report)
         seconds.append(time.perf_counter() - start)
@@ -105,7 +107,7 @@ def run_bare(
         (_,), (ap,) = run_plain(config, data, folder, [rows[values["row"]]])
         tune.report({"ap": ap, "ended": time.time(), "row": values["row"]})
 
-    with cluster.ray_started(config, Display(config.display)):
+    with cluster.ray_started(Display(config.display)):
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": config.trial.cpus}),
             param_space={"row": tune.grid_search(list(range(len(rows))))},
@@ -126,7 +128,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         storage = Path(temporary)
         configs = {name: settings_of(storage, name, trials) for name in LAUNCHERS}
-        data = prepare_data(configs["inline"], lambda _: lambda *_: None, lambda _: None)
+        changed = configs["inline"]
+        data = prepare_data(
+            changed.data, resolve(changed), lambda _: lambda *_: None, lambda _: None
+        )
         runs = {name: run_launched(config) for name, config in configs.items()}
         rows = read_trials(storage / "inline").to_pylist()
         plain = run_plain(configs["inline"], data, storage / "plain", rows)

@@ -28,14 +28,14 @@ from scipy import stats
 from study.cache.crop_store import open_crop_store
 from study.cache.prepare import PreparedData, prepare_data
 from study.config.compose import compose, with_values
-from study.config.derived import evaluation_of, skeleton_of
+from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.storage.checkpoint import Checkpoints, Row, best_row
 from study.storage.paths import TARGETS, trial_folder
 from study.teachers.make import is_ready, make_teacher, teacher_folder
 from study.training.evaluation import evaluate
 from study.training.networks import load_estimator
-from study.trial import Trial, run_trial
+from study.trial import Trial, run_trial, teacher_spec
 from study.workers import Workers, configure_process
 
 WORST = -1.0
@@ -58,14 +58,21 @@ def train(
     workers: Workers,
 ) -> dict[str, float]:
     """AP and seconds of a trial, which goes on from its last checkpoint if it has one."""
-    run_trial(Trial(seed, own, data, folder, targets), workers, notify)
+    run_trial(Trial(seed, own, resolve(own), data, folder, targets), workers, notify)
     last = Checkpoints(folder).last()
     assert last is not None
     best = best_row(last.rows)
-    estimator = load_estimator(own, Checkpoints(folder).at(int(best["epoch"])))
+    estimator = load_estimator(
+        Checkpoints(folder).at(int(best["epoch"])),
+        own.student,
+        own.distill,
+        own.refine,
+        own.trial,
+        resolve(own),
+    )
     on_val = evaluate(
         *(estimator, open_crop_store(Path(data.val)), Path(data.val_truth)),
-        *(skeleton_of(own), evaluation_of(own), workers),
+        *(resolve(own).skeleton, resolve(own).evaluation, workers),
     )["ap"]
     _, search, val = data.num_people
     ap = (search * best["val_ap"] + val * on_val) / (search + val)
@@ -78,10 +85,12 @@ def run(config: StudyConfig, setting: str, values: list[str], seeds: int, out: P
     trials = out.with_suffix("")
     configure_process(config.trial.cpus)
     workers = Workers(torch.device("cpu"))
-    data = prepare_data(config, lambda _: lambda *_: None, print)
-    if not is_ready(teacher_folder(config, data)):
-        make_teacher(config, data, workers, notify)
-    targets = teacher_folder(config, data) / TARGETS
+    resolved = resolve(config)
+    spec = teacher_spec(config, resolved)
+    data = prepare_data(config.data, resolved, lambda _: lambda *_: None, print)
+    if not is_ready(teacher_folder(spec, data)):
+        make_teacher(spec, config.student, data, workers, notify)
+    targets = teacher_folder(spec, data) / TARGETS
     for seed in range(seeds):
         for value in values:
             key = f"{seed}/{value}"

@@ -26,12 +26,14 @@ from rich.table import Table
 
 from models.pose_features import computes_in_bf16
 from study.config.compose import compose, with_values
+from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.teachers.make import build_task
 from study.training.batches import Batch
 from study.training.distill import DistillTask
 from study.training.loop import combine
 from study.training.networks import BACKEND
+from study.trial import teacher_spec
 from study.workers import Workers
 
 SIZES = ("tiny", "teacher")
@@ -71,7 +73,8 @@ Step = Callable[[], object]
 def build(config: StudyConfig, variant: Variant, device: torch.device) -> DistillTask:
     """A network that learns from ground truth alone."""
     own = {"trial.precision": variant.precision, "trial.channels_last": variant.channels_last}
-    return build_task(with_values(config, own)).to(device)
+    changed = with_values(config, own)
+    return build_task(teacher_spec(changed, resolve(changed))).to(device)
 
 
 def training_step(task: DistillTask, batch: Batch, workers: Workers) -> Step:

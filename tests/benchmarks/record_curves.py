@@ -33,11 +33,12 @@ import torch
 from search_spaces.space import load
 from study.cache.prepare import prepare_data
 from study.config.compose import compose, flatten, to_plain, with_values
+from study.config.derived import resolve
 from study.errors import TrainingDiverged
 from study.storage.checkpoint import Row
 from study.storage.paths import TARGETS
 from study.teachers.make import is_ready, make_teacher, teacher_folder
-from study.trial import Trial, run_trial
+from study.trial import Trial, run_trial, teacher_spec
 from study.workers import Workers, configure_process
 
 SETTINGS = {
@@ -64,10 +65,12 @@ def record(name: str, overrides: list[str], out: Path, first: int, count: int) -
     space = load(config.search_space)
     defaults = flatten(to_plain(config))
     workers = Workers(torch.device("cpu"))
-    data = prepare_data(config, lambda _: lambda *_: None, print)
-    folder = teacher_folder(config, data)
+    resolved = resolve(config)
+    spec = teacher_spec(config, resolved)
+    data = prepare_data(config.data, resolved, lambda _: lambda *_: None, print)
+    folder = teacher_folder(spec, data)
     if not is_ready(folder):
-        make_teacher(config, data, workers, notify)
+        make_teacher(spec, config.student, data, workers, notify)
     lines = out / f"{name}.jsonl"
     if not lines.exists():
         lines.write_text("".join(json.dumps(line) + "\n" for line in kept(name)))
@@ -85,7 +88,9 @@ def record(name: str, overrides: list[str], out: Path, first: int, count: int) -
         trial = out / "trials" / f"{name}-{number}"
         own = with_values(config, values)
         try:
-            run_trial(Trial(number, own, data, trial, folder / TARGETS), workers, keep)
+            run_trial(
+                Trial(number, own, resolve(own), data, trial, folder / TARGETS), workers, keep
+            )
         except TrainingDiverged as error:
             print(error)
         curve = {int(row["epoch"]): float(row["val_ap"]) for row in rows}

@@ -45,6 +45,7 @@ from study.cache.crop_store import CropStore, open_crop_store
 from study.cache.predictions import given_starts
 from study.cache.prepare import PreparedData, prepare_data
 from study.config.compose import compose, with_values
+from study.config.derived import resolve
 from study.config.schema import MOVENET_SIZES, StudyConfig
 from study.data.crops import apply_affine, crop_to_image_affine, invert_affine
 from study.metrics import average_precision, oks, to_detections
@@ -92,7 +93,7 @@ def train(config: StudyConfig, data: PreparedData, out: Path, starts: list[str])
     def go_on(name: str, values: dict[str, Any]) -> None:
         print(f"training {name}", flush=True)
         own = with_values(config, values)
-        run_trial(Trial(0, own, data, out / name, targets=None), workers, notify)
+        run_trial(Trial(0, own, resolve(own), data, out / name, targets=None), workers, notify)
 
     go_on("student", {"refine.epochs": 0})
     for start in starts:
@@ -160,7 +161,7 @@ def movenet_poses(
     if not file.exists():
         side = 256 if "thunder" in weights.name else 192
         own = with_values(config, {"data.input_size": [side, side]})
-        data = prepare_data(own, lambda _: lambda *_: None, print)
+        data = prepare_data(own.data, resolve(own), lambda _: lambda *_: None, print)
         parts = (data.train, data.search) if part == "train" else (data.val,)
         made = []
         for number, path in enumerate(parts):
@@ -291,7 +292,9 @@ def score(
         last = Checkpoints(out / name_of(start)).last()
         assert last is not None
         own = with_values(config, {"refine.start": start})
-        estimator = load_estimator(own, last)
+        estimator = load_estimator(
+            last, own.student, own.distill, own.refine, own.trial, resolve(own)
+        )
         look_once(estimator, frozen if config.refine.student == "frozen" else {})
         for case, make in cases.items():
             key = f"{name_of(start)} / {case}"
@@ -370,7 +373,7 @@ def main() -> None:
         ]
     )
     torch.set_num_threads(max(1, int(config.trial.cpus)))
-    data = prepare_data(config, lambda _: lambda *_: None, print)
+    data = prepare_data(config.data, resolve(config), lambda _: lambda *_: None, print)
     starts, poses = options.start or ["jitter"], list(options.poses)
     if options.movenet:
         poses.append(movenet_poses(config, options.movenet, out, "val"))

@@ -155,7 +155,10 @@ class Ours:
 
     def __init__(self, recorded: Recorded, overrides: Sequence[str], seed: int, controls: bool):
         self.config = with_values(config_of(recorded.name, *overrides), {"seed": seed})
-        known = {BASELINE: baseline_values(self.config), DEFAULTS: {}} if controls else {}
+        known: dict[str, dict[str, Any]] = {}
+        if controls:
+            epochs = self.config.distill.epochs + self.config.refine.epochs
+            known = {BASELINE: baseline_values(epochs), DEFAULTS: {}}
         self.search = StageSearch(
             optuna.create_study(direction="maximize"),
             self.config,

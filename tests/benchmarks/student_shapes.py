@@ -25,10 +25,11 @@ from rich.table import Table
 from models.mobile_net import SIZES, MobileNet, MobileNetSize
 from study.cache.prepare import prepare_data
 from study.config.compose import compose
+from study.config.derived import resolve
 from study.storage.checkpoint import Checkpoints, best_row
 from study.storage.paths import TARGETS
 from study.teachers.make import is_ready, make_teacher, teacher_folder
-from study.trial import Trial, run_trial
+from study.trial import Trial, run_trial, teacher_spec
 from study.workers import Workers, configure_process
 
 TINY = SIZES["tiny"]
@@ -69,15 +70,21 @@ def main() -> None:
     scores: dict[str, list[float]] = {name: [] for name in SHAPES}
     with tempfile.TemporaryDirectory() as scratch:
         config = compose([f"storage={options.storage or scratch}", "refine.epochs=0"])
-        data = prepare_data(config, lambda _: lambda *_: None, print)
-        teacher = teacher_folder(config, data)
+        data = prepare_data(config.data, resolve(config), lambda _: lambda *_: None, print)
+        teacher = teacher_folder(teacher_spec(config, resolve(config)), data)
         if not is_ready(teacher):
-            make_teacher(config, data, workers, lambda row: False)
+            make_teacher(
+                teacher_spec(config, resolve(config)),
+                config.student,
+                data,
+                workers,
+                lambda row: False,
+            )
         for seed in range(max(2, options.seeds)):
             for name, shape in SHAPES.items():
                 SIZES["tiny"] = shape
                 folder = Path(scratch) / name / str(seed)
-                trial = Trial(seed, config, data, folder, teacher / TARGETS)
+                trial = Trial(seed, config, resolve(config), data, folder, teacher / TARGETS)
                 started = time.process_time()
                 run_trial(trial, workers, lambda row: False)
                 seconds[name].append(time.process_time() - started)

@@ -364,6 +364,21 @@ def test_every_function_is_annotated_whole() -> None:
     assert bare == []
 
 
+def test_few_functions_take_the_whole_config() -> None:
+    """Settings are resolved once; below ``trial.py`` functions take single sections of them."""
+    taking: list[str] = []
+    for file in files_of("study"):
+        for node in ast.walk(SOURCES[file]):
+            if isinstance(node, ast.FunctionDef):
+                every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                hints = [ast.unparse(a.annotation) for a in every if a.annotation]
+                if any("StudyConfig" in hint for hint in hints):
+                    taking.append(f"{file}: {node.name}")
+    low = ("study/cache/", "study/training/", "study/teachers/")
+    assert [name for name in taking if name.startswith(low)] == []
+    assert 0 < len(taking) <= 30, "\n".join(taking)
+
+
 def test_no_class_is_named_for_nothing() -> None:
     names = [
         node.name

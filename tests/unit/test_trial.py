@@ -16,6 +16,7 @@ from models.skeleton import SKELETONS, Skeleton
 from study.cache.prepare import PreparedData, prepare_data
 from study.config import checks
 from study.config.compose import compose, with_values
+from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.errors import TrainingDiverged
 from study.storage.checkpoint import Checkpoints, Row, best_rows
@@ -24,7 +25,7 @@ from study.teachers.make import best_of, is_ready, make_teacher, teacher_folder
 from study.training import networks
 from study.training.networks import load_estimator
 from study.training.training_data import TrainingData
-from study.trial import Trial, run_trial
+from study.trial import Trial, run_trial, teacher_spec
 from study.workers import Workers
 
 TIMES = {"seconds", "images_per_s"}
@@ -51,7 +52,7 @@ def whole(
 ) -> Trial:
     """Trial 1, finished without a break."""
     folder = tmp_path_factory.mktemp("whole")
-    trial = Trial(1, config, mini_data, folder, mini_targets)
+    trial = Trial(1, config, resolve(config), mini_data, folder, mini_targets)
     run_trial(trial, workers, lambda row: False)
     return trial
 
@@ -223,9 +224,11 @@ def test_a_finetuned_student_moves_goes_on_after_a_break_and_is_kept(
     moved = {n for n in after if n in before and not torch.equal(before[n], after[n])}
     assert "student.stem.0.weight" in moved and not any("running" in name for name in moved)
     assert not any(name.startswith("student.final_layer") for name in moved)
-    ground = TrainingData.open(config, trial.data, workers, teacher=None)
+    ground = TrainingData.open(trial.data, resolve(config), workers, teacher=None)
     kept = checkpoints.at(best["refine"])
-    estimator = load_estimator(config, kept)
+    estimator = load_estimator(
+        kept, config.student, config.distill, config.refine, config.trial, resolve(config)
+    )
     for name, value in estimator.state_dict().items():
         assert torch.equal(value, after[name]), name
     assert ground.score(estimator)["ap"] == kept.rows[-1]["val_ap"]
@@ -234,10 +237,14 @@ def test_a_finetuned_student_moves_goes_on_after_a_break_and_is_kept(
 def test_a_loaded_checkpoint_scores_what_was_reported(
     whole: Trial, config: StudyConfig, workers: Workers
 ) -> None:
-    ground = TrainingData.open(config, whole.data, workers, teacher=None)
+    ground = TrainingData.open(whole.data, resolve(config), workers, teacher=None)
     for checkpoint in {row["epoch"] for row in best_rows(rows_of(whole)).values()}:
         kept = Checkpoints(whole.folder).at(checkpoint)
-        scores = ground.score(load_estimator(config, kept))
+        scores = ground.score(
+            load_estimator(
+                kept, config.student, config.distill, config.refine, config.trial, resolve(config)
+            )
+        )
         assert scores == {
             name[4:]: value for name, value in kept.rows[-1].items() if name.startswith("val_")
         }
@@ -284,13 +291,15 @@ def test_the_teacher_is_trained_once_and_goes_on_after_a_break(
     mini_config: StudyConfig, mini_data: PreparedData, workers: Workers
 ) -> None:
     config = with_values(mini_config, {"teacher.epochs": 2, "seed": 1})
-    folder = teacher_folder(config, mini_data)
+    folder = teacher_folder(teacher_spec(config, resolve(config)), mini_data)
 
     def broken(row: Row) -> bool:
         raise BrokenOff
 
     with pytest.raises(BrokenOff):
-        make_teacher(config, mini_data, workers, broken)
+        make_teacher(
+            teacher_spec(config, resolve(config)), config.student, mini_data, workers, broken
+        )
     assert not is_ready(folder)
     rows: list[Row] = []
 
@@ -298,11 +307,12 @@ def test_the_teacher_is_trained_once_and_goes_on_after_a_break(
         rows.append(row)
         return False
 
-    make_teacher(config, mini_data, workers, report)
+    make_teacher(teacher_spec(config, resolve(config)), config.student, mini_data, workers, report)
     assert is_ready(folder) and [row["epoch"] for row in rows] == [1, 2]
     assert {row["stage"] for row in rows} == {"teacher"}
     assert best_of(folder).epoch in (1, 2)
-    assert teacher_folder(with_values(config, {"teacher.epochs": 3}), mini_data) != folder
+    changed = with_values(config, {"teacher.epochs": 3})
+    assert teacher_folder(teacher_spec(changed, resolve(changed)), mini_data) != folder
 
 
 def test_everything_runs_on_five_joints_and_a_crop_that_is_higher_than_wide(
@@ -324,10 +334,14 @@ def test_everything_runs_on_five_joints_and_a_crop_that_is_higher_than_wide(
             *("distill.structure.kind=bone", "distill.heatmap.kind=kl"),
         ]
     )
-    data = prepare_data(config, lambda name: lambda done, total: None, lambda text: None)
-    make_teacher(config, data, workers, lambda row: False)
-    targets = teacher_folder(config, data) / TARGETS
-    trial = Trial(0, config, data, tmp_path / "trial", targets)
+    data = prepare_data(
+        config.data, resolve(config), lambda name: lambda done, total: None, lambda text: None
+    )
+    make_teacher(
+        teacher_spec(config, resolve(config)), config.student, data, workers, lambda row: False
+    )
+    targets = teacher_folder(teacher_spec(config, resolve(config)), data) / TARGETS
+    trial = Trial(0, config, resolve(config), data, tmp_path / "trial", targets)
     run_trial(trial, workers, lambda row: False)
     assert [row["stage"] for row in rows_of(trial)] == ["distill", "refine"]
     assert Checkpoints(trial.folder).at(2).weights()["student.final_layer.weight"].shape[0] == 5

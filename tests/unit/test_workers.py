@@ -23,7 +23,8 @@ from models.skeleton import COCO, SKELETONS
 from study.cache.prepare import PreparedData
 from study.config import checks
 from study.config.compose import from_plain, to_plain, with_values
-from study.config.schema import StudyConfig
+from study.config.derived import resolve
+from study.config.schema import AugmentConfig, StudyConfig
 from study.storage.checkpoint import Checkpoints, Row, best_rows
 from study.training.batches import Batch
 from study.training.distill import DistillTask
@@ -51,7 +52,7 @@ def trial_in(folder: Path) -> Trial:
     checks.CHOICES["data.skeleton"] = ("coco", "easy")
     config = from_plain(told["config"])
     data = PreparedData(**{**told["data"], "num_people": tuple(told["data"]["num_people"])})
-    return Trial(1, config, data, folder / "trial", Path(told["targets"]))
+    return Trial(1, config, resolve(config), data, folder / "trial", Path(told["targets"]))
 
 
 def tasks(trial: Trial) -> list[DistillTask | RefineTask]:
@@ -59,27 +60,37 @@ def tasks(trial: Trial) -> list[DistillTask | RefineTask]:
 
     Stage 2 with a finetuned student and a choice of candidates, and with neither.
     """
-    distill = build_distill_task(trial.config, seed=1).eval()
+    distill = build_distill_task(
+        trial.config.student,
+        trial.config.distill,
+        trial.config.trial,
+        resolve(trial.config),
+        seed=1,
+    ).eval()
     torch.manual_seed(2)
     nn.init.normal_(distill.student.final_layer.weight, std=0.3)
     skeleton = SKELETONS["easy"]
     both: list[DistillTask | RefineTask] = [distill]
     plain = {"refine.student": "frozen", "refine.candidates": 1}
     for config in (trial.config, with_values(trial.config, plain)):
-        refiner = build_refiner(config, distill.student.pyramid_channels).eval()
+        refiner = build_refiner(
+            config.refine, resolve(config).skeleton, distill.student.pyramid_channels
+        ).eval()
         for name, parameter in refiner.named_parameters():
             if name.endswith("head.weight"):
                 nn.init.normal_(parameter, std=0.1)
-        student = build_distill_task(config, seed=1).student
+        student = build_distill_task(
+            config.student, config.distill, config.trial, resolve(config), seed=1
+        ).student
         both.append(RefineTask(student, distill.codec, refiner, skeleton, config.refine))
     return both
 
 
-def global_batches(ground: TrainingData) -> list[Batch]:
+def global_batches(ground: TrainingData, augment: AugmentConfig) -> list[Batch]:
     """This worker's shares of the batches in ROWS."""
     generator = torch.Generator().manual_seed(3)
     frame = CropFrame(ground.train.input_size)
-    return list(ground.batches(ground.config.distill.augment, frame, ROWS, generator))
+    return list(ground.batches(augment, frame, ROWS, generator))
 
 
 def gradients(task: DistillTask | RefineTask, batch: Batch, workers: Workers) -> dict[str, Tensor]:
@@ -102,8 +113,8 @@ def gradients(task: DistillTask | RefineTask, batch: Batch, workers: Workers) ->
 
 def results(trial: Trial, workers: Workers) -> dict[str, Any]:
     """What must not depend on the number of workers."""
-    ground = TrainingData.open(trial.config, trial.data, workers, trial.targets)
-    batches = global_batches(ground)
+    ground = TrainingData.open(trial.data, resolve(trial.config), workers, trial.targets)
+    batches = global_batches(ground, trial.config.distill.augment)
     distill, refine, plain = tasks(trial)
     rounded, *_ = tasks(trial)
     rounded.student.precision = "bf16"
@@ -119,8 +130,8 @@ def results(trial: Trial, workers: Workers) -> dict[str, Any]:
 
 def compiled_and_not(trial: Trial, workers: Workers) -> list[dict[str, Tensor]]:
     """Gradients and terms of a compiled network in train mode, and those of another one."""
-    ground = TrainingData.open(trial.config, trial.data, workers, trial.targets)
-    batch = global_batches(ground)[0]
+    ground = TrainingData.open(trial.data, resolve(trial.config), workers, trial.targets)
+    batch = global_batches(ground, trial.config.distill.augment)[0]
     compiled, plain = (tasks(trial)[0].train() for _ in range(2))
     compiled.student.compile(backend="eager", dynamic=False)
     return [gradients(task, batch, workers) for task in (compiled, plain)]
@@ -287,10 +298,19 @@ def test_the_reported_ap_is_that_of_the_weights_that_were_kept(
     last = checkpoints.last()
     assert last is not None and last.epoch == STOP_AT
     assert [row["val_ap"] for row in last.rows] == [row["val_ap"] for row in seen[0]["rows"]]
-    ground = TrainingData.open(trial.config, trial.data, workers, teacher=None)
+    ground = TrainingData.open(trial.data, resolve(trial.config), workers, teacher=None)
     for row in best_rows(last.rows).values():
         kept = checkpoints.at(row["epoch"])
-        scores = ground.score(load_estimator(trial.config, kept))
+        scores = ground.score(
+            load_estimator(
+                kept,
+                trial.config.student,
+                trial.config.distill,
+                trial.config.refine,
+                trial.config.trial,
+                resolve(trial.config),
+            )
+        )
         assert scores["ap"] == pytest.approx(row["val_ap"], abs=1e-9)
 
 

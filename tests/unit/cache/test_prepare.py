@@ -13,8 +13,9 @@ from models.skeleton import CROWDPOSE, SKELETONS, Skeleton
 from study.cache import crop_parts, crop_store
 from study.cache.crop_store import open_crop_store
 from study.cache.prepare import PreparedData, draw_people, prepare_data
-from study.config import checks, derived
+from study.config import checks
 from study.config.compose import compose, with_values
+from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.data.audit import read_audit
 from study.data.people import People, read_people, split_people
@@ -46,7 +47,11 @@ def prepared(config: StudyConfig) -> tuple[PreparedData, list[str]]:
     said: list[str] = []
     folder = Path(config.storage) / config.name / "results/audit"
     return prepare_data(
-        config, lambda name: lambda done, total: None, said.append, audit_folder=folder
+        config.data,
+        resolve(config),
+        lambda name: lambda done, total: None,
+        said.append,
+        audit_folder=folder,
     ), said
 
 
@@ -290,17 +295,17 @@ def test_progress_is_told_of_every_step(config: StudyConfig) -> None:
     def meter(name: str) -> Any:
         return lambda done, total: told.update({name: (done, total)})
 
-    prepare_data(config, meter, lambda text: None)
+    prepare_data(config.data, resolve(config), meter, lambda text: None)
     assert {"cropping train", "cropping search", "cropping val"} <= told.keys()
     assert all(done == total for done, total in told.values())
 
 
 def test_evaluation_follows_the_kind_of_data(config: StudyConfig) -> None:
-    assert derived.evaluation_of(config) == "coco"
+    assert resolve(config).evaluation == "coco"
     crowd = with_values(config, {"data.kind": "crowdpose"})
-    assert derived.evaluation_of(crowd) == "crowdpose"
-    assert derived.input_size_of(config) == (96, 64)
-    assert derived.skeleton_of(config).name == "five"
+    assert resolve(crowd).evaluation == "crowdpose"
+    assert resolve(config).input_size == (96, 64)
+    assert resolve(config).skeleton.name == "five"
 
 
 def test_a_study_lists_its_audit_in_its_folder(config: StudyConfig) -> None:

@@ -27,7 +27,7 @@ from study import export
 from study.cache.crop_store import open_crop_store
 from study.cache.prepare import PreparedData
 from study.config.compose import from_plain, to_plain, with_values
-from study.config.derived import skeleton_of
+from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.deploy.select_trial import relocate, select_trial
 from study.display import Display
@@ -54,9 +54,19 @@ FILES = {"README.md", "config.json", "model.safetensors"}
 
 def score(config: StudyConfig, checkpoint: Checkpoint, data: PreparedData) -> float:
     """AP on the search slice, as a trial measures it."""
-    estimator, workers = load_estimator(config, checkpoint), Workers(torch.device("cpu"))
+    estimator, workers = (
+        load_estimator(
+            checkpoint,
+            config.student,
+            config.distill,
+            config.refine,
+            config.trial,
+            resolve(config),
+        ),
+        Workers(torch.device("cpu")),
+    )
     store, truth = open_crop_store(Path(data.search)), Path(data.search_truth)
-    return evaluate(estimator, store, truth, skeleton_of(config), "coco", workers)["ap"]
+    return evaluate(estimator, store, truth, resolve(config).skeleton, "coco", workers)["ap"]
 
 
 def add_trial(
@@ -66,12 +76,16 @@ def add_trial(
     row: dict[str, Any] = {"study": "made", "trial": number, "control": None, "state": "COMPLETE"}
     row |= {"seed": 7, "best_epoch": 1, "gpu_s": 0.0, "node": "here", **changes}
     config = trial_config(config, row)
-    task: Any = build_distill_task(config, seed=number)
+    task: Any = build_distill_task(
+        config.student, config.distill, config.trial, resolve(config), seed=number
+    )
     # All others point at one corner, so that the winner is the winner.
     spread = 0.1 if number in (WINNER, PRUNED) else 0.0
     torch.nn.init.normal_(task.student.final_layer.weight, std=spread)
     if number == WINNER:
-        refiner = build_refiner(config, task.student.pyramid_channels)
+        refiner = build_refiner(
+            config.refine, resolve(config).skeleton, task.student.pyramid_channels
+        )
         task = RefineTask(task.student, task.codec, refiner, task.skeleton, config.refine)
         for parameter in refiner.parameters():  # else it moves nothing
             torch.nn.init.normal_(parameter, std=0.02)
@@ -164,7 +178,7 @@ def test_export_gets_the_ap_that_its_trial_recorded(
     info = run(study, number)
     estimator, _ = load_export(study / "export")
     store, workers = open_crop_store(Path(mini_data.search)), Workers(torch.device("cpu"))
-    skeleton = skeleton_of(chosen_of(study, number).config)
+    skeleton = resolve(chosen_of(study, number).config).skeleton
     figures = evaluate(estimator, store, Path(mini_data.search_truth), skeleton, "coco", workers)
     assert figures["ap"] == pytest.approx(recorded(study, number), abs=1e-6)
     assert info["search"]["ap"] == recorded(study, number)
@@ -179,7 +193,7 @@ def test_export_gives_the_keypoints_of_the_trials_estimator(
     chosen = chosen_of(study, number)
     store, workers = open_crop_store(Path(mini_data.val)), Workers(torch.device("cpu"))
     found = [
-        predict_crops(estimator, store, skeleton_of(chosen.config), workers)
+        predict_crops(estimator, store, resolve(chosen.config).skeleton, workers)
         for estimator in (load_export(study / "export")[0], chosen.load())
     ]
     for exported, own in zip(*found, strict=True):
@@ -195,8 +209,14 @@ def test_trial_in_bf16_is_proved_in_bf16_and_its_ap_in_fp32_is_said(
     chosen = chosen_of(study, WINNER)
     in_fp32, in_bf16 = recorded(study, WINNER), score(chosen.config, chosen.checkpoint, mini_data)
     crops = torch.rand(2, 3, *chosen.config.data.input_size) * 255
+    changed = with_values(chosen.config, {"trial.precision": "fp32"})
     exact = load_estimator(
-        with_values(chosen.config, {"trial.precision": "fp32"}), chosen.checkpoint
+        chosen.checkpoint,
+        changed.student,
+        changed.distill,
+        changed.refine,
+        changed.trial,
+        resolve(changed),
     )
     rounded = chosen.load()
     with torch.inference_mode():

@@ -15,6 +15,7 @@ from search_spaces.space import SearchSpace
 from study.cache.crop_store import open_crop_store
 from study.cache.prepare import PreparedData
 from study.config.compose import to_plain, with_values
+from study.config.derived import resolve
 from study.config.schema import JITTER, StudyConfig
 from study.data.crops import apply_affine, invert_affine
 from study.export import main
@@ -54,18 +55,22 @@ def made(
         shake: spread of the refiner's heads, which are random; at 0 it moves nothing.
     """
     torch.manual_seed(1)
-    ground = TrainingData.open(config, data, workers, None)
-    distilled = build_distill_task(config, seed=1)
+    ground = TrainingData.open(data, resolve(config), workers, None)
+    distilled = build_distill_task(
+        config.student, config.distill, config.trial, resolve(config), seed=1
+    )
     torch.nn.init.normal_(distilled.student.final_layer.weight, std=0.1)  # type: ignore[arg-type]
-    refiner = build_refiner(config, distilled.student.pyramid_channels)
+    refiner = build_refiner(
+        config.refine, resolve(config).skeleton, distilled.student.pyramid_channels
+    )
     for level in refiner.levels:
         torch.nn.init.normal_(level.head.weight, std=shake)  # type: ignore[union-attr,arg-type]
-    refined = build_refine_task(config, distilled, refiner)
+    refined = build_refine_task(config.refine, distilled, refiner)
     aps = []
     for number, tasks in ((REFINED, (distilled, refined)), (PLAIN, (distilled,))):
         rows: list[dict[str, Any]] = []
         for epoch, task in enumerate(tasks, start=1):
-            starts = ground.starts() if task is refined else None
+            starts = ground.starts(config.refine.start) if task is refined else None
             scores = ground.score(task.estimator().eval(), starts)
             row = {"study": "made", "trial": number, "stage": task.name, "epoch": epoch}
             rows.append({**row, **{f"val_{name}": value for name, value in scores.items()}})

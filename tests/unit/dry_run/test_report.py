@@ -13,37 +13,59 @@ from omegaconf import OmegaConf
 
 from study.cache.prepare import PreparedData, planned_data, prepare_data, read_study_people
 from study.config.compose import compose, to_plain, with_values
+from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.driver import load_checked_space
 from study.dry_run import cost
-from study.dry_run.cost import Counts, search_warnings, time_lines, trial_lines
+from study.dry_run.cost import (
+    Counts,
+    Pace,
+    count_confirm_runs,
+    pace_lines,
+    search_warnings,
+    time_lines,
+    trial_lines,
+)
 from study.dry_run.report import show_plan
 from study.dry_run.timing import Speeds
 from study.errors import InputError
-from study.search.forecast import trial_groups
+from study.search.forecast import StageEpochs, TrialGroup, trial_groups
 from study.storage.paths import settings_file
 from study.storage.tables import write_trial
 from study.teachers.make import teacher_folder
+from study.trial import teacher_spec
 
 
 def silent(_: str) -> Any:
     return lambda *_: None
 
 
+def groups_of(config: StudyConfig) -> list[list[TrialGroup]]:
+    epochs = StageEpochs(config.distill.epochs, config.refine.epochs)
+    return trial_groups(config.plan, config.search.trials, epochs)
+
+
+def warnings_of(config: StudyConfig) -> list[str]:
+    groups = groups_of(config)
+    return list(search_warnings(config.search, config.confirm, config.plan, groups, room=2))
+
+
 def test_planned_data_are_those_prepared(
     mini_config: StudyConfig, mini_data: PreparedData
 ) -> None:
-    people = read_study_people(mini_config, silent, silent("say"))
-    assert planned_data(mini_config, people) == mini_data
+    people = read_study_people(
+        mini_config.data, resolve(mini_config).skeleton, silent, silent("say")
+    )
+    assert planned_data(people, mini_config.data.crops, resolve(mini_config)) == mini_data
 
 
 def test_planned_data_of_a_teacher_that_sees_other_crops(
     mini_config: StudyConfig, mini_data: PreparedData
 ) -> None:
     config = with_values(mini_config, {"teacher.input_size": [96, 96]})
-    prepared = prepare_data(config, silent, silent("say"))
-    people = read_study_people(config, silent, silent("say"))
-    assert planned_data(config, people) == prepared != mini_data
+    prepared = prepare_data(config.data, resolve(config), silent, silent("say"))
+    people = read_study_people(config.data, resolve(config).skeleton, silent, silent("say"))
+    assert planned_data(people, config.data.crops, resolve(config)) == prepared != mini_data
 
 
 @pytest.mark.parametrize(
@@ -58,7 +80,7 @@ def test_plan_foresees_no_more_than_the_pruners_rule_says(pruner: str, line: str
     """2 controls of 3 epochs, 6 others of 1 + 1/4 + 1/4."""
     overrides = ["search.trials=8", "distill.epochs=2", "refine.epochs=1", "search.min_epochs=1"]
     config = compose([*overrides, "search.reduction_factor=4", f"search.pruner={pruner}"])
-    *_, epochs = trial_lines(config, trial_groups(config, 0), 0, 2)
+    *_, epochs = trial_lines(config.search, groups_of(config), 0, 2, is_staged=False)
     assert epochs == line
 
 
@@ -78,7 +100,14 @@ def test_a_trials_time_has_what_it_learns_before_its_refiner(
     speeds = Speeds("cpu", {"distill": 1.0, "refine": 1.0}, {"distill": 0.0, "refine": 0.0}, {})
     speeds.before["refine"] = before
     counts = Counts(people, search=0, val=0, found=0, about=False)
-    lines = list(time_lines(config, None, counts, speeds, trial_groups(config, 0), 0, room=1))
+    pace = Pace.of(speeds, counts, config.teacher, config.distill, config.refine, is_made=False)
+    batch_sizes = {"distill": config.distill.batch_size, "refine": config.refine.batch_size}
+    epochs = StageEpochs(config.distill.epochs, config.refine.epochs)
+    runs = count_confirm_runs(config.confirm, config.search.trials, tmp_path, finished=0)
+    lines = [
+        *pace_lines(speeds, batch_sizes, pace),
+        *time_lines(pace, config.search, groups_of(config), epochs, runs, room=1),
+    ]
     for line in hours:
         assert [line for shown in lines if shown.startswith(line)] == [line]
     assert any("left from right" in line for line in lines) == bool(before)
@@ -104,12 +133,8 @@ def test_plan_warns_of_what_was_asked_for_and_cannot_come_about(
     overrides: list[str], said: str
 ) -> None:
     """Of 8 trials, 4 students among them, of at most 6 epochs."""
-
-    def warnings(config: StudyConfig) -> list[str]:
-        return list(search_warnings(config, trial_groups(config, 0), room=2))
-
-    assert warnings(compose()) == []
-    (line,) = warnings(compose(overrides))
+    assert warnings_of(compose()) == []
+    (line,) = warnings_of(compose(overrides))
     assert line.startswith("warning: ") and re.search(said, line)
 
 
@@ -117,20 +142,24 @@ def test_only_trials_that_can_be_confirmed_are_counted_once_all_are_finished(
     mini_config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of ten trials nine may have been pruned."""
-    config = with_values(mini_config, {"confirm.trials": 2, "search.trials": 10})
+    confirm = with_values(mini_config, {"confirm.trials": 2}).confirm
+
+    def lines(finished: int) -> list[str]:
+        runs = count_confirm_runs(confirm, 10, tmp_path, finished)
+        return list(cost.confirm_lines(confirm, runs, budget=4))
+
     monkeypatch.setattr(cost, "chosen_trials", lambda *_: [{"trial": 1}, {"trial": 0}])
-    (before,) = cost.confirm_lines(config, tmp_path, 9)
-    (after,) = cost.confirm_lines(config, tmp_path, 10)
+    (before,), (after,) = lines(9), lines(10)
     assert before.startswith("9 runs, 0 of them there already: the best 2 trials")
     assert after.startswith("6 runs, 0 of them there already: the best trial and")
     monkeypatch.setattr(cost, "chosen_trials", lambda *_: [])
-    (nobody,) = cost.confirm_lines(config, tmp_path, 10)
+    (nobody,) = lines(10)
     assert nobody.startswith("0 runs, 0 of them there already: the best 0 trials")
 
 
 def test_two_controls_alone_are_no_search_to_warn_of() -> None:
     config = compose(["search.trials=2", "confirm.trials=0"])
-    assert list(search_warnings(config, trial_groups(config, 0), room=2)) == []
+    assert warnings_of(config) == []
 
 
 @pytest.fixture
@@ -196,7 +225,7 @@ def test_plan_says_what_the_search_will_say_of_itself(
     config = with_values(mini_config, values)
     row = {"study": "older", "trial": 0, "control": "baseline", "state": "COMPLETE"}
     write_trial(older, {**row, "objective": 0.5}, [], load_checked_space(config))
-    teacher = teacher_folder(config, mini_data).name
+    teacher = teacher_folder(teacher_spec(config, resolve(config)), mini_data).name
     kept = {"config": to_plain(mini_config), "data_fingerprint": mini_data.fingerprint}
     OmegaConf.save(OmegaConf.create({**kept, "teacher": teacher}), settings_file(older))
     lines = plan_of(config)

@@ -60,8 +60,6 @@ def test_a_study_runs_as_many_as_it_asks_for_and_has_room_for(
     monkeypatch.setattr(ray, "nodes", lambda: [alive, {**alive, "Alive": False}])
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     shared = {"trial.cpus": 0.5, "trial.gpus": 0.25}
-    rooms = [
-        num_concurrent_trials(with_values(CONFIG, {**shared, "search.concurrent": asked}))
-        for asked in (0, 3, 9)
-    ]
+    configs = [with_values(CONFIG, {**shared, "search.concurrent": n}) for n in (0, 3, 9)]
+    rooms = [num_concurrent_trials(config.search, config.trial) for config in configs]
     assert rooms == [4, 3, 4]

@@ -17,10 +17,12 @@ from models.pose_features import IMAGENET, PoseNetwork
 from models.refined_pose import RefinedPose
 from models.skeleton import COCO, CROWDPOSE, SKELETONS, Skeleton
 from study.config.compose import with_values
+from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.errors import InputError
 from study.teachers.adapters import check_weights
 from study.training.networks import build_network
+from study.trial import teacher_spec
 
 
 def saved(path: Path, skeleton: Skeleton) -> Path:
@@ -111,14 +113,18 @@ def test_layers_that_stay_random_beside_trained_ones_are_said_once(
     same = saved(tmp_path / "same.safetensors", COCO)
     other = saved(tmp_path / "other.safetensors", CROWDPOSE)
     told: list[str] = []
-    check_weights(mini_config, told.append)
-    check_weights(with_values(mini_config, {"teacher.init": str(same)}), told.append)
+    check_weights(
+        teacher_spec(mini_config, resolve(mini_config)), mini_config.student, told.append
+    )
+    changed = with_values(mini_config, {"teacher.init": str(same)})
+    check_weights(teacher_spec(changed, resolve(changed)), changed.student, told.append)
     assert told == []
     values = {
         **{"teacher.init": str(other), "student.init": str(same)},
         "distill.structure.kind": "none",
     }
-    check_weights(with_values(mini_config, values), told.append)
+    changed = with_values(mini_config, values)
+    check_weights(teacher_spec(changed, resolve(changed)), changed.student, told.append)
     assert told == [
         "teacher.init has another joint count than coco (17 joints); "
         "random: final_layer.weight, final_layer.bias"
@@ -135,8 +141,10 @@ def test_a_teacher_that_is_not_trained_must_have_all_its_weights(
         match=r"teacher.epochs=0, and teacher.init has another joint count than coco "
         r"\(17 joints\); random: final_layer.weight, final_layer.bias; set teacher.skeleton",
     ):
-        check_weights(with_values(mini_config, values), print)
-    check_weights(with_values(mini_config, {**values, "teacher.skeleton": "crowdpose"}), print)
+        changed = with_values(mini_config, values)
+        check_weights(teacher_spec(changed, resolve(changed)), changed.student, print)
+    changed = with_values(mini_config, {**values, "teacher.skeleton": "crowdpose"})
+    check_weights(teacher_spec(changed, resolve(changed)), changed.student, print)
 
 
 def test_bins_that_a_file_lacks_are_said_to_be_what_is_random(
@@ -145,7 +153,8 @@ def test_bins_that_a_file_lacks_are_said_to_be_what_is_random(
     init = str(saved(tmp_path / "same.safetensors", COCO))
     told: list[str] = []
     values = {"student.init": init, "student.codec": "simcc", "distill.structure.kind": "none"}
-    check_weights(with_values(mini_config, values), told.append)
+    changed = with_values(mini_config, values)
+    check_weights(teacher_spec(changed, resolve(changed)), changed.student, told.append)
     layers = (
         f"simcc_head.{layer}.{kind}"
         for layer in ("joints", "x", "y")
@@ -171,10 +180,12 @@ def test_a_structure_loss_that_sets_back_trained_students_is_warned_of(
     values: dict[str, Any], named: str | None, mini_config: StudyConfig, tmp_path: Path
 ) -> None:
     told: list[str] = []
-    check_weights(with_values(mini_config, values), told.append)
+    changed = with_values(mini_config, values)
+    check_weights(teacher_spec(changed, resolve(changed)), changed.student, told.append)
     assert told == []
     init = str(saved(tmp_path / "weights.safetensors", COCO))
-    check_weights(with_values(mini_config, {**values, "student.init": init}), told.append)
+    changed = with_values(mini_config, {**values, "student.init": init})
+    check_weights(teacher_spec(changed, resolve(changed)), changed.student, told.append)
     assert [named in line for line in told if named] == [True] * (named is not None)
     assert len(told) == (named is not None)
 
@@ -192,4 +203,4 @@ def test_weights_that_do_not_fit_are_the_users_to_mend(
     with pytest.raises(InputError, match=r"nowhere\.safetensors"):
         build(config)
     with pytest.raises(InputError, match=r"nowhere\.safetensors"):
-        check_weights(config, print)
+        check_weights(teacher_spec(config, resolve(config)), config.student, print)

@@ -15,6 +15,7 @@ from models.refined_pose import RefinedPose
 from models.skeleton import COCO, CROWDPOSE, Skeleton
 from study.cache.prepare import PreparedData
 from study.config.compose import with_values
+from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.training.networks import build_distill_task
 from study.training.training_data import TrainingData
@@ -108,8 +109,10 @@ def test_w18_learns_as_a_student(
 ) -> None:
     values = {"student.name": "hrnet", "student.size": "w18", "distill.optimizer.lr": 1e-5}
     config = with_values(mini_config, values)  # a rate as low as at the start of the warm-up
-    task = build_distill_task(config, seed=0).train()
-    ground = TrainingData.open(config, mini_data, workers, mini_targets)
+    task = build_distill_task(
+        config.student, config.distill, config.trial, resolve(config), seed=0
+    ).train()
+    ground = TrainingData.open(mini_data, resolve(config), workers, mini_targets)
     augment, generator = config.distill.augment, torch.Generator().manual_seed(0)
     order = [torch.arange(4)]
     (batch,) = ground.batches(augment, task.codec.frame, order, generator)

@@ -22,12 +22,14 @@ from models.weights import load_weights
 from study.cache.prepare import PreparedData
 from study.cache.teacher_store import open_teacher_store
 from study.config.compose import StudyConfig, with_values
+from study.config.derived import resolve
 from study.data.crops import apply_affine, image_to_crop_affine, invert_affine, read_image, warp
 from study.data.people import People, read_people
 from study.metrics import average_precision, to_detections
 from study.storage.paths import TARGETS
 from study.teachers.make import make_teacher, teacher_folder
 from study.training.networks import build_distill_task
+from study.trial import teacher_spec
 from study.workers import Workers
 
 SIDES = {"lightning": 192, "thunder": 256}
@@ -180,14 +182,19 @@ def test_network_of_a_study_starts_from_movenet_whole(
 ) -> None:
     init = str(folder / "movenet-lightning.json")
     config = with_values(mini_config, {"student.size": "lightning", "student.init": init})
-    task = build_distill_task(config, seed=0)
+    task = build_distill_task(
+        config.student, config.distill, config.trial, resolve(config), seed=0
+    )
     assert task.trained == {name for name, _ in task.student.named_parameters()}
 
 
 def test_simccs_head_beside_it_stays_random(folder: Path, mini_config: StudyConfig) -> None:
     init = str(folder / "movenet-lightning.json")
     values = {"student.size": "lightning", "student.init": init, "student.codec": "simcc"}
-    task = build_distill_task(with_values(mini_config, values), seed=0)
+    changed = with_values(mini_config, values)
+    task = build_distill_task(
+        changed.student, changed.distill, changed.trial, resolve(changed), seed=0
+    )
     new = {name for name, _ in task.student.named_parameters()} - task.trained
     assert new and all(name.startswith("simcc_head.") for name in new)
     trained = light(COCO, folder / "movenet-lightning.json")[0].stem[0].weight
@@ -376,8 +383,16 @@ def test_teacher_as_it_comes_is_asked_by_its_own_rule(
     }
     config = with_values(mini_config, values)
     rows: list[Any] = []
-    make_teacher(config, mini_data, workers, lambda row: bool(rows.append(row)))
-    store = open_teacher_store(teacher_folder(config, mini_data) / TARGETS)
+    make_teacher(
+        teacher_spec(config, resolve(config)),
+        config.student,
+        mini_data,
+        workers,
+        lambda row: bool(rows.append(row)),
+    )
+    store = open_teacher_store(
+        teacher_folder(teacher_spec(config, resolve(config)), mini_data) / TARGETS
+    )
     modes = store.modes_stored()
     assert len(rows) == 1 and np.isfinite(modes).all()
     heights = modes[..., 2]

@@ -16,9 +16,11 @@ from models.movenet import load_movenet, read_tensors, weight_files
 from models.skeleton import COCO
 from study.cache.prepare import PreparedData
 from study.config.compose import StudyConfig, with_values
+from study.config.derived import resolve
 from study.errors import InputError
 from study.teachers.adapters import open_network
 from study.teachers.make import teacher_folder
+from study.trial import teacher_spec
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +144,9 @@ def test_weights_that_cannot_be_read_are_the_users_to_mend(
     init = str(small_file(tmp_path, None))
     config = with_values(mini_config, {"teacher.size": "lightning", "teacher.init": init})
     with pytest.raises(InputError, match=r"a\.bin"):
-        open_network(config)
+        open_network(teacher_spec(config, resolve(config)))
     with pytest.raises(InputError, match=r"a\.bin"):
-        teacher_folder(config, mini_data)
+        teacher_folder(teacher_spec(config, resolve(config)), mini_data)
 
 
 def test_a_teacher_is_another_one_if_its_numbers_change(
@@ -152,7 +154,7 @@ def test_a_teacher_is_another_one_if_its_numbers_change(
 ) -> None:
     init = small_file(tmp_path, NUMBERS)
     config = with_values(mini_config, {"teacher.init": str(init)})
-    before = teacher_folder(config, mini_data)
-    assert teacher_folder(config, mini_data) == before
+    before = teacher_folder(teacher_spec(config, resolve(config)), mini_data)
+    assert teacher_folder(teacher_spec(config, resolve(config)), mini_data) == before
     (tmp_path / "a.bin").write_bytes(NUMBERS[::-1])
-    assert teacher_folder(config, mini_data) != before
+    assert teacher_folder(teacher_spec(config, resolve(config)), mini_data) != before

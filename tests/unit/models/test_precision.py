@@ -13,6 +13,7 @@ from models.codecs.crop_frame import CropFrame
 from models.pose_features import computes_in_bf16
 from study.cache.prepare import PreparedData
 from study.config.compose import MAY_CHANGE, StudyConfig, compose, to_plain, with_values
+from study.config.derived import resolve
 from study.errors import InputError
 from study.teachers.make import teacher_folder
 from study.training import networks
@@ -28,6 +29,7 @@ from study.training.networks import (
 )
 from study.training.refine import RefineTask
 from study.training.training_data import TrainingData
+from study.trial import teacher_spec
 from study.workers import Workers
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -43,26 +45,28 @@ WEIGHTS = {"truth": 1.0, "heatmap": 0.5, "structure": 0.3, "teacher": 0.7}
 def ground(
     mini_config: StudyConfig, mini_data: PreparedData, mini_targets: Path, workers: Workers
 ) -> TrainingData:
-    return TrainingData.open(mini_config, mini_data, workers, mini_targets)
+    return TrainingData.open(mini_data, resolve(mini_config), workers, mini_targets)
 
 
 @pytest.fixture(scope="module")
-def batch(ground: TrainingData) -> Batch:
+def batch(ground: TrainingData, mini_config: StudyConfig) -> Batch:
     generator = torch.Generator().manual_seed(0)
     order = [torch.arange(8)]
     frame = CropFrame(ground.train.input_size)
-    return next(ground.batches(ground.config.distill.augment, frame, order, generator))
+    return next(ground.batches(mini_config.distill.augment, frame, order, generator))
 
 
 def build(config: StudyConfig, stage: str = "distill", **trial: str) -> DistillTask | RefineTask:
     """A stage's task in train mode, whose heatmaps are not nearly nothing."""
     config = with_values(config, {f"trial.{key}": value for key, value in trial.items()})
-    task = build_distill_task(config, seed=1)
+    task = build_distill_task(
+        config.student, config.distill, config.trial, resolve(config), seed=1
+    )
     torch.manual_seed(2)
     nn.init.normal_(task.student.final_layer.weight, std=0.3)  # type: ignore[arg-type]
     if stage == "distill":
         return task.train()
-    refiner = build_refiner(config, task.student.pyramid_channels)
+    refiner = build_refiner(config.refine, resolve(config).skeleton, task.student.pyramid_channels)
     return RefineTask(task.student, task.codec, refiner, task.skeleton, config.refine).train()
 
 
@@ -224,7 +228,9 @@ def test_a_teacher_of_other_arithmetic_is_another(
     change: tuple[str, str], mini_config: StudyConfig, mini_data: PreparedData
 ) -> None:
     other = with_values(mini_config, {f"trial.{change[0]}": change[1]})
-    assert teacher_folder(other, mini_data) != teacher_folder(mini_config, mini_data)
+    assert teacher_folder(teacher_spec(other, resolve(other)), mini_data) != teacher_folder(
+        teacher_spec(mini_config, resolve(mini_config)), mini_data
+    )
 
 
 def test_what_changes_the_numbers_of_a_study_may_not_change() -> None:

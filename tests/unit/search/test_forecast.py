@@ -9,7 +9,7 @@ import pytest
 
 from study.config.compose import compose
 from study.config.schema import StudyConfig
-from study.search.forecast import TrialProgress, ahead, expected_epochs, trial_groups
+from study.search.forecast import StageEpochs, TrialProgress, ahead, expected_epochs, trial_groups
 
 JOINT = ("search.trials=10", "distill.epochs=3", "refine.epochs=1", "search.min_epochs=1")
 """Two controls of 4 epochs; the others pass epochs 1 and 2 at a half each."""
@@ -42,20 +42,33 @@ def test_staged_plan_trains_students_then_refiners(
     finished: int, expected: list[list[tuple[int, int, int]]]
 ) -> None:
     config = compose(["plan=staged", "search.trials=10", "distill.epochs=5", "refine.epochs=2"])
-    stages = trial_groups(config, finished)
+    stages = trial_groups(
+        config.plan,
+        config.search.trials,
+        StageEpochs(config.distill.epochs, config.refine.epochs),
+        finished=finished,
+    )
     assert [[group[:3] for group in groups] for groups in stages] == expected
     assert [g.can_be_pruned for groups in stages for g in groups] == [False, True] * 3
 
 
 def test_more_trials_after_the_hand_over_are_refiners() -> None:
     config = compose(["plan=staged", "search.trials=20", "distill.epochs=5", "refine.epochs=2"])
-    students, refiners = trial_groups(config, 8, handed_over=4)
+    students, refiners = trial_groups(
+        config.plan,
+        config.search.trials,
+        StageEpochs(config.distill.epochs, config.refine.epochs),
+        finished=8,
+        handed_over=4,
+    )
     assert [group[:3] for group in (*students, *refiners) if group.trials] == [(12, 0, 2)]
 
 
 def left_of(seen: list[TrialProgress], *overrides: str) -> tuple[float, bool]:
     config = compose([*JOINT, *overrides])
-    (groups,) = trial_groups(config, 0)
+    (groups,) = trial_groups(
+        config.plan, config.search.trials, StageEpochs(config.distill.epochs, config.refine.epochs)
+    )
     stage = ahead(groups, seen, config.search)
     assert stage["trials"] == 10 and stage["epochs"] == sum(trial.epochs for trial in seen)
     return stage["left"], stage["is_bound"]

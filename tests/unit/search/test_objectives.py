@@ -16,6 +16,7 @@ from study.analysis.tables import show_finals
 from study.analyze import main
 from study.cache.prepare import PreparedData
 from study.config.compose import compose, with_values
+from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.display import Display
 from study.errors import InputError
@@ -40,7 +41,9 @@ def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def start(folder: Path, *overrides: str, session: str = "a") -> StudyOwner:
     (folder / "study").mkdir(exist_ok=True)
     config = compose([f"storage={folder}", "search_space=smoke", *BASICS, *overrides])
-    return StudyOwner(str(folder / "study"), config, load("smoke").to_json(), session, "inline")
+    return StudyOwner(
+        str(folder / "study"), config, resolve(config), load("smoke").to_json(), session
+    )
 
 
 def run_trial(owner: StudyOwner, name: str, aps: list[float], costs: dict[str, float]) -> int:
@@ -118,9 +121,9 @@ def test_a_trial_that_goes_on_is_not_measured_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     measured = iter(COSTS)
-    monkeypatch.setattr(context, "measure_costs", lambda config, device: next(measured))
+    monkeypatch.setattr(context, "measure_costs", lambda *_: next(measured))
     monkeypatch.setattr(context.ray, "get", lambda answer: answer)
-    plan = StudyContext(mini_config, mini_data, str(tmp_path), "", "owner")
+    plan = StudyContext(mini_config, resolve(mini_config), mini_data, str(tmp_path), "", "owner")
     for session in ("a", "b"):
         owner = start(tmp_path, session=session)
         suggestion = owner.ask("t0")
@@ -240,10 +243,15 @@ def test_costs_are_those_of_the_last_stages_estimator(mini_config: StudyConfig) 
 
     alone = with_values(mini_config, {"refine.epochs": 0})
     both = with_values(mini_config, {"refine.epochs": 1})
-    student = build_distill_task(alone, seed=0).student
-    refiner = build_refiner(both, student.pyramid_channels)
+    student = build_distill_task(
+        alone.student, alone.distill, alone.trial, resolve(alone), seed=0
+    ).student
+    refiner = build_refiner(both.refine, resolve(both).skeleton, student.pyramid_channels)
     state = torch.random.get_rng_state()
-    costs = [measure_costs(config, device) for config in (alone, both)]
+    costs = [
+        measure_costs(config.student, config.refine, config.trial, resolve(config), device)
+        for config in (alone, both)
+    ]
     assert torch.equal(torch.random.get_rng_state(), state)
     assert [c["parameters"] for c in costs] == [count(student), count(student, refiner)]
     assert 0 < costs[0]["latency_ms"] < costs[1]["latency_ms"]

@@ -10,6 +10,7 @@ import torch
 
 from search_spaces.space import load
 from study.config.compose import compose
+from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.search.owner import BASELINE, DEFAULTS, StudyOwner
 from study.storage.checkpoint import Checkpoints, Row
@@ -38,7 +39,7 @@ def start(config: StudyConfig, session: str) -> StudyOwner:
     folder = Path(config.storage) / "study"
     folder.mkdir(exist_ok=True)
     space = load(config.search_space).to_json()
-    return StudyOwner(str(folder), config, space, session, "inline")
+    return StudyOwner(str(folder), config, resolve(config), space, session)
 
 
 def row_of(epoch: int, ap: float) -> Row:

@@ -12,6 +12,7 @@ import pytest
 
 from search_spaces.space import SearchSpace, load
 from study.config.compose import compose
+from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.search.owner import StudyOwner
 from study.search.samplers import build_sampler, sampler_notes
@@ -44,7 +45,9 @@ def config_in(folder: Path, *overrides: str) -> StudyConfig:
 def start(config: StudyConfig, session: str = "a") -> StudyOwner:
     folder = Path(config.storage) / "study"
     folder.mkdir(exist_ok=True)
-    return StudyOwner(str(folder), config, load(config.search_space).to_json(), session, "inline")
+    return StudyOwner(
+        str(folder), config, resolve(config), load(config.search_space).to_json(), session
+    )
 
 
 def curve(values: dict[str, Any]) -> list[float]:
@@ -116,7 +119,7 @@ def test_tpe_learns_a_weight_from_trials_of_its_own_kind(directions: list[str]) 
     found: dict[str, list[float]] = {kind: [] for kind in best}
     for number in range(20):
         kind = list(best)[number % 2]
-        study.sampler = build_sampler(config, space, number, number)
+        study.sampler = build_sampler(config.search, config.seed, space, number, number)
         study.enqueue_trial({CHOICE: kind, "distill.heatmap.kind": "none"})
         trial = study.ask()
         found[kind].append(space.suggest(trial, {})[WEIGHT])
@@ -179,7 +182,7 @@ def test_sobol_points_spread_over_all_parameters(tmp_path: Path) -> None:
     study = optuna.create_study()
     found = []
     for point in range(8):
-        study.sampler = build_sampler(config, space, point + 2, point)
+        study.sampler = build_sampler(config.search, config.seed, space, point + 2, point)
         trial = study.ask()
         found.append(all_values(space, trial))
     for parameter in space.parameters:
@@ -204,7 +207,7 @@ def test_what_a_sampler_can_not_model_is_said_in_one_line(tmp_path: Path) -> Non
 
     def notes(sampler: str) -> list[str]:
         config.search.sampler = sampler
-        return [*sampler_notes(config, space)]
+        return [*sampler_notes(config.search.sampler, space)]
 
     assert [notes(sampler) for sampler in ("tpe", "qmc", "random")] == [[], [], []]
     (cmaes,), (gp,), (nsga2,) = notes("cmaes"), notes("gp"), notes("nsga2")

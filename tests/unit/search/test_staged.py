@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial
 
 from search_spaces.space import load
 from study.config.compose import compose
+from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.errors import InputError
 from study.search.controls import trial_config
@@ -48,8 +49,8 @@ def config(tmp_path: Path) -> StudyConfig:
 def start(config: StudyConfig, session: str = "a") -> StudyOwner:
     folder = Path(config.storage) / "study"
     folder.mkdir(exist_ok=True)
-    space = with_parent(config, load(config.search_space))
-    return StudyOwner(str(folder), config, space.to_json(), session, "inline")
+    space = with_parent(config.plan, load(config.search_space))
+    return StudyOwner(str(folder), config, resolve(config), space.to_json(), session)
 
 
 def run_trial(owner: StudyOwner, name: str, ap: float) -> dict[str, Any]:
@@ -188,8 +189,7 @@ def test_no_hand_over_without_a_student(config: StudyConfig) -> None:
 
 @pytest.mark.parametrize(("trials", "share", "students"), [(8, 0.5, 4), (4, 0.1, 2), (5, 0.99, 4)])
 def test_share_of_students(trials: int, share: float, students: int) -> None:
-    changes = [f"search.trials={trials}", f"plan.distill_share={share}"]
-    assert num_distill_trials(compose(["plan=staged", *changes])) == students
+    assert num_distill_trials(trials, share) == students
 
 
 def student(number: int, ap: float, lr: float, kind: str) -> FrozenTrial:
@@ -218,7 +218,7 @@ def test_parents_are_good_and_unlike_one_another() -> None:
 
 def test_spaces_of_the_stages_share_no_parameter() -> None:
     config = compose(["plan=staged"])
-    space = with_parent(config, load("staged"))
+    space = with_parent(config.plan, load("staged"))
     first, second = distill_space(space).paths, refine_space(space, 2).paths
     assert not set(first) & set(second)
     assert set(first) | set(second) == set(space.paths)
@@ -226,8 +226,9 @@ def test_spaces_of_the_stages_share_no_parameter() -> None:
 
 def test_space_of_one_stage_is_refused() -> None:
     config = compose(["plan=staged", "search_space=distill", "refine.epochs=0"])
-    faults = list(staged_faults(config, load("distill")))
+    faults = list(staged_faults(config.plan, config.refine.epochs, load("distill")))
     assert len(faults) == 2
     assert "refine.epochs=0" in faults[0]
     assert "none of stage 2" in faults[1]
-    assert not list(staged_faults(compose(["search_space=distill"]), load("distill")))
+    changed = compose(["search_space=distill"])
+    assert not list(staged_faults(changed.plan, changed.refine.epochs, load("distill")))

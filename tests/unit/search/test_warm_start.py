@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from search_spaces.space import SearchSpace, load
 from study.config.compose import compose, to_plain
+from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.errors import InputError
 from study.search.owner import StudyOwner
@@ -60,7 +61,7 @@ def start(folder: Path, older: list[Path], *overrides: str, session: str = "a") 
     config = compose([*BASICS, f"storage={folder}", "name=new", named, *overrides])
     write_settings(folder / "new", config)
     space = load(config.search_space).to_json()
-    return StudyOwner(str(folder / "new"), config, space, session, "inline")
+    return StudyOwner(str(folder / "new"), config, resolve(config), space, session)
 
 
 def known(owner: StudyOwner) -> list[Any]:
@@ -208,15 +209,15 @@ def test_study_of_other_data_or_another_teacher_is_refused(
 ) -> None:
     older = older_study(tmp_path / "older", {})
     config = compose([*BASICS, f"search.warm_start=[{older}]"])
-    check_warm_start(config, tmp_path / "new", "d", "t")
+    check_warm_start(config.search.warm_start, tmp_path / "new", "d", "t")
     what = "data" if data == "other" else "teacher"
     with pytest.raises(InputError, match=f"whose {what} is another .*here other"):
-        check_warm_start(config, tmp_path / "new", data, teacher)
+        check_warm_start(config.search.warm_start, tmp_path / "new", data, teacher)
 
 
 def test_folder_that_is_no_study_is_refused_before_the_study_begins(tmp_path: Path) -> None:
     config = compose([*BASICS, f"search.warm_start=[{tmp_path}/nothing]"])
     with pytest.raises(InputError, match="must be a study's folder"):
-        check_warm_start(config, tmp_path / "new", "d", "t")
+        check_warm_start(config.search.warm_start, tmp_path / "new", "d", "t")
     write_settings(tmp_path / "new", config)
-    check_warm_start(config, tmp_path / "new", "d", "t")
+    check_warm_start(config.search.warm_start, tmp_path / "new", "d", "t")

@@ -199,7 +199,7 @@ def test_a_missing_package_is_refused_before_anything_runs(
     with pytest.raises(InputError, match=rf"needs the package {package}.*\.\[{package}\]"):
         run_study(config)
     assert list(tmp_path.iterdir()) == []
-    require_packages(compose([]))
+    require_packages([])
 
 
 class BrokenLog:
@@ -234,7 +234,7 @@ def test_a_log_that_fails_is_said_once_and_tried_again(
     def news(ended: set[int]) -> list[Any]:
         return [] if 4 in ended else [(row, reports(3))]
 
-    with trials_logged(compose(["log=[mlflow]"]), tmp_path, news, said.append):
+    with trials_logged(["mlflow"], "study", tmp_path, news, said.append):
         while BrokenLog.tried < 3:
             time.sleep(0.01)
     assert BrokenLog.told == [1, 2, 3]

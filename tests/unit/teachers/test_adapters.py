@@ -21,6 +21,7 @@ from models.pose_features import IMAGENET
 from models.skeleton import COCO, CROWDPOSE, SKELETONS, Skeleton
 from study.config import checks
 from study.config.compose import compose, with_values
+from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.errors import InputError
 from study.teachers.adapters import (
@@ -31,6 +32,7 @@ from study.teachers.adapters import (
     open_network,
     open_teacher,
 )
+from study.trial import teacher_spec
 
 CPU = torch.device("cpu")
 JOINTS = torch.tensor([[22.0, 50.0], [41.0, 30.0], [33.0, 71.0], [22.0, 50.0], [41.0, 30.0]])
@@ -118,7 +120,8 @@ def test_an_onnx_file_finds_the_joints_where_they_are_in_its_crop(
 ) -> None:
     crops = (batch, 3, 96, 64)
     file = write_onnx(tmp_path / "m.onnx", simcc=simcc, stride=1 if simcc else 4, crops=crops)
-    teacher = open_teacher(with_onnx(config, file), CPU)
+    changed = with_onnx(config, file)
+    teacher = open_teacher(teacher_spec(changed, resolve(changed)), CPU)
     answer = teacher.ask(torch.cat([spots(), spots().flip(-1)]))
     assert answer.modes_crop.shape == (2, 5, 3, 4) and answer.relation is None
     assert answer.taught.tolist() == [[1] * 5] * 2
@@ -137,17 +140,20 @@ def test_heatmaps_of_another_stride_are_read_by_the_models_own(
     config: StudyConfig, tmp_path: Path
 ) -> None:
     file = write_onnx(tmp_path / "m.onnx", stride=8)
-    modes = open_teacher(with_onnx(config, file), CPU).ask(spots()).modes_crop[0, :, 0]
+    changed = with_onnx(config, file)
+    teacher = open_teacher(teacher_spec(changed, resolve(changed)), CPU)
+    modes = teacher.ask(spots()).modes_crop[0, :, 0]
     # the blur of so small a map's decoder takes part of a pixel; another stride would take half
     torch.testing.assert_close(modes[:, :2], JOINTS, atol=1.5, rtol=0)
 
 
 def test_pixels_are_normalized_as_the_setting_says(config: StudyConfig, tmp_path: Path) -> None:
     file = write_onnx(tmp_path / "m.onnx", stride=1, simcc=True)
-    heights = {
-        pixels: open_teacher(with_onnx(config, file, pixels=pixels), CPU)(spots() / 4)[1][0, 0]
-        for pixels in ("unit", "imagenet")
-    }
+    heights = {}
+    for pixels in ("unit", "imagenet"):
+        changed = with_onnx(config, file, pixels=pixels)
+        teacher = open_teacher(teacher_spec(changed, resolve(changed)), CPU)
+        heights[pixels] = teacher(spots() / 4)[1][0, 0]
     assert heights["unit"] == pytest.approx(0.25)
     red = (255 / 4 - IMAGENET.mean[0]) / IMAGENET.std[0]
     assert red < 0 and heights["imagenet"] == 0  # below the mean, cut to 0..1
@@ -168,7 +174,8 @@ def test_an_onnx_file_that_does_not_fit_is_refused(
 ) -> None:
     file = write_onnx(tmp_path / "m.onnx", **made)
     with pytest.raises(InputError, match=message):
-        check_teacher(with_onnx(config, file))
+        changed = with_onnx(config, file)
+        check_teacher(changed.teacher, resolve(changed))
 
 
 def test_outputs_that_are_no_pose_and_files_that_are_no_onnx_are_refused(
@@ -179,12 +186,15 @@ def test_outputs_that_are_no_pose_and_files_that_are_no_onnx_are_refused(
     model.graph.output.pop()
     onnx.save(model, file)
     with pytest.raises(InputError, match=r"heatmaps \(B, K, H, W\), or SimCC's .*got \[\(1, 5,"):
-        check_teacher(with_onnx(config, file))
+        changed = with_onnx(config, file)
+        check_teacher(changed.teacher, resolve(changed))
     file.write_text("no model")
     with pytest.raises(InputError, match="ONNX file that onnxruntime opens"):
-        check_teacher(with_onnx(config, file))
+        changed = with_onnx(config, file)
+        check_teacher(changed.teacher, resolve(changed))
     with pytest.raises(InputError, match=r"got teacher.init=.*gone\.onnx"):
-        check_teacher(with_onnx(config, tmp_path / "gone.onnx"))
+        changed = with_onnx(config, tmp_path / "gone.onnx")
+        check_teacher(changed.teacher, resolve(changed))
 
 
 @pytest.mark.parametrize(
@@ -198,7 +208,7 @@ def test_a_missing_library_is_named_with_its_extra(
     (tmp_path / "config.json").write_text(json.dumps(told))
     asked = with_onnx(config, tmp_path, name=name)
     with pytest.raises(InputError, match=rf"{library}, which is not installed; pip .*\[{name}\]"):
-        check_teacher(asked)
+        check_teacher(asked.teacher, resolve(asked))
 
 
 class Numbering:
@@ -243,10 +253,12 @@ def test_a_network_of_ours_may_have_other_joints_than_the_data(
     save_file(build_model("mobile_net", "tiny", CROWDPOSE).state_dict(), init)
     values = {"teacher.init": str(init), "teacher.skeleton": "crowdpose", "teacher.epochs": 0}
     settings = with_values(mini_config, values)
-    network, _, trained = open_network(settings)
+    network, _, trained = open_network(teacher_spec(settings, resolve(settings)))
     assert "final_layer.weight" in trained  # as many joints as the file's head has
     assert network.state_dict()["final_layer.weight"].shape[0] == 14
-    answer = open_teacher(settings, CPU).ask(torch.zeros(1, 3, 64, 64))
+    answer = open_teacher(teacher_spec(settings, resolve(settings)), CPU).ask(
+        torch.zeros(1, 3, 64, 64)
+    )
     assert answer.modes_crop.shape == (1, 17, 3, 4)
     assert answer.taught[0].sum() == 12 and answer.taught[0, 0] == 0  # of a nose it knows nothing
 
@@ -254,7 +266,7 @@ def test_a_network_of_ours_may_have_other_joints_than_the_data(
 def test_a_network_is_asked_for_its_decoded_pose_and_its_relation(
     mini_config: StudyConfig,
 ) -> None:
-    network, codec, _ = open_network(mini_config)
+    network, codec, _ = open_network(teacher_spec(mini_config, resolve(mini_config)))
     nn.init.normal_(network.final_layer.weight, std=1.0)  # type: ignore[union-attr,arg-type]
     teacher = HeatmapTeacher(network.eval(), codec)
     crops = 255 * torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -273,9 +285,9 @@ def test_a_network_is_asked_for_its_decoded_pose_and_its_relation(
 def test_a_folder_that_is_no_vitpose_is_refused(config: StudyConfig, tmp_path: Path) -> None:
     asked = with_onnx(config, tmp_path, name="vitpose")
     with pytest.raises(InputError, match=r"folder with ViTPose's config\.json"):
-        check_teacher(asked)
+        check_teacher(asked.teacher, resolve(asked))
     backbone = {"model_type": "timm_backbone"}
     told = {"model_type": "vitpose", "backbone_config": backbone}
     (tmp_path / "config.json").write_text(json.dumps(told))
     with pytest.raises(InputError, match="own backbone, got vitpose on timm_backbone"):
-        check_teacher(asked)
+        check_teacher(asked.teacher, resolve(asked))

@@ -20,6 +20,7 @@ from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
 from study.cache.prepare import PreparedData, prepare_data
 from study.cache.teacher_store import TeacherTargets, open_teacher_store
 from study.config.compose import with_values
+from study.config.derived import resolve
 from study.config.schema import AugmentConfig, StudyConfig
 from study.data.crops import apply_affine, invert_affine, stored_to_crop_affine
 from study.data.people import People
@@ -38,13 +39,16 @@ from study.teachers.make import (
 )
 from study.teachers.online import OnlineTeacher
 from study.training.batches import plain_batch
+from study.trial import teacher_spec
 from study.workers import Workers
 
 CPU = torch.device("cpu")
 
 
 def prepared(config: StudyConfig) -> PreparedData:
-    return prepare_data(config, lambda name: lambda done, total: None, lambda text: None)
+    return prepare_data(
+        config.data, resolve(config), lambda name: lambda done, total: None, lambda text: None
+    )
 
 
 def poses_of(store: CropStore) -> list[dict[str, Any]]:
@@ -138,8 +142,10 @@ def test_a_square_teacher_is_trained_and_asked_in_its_form_and_heard_in_the_stud
     values: dict[str, Any] = {"teacher.input_size": size, "data.input_size": [96, 64]}
     config = with_values(mini_config, values)
     data = prepared(config)
-    make_teacher(config, data, workers, lambda row: False)
-    folder = teacher_folder(config, data)
+    make_teacher(
+        teacher_spec(config, resolve(config)), config.student, data, workers, lambda row: False
+    )
+    folder = teacher_folder(teacher_spec(config, resolve(config)), data)
     assert is_ready(folder)
     targets = open_teacher_store(folder / TARGETS)
     student = open_crop_store(Path(data.train))
@@ -149,7 +155,7 @@ def test_a_square_teacher_is_trained_and_asked_in_its_form_and_heard_in_the_stud
     # by hand: each crop that the teacher sees, decoded, and both poses in the image
     rows = torch.arange(5)
     crops = plain_batch(own, COCO, CropFrame((size[0], size[1])), rows, CPU).crops
-    teacher = load_teacher(config, folder, CPU)
+    teacher = load_teacher(teacher_spec(config, resolve(config)), folder, CPU)
     with torch.inference_mode():
         heatmaps = teacher.pose.student.predict(crops).heatmaps  # type: ignore[attr-defined]
     cells = (size[0] // 4, size[1] // 4)
@@ -180,10 +186,12 @@ def test_a_teacher_of_other_joints_is_asked_as_it_comes_and_scored(
         rows.append(row)
         return False
 
-    make_teacher(config, mini_data, workers, report)
+    make_teacher(teacher_spec(config, resolve(config)), config.student, mini_data, workers, report)
     assert [(row["stage"], row["epoch"]) for row in rows] == [("teacher", 0)]
     assert 0 <= rows[0]["val_ap"] <= 1
-    targets = open_teacher_store(teacher_folder(config, mini_data) / TARGETS)
+    targets = open_teacher_store(
+        teacher_folder(teacher_spec(config, resolve(config)), mini_data) / TARGETS
+    )
     known = [joint in CROWDPOSE.joints for joint in COCO.joints]
     assert (targets.taught == np.array(known)).all() and sum(known) == 12
     assert targets.relation is not None
@@ -197,8 +205,8 @@ def test_predictions_are_stored_before_anything_is_started(
     store = open_crop_store(Path(mini_data.train))
     config = from_predictions(mini_config, poses_of(store)[1:], tmp_path)
     said: list[str] = []
-    prepare_teacher(config, mini_data, said.append)
-    folder = teacher_folder(config, mini_data)
+    prepare_teacher(teacher_spec(config, resolve(config)), mini_data, said.append)
+    folder = teacher_folder(teacher_spec(config, resolve(config)), mini_data)
     assert is_ready(folder)
     assert said[0].startswith(f"{len(store) - 1} of {len(store)} people to train on have a pred")
     targets = open_teacher_store(folder / TARGETS)
@@ -208,7 +216,7 @@ def test_predictions_are_stored_before_anything_is_started(
     np.testing.assert_allclose(
         targets.modes_stored()[:, :, 0, :2][labeled], store.keypoints_stored[labeled], atol=0.002
     )
-    prepare_teacher(config, mini_data, said.append)
+    prepare_teacher(teacher_spec(config, resolve(config)), mini_data, said.append)
     assert len(said) == 1  # there already
 
 
@@ -218,8 +226,8 @@ def test_predictions_of_nobody_we_train_on_are_refused(
     entries = poses_of(open_crop_store(Path(mini_data.search)))
     config = from_predictions(mini_config, entries, tmp_path)
     with pytest.raises(InputError, match=r"people to train on, got none .*poses\.json; change"):
-        prepare_teacher(config, mini_data, lambda text: None)
-    assert not is_ready(teacher_folder(config, mini_data))
+        prepare_teacher(teacher_spec(config, resolve(config)), mini_data, lambda text: None)
+    assert not is_ready(teacher_folder(teacher_spec(config, resolve(config)), mini_data))
 
 
 def test_other_predictions_make_another_teacher(
@@ -227,9 +235,9 @@ def test_other_predictions_make_another_teacher(
 ) -> None:
     entries = poses_of(open_crop_store(Path(mini_data.train)))
     config = from_predictions(mini_config, entries, tmp_path)
-    before = teacher_folder(config, mini_data)
+    before = teacher_folder(teacher_spec(config, resolve(config)), mini_data)
     other = from_predictions(mini_config, entries[1:], tmp_path)
-    assert teacher_folder(other, mini_data) != before
+    assert teacher_folder(teacher_spec(other, resolve(other)), mini_data) != before
 
 
 def test_a_space_that_may_choose_the_relation_is_refused_for_teachers_without_features(

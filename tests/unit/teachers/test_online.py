@@ -18,6 +18,7 @@ from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
 from study.cache.prepare import PreparedData
 from study.cache.teacher_store import TeacherTargets, open_teacher_store
 from study.config.compose import with_values
+from study.config.derived import resolve
 from study.config.schema import AugmentConfig, StudyConfig
 from study.data.augmentation import draw_augmentation
 from study.data.crops import transform_points
@@ -28,7 +29,7 @@ from study.teachers.make import ask, draw_views, make_teacher, teacher_folder
 from study.teachers.online import OnlineTeacher
 from study.teachers.target_error import describe_targets, target_error
 from study.training.batches import crops_of, training_batches
-from study.trial import Trial, run_trial
+from study.trial import Trial, run_trial, teacher_spec
 from study.workers import Workers
 
 CPU = torch.device("cpu")
@@ -182,16 +183,22 @@ def test_a_trial_learns_from_a_live_teacher(
     mini_config: StudyConfig, mini_data: PreparedData, workers: Workers, tmp_path: Path
 ) -> None:
     mini_config = with_values(mini_config, {"seed": 9})  # others rely on there being no teacher
-    make_teacher(mini_config, mini_data, workers, lambda row: False)
-    folder = teacher_folder(mini_config, mini_data)
+    make_teacher(
+        teacher_spec(mini_config, resolve(mini_config)),
+        mini_config.student,
+        mini_data,
+        workers,
+        lambda row: False,
+    )
+    folder = teacher_folder(teacher_spec(mini_config, resolve(mini_config)), mini_data)
     told = describe_targets(folder)
     assert "561 bytes a person, 84 MB for COCO's 150,000 (here 2 times that" in told
     losses = {}
     for mode in ("cached", "online"):
         config = with_values(mini_config, {"teacher.mode": mode})
-        assert teacher_folder(config, mini_data) == folder
+        assert teacher_folder(teacher_spec(config, resolve(config)), mini_data) == folder
         rows: list[dict[str, Any]] = []
-        trial = Trial(1, config, mini_data, tmp_path / mode, folder / TARGETS)
+        trial = Trial(1, config, resolve(config), mini_data, tmp_path / mode, folder / TARGETS)
         run_trial(trial, workers, lambda row, rows=rows: bool(rows.append(row)))  # type: ignore[misc]
         losses[mode] = [row["loss.heatmap"] for row in rows if row["stage"] == "distill"]
         assert len(rows) == 4

@@ -22,6 +22,7 @@ from models.skeleton import COCO
 from study.cache.prepare import PreparedData, prepare_data
 from study.cache.teacher_store import open_teacher_store
 from study.config.compose import with_values
+from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.errors import InputError
 from study.storage.paths import TARGETS
@@ -29,6 +30,7 @@ from study.teachers.adapters import check_teacher, open_teacher
 from study.teachers.make import make_teacher, teacher_folder
 from study.teachers.vitpose import VitPose
 from study.training.losses import joint_relation
+from study.trial import teacher_spec
 from study.workers import Workers
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -124,7 +126,7 @@ def test_a_mirror_exchanges_the_joints_that_the_library_exchanges(
 def test_modes_lie_where_the_maps_have_their_peaks_in_pixels_of_the_crop(
     saved: tuple[Path, Any], config: StudyConfig, crops: Tensor
 ) -> None:
-    answer = open_teacher(config, CPU).ask(crops)
+    answer = open_teacher(teacher_spec(config, resolve(config)), CPU).ask(crops)
     maps = told_by(saved[1], crops)
     expected, heights = Udp(SIZE, (24, 16), 2.0).decode(maps)
     found = answer.modes_crop[:, :, 0]
@@ -140,7 +142,7 @@ def test_modes_lie_where_the_maps_have_their_peaks_in_pixels_of_the_crop(
 def test_relations_come_from_what_the_last_layer_sees(
     saved: tuple[Path, Any], config: StudyConfig, crops: Tensor
 ) -> None:
-    answer = open_teacher(config, CPU).ask(crops)
+    answer = open_teacher(teacher_spec(config, resolve(config)), CPU).ask(crops)
     out = VitPose(saved[0], COCO, SIZE).eval().predict(crops)
     (features,) = out.pyramid
     assert features.shape[-2:] == (24, 16)
@@ -152,9 +154,11 @@ def test_relations_come_from_what_the_last_layer_sees(
 
 def test_another_number_of_joints_or_another_size_is_refused(config: StudyConfig) -> None:
     with pytest.raises(InputError, match=r"14 joints \(crowdpose\) was asked for, got .* 17"):
-        check_teacher(with_values(config, {"teacher.skeleton": "crowdpose"}))
+        changed = with_values(config, {"teacher.skeleton": "crowdpose"})
+        check_teacher(changed.teacher, resolve(changed))
     with pytest.raises(InputError, match=r"takes crops of \[96, 64\].*input_size=\[96,64\]"):
-        check_teacher(with_values(config, {"teacher.input_size": None}))
+        changed = with_values(config, {"teacher.input_size": None})
+        check_teacher(changed.teacher, resolve(changed))
 
 
 def test_missing_weights_are_refused(
@@ -165,7 +169,8 @@ def test_missing_weights_are_refused(
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_bytes((saved[0] / "config.json").read_bytes())
     with pytest.raises(InputError, match=r"all weights .*'head\.conv\.bias'"):
-        open_teacher(with_values(config, {"teacher.init": str(tmp_path)}), CPU)
+        changed = with_values(config, {"teacher.init": str(tmp_path)})
+        open_teacher(teacher_spec(changed, resolve(changed)), CPU)
 
 
 def test_it_is_asked_about_everyone_as_it_comes_and_after_training(
@@ -173,10 +178,18 @@ def test_it_is_asked_about_everyone_as_it_comes_and_after_training(
 ) -> None:
     for epochs in (0, 1):
         wanted = with_values(config, {"teacher.epochs": epochs})
-        data: PreparedData = prepare_data(wanted, lambda name: lambda done, total: None, print)
+        data: PreparedData = prepare_data(
+            wanted.data, resolve(wanted), lambda name: lambda done, total: None, print
+        )
         with torch.enable_grad():
-            make_teacher(wanted, data, workers, lambda row: False)
-        folder = teacher_folder(wanted, data)
+            make_teacher(
+                teacher_spec(wanted, resolve(wanted)),
+                wanted.student,
+                data,
+                workers,
+                lambda row: False,
+            )
+        folder = teacher_folder(teacher_spec(wanted, resolve(wanted)), data)
         rows = json.loads((folder / "teacher.json").read_text())["rows"]
         targets = open_teacher_store(folder / TARGETS)
         assert [row["epoch"] for row in rows] == [epochs] and "val_ap" in rows[0]
@@ -204,8 +217,12 @@ def test_other_weights_in_the_folder_make_another_teacher(
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((saved[0] / name).read_bytes())
     moved = with_values(config, {"teacher.init": str(tmp_path)})
-    assert teacher_folder(moved, mini_data) == teacher_folder(config, mini_data)
+    assert teacher_folder(teacher_spec(moved, resolve(moved)), mini_data) == teacher_folder(
+        teacher_spec(config, resolve(config)), mini_data
+    )
     weights = load_file(tmp_path / "model.safetensors")
     weights["head.conv.bias"] = weights["head.conv.bias"] + 1
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    assert teacher_folder(moved, mini_data) != teacher_folder(config, mini_data)
+    assert teacher_folder(teacher_spec(moved, resolve(moved)), mini_data) != teacher_folder(
+        teacher_spec(config, resolve(config)), mini_data
+    )

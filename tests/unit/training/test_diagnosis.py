@@ -14,6 +14,7 @@ from search_spaces.space import load
 from study.cache.prepare import PreparedData
 from study.config import derived
 from study.config.compose import with_values
+from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.storage.checkpoint import Checkpoint, Checkpoints
 from study.storage.tables import read_reports, write_running
@@ -72,7 +73,11 @@ def test_steps_count_alike_and_a_step_without_gradient_has_no_shares(workers: Wo
 def last_of(trial: Trial, values: dict[str, Any], folder: Path, workers: Workers) -> Checkpoint:
     """What the same trial has come to after its only epoch with these settings."""
     config = with_values(trial.config, values)
-    run_trial(Trial(1, config, trial.data, folder, trial.targets), workers, lambda row: False)
+    run_trial(
+        Trial(1, config, resolve(config), trial.data, folder, trial.targets),
+        workers,
+        lambda row: False,
+    )
     return Checkpoints(folder).at(1)
 
 
@@ -87,7 +92,8 @@ def trial(
     """Not run; its stage 1 has every kind of term."""
     values = {**MIX, "data.skeleton": easy, "distill.epochs": 1, "refine.epochs": 0}
     folder = tmp_path_factory.mktemp("diagnosed")
-    return Trial(1, with_values(mini_config, values), mini_data, folder, mini_targets)
+    changed = with_values(mini_config, values)
+    return Trial(1, changed, resolve(changed), mini_data, folder, mini_targets)
 
 
 def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
@@ -129,14 +135,16 @@ def test_a_trials_figures_are_those_of_each_term_alone(
     (row,) = last_of(trial, values, tmp_path, workers).rows
 
     config = with_values(trial.config, values)
-    ground = TrainingData.open(config, trial.data, workers, trial.targets)
+    ground = TrainingData.open(trial.data, resolve(config), workers, trial.targets)
     augment, frame = config.distill.augment, CropFrame(ground.train.input_size)
     stage = ground.stage("distill", config.distill, augment, frame, seed=trial.seed)
     seed = derived.seed_of(trial.seed, "distill", 1)
     batch = next(stage.batches(torch.Generator().manual_seed(seed)))
     gradients = {}
     for term in TERMS:
-        task = build_distill_task(config, trial.seed).train()
+        task = build_distill_task(
+            config.student, config.distill, config.trial, resolve(config), seed=trial.seed
+        ).train()
         combine({term: task(batch)[term]}, task.weights(0.0), workers)[0].backward()
         gradients[term] = torch.cat(
             [

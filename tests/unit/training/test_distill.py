@@ -16,6 +16,7 @@ from models.codecs.codec import Dark
 from models.pose_features import PoseFeatures, PoseNetwork
 from models.skeleton import Skeleton
 from study.config.compose import with_values
+from study.config.derived import resolve
 from study.config.schema import (
     AugmentConfig,
     DistillConfig,
@@ -351,7 +352,9 @@ def rates(task: DistillTask) -> dict[str, Any]:
 
 
 def test_a_random_student_learns_at_the_full_rate(mini_config: StudyConfig) -> None:
-    task = build_distill_task(mini_config, seed=0)
+    task = build_distill_task(
+        mini_config.student, mini_config.distill, mini_config.trial, resolve(mini_config), seed=0
+    )
     assert not task.is_pretrained and set(rates(task).values()) == {1e-3}
 
 
@@ -366,7 +369,10 @@ def test_pretrained_layers_learn_at_a_tenth_and_a_new_head_at_the_full_rate(
     )
     init = tmp_path / "weights.safetensors"
     save_file(build_model("mobile_net", "tiny", skeleton).state_dict(), init)
-    task = build_distill_task(with_values(mini_config, {"student.init": str(init)}), seed=0)
+    changed = with_values(mini_config, {"student.init": str(init)})
+    task = build_distill_task(
+        changed.student, changed.distill, changed.trial, resolve(changed), seed=0
+    )
     found = rates(task)
     expected = {name: head_rate if name.startswith("final_layer.") else 1e-4 for name in found}
     assert task.is_pretrained and found == pytest.approx(expected)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from study.cache.prepare import PreparedData
 from study.config.compose import with_values
+from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.search.controls import baseline_values
 from study.storage.checkpoint import Checkpoints, Row
@@ -20,7 +21,7 @@ from study.training.loop import combine
 from study.training.loss_weights import UncertaintyWeights
 from study.training.losses import Term
 from study.training.networks import build_distill_task
-from study.trial import Trial, run_trial
+from study.trial import Trial, run_trial, teacher_spec
 from study.workers import Workers
 
 LEARNED = {"distill.weights": "learned", "distill.structure.kind": "mix"}
@@ -116,7 +117,10 @@ def test_a_term_whose_share_is_over_moves_neither_student_nor_its_weight(workers
 def test_weights_learn_at_the_rate_of_new_layers_and_do_not_decay(
     mini_config: StudyConfig,
 ) -> None:
-    task = build_distill_task(with_values(mini_config, LEARNED), seed=0)
+    changed = with_values(mini_config, LEARNED)
+    task = build_distill_task(
+        changed.student, changed.distill, changed.trial, resolve(changed), seed=0
+    )
     assert task.uncertainty is not None and task.term_names == TERMS
     optimizer = dataclasses.replace(mini_config.distill.optimizer, lr=FIRST_RATE)
     *layers, learned = task.parameter_groups(optimizer)
@@ -129,7 +133,10 @@ def test_scales_set_the_learned_weights_and_the_schedule_alone_is_left(
     mini_config: StudyConfig,
 ) -> None:
     values = {**LEARNED, "distill.schedule": "linear", "distill.heatmap.weight": 9.0}
-    task = build_distill_task(with_values(mini_config, values), seed=0)
+    changed = with_values(mini_config, values)
+    task = build_distill_task(
+        changed.student, changed.distill, changed.trial, resolve(changed), seed=0
+    )
     task.set_scales({name: 0.5 + place for place, name in enumerate(TERMS)}, None)
     assert task.uncertainty is not None
     assert task.uncertainty.factors()["structure_bone"] == pytest.approx(1 / 3.5)
@@ -140,11 +147,33 @@ def test_fixed_weights_the_baseline_the_teacher_and_an_export_have_no_learned_we
     mini_config: StudyConfig,
 ) -> None:
     learned = with_values(mini_config, LEARNED)
-    baseline = with_values(learned, baseline_values(learned))
-    assert build_distill_task(mini_config, seed=0).uncertainty is None
-    assert build_distill_task(baseline, seed=0).uncertainty is None
-    assert build_task(learned).uncertainty is None
-    exported = build_distill_task(learned, seed=0).estimator().state_dict()
+    baseline = with_values(
+        learned, baseline_values(learned.distill.epochs + learned.refine.epochs)
+    )
+    assert (
+        build_distill_task(
+            mini_config.student,
+            mini_config.distill,
+            mini_config.trial,
+            resolve(mini_config),
+            seed=0,
+        ).uncertainty
+        is None
+    )
+    assert (
+        build_distill_task(
+            baseline.student, baseline.distill, baseline.trial, resolve(baseline), seed=0
+        ).uncertainty
+        is None
+    )
+    assert build_task(teacher_spec(learned, resolve(learned))).uncertainty is None
+    exported = (
+        build_distill_task(
+            learned.student, learned.distill, learned.trial, resolve(learned), seed=0
+        )
+        .estimator()
+        .state_dict()
+    )
     assert {name.split(".")[0] for name in exported} == {"student"}
 
 
@@ -159,7 +188,8 @@ def trial(
     """A trial of three epochs with learned weights, finished without a break."""
     values = {**LEARNED, "data.skeleton": easy, "distill.epochs": 3, "refine.epochs": 0}
     folder = tmp_path_factory.mktemp("learned")
-    trial = Trial(1, with_values(mini_config, values), mini_data, folder, mini_targets)
+    changed = with_values(mini_config, values)
+    trial = Trial(1, changed, resolve(changed), mini_data, folder, mini_targets)
     run_trial(trial, Workers(torch.device("cpu")), lambda row: False)
     return trial
 

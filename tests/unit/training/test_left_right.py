@@ -17,6 +17,7 @@ from models.swap_resolver import SwapResolver
 from study.cache.crop_store import open_crop_store
 from study.cache.prepare import PreparedData
 from study.config.compose import with_values
+from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.data.crops import apply_affine, invert_affine
 from study.storage.checkpoint import Checkpoints
@@ -175,16 +176,22 @@ def test_two_workers_collect_what_one_does(
     mini_config: StudyConfig, mini_data: PreparedData, start_file: Path, workers: Workers
 ) -> None:
     config = with_values(mini_config, {"refine.start": str(start_file)})
-    distilled = build_distill_task(config, seed=0)
+    distilled = build_distill_task(
+        config.student, config.distill, config.trial, resolve(config), seed=0
+    )
     torch.nn.init.normal_(distilled.student.final_layer.weight, std=0.3)  # type: ignore[arg-type]
-    refiner = build_refiner(config, distilled.student.pyramid_channels)
-    task = build_refine_task(config, distilled, refiner).eval()
+    refiner = build_refiner(
+        config.refine, resolve(config).skeleton, distilled.student.pyramid_channels
+    )
+    task = build_refine_task(config.refine, distilled, refiner).eval()
     assert refiner.mirror_pairs is not None
 
     def collected(by: Workers) -> Examples:
-        ground = TrainingData.open(config, mini_data, by, None)
+        ground = TrainingData.open(mini_data, resolve(config), by, None)
         assert refiner.mirror_pairs is not None
-        return collect_examples(task, refiner.mirror_pairs, ground, ground.starts())
+        return collect_examples(
+            task, refiner.mirror_pairs, ground, ground.starts(config.refine.start)
+        )
 
     alone, second = collected(workers), OneOfTwo(1, [])
     collected(second)
@@ -219,7 +226,7 @@ def test_a_trial_learns_the_names_before_its_first_epoch_and_keeps_them(
     values = {"refine.start": "jitter" if kind == "jitter" else str(start_file)}
     config = with_values(mini_config, {"data.skeleton": easy, "distill.epochs": 1, **values})
     told: list[dict[str, Tensor]] = []
-    whole = Trial(1, config, mini_data, tmp_path / "whole", mini_targets)
+    whole = Trial(1, config, resolve(config), mini_data, tmp_path / "whole", mini_targets)
 
     def report(row: dict[str, object]) -> bool:
         told.append(names_of(whole, int(str(row["epoch"]))))
@@ -246,9 +253,11 @@ def test_a_trial_of_the_students_own_pose_has_no_names(
     workers: Workers,
 ) -> None:
     config = with_values(mini_config, {"data.skeleton": easy, "distill.epochs": 1})
-    trial = Trial(1, config, mini_data, tmp_path, mini_targets)
+    trial = Trial(1, config, resolve(config), mini_data, tmp_path, mini_targets)
     run_trial(trial, workers, lambda row: False)
     kept = Checkpoints(trial.folder).last()
     assert kept is not None and not names_of(trial, kept.epoch)
-    estimator = load_estimator(config, kept)
+    estimator = load_estimator(
+        kept, config.student, config.distill, config.refine, config.trial, resolve(config)
+    )
     assert estimator.refiner is not None and estimator.refiner.mirror_pairs is None

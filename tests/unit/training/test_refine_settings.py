@@ -16,6 +16,7 @@ from models.skeleton import COCO, SKELETONS
 from study.cache.crop_store import open_crop_store
 from study.cache.prepare import PreparedData
 from study.config.compose import value_at, with_values
+from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.training.evaluation import evaluate, predict_crops
 from study.training.networks import build_distill_task, build_refiner
@@ -38,7 +39,7 @@ def test_each_setting_reaches_the_refiner(
 ) -> None:
     assert value_at(mini_config, f"refine.{path}") != value
     config = with_values(mini_config, {f"refine.{path}": value})
-    assert found(build_refiner(config, (7, 6, 5))) == value
+    assert found(build_refiner(config.refine, resolve(config).skeleton, (7, 6, 5))) == value
 
 
 @pytest.mark.parametrize("candidates", [2, 3])
@@ -47,7 +48,8 @@ def test_settings_reach_the_chooser(
     candidates: int, levels: int, mini_config: StudyConfig
 ) -> None:
     values = {"refine.candidates": candidates, "refine.levels": levels, "refine.dropout": 0.3}
-    refiner = build_refiner(with_values(mini_config, values), (7, 6, 5))
+    changed = with_values(mini_config, values)
+    refiner = build_refiner(changed.refine, resolve(changed).skeleton, (7, 6, 5))
     assert refiner.chooser is not None
     assert refiner.chooser.project.in_features == 5
     assert refiner.chooser.head.in_features == mini_config.refine.width
@@ -65,13 +67,15 @@ def test_an_untrained_refiner_changes_no_ap(
     workers: Workers,
 ) -> None:
     store = open_crop_store(Path(mini_data.search))
-    task = build_distill_task(mini_config, seed=3)
+    task = build_distill_task(
+        mini_config.student, mini_config.distill, mini_config.trial, resolve(mini_config), seed=3
+    )
     nn.init.normal_(task.student.final_layer.weight, std=1.0)
     config = dataclasses.replace(
         mini_config,
         refine=dataclasses.replace(mini_config.refine, levels=levels, candidates=candidates),
     )
-    refiner = build_refiner(config, task.student.pyramid_channels)
+    refiner = build_refiner(config.refine, resolve(config).skeleton, task.student.pyramid_channels)
     truth, skeleton = Path(mini_data.search_truth), SKELETONS[easy]
     estimators = [RefinedPose(task.student, task.codec, part).eval() for part in (None, refiner)]
     plain, refined = (

@@ -17,6 +17,7 @@ from models.pose_features import PoseFeatures, PoseNetwork
 from models.skeleton import Skeleton
 from study.cache.prepare import PreparedData
 from study.config.compose import with_values
+from study.config.derived import resolve
 from study.config.schema import (
     AugmentConfig,
     DistillConfig,
@@ -35,7 +36,7 @@ from study.training.loop import combine
 from study.training.losses import bins_kl
 from study.training.networks import build_distill_task, load_estimator
 from study.training.training_data import TrainingData
-from study.trial import Trial, run_trial
+from study.trial import Trial, run_trial, teacher_spec
 from study.workers import Workers
 
 BINS = (("codec", "simcc"), ("flip_test", True))
@@ -223,7 +224,10 @@ def test_every_weight_of_a_simcc_student_learns(
     mini_config: StudyConfig, workers: Workers
 ) -> None:
     """Workers that average gradients wait for those of every weight."""
-    task = build_distill_task(with_values(mini_config, {"student.codec": "simcc"}), seed=0)
+    changed = with_values(mini_config, {"student.codec": "simcc"})
+    task = build_distill_task(
+        changed.student, changed.distill, changed.trial, resolve(changed), seed=0
+    )
     generator = torch.Generator().manual_seed(2)
     keypoints = 64 * torch.rand(2, 17, 2, generator=generator)
     modes = torch.ones(2, 17, 3, 4)
@@ -269,9 +273,15 @@ def test_a_simcc_teacher_teaches_a_simcc_student_with_flip_tests(
 ) -> None:
     values = {f"{role}.{key}": value for role in ("teacher", "student") for key, value in BINS}
     config = with_values(mini_config, {**values, "data.skeleton": easy, "storage": str(tmp_path)})
-    make_teacher(config, mini_data, workers, lambda row: False)
-    folder = teacher_folder(config, mini_data)
-    trial = Trial(1, config, mini_data, tmp_path / "trial", folder / TARGETS)
+    make_teacher(
+        teacher_spec(config, resolve(config)),
+        config.student,
+        mini_data,
+        workers,
+        lambda row: False,
+    )
+    folder = teacher_folder(teacher_spec(config, resolve(config)), mini_data)
+    trial = Trial(1, config, resolve(config), mini_data, tmp_path / "trial", folder / TARGETS)
     rows: list[Row] = []
 
     def report(row: Row) -> bool:
@@ -281,10 +291,14 @@ def test_a_simcc_teacher_teaches_a_simcc_student_with_flip_tests(
     run_trial(trial, workers, report)
     assert [row["stage"] for row in rows] == ["distill", "distill", "refine", "refine"]
     assert {"loss.truth", "loss.truth_heatmap", "loss.bins"} <= rows[0].keys()
-    ground = TrainingData.open(config, mini_data, workers, None)
+    ground = TrainingData.open(mini_data, resolve(config), workers, None)
     checkpoint = best_of(folder)
     assert any(name.startswith("student.simcc_head.") for name in checkpoint.weights())
     last = Checkpoints(trial.folder).last()
     assert last is not None
-    scores = ground.score(load_estimator(config, last))
+    scores = ground.score(
+        load_estimator(
+            last, config.student, config.distill, config.refine, config.trial, resolve(config)
+        )
+    )
     assert scores["ap"] == rows[-1]["val_ap"] > 0

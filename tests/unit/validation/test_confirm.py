@@ -21,7 +21,7 @@ from rich.console import Console
 from search_spaces.space import load
 from study.cache.prepare import PreparedData
 from study.config.compose import from_plain, with_values
-from study.config.derived import seed_of
+from study.config.derived import resolve, seed_of
 from study.config.schema import ConfirmConfig, StudyConfig
 from study.data.coco_results import write_poses
 from study.deploy.select_trial import select_trial
@@ -77,7 +77,8 @@ def plan(
     quick = partial(resampled_scores, resamples=100)
     monkeypatch.setattr(confirming, "resampled_scores", quick)
     values = {"confirm.trials": 2, "confirm.seeds": 2, "data.num_val_images": 2}
-    return StudyContext(with_values(mini_config, values), mini_data, str(folder), "", "")
+    changed = with_values(mini_config, values)
+    return StudyContext(changed, resolve(changed), mini_data, str(folder), "", "")
 
 
 def numbers(folder: Path, trials: int) -> list[int]:

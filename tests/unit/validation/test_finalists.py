@@ -22,7 +22,7 @@ from study.analysis.tables import show_finals
 from study.cache.crop_store import CropStore, open_crop_store
 from study.cache.prepare import PreparedData, prepare_data
 from study.config.compose import compose, with_values
-from study.config.derived import evaluation_of
+from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.data.crops import apply_affine, plain_affines, transform_points
 from study.metrics import average_precision
@@ -33,6 +33,7 @@ from study.storage.paths import teacher_epochs, trial_folder
 from study.teachers.make import build_task, teacher_folder
 from study.training.distill import DistillTask
 from study.training.networks import build_distill_task, build_refine_task, build_refiner
+from study.trial import teacher_spec
 from study.validation import finalists
 from study.validation.finalists import Finals, score_finalists
 
@@ -73,7 +74,9 @@ def pointing_anywhere(task: DistillTask) -> DistillTask:
 
 
 def prepared(config: StudyConfig) -> PreparedData:
-    return prepare_data(config, lambda name: lambda done, total: None, lambda text: None)
+    return prepare_data(
+        config.data, resolve(config), lambda name: lambda done, total: None, lambda text: None
+    )
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +94,23 @@ def study(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A study of two trials whose networks point at random places."""
     folder = tmp_path_factory.mktemp("finals")
     for number, control in ((0, "baseline"), (1, "defaults")):
-        own = with_values(config, baseline_values(config) if control == "baseline" else {})
-        distilled = pointing_anywhere(build_distill_task(own, seed=number))
+        own = with_values(
+            config,
+            baseline_values(config.distill.epochs + config.refine.epochs)
+            if control == "baseline"
+            else {},
+        )
+        distilled = pointing_anywhere(
+            build_distill_task(own.student, own.distill, own.trial, resolve(own), seed=number)
+        )
         rows = [{"trial": number, "stage": "distill", "epoch": 1, "val_ap": 0.1 + number / 10}]
         checkpoints = Checkpoints(trial_folder(folder, number))
         checkpoints.save(distilled.state_dict(), {}, rows)
         if control == "defaults":
-            refiner = build_refiner(config, distilled.student.pyramid_channels)
-            refined = build_refine_task(config, distilled, refiner)
+            refiner = build_refiner(
+                config.refine, resolve(config).skeleton, distilled.student.pyramid_channels
+            )
+            refined = build_refine_task(config.refine, distilled, refiner)
             rows += [{"trial": number, "stage": "refine", "epoch": 2, "val_ap": 0.3}]
             checkpoints.save(refined.state_dict(), {}, rows)
         row = {"trial": number, "control": control, "state": "COMPLETE", "objective": 0.1}
@@ -110,9 +122,10 @@ def scored(config: StudyConfig, study: Path) -> tuple[Finals, PreparedData]:
     """With a teacher that was never trained."""
     data = prepared(config)
     rows = [{"stage": "teacher", "epoch": 1, "val_ap": 0.4}]
-    task = pointing_anywhere(build_task(config))
-    Checkpoints(teacher_epochs(teacher_folder(config, data))).save(task.state_dict(), {}, rows)
-    return score_finalists(config, data, str(study)), data
+    spec = teacher_spec(config, resolve(config))
+    task = pointing_anywhere(build_task(spec))
+    Checkpoints(teacher_epochs(teacher_folder(spec, data))).save(task.state_dict(), {}, rows)
+    return score_finalists(config, resolve(config), data, str(study)), data
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +158,9 @@ def test_the_written_poses_score_the_figures_again(
     skeleton = SKELETONS[config.data.skeleton]
     for row in tables.final:
         poses = json.loads((study / row["keypoints"]).read_text())
-        figures = average_precision(Path(data.val_truth), poses, skeleton, evaluation_of(config))
+        figures = average_precision(
+            Path(data.val_truth), poses, skeleton, resolve(config).evaluation
+        )
         assert figures["ap"] == row["ap"] and figures["ar"] == row["ar"]
     assert not list((study / "results").glob(".*"))
 
@@ -191,7 +206,8 @@ def judged(config: StudyConfig) -> finalists._Judged:
     """What a seer gets on the study's val."""
     data = prepared(config)
     seer: Any = Seer(open_crop_store(Path(data.val)), truth_of(config))
-    return finalists._judge(seer, config, data, seer.answers.device)
+    nms = config.data.val.oks_nms
+    return finalists._judge(seer, resolve(config), data, nms, seer.answers.device)
 
 
 def test_people_found_in_shaken_boxes_are_in_their_place(config: StudyConfig) -> None:
