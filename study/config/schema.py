@@ -71,6 +71,7 @@ class DataConfig:
     kind: str
     """drawn | coco | crowdpose: which evaluation and which official selection of people."""
     root: str
+    """Folder of the data set."""
     train: SplitConfig
     val: ValConfig
     skeleton: str
@@ -124,7 +125,9 @@ class OptimizerConfig:
     """AdamW; the rate rises over the warm-up and falls as a cosine to zero."""
 
     lr: float
+    """Highest learning rate."""
     weight_decay: float
+    """AdamW's weight decay."""
     warmup_fraction: float
     """Share of all steps over which the rate rises."""
     pretrained_factor: float
@@ -159,6 +162,7 @@ class TeacherConfig(ModelConfig):
     epochs: int
     """0 uses ``teacher.init`` as it is."""
     batch_size: int
+    """People in a training batch."""
     optimizer: OptimizerConfig
 
 
@@ -167,8 +171,9 @@ class HeatmapTermConfig:
     """The loss between the teacher's heatmaps and the student's."""
 
     kind: str
-    """none | mse | kl."""
+    """none | mse | kl: compare heatmaps cell by cell (mse), or as distributions (kl)."""
     weight: float
+    """Factor of this term in the loss."""
     tau: float
     """Temperature of kl's softmax."""
 
@@ -178,9 +183,13 @@ class MixConfig:
     """The parts of a mixed structure loss by their weights; 0 leaves a part out."""
 
     pairwise: float
+    """Weight of the distances of every two joints."""
     bone: float
+    """Weight of the limbs as vectors."""
     angle: float
+    """Weight of the angles between limbs."""
     relation: float
+    """Weight of the similarity of the joints' features."""
 
 
 @dataclass
@@ -188,7 +197,8 @@ class StructureTermConfig:
     """The loss between the teacher's body structure and the student's."""
 
     kind: str
-    """none | pairwise | bone | angle | relation | mix."""
+    """none | pairwise | bone | angle | relation | mix: compare the distances of every two joints,
+    limbs as vectors, angles between limbs, the similarity of the joints' features, or several."""
     weight: float
     """Of a single kind; mix has weights of its own. A student that starts from ``student.init`` is
     set back by a weight that one from nothing gains by: try 0.01."""
@@ -220,7 +230,9 @@ class DistillConfig:
     """Stage 1, coarse: the teacher's heatmaps and structure teach the student."""
 
     epochs: int
+    """Epochs of stage 1."""
     batch_size: int
+    """People in a batch."""
     optimizer: OptimizerConfig
     heatmap: HeatmapTermConfig
     structure: StructureTermConfig
@@ -242,6 +254,7 @@ class RefineConfig:
     epochs: int
     """0 leaves stage 2 out."""
     batch_size: int
+    """People in a batch."""
     optimizer: OptimizerConfig
     student: str
     """frozen | finetuned: whether the student's features learn too; its batch norms keep their
@@ -261,17 +274,23 @@ class RefineConfig:
     """Places per joint to choose from, 1 to 3: the student's highest peaks, and before them, where
     refine.start is not the student, the given one. 1 takes the first."""
     levels: int
+    """1 to 3 levels, at strides 16, 8 and 4 or the finest of these."""
     depth: int
-    """Residual graph blocks in each level."""
+    """Residual graph blocks in each level, 1 to 6."""
     width: int
+    """Channels of a node, a multiple of 4."""
     dropout: float
+    """Share of node channels that training zeroes."""
     gate: bool
+    """Scale each joint's step by a learned confidence."""
     loss: str
-    """oks | smooth_l1."""
+    """oks | smooth_l1: how the distance of a joint is measured."""
     progressive: str
-    """final | interpolated: what each level is supervised by."""
+    """final | interpolated: each level's target is the final pose, or its share of the way."""
     teacher_weight: float
+    """Weight of the distance to the teacher's final pose."""
     truth_weight: float
+    """Weight of the distance to the ground truth."""
     perturb: bool
     """Give the student's pose, in training, the errors it makes on people it has not seen; other
     starts stay as they are."""
@@ -283,7 +302,9 @@ class ConstraintsConfig:
     """The most that a trial may cost and still win; null = whatever it is."""
 
     latency_ms: float | None
+    """Latency for one crop, ms."""
     parameters: float | None
+    """Number of parameters."""
 
 
 @dataclass
@@ -348,6 +369,7 @@ class TrialConfig:
     launcher: str
     """auto | inline | train. auto: one CPU worker inline, everything else under Ray Train."""
     num_workers: int
+    """Workers that train one trial together."""
     cpus: float
     """CPUs of a worker, a thread each; small crops gain nothing from more than one. 0.5 puts two
     workers on a CPU."""
@@ -377,6 +399,7 @@ class StudyConfig:
     storage: str
     """Folder of all studies and of what they share."""
     seed: int
+    """Seed of all random draws of the study."""
     plan: PlanConfig
     search_space: str
     """distill | refine | joint | staged | poses | smoke, or the path of a YAML of your own."""

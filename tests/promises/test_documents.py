@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from generated_text import PARTS, all_settings, with_part
+from generated_text import PARTS, all_settings, settings_text, with_part
 
 from study.config.compose import compose
 
@@ -106,6 +106,11 @@ def test_named_settings_exist() -> None:
         if found[0].rstrip(".") not in known | sections
     ]
     assert wrong == []
+
+
+def test_every_setting_has_a_meaning() -> None:
+    silent = re.findall(r"^\* `([\w.]+)` \([^:]*\)$", settings_text(), re.M)
+    assert silent == []
 
 
 def test_commands_have_possible_settings() -> None:
