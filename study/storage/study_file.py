@@ -1,4 +1,4 @@
-"""``study.yaml``: what a study is run with, held against what it was begun with."""
+"""``study.yaml``: the settings of a study, compared when its command runs again."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ from study.storage.paths import settings_file
 
 
 def check_settings(config: StudyConfig, folder: Path) -> None:
-    """Returns if the folder is new or its study was made with these settings.
+    """Check that a study in this folder was started with these settings.
+
+    Settings in ``MAY_CHANGE`` may differ; a folder without ``study.yaml`` passes.
 
     Raises:
-        InputError: shows the settings that differ.
+        InputError: another setting differs; the message lists all that do.
     """
     file = settings_file(folder)
     if not file.exists():
@@ -39,29 +41,30 @@ def check_settings(config: StudyConfig, folder: Path) -> None:
     ]
     if differing:
         raise InputError(
-            f"the study in {folder} was made with other settings:\n"
+            f"the study in {folder} was started with other settings:\n"
             + "\n".join(differing)
-            + "\ngive this study a folder of its own by name=..., or use the old settings"
+            + "\ngive this study its own folder with name=..., or use the study's settings"
         )
 
 
 def write_settings(config: StudyConfig, folder: Path, data_fingerprint: str, teacher: str) -> None:
-    """Write ``study.yaml``.
+    """Write ``study.yaml``: settings, command line, versions, Git commit, data and teacher.
 
     Args:
+        data_fingerprint: fingerprint of the prepared data.
         teacher: name of the teacher's folder in the cache.
 
     Raises:
-        InputError: the data are not those that the study was made with.
+        InputError: the study was started with other data.
     """
     file = settings_file(folder)
     if file.exists():
         known = read_settings(folder)["data_fingerprint"]
         if known != data_fingerprint:
             raise InputError(
-                f"the data of the study in {folder} have changed since it was begun "
-                f"(fingerprint {known}, now {data_fingerprint}); give the new data a study of "
-                "their own by name=..."
+                f"the data of the study in {folder} must not change, but have since it was "
+                f"started (fingerprint {known}, now {data_fingerprint}); restore the data, or "
+                "start a study of the new ones with name=..."
             )
     content: Mapping[str, Any] = {
         "config": to_plain(config),
@@ -86,10 +89,10 @@ def _git_commit() -> str | None:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What ``study.yaml`` says.
+    """Return the content of ``study.yaml``, settings of older versions under today's paths.
 
     Raises:
-        InputError: the folder is no study, or the file is not as a study wrote it.
+        InputError: the folder has no ``study.yaml``, or the file holds no settings.
     """
     file = settings_file(folder)
     try:
@@ -102,7 +105,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         content = None
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise InputError(
-            f"{file} must hold the settings that a study wrote there, got something "
-            "else; put the file back as it was, or name another folder"
+            f"{file} must hold the settings that a study wrote, got other content; restore the "
+            "file, or name another folder"
         )
     return {**content, "config": with_current_paths(content["config"])}

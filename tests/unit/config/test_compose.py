@@ -23,7 +23,7 @@ from study.config.compose import (
     value_at,
     with_values,
 )
-from study.config.schema import StudyConfig
+from study.config.schema import RENAMED, StudyConfig
 from study.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -297,3 +297,29 @@ def test_no_setting_names_code_to_run(override: str) -> None:
 
 def test_composing_twice_gives_the_same(config: StudyConfig) -> None:
     assert compose() == config
+
+
+@pytest.mark.parametrize(("old", "new"), list(RENAMED.items()))
+def test_former_name_of_a_setting_is_accepted(old: str, new: str) -> None:
+    value = another_value(new)
+    changed = compose([f"{old}={value}"])
+    assert changed == compose([f"{new}={value}"])
+    assert value_at(changed, new) == value
+
+
+@pytest.mark.parametrize(("old", "new"), list(RENAMED.items()))
+def test_nested_settings_are_read_under_their_former_names(old: str, new: str) -> None:
+    value = another_value(new)
+    plain = to_plain(compose([f"{new}={value}"]))
+    section = plain
+    for name in new.split(".")[:-1]:
+        section = section[name]
+    section[old.rpartition(".")[2]] = section.pop(new.rpartition(".")[2])
+    assert value_at(from_plain(plain), new) == value
+    assert old.rpartition(".")[2] in section  # what was given stays as it was
+
+
+def another_value(path: str) -> Any:
+    """A possible value of this setting that is not its default."""
+    default = value_at(compose(), path)
+    return default + 3 if isinstance(default, int) else default / 2
