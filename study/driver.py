@@ -44,7 +44,7 @@ from study.storage.files import is_full_disk, report_full_disk
 from study.storage.paths import TARGETS, audit_folder, lock_file, table_folder
 from study.storage.study_file import check_settings, write_settings
 from study.storage.tables import write_final
-from study.storage.trackers import require_packages, trials_logged
+from study.storage.trackers import require_packages, track_trials
 from study.teachers.adapters import check_files
 from study.teachers.make import is_ready, prepare_teacher, teacher_folder
 from study.teachers.target_error import describe_targets
@@ -213,7 +213,7 @@ def _run_missing_trials(plan: StudyContext, owner: Any, concurrent: int, display
         return ray.get(owner.news.remote(ended))
 
     config, folder = plan.config, Path(plan.folder)
-    with trials_logged(config.log, config.name, folder, news, display.notify):
+    with track_trials(config.log, config.name, folder, news, display.notify):
         while missing := get_result(owner.trials_to_run.remote()):
             run_trials(plan, owner, missing, min(concurrent, missing), display)
             if halted := ray.get(owner.halted.remote()):

@@ -46,7 +46,7 @@ from study.storage import failpoints
 from study.storage.checkpoint import Checkpoints, Row, best_row
 from study.storage.paths import trial_folder
 from study.storage.tables import (
-    tidy,
+    remove_leftovers,
     write_running,
     write_teacher,
     write_trial,
@@ -84,7 +84,7 @@ class StudyOwner:
         self.teacher: Row | None = None
         self.flushed: dict[int, float] = {}
         self.why_halted: str | None = None
-        tidy(self.folder)
+        remove_leftovers(self.folder)
         self.repair_tables()
         self.orphaned = self.stages[-1].orphaned(session)
 

@@ -1,8 +1,8 @@
-"""A trial on disk: each epoch's weights, optimizer state and reports, in a folder of its own.
+"""Checkpoints of a trial: weights, optimizer state and reports of an epoch, a folder each.
 
-A folder appears whole or not at all. Kept are the last epoch, to go on from, and the best one of
-each stage: the better of them is the trial's result. No pickle: safetensors, JSON, and
-torch's ``weights_only`` format.
+A folder appears whole or not at all. Two kinds of epochs are kept: the last, to resume from, and
+the best of each stage, the better of which is the trial's result. No pickle: safetensors, JSON,
+and torch's ``weights_only`` format.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from study.storage.files import sync
-from study.storage.paths import epoch_folder, epoch_folders
+from study.storage.paths import OPTIMIZER, STATE, WEIGHTS, epoch_folder, epoch_folders
 
 Row = dict[str, Any]
-"""One report: an epoch's figures by column name."""
+"""One report: the figures of an epoch by column name."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One epoch of a trial; ``rows`` are the reports up to it, one an epoch."""
+    """One epoch of a trial; ``rows`` has the report of each epoch up to it."""
 
     folder: Path
     rows: list[Row]
@@ -42,29 +42,29 @@ class Checkpoint:
         return int(self.rows[-1]["epoch"])
 
     def weights(self) -> dict[str, Tensor]:
-        """State dict of the task, on the CPU."""
-        return load_file(self.folder / "model.safetensors")
+        """Load the state dict of the task, on the CPU."""
+        return load_file(self.folder / WEIGHTS)
 
     def optimizer(self) -> dict[str, Any]:
-        """State dict of the optimizer."""
-        state = torch.load(self.folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        """Load the state dict of the optimizer."""
+        state = torch.load(self.folder / OPTIMIZER, map_location="cpu", weights_only=True)
         assert isinstance(state, dict)
         return state
 
 
 def best_row(rows: list[Row]) -> Row:
-    """The report of the highest ``val_ap``, the first of equals."""
+    """Return the report with the highest ``val_ap``, the first of equals."""
     return max(rows, key=lambda row: (row["val_ap"], -row["epoch"]))
 
 
 def best_rows(rows: list[Row]) -> dict[str, Row]:
-    """The best report of each stage, by the stage's name."""
+    """Return the best report of each stage, by the stage's name."""
     stages = dict.fromkeys(row["stage"] for row in rows)
     return {stage: best_row([row for row in rows if row["stage"] == stage]) for stage in stages}
 
 
 class Checkpoints:
-    """The checkpoints of one trial, in ``folder``."""
+    """The checkpoints in a trial's folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -73,41 +73,41 @@ class Checkpoints:
         return epoch_folder(self.folder, epoch)
 
     def at(self, epoch: int) -> Checkpoint:
-        """The checkpoint of an epoch that was kept."""
+        """Open the checkpoint of an epoch that was kept."""
         folder = self.path(epoch)
-        rows = json.loads((folder / "state.json").read_text())["rows"]
+        rows = json.loads((folder / STATE).read_text())["rows"]
         return Checkpoint(folder, rows)
 
     def last(self) -> Checkpoint | None:
-        """The latest checkpoint, None before the first."""
+        """Open the latest checkpoint; None before the first."""
         epochs = self._epochs()
         return self.at(max(epochs)) if epochs else None
 
     def save(
         self, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any], rows: list[Row]
     ) -> Checkpoint:
-        """Writes the epoch that the last row reports; drops all but it and the best."""
+        """Write the epoch of the last row; remove all others but the best of each stage."""
         epoch = int(rows[-1]["epoch"])
         folder = self.path(epoch)
-        aside = self.folder / f".epoch-{epoch:03d}"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        temporary = self.folder / f".epoch-{epoch:03d}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
         tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-        save_file(tensors, aside / "model.safetensors")
-        state = io.BytesIO()  # torch does not say of a file why it could not be written
+        save_file(tensors, temporary / WEIGHTS)
+        state = io.BytesIO()  # torch.save to a file hides the reason of a failure, as a full disk
         torch.save(dict(optimizer), state)
-        (aside / "optimizer.pt").write_bytes(state.getbuffer())
-        (aside / "state.json").write_text(json.dumps({"rows": rows}))
-        for file in aside.iterdir():
+        (temporary / OPTIMIZER).write_bytes(state.getbuffer())
+        (temporary / STATE).write_text(json.dumps({"rows": rows}))
+        for file in temporary.iterdir():
             sync(file)
         if folder.exists():  # the epoch was trained again after a crash
             shutil.rmtree(folder)
-        aside.replace(folder)
+        temporary.replace(folder)
         sync(self.folder)
-        self._drop_all_but({epoch, *(row["epoch"] for row in best_rows(rows).values())})
+        self._remove_all_but({epoch, *(row["epoch"] for row in best_rows(rows).values())})
         return Checkpoint(folder, rows)
 
-    def _drop_all_but(self, kept: set[int]) -> None:
+    def _remove_all_but(self, kept: set[int]) -> None:
         for epoch in self._epochs() - kept:
             shutil.rmtree(self.path(epoch))
 

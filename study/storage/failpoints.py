@@ -1,7 +1,8 @@
-"""Points at which a test has this process killed, to prove that nothing is lost there.
+"""Points at which tests kill this process, to prove that a crash there loses nothing.
 
-They do nothing unless the environment names a folder, and then only where a file in it has the
-point's name: it says how often the point is still passed unharmed. Each file kills once.
+A point does nothing unless the environment variable ``POSE_STUDY_FAULTS`` names a folder that
+holds a file of the point's name. The number in the file is how often the point is passed first;
+then it kills once.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ FOLDER = "POSE_STUDY_FAULTS"
 
 
 def point(name: str) -> None:
-    """Ends this process like kill -9 if a test wants it to die here."""
+    """Kill this process (SIGKILL) if a test armed the point."""
     folder = os.environ.get(FOLDER)
     if not folder:
         return
     armed = Path(folder) / name
     try:
-        left = int(armed.read_text())
+        remaining = int(armed.read_text())
     except FileNotFoundError:
         return
-    if left:
-        armed.write_text(str(left - 1))
+    if remaining:
+        armed.write_text(str(remaining - 1))
         return
     armed.rename(armed.with_suffix(".done"))
     os.kill(os.getpid(), signal.SIGKILL)

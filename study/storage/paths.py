@@ -9,12 +9,14 @@
     confirm/ confirmed/     a file per confirming run, and the verdicts
     audit/                  train.parquet, val.parquet, overlap.parquet
     keypoints_<role>.json   a finalist's poses on val, as COCO results
-  trials/<number>/        epoch-<n>/ checkpoints, error.log, hang-<rank>.log
-  confirm/<trial>-<run>/  epoch-<n>/ checkpoints, keypoints.json, result.json
+  trials/<number>/        error.log, hang-<rank>.log
+    epoch-<n>/              a checkpoint: model.safetensors, optimizer.pt, state.json
+  confirm/<trial>-<run>/  epoch-<n>/, hang-<rank>.log, keypoints.json, result.json
   plots/ export/          written by analyze.py and by export.py
   tensorboard/<number>/   with log=[tensorboard]
   mlflow.db mlflow_artifacts/     with log=[mlflow]
-  .lock .ray/             while the study runs
+  .lock                   locked by the driver
+  .ray/                   while the study runs
 <storage>/cache/
   drawn-<seed>-<images of train>-<images of val>/
   crops-<hash>/           people.arrow, part-<n>.arrow
@@ -30,6 +32,8 @@ from pathlib import Path
 
 from study.config.schema import MLFLOW, TENSORBOARD
 
+WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
+"""The files of a checkpoint."""
 TARGETS = "targets.arrow"
 """The teacher's targets, in its folder."""
 _EPOCH_FOLDER = re.compile(r"epoch-(\d+)")

@@ -1,15 +1,15 @@
-"""The evidence of a study: Parquet tables, their only writer and their only reader.
+"""The Parquet tables of a study: their columns, their only writer, their only reader.
 
-Under ``<study>/results/`` lie ``reports`` (a row per report), ``trials`` (a row per trial),
-``final`` (a row per model scored on the official validation set; ``final_joints`` and
-``final_curves`` have a row per model and joint or OKS threshold). Each is a folder of parts with
-one schema, which DuckDB and pandas read as it is. A part appears whole or not at all; a trial
-counts as written once its part in ``trials`` is there, so that one is written last.
+``<study>/results/`` has a folder per table: ``reports`` (a row per epoch), ``trials`` (a row per
+trial), ``final`` (a row per model scored on the official validation set), ``final_joints`` and
+``final_curves`` (a row per model and joint, or OKS threshold). A folder's files share one schema,
+so DuckDB and pandas read the folder as one table. A file appears whole or not at all. Of a
+trial's two files the one in ``trials`` is written last: once it exists, the trial is recorded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,19 +31,19 @@ LOSS = "loss."
 WEIGHT = "weight."
 """Prefix of the column of a term's factor in the loss."""
 GRADIENT_SHARE = "gradient_share."
-"""Prefix of the column of a term's share in the length of the gradient."""
+"""Prefix of the column of a term's share in the gradient norms."""
 GRADIENT_COSINE = "gradient_cosine."
-"""Prefix of the column of the cosine between a term's gradient and the truth's."""
+"""Prefix of the column of the cosine between a term's gradient and the ground truth's."""
 PARAMS = "params."
 """Prefix of a parameter's column; its config path follows."""
 VAL = "val_"
-"""Prefix of what was measured on the slice held out of train."""
+"""Prefix of a figure measured on the search slice, which is held out of train."""
 TableRow = Mapping[str, Any]
 """One row of a table, by column name."""
 
 
 class Column(NamedTuple):
-    """A column of a table: its name, its type and what it means."""
+    """A column of a table: its name, its type, and its meaning with unit and range."""
 
     name: str
     type: pa.DataType
@@ -53,96 +53,133 @@ class Column(NamedTuple):
 TEXT, WHOLE, REAL = pa.string(), pa.int64(), pa.float64()
 AVERAGE_PRECISION = (
     Column("ap", REAL, "average precision over OKS 0.50 to 0.95, 0 to 1"),
-    Column("ap50", REAL, "average precision at OKS 0.50"),
-    Column("ap75", REAL, "average precision at OKS 0.75"),
-    Column("ar", REAL, "average recall over OKS 0.50 to 0.95"),
-    Column("ar50", REAL, "recall at OKS 0.50"),
-    Column("ar75", REAL, "recall at OKS 0.75"),
-    Column("ap_m", REAL, "average precision of people of middling area; COCO's figures alone"),
-    Column("ap_l", REAL, "average precision of large people; COCO's figures alone"),
-    Column("ar_m", REAL, "average recall of people of middling area; COCO's figures alone"),
-    Column("ar_l", REAL, "average recall of large people; COCO's figures alone"),
-    Column("ap_easy", REAL, "average precision at a low crowdIndex; CrowdPose's figures alone"),
-    Column("ap_medium", REAL, "average precision at a middling crowdIndex; CrowdPose's alone"),
-    Column("ap_hard", REAL, "average precision at a high crowdIndex; CrowdPose's alone"),
+    Column("ap50", REAL, "average precision at OKS 0.50, 0 to 1"),
+    Column("ap75", REAL, "average precision at OKS 0.75, 0 to 1"),
+    Column("ar", REAL, "average recall over OKS 0.50 to 0.95, 0 to 1"),
+    Column("ar50", REAL, "recall at OKS 0.50, 0 to 1"),
+    Column("ar75", REAL, "recall at OKS 0.75, 0 to 1"),
+    Column("ap_m", REAL, "average precision of people of medium area, 0 to 1; COCO's rules only"),
+    Column("ap_l", REAL, "average precision of people of large area, 0 to 1; COCO's rules only"),
+    Column("ar_m", REAL, "average recall of people of medium area, 0 to 1; COCO's rules only"),
+    Column("ar_l", REAL, "average recall of people of large area, 0 to 1; COCO's rules only"),
+    Column(
+        "ap_easy",
+        REAL,
+        "average precision in images of crowdIndex below 0.2, 0 to 1; CrowdPose's rules only",
+    ),
+    Column(
+        "ap_medium",
+        REAL,
+        "average precision in images of crowdIndex 0.2 to 0.8, 0 to 1; CrowdPose's rules only",
+    ),
+    Column(
+        "ap_hard",
+        REAL,
+        "average precision in images of crowdIndex 0.8 or more, 0 to 1; CrowdPose's rules only",
+    ),
 )
+"""The official figures, named as in COCO; null where the ground truth has no such person."""
 TERMS = {
-    "truth": "term of the ground truth; either stage",
-    "truth_heatmap": "term of the ground truth's heatmaps, of a student with bins; distill",
-    "heatmap": "term of the teacher's heatmaps; distill",
-    "bins": "term of the teacher's pose in bins; distill",
-    "structure": "term of the joints' structure, of one kind; distill",
-    "structure_pairwise": "distances of every two joints, in a mix; distill",
-    "structure_bone": "limbs as vectors, in a mix; distill",
-    "structure_angle": "angles between limbs, in a mix; distill",
-    "structure_relation": "joints' likeness in the features, in a mix; distill",
-    "teacher": "term of the teacher's final pose; refine",
+    "truth": "ground-truth term (both stages)",
+    "truth_heatmap": "ground-truth heatmap term of a student with bins (distill)",
+    "heatmap": "teacher's heatmap term (distill)",
+    "bins": "teacher's term of a student with bins (distill)",
+    "structure": "structure term, of a single kind (distill)",
+    "structure_pairwise": "structure term of distances between joints, in a mix (distill)",
+    "structure_bone": "structure term of limb vectors, in a mix (distill)",
+    "structure_angle": "structure term of angles between limbs, in a mix (distill)",
+    "structure_relation": "structure term of feature similarity of joints, in a mix (distill)",
+    "teacher": "teacher's term of the refined pose (refine)",
 }
-"""The terms of the stages' losses, each with columns of its own in the reports."""
+"""The terms of both stages' losses; each has four columns in the reports."""
+
+
+def _term_columns() -> Iterator[Column]:
+    for term, name in TERMS.items():
+        yield Column(LOSS + term, REAL, f"mean of the {name} over the epoch, before its weight")
+    for term, name in TERMS.items():
+        yield Column(WEIGHT + term, REAL, f"factor of the {name} in the loss, at the epoch's end")
+    for term, name in TERMS.items():
+        meaning = f"share of the {name} in the sum of the weighted terms' gradient norms, 0 to 1"
+        yield Column(GRADIENT_SHARE + term, REAL, f"{meaning}; null without distill.diagnose")
+    for term, name in TERMS.items():
+        meaning = f"cosine of the gradient of the {name} with that of truth, -1 to 1"
+        yield Column(
+            GRADIENT_COSINE + term,
+            REAL,
+            f"{meaning}, 0 if either vanishes; null without distill.diagnose",
+        )
+
+
+def _val_columns() -> Iterator[Column]:
+    for name, type_, meaning in AVERAGE_PRECISION:
+        yield Column(VAL + name, type_, f"{meaning}; on the search slice, held out of train")
+
+
 REPORTS = (
     Column("study", TEXT, "name of the study"),
     Column("trial", WHOLE, "number of the trial; null for the teacher's training"),
-    Column("parent_trial", WHOLE, "trial whose student this one starts from; null where none"),
+    Column(
+        "parent_trial",
+        WHOLE,
+        "number of the trial whose student this one refines; null if it trains its own",
+    ),
     Column("stage", TEXT, "teacher, distill or refine"),
-    Column("epoch", WHOLE, "passes over the data so far, counted over both stages, from 1"),
+    Column("epoch", WHOLE, "epochs trained so far, counted over both stages, from 1"),
     Column("step", WHOLE, "optimizer steps so far, counted over both stages"),
-    Column("seconds", REAL, "training time since the trial's start"),
-    Column("images_per_s", REAL, "crops trained on per second in this epoch"),
-    Column("lr", REAL, "highest learning rate of any layer at the end of the epoch"),
+    Column("seconds", REAL, "training and evaluation of the trial so far, s; pauses don't count"),
+    Column("images_per_s", REAL, "crops trained on per second in this epoch, by all workers"),
+    Column("lr", REAL, "learning rate at the epoch's end, the highest of all parameter groups"),
     Column("loss", REAL, "sum over the terms of loss.<term> times weight.<term>"),
-    *(
-        Column(prefix + term, REAL, f"{figure} the {meaning}")
-        for prefix, figure in (
-            (LOSS, "mean over the epoch, unweighted, of"),
-            (WEIGHT, "at the epoch's end, the factor in the loss of"),
-            (GRADIENT_SHARE, "share of the weighted terms' summed gradient norms that has"),
-            (GRADIENT_COSINE, "cosine with the truth's gradient, 0 where one vanishes, of"),
-        )
-        for term, meaning in TERMS.items()
-    ),
-    *(
-        Column(VAL + name, type_, f"{meaning}; on the slice held out of train")
-        for name, type_, meaning in AVERAGE_PRECISION
-    ),
+    *_term_columns(),
+    *_val_columns(),
 )
 TRIALS = (
     Column("study", TEXT, "name of the study"),
     Column("trial", WHOLE, "number of the trial"),
-    Column("parent_trial", WHOLE, "trial whose student this one starts from; null where none"),
-    Column("control", TEXT, "baseline or defaults for a known config; null for a searched one"),
+    Column(
+        "parent_trial",
+        WHOLE,
+        "number of the trial whose student this one refines; null if it trains its own",
+    ),
+    Column("control", TEXT, "baseline or defaults; null for a configuration that was searched"),
     Column("state", TEXT, "COMPLETE, PRUNED or FAIL, as in Optuna"),
-    Column("error", TEXT, "why it failed; null unless FAIL"),
-    Column("seed", WHOLE, "seed that everything random in the trial is drawn from"),
-    Column("objective", REAL, "the best epoch's val_ap, 0 to 1; null where none was reached"),
-    Column("best_epoch", WHOLE, "the epoch that got it"),
-    Column("best_stage", TEXT, "the stage of that epoch: distill or refine"),
+    Column("error", TEXT, "reason of the failure; null unless FAIL"),
+    Column("seed", WHOLE, "seed of all random numbers of the trial"),
+    Column("objective", REAL, "val_ap of the best epoch, 0 to 1; null if no epoch ended"),
+    Column("best_epoch", WHOLE, "epoch with the highest val_ap, the first of equals"),
+    Column("best_stage", TEXT, "stage of that epoch: distill or refine"),
     Column("epochs", WHOLE, "epochs trained, over both stages"),
-    Column("objectives", TEXT, "what the search was to reach: ap, maybe latency_ms, parameters"),
-    Column("latency_ms", REAL, "for one crop, batch norms folded; on a CPU of one thread, ms"),
-    Column("parameters", WHOLE, "numbers learned that the estimator of the last stage has"),
-    Column("feasible", pa.bool_(), "whether it keeps to search.constraints, if there are any"),
-    Column("checkpoint", TEXT, "that epoch's checkpoint, relative to the study's folder"),
+    Column("objectives", TEXT, "objectives of the search: ap, and maybe latency_ms, parameters"),
+    Column(
+        "latency_ms",
+        REAL,
+        "median time of the estimator for one crop, ms, batch norms folded; on a CPU, one thread",
+    ),
+    Column("parameters", WHOLE, "number of parameters of the estimator after the last stage"),
+    Column("feasible", pa.bool_(), "whether the trial satisfies search.constraints"),
+    Column("checkpoint", TEXT, "checkpoint of the best epoch, relative to the study's folder"),
     Column("launcher", TEXT, "inline or train"),
-    Column("started", pa.timestamp("ms", tz="UTC"), "when the trial was first started"),
-    Column("duration_s", REAL, "from its start to its end, in seconds"),
-    Column("gpu_s", REAL, "duration times the GPUs it held"),
-    Column("node", TEXT, "host that it ended on"),
+    Column("started", pa.timestamp("ms", tz="UTC"), "time of the trial's first start"),
+    Column("duration_s", REAL, "training and evaluation of the trial, s; pauses don't count"),
+    Column("gpu_s", REAL, "duration_s times the GPUs of the trial"),
+    Column("node", TEXT, "host of the process that recorded the trial"),
 )
 FINALIST = (
     Column("study", TEXT, "name of the study"),
     Column("role", TEXT, "teacher, baseline, best_distilled, best_refined or winner"),
     Column("trial", WHOLE, "number of the trial; null for the teacher"),
-    Column("stage", TEXT, "the stage of the checkpoint: teacher, distill or refine"),
-    Column("epoch", WHOLE, "the epoch of the checkpoint, counted over both stages"),
-    Column("split", TEXT, "what it was scored on: val"),
+    Column("stage", TEXT, "stage of the checkpoint: teacher, distill or refine"),
+    Column("epoch", WHOLE, "epoch of the checkpoint, counted over both stages"),
+    Column("split", TEXT, "split that was scored: val"),
 )
-"""Whose figures a row has, in each of the final tables."""
+"""The model that a row of the final tables is about."""
 FINAL = (
     *FINALIST,
-    Column("num_people", WHOLE, "boxes that people were looked for in"),
-    Column("detections", TEXT, "the file of those boxes; null for those of the ground truth"),
-    Column("checkpoint", TEXT, "what was scored, relative to the study's folder"),
-    Column("keypoints", TEXT, "its poses as COCO results, relative to the study's folder"),
+    Column("num_people", WHOLE, "number of boxes that a pose was estimated in"),
+    Column("detections", TEXT, "file of those boxes; null for annotated boxes"),
+    Column("checkpoint", TEXT, "checkpoint that was scored, relative to the study's folder"),
+    Column("keypoints", TEXT, "file of its poses as COCO results, relative to the study's folder"),
     *AVERAGE_PRECISION,
 )
 JOINTS, CURVES = "final_joints", "final_curves"
@@ -151,15 +188,15 @@ FINALS = {
     JOINTS: (
         *FINALIST,
         Column("joint", TEXT, "name of the joint"),
-        Column("ap", REAL, "average precision by the OKS of that joint alone"),
+        Column("ap", REAL, "average precision with the OKS of that joint alone, 0 to 1"),
     ),
     CURVES: (
         *FINALIST,
-        Column("oks", REAL, "the OKS from which on a pose is right: 0.50, 0.55 .. 0.95"),
-        Column("ap", REAL, "average precision at that OKS; their mean is the ap of final"),
+        Column("oks", REAL, "OKS threshold: 0.50, 0.55 .. 0.95"),
+        Column("ap", REAL, "average precision at that threshold, 0 to 1; final has their mean"),
     ),
 }
-"""The tables of the finalists, by name."""
+"""The columns of the finalists' tables, by table."""
 VALUE_TYPES = {float: REAL, int: WHOLE, str: TEXT, bool: pa.bool_()}
 
 
@@ -169,18 +206,16 @@ def write_trial(
     report_rows: Sequence[TableRow],
     space: SearchSpace,
 ) -> None:
-    """The finished trial and all its reports are on disk, in place of its running part.
+    """Write a finished trial and all its reports, in place of its running part.
 
     Writing the same trial again replaces it. Absent keys become null; parameters are keyed
     ``params.<config path>``.
     """
-    name = _part_name(trial_row["trial"])
-    reports = table_folder(study_folder, "reports")
-    write_part(reports / f"{name}.parquet", REPORTS, report_rows, space)
-    trial_columns = (*TRIALS, *_parameter_columns(space))
-    trials = table_folder(study_folder, "trials")
-    write_part(trials / f"{name}.parquet", trial_columns, [trial_row], space)
-    (reports / f"{name}.running.parquet").unlink(missing_ok=True)
+    number = trial_row["trial"]
+    write_part(_part(study_folder, "reports", number), REPORTS, report_rows, space)
+    columns = (*TRIALS, *_parameter_columns(space))
+    write_part(_part(study_folder, "trials", number), columns, [trial_row], space)
+    _running_part(study_folder, number).unlink(missing_ok=True)
 
 
 def write_running(
@@ -189,13 +224,12 @@ def write_running(
     report_rows: Sequence[TableRow],
     space: SearchSpace,
 ) -> None:
-    """All reports so far of a running trial are on disk, in place of its last such part."""
-    file = table_folder(study_folder, "reports") / f"{_part_name(trial)}.running.parquet"
-    write_part(file, REPORTS, report_rows, space)
+    """Write all reports so far of a running trial."""
+    write_part(_running_part(study_folder, trial), REPORTS, report_rows, space)
 
 
 def write_teacher(study_folder: Path, report_rows: Sequence[TableRow], space: SearchSpace) -> None:
-    """The reports of the teacher's training are on disk, in place of any earlier ones."""
+    """Write the reports of the teacher's training."""
     file = table_folder(study_folder, "reports") / "teacher.parquet"
     write_part(file, REPORTS, report_rows, space)
 
@@ -207,36 +241,35 @@ def write_final(
     joints: Sequence[TableRow] = (),
     curves: Sequence[TableRow] = (),
 ) -> None:
-    """The tables of ``FINALS`` are on disk, in place of any earlier ones; ``final`` comes last."""
+    """Write the tables of ``FINALS``; ``final``, which ends a study, comes last."""
     for table, content in ((JOINTS, joints), (CURVES, curves), ("final", rows)):
         file = table_folder(study_folder, table) / "final.parquet"
         write_part(file, FINALS[table], content, space)
 
 
-def tidy(study_folder: Path) -> None:
-    """What a kill may have left is gone: half-written files, running parts of finished trials.
+def remove_leftovers(study_folder: Path) -> None:
+    """Remove what a kill may leave: temporary files, and running parts of finished trials.
 
-    For the writer, at the start of a study. Readers skip both without it; other programs count a
-    trial twice while both its parts are there.
+    For the writer, when a study starts. ``read_reports`` skips both anyway; other programs count
+    a trial twice while both its parts exist.
     """
-    results = results_folder(study_folder)
-    for leftover in results.glob("*/.*.parquet.*"):
-        leftover.unlink()
+    for temporary in results_folder(study_folder).glob("*/.*.parquet.*"):
+        temporary.unlink()
     for running in table_folder(study_folder, "reports").glob("*.running.parquet"):
-        if _final_of(running).exists():
+        if _finished(running).exists():
             running.unlink()
 
 
 def written_trials(study_folder: Path) -> set[int]:
-    """Numbers of the trials that are wholly on disk; empty where nothing is."""
-    return {int(part.stem) for part in (table_folder(study_folder, "trials")).glob("*.parquet")}
+    """Return the numbers of the recorded trials; none if the folder is missing."""
+    return {int(part.stem) for part in table_folder(study_folder, "trials").glob("*.parquet")}
 
 
 def read_trials(study_folder: Path) -> pa.Table:
-    """The finished trials by number, columns as in ``TRIALS`` and ``params.<config path>``.
+    """Return the finished trials by number: ``TRIALS`` and ``params.<config path>``.
 
     Raises:
-        InputError: the folder is no study, or has no finished trial, or is newer than this code.
+        InputError: the folder is no study, has no finished trial, or is newer than this code.
     """
     parts = _parts(study_folder, "trials")
     if not parts:
@@ -248,61 +281,38 @@ def read_trials(study_folder: Path) -> pa.Table:
 
 
 def read_reports(study_folder: Path) -> pa.Table:
-    """The reports of finished and running trials and of the teacher, each once, as ``REPORTS``.
+    """Return the reports of finished and running trials and of the teacher, each once.
 
-    In the order of trial and epoch, the teacher's last; without rows before the first report.
+    Ordered by trial and epoch, the teacher's last; no rows before the first report.
     """
     while True:
         parts = [
             part
             for part in _parts(study_folder, "reports")
-            if _final_of(part) == part or not _final_of(part).exists()
+            if _finished(part) == part or not _finished(part).exists()
         ]
         if not parts:
             return _schema(REPORTS, {}).empty_table()
         try:
             return _read(parts).sort_by([("trial", "ascending"), ("epoch", "ascending")])
         except FileNotFoundError:
-            continue  # a trial ended since the folder was listed, and its final part is there
+            continue  # a trial ended since the folder was listed; its finished part exists
 
 
 def read_final(study_folder: Path, table: str = "final") -> pa.Table:
-    """A table of ``FINALS``: the figures on the validation set; no rows until they exist."""
+    """Return a table of ``FINALS``; no rows until the study has ended."""
     return read_table(study_folder, table, FINALS[table])
 
 
 def read_table(study_folder: Path, table: str, columns: Iterable[Column]) -> pa.Table:
-    """All parts of a table; no rows, but the columns, until there is one."""
+    """Return all parts of a table as one; these columns and no rows if there is no part."""
     parts = _parts(study_folder, table)
     return _read(parts) if parts else _schema(columns, {}).empty_table()
 
 
 def space_of(table: pa.Table) -> SearchSpace:
-    """The search space that the table was written with."""
+    """Return the search space that a table was written with."""
     return SearchSpace.from_json(table.schema.metadata[SPACE_KEY].decode())
-
-
-def _part_name(trial: int) -> str:
-    return f"{trial:05d}"
-
-
-def _final_of(part: Path) -> Path:
-    return part.with_name(part.name.replace(".running.", "."))
-
-
-def _parameter_columns(space: SearchSpace) -> Iterable[Column]:
-    for parameter in space.parameters:
-        type_ = VALUE_TYPES[parameter.value_type()]
-        meaning = f"{parameter.role} parameter; null where it was not asked for"
-        yield Column(PARAMS + parameter.path, type_, meaning)
-
-
-def _schema(columns: Iterable[Column], metadata: Mapping[bytes, bytes]) -> pa.Schema:
-    fields = [
-        pa.field(column.name, column.type, metadata={"description": column.meaning})
-        for column in columns
-    ]
-    return pa.schema(fields, metadata=dict(metadata))
 
 
 def write_part(
@@ -311,7 +321,11 @@ def write_part(
     rows: Sequence[TableRow],
     space: SearchSpace,
 ) -> None:
-    """A part of a table is on disk, whole, in place of any earlier one."""
+    """Write one file of a table whole, in place of any earlier one.
+
+    Raises:
+        ValueError: a row has a key that is none of the columns.
+    """
     metadata = {VERSION_KEY: str(SCHEMA_VERSION).encode(), SPACE_KEY: space.to_json().encode()}
     schema = _schema(columns, metadata)
     unknown = {name for row in rows for name in row}.difference(schema.names)
@@ -326,15 +340,42 @@ def write_part(
     sync(file.parent)
 
 
+def _part(study_folder: Path, table: str, trial: int) -> Path:
+    return table_folder(study_folder, table) / f"{trial:05d}.parquet"
+
+
+def _running_part(study_folder: Path, trial: int) -> Path:
+    return table_folder(study_folder, "reports") / f"{trial:05d}.running.parquet"
+
+
+def _finished(part: Path) -> Path:
+    """The part that takes the place of a running one; any other part itself."""
+    return part.with_name(part.name.replace(".running.", "."))
+
+
+def _parameter_columns(space: SearchSpace) -> Iterator[Column]:
+    for parameter in space.parameters:
+        type_ = VALUE_TYPES[parameter.value_type()]
+        meaning = f"{parameter.role} parameter; null in trials without it"
+        yield Column(PARAMS + parameter.path, type_, meaning)
+
+
+def _schema(columns: Iterable[Column], metadata: Mapping[bytes, bytes]) -> pa.Schema:
+    fields = [
+        pa.field(column.name, column.type, metadata={"description": column.meaning})
+        for column in columns
+    ]
+    return pa.schema(fields, metadata=dict(metadata))
+
+
 def _parts(study_folder: Path, table: str) -> list[Path]:
-    results = results_folder(study_folder)
-    if not results.is_dir():
-        came = "which has no results/" if study_folder.is_dir() else "which does not exist"
+    if not results_folder(study_folder).is_dir():
+        fault = "which has no results/" if study_folder.is_dir() else "which does not exist"
         raise InputError(
-            f"a study must be named by its folder <storage>/<name>, got {study_folder}, {came}; "
+            f"a study must be named by its folder <storage>/<name>, got {study_folder}, {fault}; "
             "look for it under studies/, or under the storage= that it was run with"
         )
-    return sorted((results / table).glob("*.parquet"))
+    return sorted(table_folder(study_folder, table).glob("*.parquet"))
 
 
 def _read(parts: Iterable[Path]) -> pa.Table:

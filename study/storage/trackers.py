@@ -1,7 +1,7 @@
-"""Trials in TensorBoard and MLflow, where ``log`` asks for it, by those packages' own writers.
+"""Copies of trials for TensorBoard and MLflow (setting ``log``), written by those packages.
 
-The driver writes what the study's owner knows and a log lacks. What a log has is read back from
-it: a study that was killed and goes on writes the epochs that are missing, and none twice.
+The driver writes what the study's owner has and a log lacks. What a log has is read from the log
+itself: a resumed study adds the missing epochs and repeats none.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from study.storage.paths import mlflow_artifacts_folder, mlflow_file, tensorboar
 from study.storage.tables import PARAMS, VAL, TableRow
 
 EVERY_S = 5.0
-"""Seconds between two looks at what is new."""
+"""Seconds between two updates of the logs."""
 LAST_S = 60.0
-"""Seconds that a log is waited for at the end."""
+"""Longest wait for the last update when a study ends, s."""
 TRACKING_URI = "MLFLOW_TRACKING_URI"
-"""MLflow's own variable: where runs go, in place of a file in the study's folder."""
+"""MLflow's environment variable: where runs are stored instead of the study's folder."""
 NO_METRICS = ("study", "trial", "parent_trial", "stage", "epoch")
-"""Columns of a report that say whose it is."""
+"""Columns of a report that identify it."""
 RUNNING = "RUNNING"
 AP = f"{VAL}ap"
 
-News = Callable[[set[int]], Sequence[tuple[TableRow, Sequence[TableRow]]]]
-"""Gives the row and the reports of each trial that was begun, but for those of given numbers."""
+Updates = Callable[[set[int]], Sequence[tuple[TableRow, Sequence[TableRow]]]]
+"""Returns the row and the reports of every started trial except those with these numbers."""
 
 
 @dataclass
@@ -46,21 +46,21 @@ class Logged:
 
 
 class TrialLog(Protocol):
-    """Where trials are written, each by its row of ``trials`` and its reports."""
+    """A log of trials; a trial is a row of ``trials``, a report a row of ``reports``."""
 
     def read(self, number: int) -> Logged: ...
     def begin(self, trial: TableRow) -> None: ...
-    def tell(self, number: int, report: TableRow) -> None: ...
+    def add(self, number: int, report: TableRow) -> None: ...
     def end(self, trial: TableRow) -> None: ...
 
 
-def require_packages(log: Sequence[str]) -> None:
-    """Returns if every log that is asked for can be written.
+def require_packages(logs: Sequence[str]) -> None:
+    """Check that the packages of these logs are installed.
 
     Raises:
-        InputError: a package is not installed; says how to install it.
+        InputError: a package is missing; the message has the command that installs it.
     """
-    for name in log:
+    for name in logs:
         if importlib.util.find_spec(name) is None:
             raise InputError(
                 f"log=[{name}] needs the package {name}, which is not installed; "
@@ -69,68 +69,72 @@ def require_packages(log: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def trials_logged(
-    names: Sequence[str],
+def track_trials(
+    logs: Sequence[str],
     study: str,
     folder: Path,
-    news: News,
+    updates: Updates,
     notify: Callable[[str], None],
 ) -> Iterator[None]:
-    """Trials are written to every log of ``log`` until the block ends, and what is left then.
+    """Write trials to these logs until the block ends, then the rest.
 
-    A log that fails stops no study: it is said, once, and tried again.
+    An error of a log doesn't stop the study: it is reported once, and writing is tried again.
     """
-    if not names:
+    if not logs:
         yield
         return
     kinds: dict[str, Callable[[Path, str], TrialLog]] = {
         TENSORBOARD: TensorBoardLog,
         MLFLOW: MLflowLog,
     }
-    logs = [(name, kinds[name](folder, study), dict[int, Logged]()) for name in names]
-    over = threading.Event()
+    opened = [(name, kinds[name](folder, study), dict[int, Logged]()) for name in logs]
+    has_ended = threading.Event()
 
     def follow() -> None:
-        said: set[str] = set()
-        is_over = False
-        while not is_over:
-            is_over = over.wait(EVERY_S)
-            for name, log, told in logs:
+        reported: set[str] = set()
+        is_last = False
+        while not is_last:
+            is_last = has_ended.wait(EVERY_S)
+            for name, log, logged in opened:
                 try:
-                    catch_up(log, told, news)
+                    write_missing(log, logged, updates)
                 except Exception as error:
                     text = f"log={name} could not be written: {type(error).__name__}: {error}"
-                    if text not in said:
-                        notify(f"{text}; the study goes on")
-                    said.add(text)
+                    if text not in reported:
+                        notify(f"{text}; the study continues")
+                    reported.add(text)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        has_ended.set()
         thread.join(LAST_S)
         if thread.is_alive():
-            notify(f"log={','.join(names)} took more than {LAST_S:g} s; its end is missing")
+            notify(f"log={','.join(logs)} took more than {LAST_S:g} s; its end is missing")
 
 
-def catch_up(log: TrialLog, told: dict[int, Logged], news: News) -> None:
-    """The log has every epoch and every end that there is news of."""
-    ended = {number for number, known in told.items() if known.has_ended}
-    for trial, reports in news(ended):
+def write_missing(log: TrialLog, logged: dict[int, Logged], updates: Updates) -> None:
+    """Write the epochs and the ends of trials that a log lacks.
+
+    Args:
+        logged: what the log has by trial; read from it where missing, then updated.
+    """
+    ended = {number for number, known in logged.items() if known.has_ended}
+    for trial, reports in updates(ended):
         number = trial["trial"]
-        if number not in told:
+        if number not in logged:
             known = log.read(number)
             if not known.epochs and not known.has_ended:
                 log.begin(trial)
-            told[number] = known
-        known = told[number]
+            logged[number] = known
+        known = logged[number]
         if known.has_ended:
             continue
         for report in reports:
             if report["epoch"] not in known.epochs:
-                log.tell(number, report)
+                log.add(number, report)
                 known.epochs.add(report["epoch"])
         if trial["state"] != RUNNING:
             log.end(trial)
@@ -138,20 +142,22 @@ def catch_up(log: TrialLog, told: dict[int, Logged], news: News) -> None:
 
 
 def metrics_of(report: TableRow) -> dict[str, float]:
-    """The figures of a report, by column."""
+    """Return the figures of a report by column, without nulls."""
     named = {name: value for name, value in report.items() if name not in NO_METRICS}
     return {name: float(value) for name, value in named.items() if value is not None}
 
 
 def parameters_of(trial: TableRow) -> dict[str, Any]:
-    """What the trial has of its own by config path, and which control it is or parent it has."""
-    asked = {name.removeprefix(PARAMS): v for name, v in trial.items() if name.startswith(PARAMS)}
-    known = {"control": trial["control"], "parent_trial": trial["parent_trial"], **asked}
-    return {name: value for name, value in known.items() if value is not None}
+    """Return the trial's parameters by config path, and its ``control`` and ``parent_trial``."""
+    values = {"control": trial["control"], "parent_trial": trial["parent_trial"]}
+    for name, value in trial.items():
+        if name.startswith(PARAMS):
+            values[name.removeprefix(PARAMS)] = value
+    return {name: value for name, value in values.items() if value is not None}
 
 
 class TensorBoardLog:
-    """A folder of events for each trial, ``<study>/tensorboard/<number>``."""
+    """Event files of TensorBoard, a folder per trial."""
 
     def __init__(self, folder: Path, study: str) -> None:
         self.folder = tensorboard_folder(folder)
@@ -160,13 +166,14 @@ class TensorBoardLog:
     def read(self, number: int) -> Logged:
         from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-        told = Logged()
+        logged = Logged()
         for file in sorted(self._of(number).glob("events.*")):
             for event in EventFileLoader(str(file)).Load():
                 tags = {value.tag for value in event.summary.value}
-                told.epochs |= {event.step} if AP in tags else set()
-                told.has_ended |= any(tag.startswith("state") for tag in tags)
-        return told
+                if AP in tags:
+                    logged.epochs.add(event.step)
+                logged.has_ended |= any(tag.startswith("state") for tag in tags)
+        return logged
 
     def begin(self, trial: TableRow) -> None:
         from torch.utils.tensorboard.summary import hparams
@@ -179,10 +186,10 @@ class TensorBoardLog:
         self._write(trial["trial"], experiment)
         self._write(trial["trial"], start)
 
-    def tell(self, number: int, report: TableRow) -> None:
+    def add(self, number: int, report: TableRow) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        # One event for all figures, so that an epoch is there as a whole or not at all.
+        # One event for all figures, so that an epoch is logged as a whole or not at all.
         values = [
             Summary.Value(tag=name, simple_value=value)
             for name, value in metrics_of(report).items()
@@ -218,13 +225,13 @@ class TensorBoardLog:
 
 
 class MLflowLog:
-    """A run for each trial, in an experiment that has the study's name.
+    """Runs of MLflow, one per trial, in an experiment with the study's name.
 
-    It is ``<study>/mlflow.db`` unless MLFLOW_TRACKING_URI names another place.
+    They are stored in ``<study>/mlflow.db`` unless MLFLOW_TRACKING_URI names another store.
     """
 
     def __init__(self, folder: Path, study: str) -> None:
-        # MLflow else tells its makers over the network that it is used.
+        # Or MLflow reports its use to its makers over the network.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         import mlflow
 
@@ -260,7 +267,7 @@ class MLflowLog:
         known = [Param(name, str(value)) for name, value in parameters_of(trial).items()]
         self.client.log_batch(self.runs[number], params=known)
 
-    def tell(self, number: int, report: TableRow) -> None:
+    def add(self, number: int, report: TableRow) -> None:
         from mlflow.entities import Metric
 
         now = round(1000 * time.time())

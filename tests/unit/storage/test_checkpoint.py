@@ -114,12 +114,12 @@ def test_a_half_written_checkpoint_is_never_seen(
     assert kept(tmp_path) == ["epoch-002"]
 
 
-def test_a_kill_before_the_old_ones_are_dropped_loses_nothing(
+def test_a_kill_before_the_old_ones_are_removed_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints = Checkpoints(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "_drop_all_but", lambda kept: None)
+        patch.setattr(checkpoints, "_remove_all_but", lambda kept: None)
         rows = save_all(checkpoints, [0.3, 0.5, 0.4], ["distill"] * 3)
     last = Checkpoints(tmp_path).last()
     assert last is not None and last.epoch == 3

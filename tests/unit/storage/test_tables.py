@@ -106,7 +106,7 @@ def test_no_row_counts_twice_where_a_kill_left_both_parts(tmp_path: Path) -> Non
     tables.write_running(tmp_path, 3, report_rows(3, 2), SPACE)
     tables.write_running(tmp_path, 4, report_rows(4, 1), SPACE)
     assert tables.read_reports(tmp_path)["trial"].to_pylist() == [3, 3, 3, 4]
-    tables.tidy(tmp_path)
+    tables.remove_leftovers(tmp_path)
     left = sorted(part.name for part in (tmp_path / "results/reports").iterdir())
     assert left == ["00003.parquet", "00004.running.parquet"]
 
@@ -137,7 +137,7 @@ def test_a_kill_while_writing_leaves_nothing_that_readers_see(
     assert tables.read_reports(tmp_path).num_rows == 1
     assert pq.read_table(reports).num_rows == 1  # what pandas does with a folder
     assert len(list(reports.glob("*.parquet"))) == 1  # what DuckDB does with it
-    tables.tidy(tmp_path)
+    tables.remove_leftovers(tmp_path)
     assert len(list(reports.iterdir())) == 1
 
 

@@ -20,9 +20,9 @@ from study.storage.trackers import (
     MLflowLog,
     TensorBoardLog,
     TrialLog,
-    catch_up,
     require_packages,
-    trials_logged,
+    track_trials,
+    write_missing,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -51,15 +51,24 @@ def name(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def new_log(name: str, folder: Path) -> TrialLog:
-    """As a driver that has just started has it."""
+    """The log as a driver opens it that has just started."""
     log: TrialLog = KINDS[name](folder, "made-up")
     return log
 
 
 def trial(number: int, state: str, **changes: Any) -> dict[str, Any]:
-    row = {"trial": number, "state": state, "control": None, "parent_trial": None, "error": None}
-    row |= {"epochs": len(APS), "params.distill.heatmap.kind": "kl", "params.refine.depth": 3}
-    row |= {"params.distill.optimizer.lr": 0.5, "params.distill.heatmap.tau": None}
+    row = {
+        "trial": number,
+        "state": state,
+        "control": None,
+        "parent_trial": None,
+        "error": None,
+        "epochs": len(APS),
+        "params.distill.heatmap.kind": "kl",
+        "params.distill.heatmap.tau": None,
+        "params.distill.optimizer.lr": 0.5,
+        "params.refine.depth": 3,
+    }
     return {**row, **changes}
 
 
@@ -67,15 +76,24 @@ def reports(count: int) -> list[dict[str, Any]]:
     """The first epochs; every figure is one that single precision holds."""
     return [
         {
-            **{"study": "made-up", "trial": 4, "parent_trial": None, "stage": "distill"},
-            **{"epoch": epoch, "val_ap": ap, "loss": 2.0 / epoch, "loss.heatmap": None},
+            "study": "made-up",
+            "trial": 4,
+            "parent_trial": None,
+            "stage": "distill",
+            "epoch": epoch,
+            "val_ap": ap,
+            "loss": 2.0 / epoch,
+            "loss.heatmap": None,
         }
         for epoch, ap in enumerate(APS[:count], 1)
     ]
 
 
-def write(log: TrialLog, row: dict[str, Any], epochs: int, told: dict[int, Logged]) -> None:
-    catch_up(log, told, lambda ended: [] if row["trial"] in ended else [(row, reports(epochs))])
+def write(log: TrialLog, row: dict[str, Any], epochs: int, logged: dict[int, Logged]) -> None:
+    def updates(ended: set[int]) -> list[Any]:
+        return [] if row["trial"] in ended else [(row, reports(epochs))]
+
+    write_missing(log, logged, updates)
 
 
 @dataclass
@@ -127,12 +145,12 @@ def read_mlflow(folder: Path, number: int) -> Read:
 READERS = {"tensorboard": read_tensorboard, "mlflow": read_mlflow}
 
 
-def test_each_epoch_is_there_once_though_the_study_was_killed(name: str, tmp_path: Path) -> None:
+def test_each_epoch_is_logged_once_though_the_study_was_killed(name: str, tmp_path: Path) -> None:
     write(new_log(name, tmp_path), trial(4, "RUNNING"), 0, {})
-    told: dict[int, Logged] = {}
+    logged: dict[int, Logged] = {}
     killed = new_log(name, tmp_path)
-    write(killed, trial(4, "RUNNING"), 1, told)
-    write(killed, trial(4, "RUNNING"), 2, told)
+    write(killed, trial(4, "RUNNING"), 1, logged)
+    write(killed, trial(4, "RUNNING"), 2, logged)
     assert READERS[name](tmp_path, 4).state == ""
     write(new_log(name, tmp_path), trial(4, "COMPLETE"), 3, {})
     write(new_log(name, tmp_path), trial(4, "COMPLETE"), 3, {})
@@ -147,10 +165,10 @@ def test_each_epoch_is_there_once_though_the_study_was_killed(name: str, tmp_pat
     }
 
 
-def test_how_a_trial_ended_and_what_it_is_can_be_read(name: str, tmp_path: Path) -> None:
-    log, told = new_log(name, tmp_path), dict[int, Logged]()
-    write(log, trial(0, "PRUNED", control="baseline"), 1, told)
-    write(log, trial(1, "FAIL", error="RuntimeError: boom", parent_trial=7), 2, told)
+def test_end_and_parameters_of_a_trial_can_be_read(name: str, tmp_path: Path) -> None:
+    log, logged = new_log(name, tmp_path), dict[int, Logged]()
+    write(log, trial(0, "PRUNED", control="baseline"), 1, logged)
+    write(log, trial(1, "FAIL", error="RuntimeError: boom", parent_trial=7), 2, logged)
     pruned, failed = (READERS[name](tmp_path, number) for number in (0, 1))
     assert (pruned.state, failed.state) == ("PRUNED", "FAIL: RuntimeError: boom")
     assert (pruned.aps, failed.aps) == ([(1, 0.125)], [(1, 0.125), (2, 0.5)])
@@ -167,7 +185,7 @@ def test_an_epoch_torn_by_a_kill_is_written_again(tmp_path: Path) -> None:
     assert read_tensorboard(tmp_path, 4).aps == list(enumerate(APS, 1))
 
 
-def test_mlflow_goes_where_its_own_variable_says_and_tells_nobody_else(
+def test_mlflow_follows_its_own_variable_and_sends_no_telemetry(
     empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = shutil.copy(empty_database, tmp_path / "elsewhere.db")
@@ -203,10 +221,10 @@ def test_a_missing_package_is_refused_before_anything_runs(
 
 
 class BrokenLog:
-    """One that can't be written at first, as when a server is away."""
+    """A log that can't be written at first, as while a server is away."""
 
     tried = 0
-    told: Sequence[int] = ()
+    epochs: Sequence[int] = ()
 
     def __init__(self, folder: Path, study: str) -> None: ...
 
@@ -217,27 +235,27 @@ class BrokenLog:
         return Logged()
 
     def begin(self, trial: Any) -> None: ...
-    def tell(self, number: int, report: Any) -> None:
-        BrokenLog.told = [*BrokenLog.told, report["epoch"]]
+    def add(self, number: int, report: Any) -> None:
+        BrokenLog.epochs = [*BrokenLog.epochs, report["epoch"]]
 
     def end(self, trial: Any) -> None: ...
 
 
-def test_a_log_that_fails_is_said_once_and_tried_again(
+def test_failing_log_is_reported_once_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("study.storage.trackers.MLflowLog", BrokenLog)
     monkeypatch.setattr("study.storage.trackers.EVERY_S", 0.01)
-    said: list[str] = []
+    messages: list[str] = []
     row = trial(4, "COMPLETE")
 
-    def news(ended: set[int]) -> list[Any]:
+    def updates(ended: set[int]) -> list[Any]:
         return [] if 4 in ended else [(row, reports(3))]
 
-    with trials_logged(["mlflow"], "study", tmp_path, news, said.append):
+    with track_trials(["mlflow"], "made-up", tmp_path, updates, messages.append):
         while BrokenLog.tried < 3:
             time.sleep(0.01)
-    assert BrokenLog.told == [1, 2, 3]
-    assert said == [
-        "log=mlflow could not be written: OSError: the server is away; the study goes on"
+    assert BrokenLog.epochs == [1, 2, 3]
+    assert messages == [
+        "log=mlflow could not be written: OSError: the server is away; the study continues"
     ]
