@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import ast
-import functools
 import importlib.metadata
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from source_code import PACKAGES, ROOT, SOURCES, TESTS, calls, imported_files, imports, module_of
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("models", "search_spaces", "study")
-SOURCES = {
-    file.relative_to(ROOT).as_posix(): ast.parse(file.read_text())
-    for package in PACKAGES
-    for file in sorted((ROOT / package).rglob("*.py"))
-}
-TESTS = {
-    file.relative_to(ROOT).as_posix(): ast.parse(file.read_text())
-    for file in sorted((ROOT / "tests").rglob("*.py"))
-}
 FOLDERS = (*PACKAGES, "cluster")
 COMMANDS = ("tune", "dataset", "analyze", "export", "predict")
 
@@ -113,30 +101,6 @@ def files_of(package: str) -> list[str]:
     return [file for file in SOURCES if file.startswith(f"{package}/")]
 
 
-@functools.cache
-def imports(tree: ast.Module) -> set[str]:
-    """What a file imports, at its head or in a function: modules, and names that may be such."""
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0 and node.module
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
-
-
-@functools.cache
-def ours(file: str) -> set[str]:
-    """The files of ours that a file imports."""
-    named = (f"{module.replace('.', '/')}.py" for module in imports(SOURCES[file]))
-    return {name for name in named if name in SOURCES}
-
-
-def module_of(file: str) -> str:
-    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-
-
 def layer_of(file: str) -> int:
     """Place in LAYERS; commands come last, and the docstring of study/ first."""
     module = module_of(file)
@@ -157,14 +121,6 @@ def packages() -> list[Path]:
     """Every folder of ours with Python modules."""
     found = {(ROOT / file).parent for file in SOURCES}
     return sorted(folder for folder in found if modules_in(folder))
-
-
-def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            name = node.func
-            if isinstance(name, ast.Attribute | ast.Name):
-                yield (name.attr if isinstance(name, ast.Attribute) else name.id), node
 
 
 def loaded_after(*modules: str) -> set[str]:
@@ -231,7 +187,7 @@ def test_imports_go_one_way_in_the_order_of_the_layers() -> None:
     wrong = [
         f"{file} imports {other}"
         for file in SOURCES
-        for other in ours(file)
+        for other in imported_files(file)
         if layer_of(other) > layer_of(file)
         or other.split("/")[0] not in allowed[file.split("/")[0]]
     ]
@@ -272,7 +228,7 @@ def test_packages_have_few_modules() -> None:
 
 
 def test_no_file_imports_itself_by_way_of_others() -> None:
-    left = {file: ours(file) - {file} for file in SOURCES}
+    left = {file: imported_files(file) - {file} for file in SOURCES}
     while free := [file for file, needed in left.items() if not needed & left.keys()]:
         for file in free:
             del left[file]
@@ -281,7 +237,9 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
 
 def test_no_script_is_imported() -> None:
     scripts = {f"study/{name}.py" for name in COMMANDS}
-    assert {file: ours(file) & scripts for file in SOURCES if ours(file) & scripts} == {}
+    assert {
+        file: imported_files(file) & scripts for file in SOURCES if imported_files(file) & scripts
+    } == {}
 
 
 def test_no_file_of_study_hides_another_module() -> None:
