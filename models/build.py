@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from models import hrnet, mobile_net, simple_baseline
 from models.codecs.codec import CODECS, HeatmapCodec
+from models.codecs.movenet import MoveNet
 from models.codecs.simcc import SimCC
 from models.hrnet import HRNet
 from models.igp_gcn import IgpGcn
 from models.mobile_net import MobileNet
-from models.movenet import MoveNet
 from models.pose_features import PoseNetwork
 from models.refined_pose import RefinedPose
 from models.simcc_head import SimccHead

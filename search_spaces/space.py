@@ -163,7 +163,7 @@ def known_names() -> list[str]:
     )
 
 
-def load(name: str) -> SearchSpace:
+def load_space(name: str) -> SearchSpace:
     """The search space of that name, or of the YAML file at that path.
 
     Raises:
@@ -181,7 +181,7 @@ def load(name: str) -> SearchSpace:
     return _parse(file.read_text(), file.stem, str(file))
 
 
-def check(
+def check_space(
     space: SearchSpace, value_of: Callable[[str], Any], known_paths: Collection[str] = ()
 ) -> None:
     """Every path of the space is in the config, and the config's own values are in the space.

@@ -12,9 +12,7 @@ from typing import Any
 
 import ray
 
-from search_spaces.space import SearchSpace, SpaceError
-from search_spaces.space import check as check_space
-from search_spaces.space import load as load_space
+from search_spaces.space import SearchSpace, SpaceError, check_space, load_space
 from study.analysis.tables import show_finals
 from study.cache.prepare import PreparedData, prepare_data
 from study.config.compose import config_paths, value_at, with_absolute_paths, with_values

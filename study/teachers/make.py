@@ -13,7 +13,7 @@ import torch
 
 from models.build import build_codec
 from models.codecs.crop_frame import CropFrame
-from models.movenet import weight_files
+from models.movenet_weights import weight_files
 from models.skeleton import Skeleton
 from study.cache.crop_store import CropStore, open_crop_store
 from study.cache.predictions import NOBODY, Predictions

@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from models.build import build_codec, build_model
 from models.codecs.codec import HeatmapCodec
 from models.igp_gcn import IgpGcn
-from models.movenet import load_movenet
+from models.movenet_weights import load_movenet
 from models.pose_features import PoseNetwork
 from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton

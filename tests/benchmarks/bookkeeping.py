@@ -27,7 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from search_spaces.space import load
+from search_spaces.space import load_space
 from study.config.compose import compose
 from study.config.derived import resolve
 from study.search.owner import StudyOwner
@@ -56,7 +56,7 @@ def cpu_by_trial(folder: Path, sampler: str, trials: int, settings: list[str]) -
     own = [f"storage={folder}", "name=study", f"search.sampler={sampler}", *settings]
     config = compose([*own, f"search.trials={trials}"])
     (folder / "study").mkdir()
-    space = load(config.search_space)
+    space = load_space(config.search_space)
     owner = StudyOwner(str(folder / "study"), config, resolve(config), space.to_json(), "session")
     generator, clock = np.random.default_rng(0), Clock()
     found = []

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from search_spaces.space import load
+from search_spaces.space import load_space
 from study.cache.crop_store import CropStore, open_crop_store
 from study.cache.prepare import prepare_data
 from study.config.compose import compose, flatten, to_plain, with_values
@@ -175,7 +175,7 @@ def study(storage: str, trials: int) -> list[tuple[str, float, float]]:
         return ImagesRenewed.of(open_crop_store(path), paths)
 
     ways = {"none": ("online", cut_anew), "all stores": ("cached", open_crop_store)}
-    space, defaults = load(config.search_space), flatten(to_plain(config))
+    space, defaults = load_space(config.search_space), flatten(to_plain(config))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     seconds: dict[str, list[float]] = {way: [] for way in ways}

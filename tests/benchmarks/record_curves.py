@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from search_spaces.space import load
+from search_spaces.space import load_space
 from study.cache.prepare import prepare_data
 from study.config.compose import compose, flatten, to_plain, with_values
 from study.config.derived import resolve
@@ -62,7 +62,7 @@ SETTINGS = {
 def record(name: str, overrides: list[str], out: Path, first: int, count: int) -> None:
     """Trains those of the configurations ``first`` to ``first + count`` that have no line yet."""
     config = compose(overrides)
-    space = load(config.search_space)
+    space = load_space(config.search_space)
     defaults = flatten(to_plain(config))
     workers = Workers(torch.device("cpu"))
     resolved = resolve(config)

@@ -37,7 +37,7 @@ from rich.table import Table
 from torch import Tensor
 
 from models.build import build_codec, build_model
-from models.movenet import load_movenet
+from models.movenet_weights import load_movenet
 from models.pose_features import PoseFeatures
 from models.refined_pose import RefinedPose
 from models.skeleton import COCO, CROWDPOSE, shared_joints

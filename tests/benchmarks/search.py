@@ -49,7 +49,7 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.ensemble import ExtraTreesRegressor
 
-from search_spaces.space import Parameter, SearchSpace, load, place_in
+from search_spaces.space import Parameter, SearchSpace, load_space, place_in
 from study.config.compose import compose, flatten, to_plain, with_values
 from study.config.schema import StudyConfig
 from study.search.controls import BASELINE, DEFAULTS, baseline_values
@@ -339,7 +339,7 @@ def main() -> None:
     names = options.curves or sorted(file.stem for file in (HERE / "curves").glob("*.parquet"))
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     for name in names:
-        space = load(config_of(name).search_space)
+        space = load_space(config_of(name).search_space)
         recorded = Recorded(HERE / "curves" / f"{name}.parquet", space, plain=options.plain)
         reached = ", ".join(
             f"{number} in epoch {epoch}" for number, epoch in recorded.reached_by()

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from search_spaces.space import known_names, load
+from search_spaces.space import known_names, load_space
 from study.config import schema
 from study.storage import tables
 from study.validation import confirm_table
@@ -73,7 +73,7 @@ def columns_text() -> str:
 
 def spaces_text() -> str:
     """Return the name and the question of every search space."""
-    rows = [(f"`{name}`", load(name).question) for name in known_names()]
+    rows = [(f"`{name}`", load_space(name).question) for name in known_names()]
     return _table(("name", "question"), rows)
 
 

@@ -88,8 +88,8 @@ def test_schema_has_no_value_that_the_yaml_does_not_set(config: StudyConfig) -> 
 @pytest.mark.parametrize("name", SPACES)
 def test_every_space_fits_the_settings_of_every_data_group(name: str, group: str) -> None:
     config = compose([f"data={group}", f"search_space={name}"])
-    loaded = space.load(name)
-    space.check(loaded, partial(value_at, config), config_paths(config))
+    loaded = space.load_space(name)
+    space.check_space(loaded, partial(value_at, config), config_paths(config))
     for parameter in loaded.parameters:
         for value in parameter.probes():
             assert value_at(with_values(config, {parameter.path: value}), parameter.path) == value

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from models.build import build_codec, build_model
 from models.codecs.crop_frame import CropFrame
+from models.codecs.movenet import MoveNet
 from models.mobile_net import SIZES, MobileNet
-from models.movenet import MoveNet, load_movenet, read_tensors
+from models.movenet_weights import load_movenet, read_tensors
 from models.pose_features import MOVENET, PersonMaps, PoseFeatures
 from models.skeleton import COCO, CROWDPOSE, Skeleton
 from models.weights import load_weights
@@ -204,7 +205,7 @@ def test_simccs_head_beside_it_stays_random(folder: Path, mini_config: StudyConf
 def test_own_decoding_of_other_joints_is_refused(folder: Path) -> None:
     network = MobileNet(14, SIZES["lightning"], has_person_heads=True)
     with pytest.raises(
-        ValueError, match=r"knows COCO's joints alone.*crowdpose.*teacher.skeleton=coco.*the codec"
+        ValueError, match=r"must have COCO's joints.*crowdpose.*teacher.skeleton=coco.*the codec"
     ):
         load_movenet(network, folder / "movenet-lightning.json", CROWDPOSE)
 

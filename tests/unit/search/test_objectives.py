@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from search_spaces.space import load
+from search_spaces.space import load_space
 from study.analysis.tables import show_finals
 from study.analyze import main
 from study.cache.prepare import PreparedData
@@ -42,7 +42,7 @@ def start(folder: Path, *overrides: str, session: str = "a") -> StudyOwner:
     (folder / "study").mkdir(exist_ok=True)
     config = compose([f"storage={folder}", "search_space=smoke", *BASICS, *overrides])
     return StudyOwner(
-        str(folder / "study"), config, resolve(config), load("smoke").to_json(), session
+        str(folder / "study"), config, resolve(config), load_space("smoke").to_json(), session
     )
 
 
@@ -202,7 +202,7 @@ def final_of(folder: Path, *roles: str) -> None:
         {"role": role, "trial": 0, "stage": "distill", "epoch": 2, "checkpoint": "c", "ap": 0.1}
         for role in roles
     ]
-    write_final(folder, rows, load("smoke"))
+    write_final(folder, rows, load_space("smoke"))
 
 
 def test_last_screen_names_the_front(two_trials: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from search_spaces.space import load
+from search_spaces.space import load_space
 from study.config.compose import compose
 from study.config.derived import resolve
 from study.config.schema import StudyConfig
@@ -38,7 +38,7 @@ def config(tmp_path: Path) -> StudyConfig:
 def start(config: StudyConfig, session: str) -> StudyOwner:
     folder = Path(config.storage) / "study"
     folder.mkdir(exist_ok=True)
-    space = load(config.search_space).to_json()
+    space = load_space(config.search_space).to_json()
     return StudyOwner(str(folder), config, resolve(config), space, session)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import optuna
 import pytest
 
-from search_spaces.space import SearchSpace, load
+from search_spaces.space import SearchSpace, load_space
 from study.config.compose import compose
 from study.config.derived import resolve
 from study.config.schema import StudyConfig
@@ -46,7 +46,7 @@ def start(config: StudyConfig, session: str = "a") -> StudyOwner:
     folder = Path(config.storage) / "study"
     folder.mkdir(exist_ok=True)
     return StudyOwner(
-        str(folder), config, resolve(config), load(config.search_space).to_json(), session
+        str(folder), config, resolve(config), load_space(config.search_space).to_json(), session
     )
 
 
@@ -102,7 +102,7 @@ def test_every_sampler_suggests_the_same_after_restarts(sampler: str, tmp_path: 
 @pytest.mark.parametrize("directions", [["maximize"], ["maximize", "minimize"]])
 def test_tpe_learns_a_weight_from_trials_of_its_own_kind(directions: list[str]) -> None:
     """Weights of 0.05 are good for one kind, of 5 for the other."""
-    config, space = compose(["search.startup_trials=3"]), load("distill")
+    config, space = compose(["search.startup_trials=3"]), load_space("distill")
     study = optuna.create_study(directions=directions)
     rng = np.random.RandomState(0)
     best = {"pairwise": 0.05, "bone": 5.0}
@@ -178,7 +178,7 @@ def test_median_keeps_the_better_half_and_percentile_its_share(
 
 def test_sobol_points_spread_over_all_parameters(tmp_path: Path) -> None:
     """Of the first 2^k points of a scrambled sequence each 2^k-th of a range holds one."""
-    config, space = config_in(tmp_path, "search.sampler=qmc"), load("joint")
+    config, space = config_in(tmp_path, "search.sampler=qmc"), load_space("joint")
     study = optuna.create_study()
     found = []
     for point in range(8):
@@ -203,7 +203,7 @@ def all_values(space: SearchSpace, trial: optuna.Trial) -> dict[str, Any]:
 
 
 def test_what_a_sampler_can_not_model_is_said_in_one_line(tmp_path: Path) -> None:
-    config, space = config_in(tmp_path), load("joint")
+    config, space = config_in(tmp_path), load_space("joint")
 
     def notes(sampler: str) -> list[str]:
         config.search.sampler = sampler

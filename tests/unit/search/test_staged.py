@@ -11,7 +11,7 @@ import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial
 
-from search_spaces.space import load
+from search_spaces.space import load_space
 from study.config.compose import compose
 from study.config.derived import resolve
 from study.config.schema import StudyConfig
@@ -49,7 +49,7 @@ def config(tmp_path: Path) -> StudyConfig:
 def start(config: StudyConfig, session: str = "a") -> StudyOwner:
     folder = Path(config.storage) / "study"
     folder.mkdir(exist_ok=True)
-    space = with_parent(config.plan, load(config.search_space))
+    space = with_parent(config.plan, load_space(config.search_space))
     return StudyOwner(str(folder), config, resolve(config), space.to_json(), session)
 
 
@@ -218,7 +218,7 @@ def test_parents_are_good_and_unlike_one_another() -> None:
 
 def test_spaces_of_the_stages_share_no_parameter() -> None:
     config = compose(["plan=staged"])
-    space = with_parent(config.plan, load("staged"))
+    space = with_parent(config.plan, load_space("staged"))
     first, second = distill_space(space).paths, refine_space(space, 2).paths
     assert not set(first) & set(second)
     assert set(first) | set(second) == set(space.paths)
@@ -226,9 +226,9 @@ def test_spaces_of_the_stages_share_no_parameter() -> None:
 
 def test_space_of_one_stage_is_refused() -> None:
     config = compose(["plan=staged", "search_space=distill", "refine.epochs=0"])
-    faults = list(staged_faults(config.plan, config.refine.epochs, load("distill")))
+    faults = list(staged_faults(config.plan, config.refine.epochs, load_space("distill")))
     assert len(faults) == 2
     assert "refine.epochs=0" in faults[0]
     assert "none of stage 2" in faults[1]
     changed = compose(["search_space=distill"])
-    assert not list(staged_faults(changed.plan, changed.refine.epochs, load("distill")))
+    assert not list(staged_faults(changed.plan, changed.refine.epochs, load_space("distill")))

@@ -10,7 +10,7 @@ import optuna
 import pytest
 from omegaconf import OmegaConf
 
-from search_spaces.space import SearchSpace, load
+from search_spaces.space import SearchSpace, load_space
 from study.config.compose import compose, to_plain
 from study.config.derived import resolve
 from study.config.schema import StudyConfig
@@ -52,7 +52,7 @@ def older_study(
         reports = [
             {"trial": number, "epoch": epoch, "val_ap": ap} for epoch, ap in enumerate(curve, 1)
         ]
-        write_trial(folder, {**row, **changes}, reports, space or load("smoke"))
+        write_trial(folder, {**row, **changes}, reports, space or load_space("smoke"))
     return folder
 
 
@@ -60,7 +60,7 @@ def start(folder: Path, older: list[Path], *overrides: str, session: str = "a") 
     named = f"search.warm_start=[{','.join(map(str, older))}]"
     config = compose([*BASICS, f"storage={folder}", "name=new", named, *overrides])
     write_settings(folder / "new", config)
-    space = load(config.search_space).to_json()
+    space = load_space(config.search_space).to_json()
     return StudyOwner(str(folder / "new"), config, resolve(config), space, session)
 
 
@@ -167,7 +167,7 @@ def test_trial_that_does_not_fit_is_listed_with_its_reason(
 
 
 def test_parameter_that_is_fixed_here_is_dropped_if_it_had_the_same_value(tmp_path: Path) -> None:
-    wide = load("joint")
+    wide = load_space("joint")
     values = {**VALUES, "refine.levels": 3}
     rows = [{"values": values}, {"values": {**values, "refine.levels": 2}}]
     older = older_study(tmp_path / "older", *rows, space=wide)

@@ -18,9 +18,9 @@ from search_spaces.space import (
     Parameter,
     SearchSpace,
     SpaceError,
-    check,
+    check_space,
     known_names,
-    load,
+    load_space,
 )
 from study.config.compose import compose, flatten, to_plain
 
@@ -47,10 +47,10 @@ def written(folder: Path, parameters: str, question: str = "Why?") -> str:
 
 @pytest.mark.parametrize("name", known_names())
 def test_every_space_fits_the_config_and_takes_the_known_configs(name: str) -> None:
-    space = load(name)
+    space = load_space(name)
     assert space.name == name
     assert space.question.endswith((".", "?"))
-    check(space, DEFAULTS.__getitem__, DEFAULTS)
+    check_space(space, DEFAULTS.__getitem__, DEFAULTS)
     for config in (DEFAULTS, BASELINE):
         values = space.values_in(config)
         asked = space.suggest(FixedTrial(values), config)
@@ -61,13 +61,13 @@ def test_every_space_fits_the_config_and_takes_the_known_configs(name: str) -> N
 
 @pytest.mark.parametrize("name", known_names())
 def test_every_space_survives_json(name: str) -> None:
-    assert SearchSpace.from_json(load(name).to_json()) == load(name)
+    assert SearchSpace.from_json(load_space(name).to_json()) == load_space(name)
 
 
 def test_one_path_has_one_range_though_spaces_of_both_stages_may_leave_out_a_choice() -> None:
     ranges: dict[str, Any] = {}
     for name in ("distill", "refine", *known_names()):
-        for parameter in load(name).parameters:
+        for parameter in load_space(name).parameters:
             found, known = parameter.distribution, ranges.get(parameter.path)
             if name in ("joint", "staged") and isinstance(known, CategoricalDistribution):
                 kept = [c for c in known.choices if c in found.choices]
@@ -77,7 +77,7 @@ def test_one_path_has_one_range_though_spaces_of_both_stages_may_leave_out_a_cho
 
 
 def test_the_parts_of_a_mix_have_weights_of_their_own() -> None:
-    space = load("distill")
+    space = load_space("distill")
     single, mix = (
         set(space.values_in({**DEFAULTS, "distill.structure.kind": kind}))
         for kind in ("angle", "mix")
@@ -96,14 +96,14 @@ def test_no_comment_repeats_a_bound() -> None:
 
 def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
     name = written(tmp_path, "a.lr: {low: 1e-5, high: 1e-2, log: true, role: nuisance}")
-    assert load(name).parameters == (
+    assert load_space(name).parameters == (
         Parameter("a.lr", FloatDistribution(0.00001, 0.01, log=True), "nuisance"),
     )
-    assert load(name).name == "mine"
+    assert load_space(name).name == "mine"
 
 
 def test_bounds_and_choices_become_distributions(tmp_path: Path) -> None:
-    space = load(
+    space = load_space(
         written(
             tmp_path,
             "a: {low: 1, high: 7, step: 3, role: scientific}\n"
@@ -146,7 +146,7 @@ def test_a_parameter_accepts_what_a_trial_can_have(
 
 
 def test_a_weight_is_asked_for_only_where_its_kind_is_not_none() -> None:
-    space = load("distill")
+    space = load_space("distill")
     asked = {
         kind: set(space.values_in({**DEFAULTS, "distill.heatmap.kind": kind}))
         for kind in ("none", "mse", "kl")
@@ -162,7 +162,7 @@ def test_an_inactive_parameter_leaves_no_trace_in_the_trial() -> None:
         {"distill.heatmap.kind": "none", "distill.structure.kind": "bone"}, skip_if_exists=True
     )
     trial = study.ask()
-    values = load("distill").suggest(trial, {})
+    values = load_space("distill").suggest(trial, {})
     assert values == trial.params
     assert list(values) == [
         "distill.heatmap.kind",
@@ -178,7 +178,7 @@ def test_an_inactive_parameter_leaves_no_trace_in_the_trial() -> None:
 
 def test_a_condition_outside_the_space_is_read_from_the_config() -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    space = load("smoke")
+    space = load_space("smoke")
     assert "distill.structure.weight" in space.suggest(study.ask(), DEFAULTS)
     assert "distill.structure.weight" not in space.suggest(study.ask(), BASELINE)
     with pytest.raises(KeyError, match=r"distill\.structure\.kind"):
@@ -186,7 +186,7 @@ def test_a_condition_outside_the_space_is_read_from_the_config() -> None:
 
 
 def test_a_condition_on_an_inactive_parameter_does_not_hold(tmp_path: Path) -> None:
-    space = load(
+    space = load_space(
         written(
             tmp_path,
             "a: {choices: [x, y], role: scientific}\n"
@@ -200,10 +200,10 @@ def test_a_condition_on_an_inactive_parameter_does_not_hold(tmp_path: Path) -> N
 
 def test_an_unknown_space_is_refused_with_the_known_ones() -> None:
     with pytest.raises(SpaceError, match="distill, joint, poses, refine, smoke") as error:
-        load("jont")
+        load_space("jont")
     assert "did you mean 'joint'?" in str(error.value)
     with pytest.raises(SpaceError, match=r"existing YAML file, got 'no/such\.yaml'"):
-        load("no/such.yaml")
+        load_space("no/such.yaml")
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_a_wrong_entry_is_refused_by_file_and_key(
 ) -> None:
     name = written(tmp_path, f"a.lr: {entry}")
     with pytest.raises(SpaceError, match=re.escape(message)) as error:
-        load(name)
+        load_space(name)
     assert str(error.value).startswith(f"{name}: a.lr: ")
 
 
@@ -260,14 +260,14 @@ def test_a_file_that_is_no_space_is_refused(tmp_path: Path, text: str, message: 
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     with pytest.raises(SpaceError, match=message) as error:
-        load(str(file))
+        load_space(str(file))
     assert str(error.value).startswith(str(file))
 
 
 def test_a_condition_on_a_later_parameter_is_refused(tmp_path: Path) -> None:
     late = "a: {choices: [x], role: nuisance, when: {b: [y]}}\nb: {choices: [y], role: scientific}"
     with pytest.raises(SpaceError, match="a parameter that comes earlier, got 'b'; move it up"):
-        load(written(tmp_path, late))
+        load_space(written(tmp_path, late))
 
 
 def test_a_condition_on_a_value_that_cannot_come_is_refused(tmp_path: Path) -> None:
@@ -275,15 +275,15 @@ def test_a_condition_on_a_value_that_cannot_come_is_refused(tmp_path: Path) -> N
         "b: {choices: [y], role: scientific}\na: {choices: [x], role: nuisance, when: {b: [z]}}"
     )
     with pytest.raises(SpaceError, match=r"values that it can have, got 'z'.*some of \[y\]"):
-        load(written(tmp_path, never))
+        load_space(written(tmp_path, never))
 
 
 def test_a_key_that_is_no_config_path_is_refused_with_the_closest(tmp_path: Path) -> None:
     name = written(tmp_path, "distil.optimizer.lr: {low: 1e-4, high: 1e-2, role: nuisance}")
     with pytest.raises(SpaceError, match=r"did you mean 'distill\.optimizer\.lr'\?"):
-        check(load(name), DEFAULTS.__getitem__, DEFAULTS)
+        check_space(load_space(name), DEFAULTS.__getitem__, DEFAULTS)
     with pytest.raises(SpaceError, match=r"got 'distil\.optimizer\.lr'$"):
-        check(load(name), DEFAULTS.__getitem__)
+        check_space(load_space(name), DEFAULTS.__getitem__)
 
 
 def test_a_condition_on_no_config_path_is_refused(tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_a_condition_on_no_config_path_is_refused(tmp_path: Path) -> None:
         tmp_path, "refine.depth: {low: 1, high: 3, role: scientific, when: {refine.kind: [a]}}"
     )
     with pytest.raises(SpaceError, match=r"mine: refine\.depth: .*got 'refine\.kind'"):
-        check(load(name), DEFAULTS.__getitem__, DEFAULTS)
+        check_space(load_space(name), DEFAULTS.__getitem__, DEFAULTS)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_a_config_value_outside_the_space_is_refused(
 ) -> None:
     name = written(tmp_path, entry)
     with pytest.raises(SpaceError, match=message) as error:
-        check(load(name), KNOWN.__getitem__)
+        check_space(load_space(name), KNOWN.__getitem__)
     assert "widen the space, or change the value (refine." in str(error.value)
 
 
@@ -317,9 +317,9 @@ def test_the_value_of_an_inactive_parameter_may_lie_outside(tmp_path: Path) -> N
         "distill.heatmap.tau: {low: 1.0, high: 2.0, role: nuisance, "
         "when: {distill.heatmap.kind: [kl]}}",
     )
-    check(load(name), KNOWN.__getitem__)
+    check_space(load_space(name), KNOWN.__getitem__)
     with pytest.raises(SpaceError, match=r"got 0\.1, which is not in 1\.0 to 2\.0"):
-        check(load(name), {**KNOWN, "distill.heatmap.kind": "kl"}.__getitem__)
+        check_space(load_space(name), {**KNOWN, "distill.heatmap.kind": "kl"}.__getitem__)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_values_of_another_type_than_the_config_are_refused(
     tmp_path: Path, entry: str, advice: str
 ) -> None:
     with pytest.raises(SpaceError, match=advice):
-        check(load(written(tmp_path, entry)), KNOWN.__getitem__)
+        check_space(load_space(written(tmp_path, entry)), KNOWN.__getitem__)
 
 
 def test_the_space_needs_no_model_no_ray_and_no_study() -> None:

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from search_spaces.space import load
+from search_spaces.space import load_space
 from study.errors import InputError
 from study.storage import tables
 
-SPACE = load("joint")
+SPACE = load_space("joint")
 STARTED = datetime.datetime(2025, 3, 1, 12, 30, tzinfo=datetime.UTC)
 
 

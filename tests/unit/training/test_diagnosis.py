@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models.codecs.crop_frame import CropFrame
-from search_spaces.space import load
+from search_spaces.space import load_space
 from study.cache.prepare import PreparedData
 from study.config import derived
 from study.config.compose import with_values
@@ -174,6 +174,6 @@ def test_only_the_first_steps_of_an_epoch_are_looked_at(
 def test_every_figure_has_its_column(tmp_path: Path) -> None:
     row = {"trial": 3, "epoch": 1, "stage": "distill"}
     row |= {prefix + term: 0.5 for prefix in ("loss.", "weight.", *GRADIENTS) for term in TERMS}
-    write_running(tmp_path, 3, [row], load("joint"))
+    write_running(tmp_path, 3, [row], load_space("joint"))
     (read,) = read_reports(tmp_path).to_pylist()
     assert {name: value for name, value in read.items() if value is not None} == row

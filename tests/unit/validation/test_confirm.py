@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from search_spaces.space import load
+from search_spaces.space import load_space
 from study.cache.prepare import PreparedData
 from study.config.compose import from_plain, with_values
 from study.config.derived import resolve, seed_of
@@ -48,7 +48,7 @@ from study.validation.finalists import finalists
 from study.workers import Workers
 
 ROOT = Path(__file__).resolve().parents[3]
-SPACE = load("smoke")
+SPACE = load_space("smoke")
 OBJECTIVES = {0: 0.3, 1: 0.2, 2: 0.5, 3: 0.4, 4: 0.9}
 """Trial 0 is the baseline, 1 the defaults, 4 was pruned."""
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models.build import build_codec
 from models.skeleton import COCO, SKELETONS
-from search_spaces.space import load
+from search_spaces.space import load_space
 from study.analysis.tables import show_finals
 from study.cache.crop_store import CropStore, open_crop_store
 from study.cache.prepare import PreparedData, prepare_data
@@ -38,7 +38,7 @@ from study.validation import finalists
 from study.validation.finalists import Finals, score_finalists
 
 ROOT = Path(__file__).resolve().parents[3]
-SPACE = load("smoke")
+SPACE = load_space("smoke")
 
 
 def truth_of(config: StudyConfig) -> dict[str, Any]:

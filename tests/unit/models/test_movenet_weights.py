@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from models.build import build_model
-from models.movenet import load_movenet, read_tensors, weight_files
+from models.movenet_weights import load_movenet, read_tensors, weight_files
 from models.skeleton import COCO
 from study.cache.prepare import PreparedData
 from study.config.compose import StudyConfig, with_values
@@ -106,8 +106,8 @@ def test_tensors_lie_one_after_another(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, r"must lie beside it in a\.bin, got no such file"),
-        (NUMBERS[:-1], r"a\.bin must have 14 bytes, as a\.json says, got 13; copy both"),
-        (NUMBERS + b"\0", r"a\.bin must have 14 bytes, as a\.json says, got 15"),
+        (NUMBERS[:-1], r"a\.bin must have 14 bytes according to a\.json, got 13; copy both"),
+        (NUMBERS + b"\0", r"a\.bin must have 14 bytes according to a\.json, got 15"),
     ],
 )
 def test_numbers_missing_or_of_another_length_are_refused(
