@@ -1,4 +1,4 @@
-"""From a name to a model, and from an exported folder to a pose estimator that is ready to use."""
+"""Builds models and codecs by name, and loads exported pose estimators."""
 
 from __future__ import annotations
 
@@ -28,19 +28,21 @@ MODELS: dict[str, tuple[Callable[[int, Any], PoseNetwork], Mapping[str, Any]]] =
     "hrnet": (HRNet, hrnet.SIZES),
     "simple_baseline": (SimpleBaseline, simple_baseline.SIZES),
 }
-"""What takes a number of joints and a size, and the sizes by name."""
+"""Each model's class, which takes a number of joints and a size, and its sizes by name."""
 MOVENET = "movenet"
+"""The codec that is not in CODECS, since it needs MoveNet's person heads."""
 STRIDE = 4
+"""Crop pixels per heatmap cell."""
 
 
 def build_model(
     name: str, size: str, skeleton: Skeleton, codec: HeatmapCodec | None = None
 ) -> PoseNetwork:
-    """A model with random weights that puts out one heatmap a joint, and what the codec reads."""
+    """Build a model with random weights: one heatmap per joint, and any heads the codec needs."""
     if isinstance(codec, MoveNet):
         return MobileNet(skeleton.num_joints, mobile_net.SIZES[size], has_person_heads=True)
-    network, sizes = MODELS[name]
-    model = network(skeleton.num_joints, sizes[size])
+    model_class, sizes = MODELS[name]
+    model = model_class(skeleton.num_joints, sizes[size])
     if isinstance(codec, SimCC):
         model.simcc_head = SimccHead(
             model.pyramid_channels[-1], skeleton.num_joints, codec.heatmap_size, codec.num_bins
@@ -49,16 +51,16 @@ def build_model(
 
 
 def build_codec(name: str, input_size: tuple[int, int], sigma: float) -> HeatmapCodec:
-    """The codec of heatmaps a quarter of ``input_size``, (height, width)."""
+    """Build the codec for crops of ``input_size``, (height, width), and heatmaps at STRIDE."""
     height, width = input_size
-    codec = MoveNet if name == MOVENET else CODECS[name]
-    return codec(
+    codec_class = MoveNet if name == MOVENET else CODECS[name]
+    return codec_class(
         input_size=(height, width), heatmap_size=(height // STRIDE, width // STRIDE), sigma=sigma
     )
 
 
 def build_refined_pose(info: Mapping[str, Any]) -> RefinedPose:
-    """The pose estimator that an export's ``config.json`` describes, weights at random."""
+    """Build the estimator described by an export's ``config.json``, with random weights."""
     skeleton = SKELETONS[info["skeleton"]]
     height, width = info["input_size"]
     codec = build_codec(info["codec"]["name"], (height, width), info["codec"]["sigma"])
@@ -71,10 +73,10 @@ def build_refined_pose(info: Mapping[str, Any]) -> RefinedPose:
 
 
 def load_export(folder: Path) -> tuple[RefinedPose, dict[str, Any]]:
-    """The exported pose estimator in eval mode, and its ``config.json``.
+    """Load an exported estimator, in eval mode, and its ``config.json``.
 
     Raises:
-        ValueError: the folder is no export, or one whose files do not fit together.
+        ValueError: the folder is not an export, or its files do not match.
     """
     try:
         info = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -83,7 +85,7 @@ def load_export(folder: Path) -> tuple[RefinedPose, dict[str, Any]]:
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
-            f"{folder} must be an export, with config.json and model.safetensors that fit; "
+            f"{folder} must be an export, with a config.json and a model.safetensors that match; "
             f"make one by python study/export.py STUDY ({reason[:300]})"
         ) from None
     return model.eval(), info

@@ -1,6 +1,6 @@
-"""HRNet: branches at strides 4 to 32 side by side, fused again and again; at any width and depth.
+"""HRNet: parallel branches at strides 4 to 32, fused repeatedly; at any width and depth.
 
-Names of attributes are the official ones, so that official weights load; "stage" here means the
+Attributes have the official names, so that official weights load; "stage" here means the
 network's. Source: Sun et al., CVPR 2019; leoxiaobin/deep-high-resolution-net.pytorch (MIT).
 """
 
@@ -17,15 +17,16 @@ from models.residual import BasicBlock, Bottleneck, heatmap_layer, residual_bloc
 
 
 class Size(NamedTuple):
-    """How wide and deep an HRNet is; as published where only the width is given."""
+    """Width and depth of an HRNet; the defaults are the published depth."""
 
     width: int
-    """Channels at stride 4; twice as many at every stride below."""
+    """Channels at stride 4; each doubling of the stride doubles them."""
     stem_blocks: int = 4
+    """Residual blocks before the first branching."""
     modules: tuple[int, int, int] = (1, 4, 3)
-    """Of stages 2, 3 and 4."""
+    """Modules in stages 2, 3 and 4."""
     blocks: int = 4
-    """On each branch of a module."""
+    """Residual blocks on each branch of a module."""
 
 
 SIZES = {
@@ -34,11 +35,11 @@ SIZES = {
     "w32": Size(32),
     "w48": Size(48),
 }
-"""By name; any other is possible too. w18_small is the published HRNet-W18-Small-v2."""
+"""Sizes by name; others are possible too. w18_small is the published HRNet-W18-Small-v2."""
 
 
 class HRNet(PoseNetwork):
-    """Heatmaps of ``num_joints`` joints."""
+    """Predicts heatmaps of ``num_joints`` joints."""
 
     def __init__(self, num_joints: int, size: Size) -> None:
         super().__init__()
@@ -60,10 +61,10 @@ class HRNet(PoseNetwork):
         self.final_layer = heatmap_layer(width, num_joints)
 
     def forward(self, crops: Tensor) -> PoseFeatures:
-        """Heatmaps (B, K, h/4, w/4) of normalized crops (B, 3, h, w); h and w divide by 32.
+        """Predict heatmaps (B, K, h/4, w/4); h and w must be multiples of 32.
 
-        The pyramid is what stage 4 last fuses, at strides 16 and 8, and what that gives, at
-        stride 4.
+        The pyramid consists of the last module's branches before its fusion, at strides 16 and 8,
+        and of the fused map at stride 4.
         """
         x = self.relu(self.bn1(self.conv1(crops)))
         x = self.relu(self.bn2(self.conv2(x)))
@@ -81,7 +82,7 @@ class HRNet(PoseNetwork):
 
 
 class HighResolutionModule(nn.Module):
-    """Some blocks on each branch; then each branch again, from all of them."""
+    """Residual blocks on each branch, then a fusion of all branches into each."""
 
     def __init__(self, channels: Sequence[int], num_fused: int, blocks: int) -> None:
         super().__init__()
@@ -89,13 +90,13 @@ class HighResolutionModule(nn.Module):
         self.fuse_layers = nn.ModuleList(Fusion(channels, target) for target in range(num_fused))
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """The branches before their fusion, and after it; fine to coarse."""
+        """Return the branches before and after their fusion, fine to coarse."""
         branches = [branch(x) for branch, x in zip(self.branches, maps, strict=True)]
         return branches, [fuse(branches) for fuse in self.fuse_layers]
 
 
 class Fusion(nn.ModuleList):
-    """The sum of all branches at the resolution of one of them."""
+    """Sums all branches at the resolution and width of one of them."""
 
     def __init__(self, channels: Sequence[int], target: int) -> None:
         super().__init__(_resample(channels, source, target) for source in range(len(channels)))
@@ -108,7 +109,6 @@ class Fusion(nn.ModuleList):
 
 
 def _resample(channels: Sequence[int], source: int, target: int) -> nn.Module:
-    """From one branch's resolution and channels to another's."""
     if source == target:
         return nn.Identity()
     if source > target:
@@ -123,7 +123,7 @@ def _resample(channels: Sequence[int], source: int, target: int) -> nn.Module:
 
 
 def _transition(before: Sequence[int], after: Sequence[int]) -> nn.ModuleList:
-    """From one stage's branches to the next one's, which are one more."""
+    """Layers from one stage's branches to those of the next, which has one more."""
     steps = [
         nn.Identity() if inputs == outputs else _conv3x3(inputs, outputs)
         for inputs, outputs in zip(before, after[:-1], strict=True)
@@ -134,7 +134,7 @@ def _transition(before: Sequence[int], after: Sequence[int]) -> nn.ModuleList:
 def _stage(
     channels: Sequence[int], num_modules: int, blocks: int, is_last: bool = False
 ) -> nn.ModuleList:
-    """Modules in a row; the network's very last one fuses the finest branch alone."""
+    """Modules in a row; the last module of the last stage fuses into the finest branch only."""
     fused = [len(channels)] * num_modules
     if is_last:
         fused[-1] = 1

@@ -1,9 +1,9 @@
 """MobileNetV2 with a feature pyramid and a heatmap head: the light student, at any width.
 
 The architecture is MoveNet's (Google, Apache 2.0): inverted residuals down to stride 32, then a
-pyramid up to stride 4 whose maps the refiner reads, then one head. Source of the blocks:
-Sandler et al., MobileNetV2, CVPR 2018. ``lightning`` and ``thunder`` are MoveNet itself, which
-``movenet.py`` reads from its files.
+pyramid up to stride 4, which the refiner reads, then one head. Source of the blocks: Sandler et
+al., MobileNetV2, CVPR 2018. The sizes ``lightning`` and ``thunder`` are MoveNet itself, and
+``movenet_weights.py`` loads its weights.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from models.pose_features import IMAGENET, MOVENET, PersonMaps, PoseFeatures, Po
 
 @dataclasses.dataclass(frozen=True)
 class MobileNetSize:
-    """Channels and repeats; strides 2, 4, 8, 16, 32 are those of MobileNetV2."""
+    """Channels and numbers of blocks; the strides are those of MobileNetV2."""
 
     stem: int
+    """Output channels of the first convolution."""
     channels: tuple[int, ...]
     """Output channels of the seven groups of inverted residuals."""
     repeats: tuple[int, ...]
-    """Blocks of each group; a group of stride 1 may have none, and passes on what it gets, whose
-    channels are then its own."""
+    """Blocks of each group. A group of stride 1 may have none; its channels must then be those of
+    the group before."""
     expansion: int
+    """Ratio of an inverted residual's inner channels to its input channels."""
     last: int
     """Channels of the 1x1 convolution at stride 32."""
     pyramid: tuple[int, int, int]
@@ -35,18 +37,18 @@ class MobileNetSize:
     head: int
     """Channels of the heatmap head."""
     folded: bool = False
-    """As MoveNet's files: biases in place of batch norms, TensorFlow's padding, heatmaps from a
-    sigmoid. Without batch norms it learns badly from random weights: give it MoveNet's."""
+    """As in MoveNet's files: biases in place of batch norms, TensorFlow's padding, and a sigmoid
+    on the heatmaps. Without batch norms it trains badly from random weights, so load MoveNet's."""
 
 
 STRIDES = (1, 2, 2, 2, 1, 2, 1)
 LATERAL_GROUPS = (1, 2, 3)
-"""The groups whose outputs, at strides 4, 8 and 16, the pyramid takes."""
+"""Groups whose outputs, at strides 4, 8 and 16, feed the pyramid."""
 
 SIZES = {
-    # tiny: for small crops, in whose training a layer costs as much by being called as by its
-    # arithmetic. So it has one block a stride, and its channels in the stem and at stride 4, where
-    # accuracy on the drawn people turned out to come from (tests/benchmarks/student_shapes.py).
+    # tiny: for training on small crops, where calling a layer costs as much as its arithmetic.
+    # So it has one block per stride, and most channels in the stem and at stride 4, which raised
+    # accuracy on the synthetic people most (tests/benchmarks/student_shapes.py).
     "tiny": MobileNetSize(
         stem=16,
         channels=(16, 12, 16, 32, 32, 48, 48),
@@ -56,11 +58,11 @@ SIZES = {
         pyramid=(32, 32, 32),
         head=32,
     ),
-    # small, medium, large: students to ship, chosen by tests/benchmarks/models.py --shapes among
-    # eight shapes of as many parameters (deep or shallow; expansion 6, 4 or 3; channels that grow
-    # evenly or late). Late channels, expansion 4 and few blocks at fine strides were fastest or
-    # within the noise of it: 0.32, 0.48 and 0.70 of lightning's time on single crops, about three
-    # quarters of what MobileNetV2's proportions take. Accuracy was not compared.
+    # small, medium, large: students for deployment, chosen by tests/benchmarks/models.py --shapes
+    # among eight shapes with equal numbers of parameters (deep or shallow; expansion 6, 4 or 3;
+    # channels that grow evenly or late). Late channels, expansion 4 and few blocks at fine strides
+    # were fastest, within noise: 0.32, 0.48 and 0.70 of lightning's time on single crops, about
+    # three quarters of what MobileNetV2's proportions take. Accuracy was not compared.
     "small": MobileNetSize(
         stem=16,
         channels=(8, 8, 16, 32, 48, 80, 112),
@@ -119,14 +121,14 @@ SIZES = {
     ),
 }
 FIRST_HEIGHT = 0.01
-"""What a sigmoid puts out everywhere before training."""
+"""Value of all heatmap cells before training, if a sigmoid computes them."""
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution, batch norm and, if asked for, ReLU6; cell i lies over pixel stride * i.
+    """Convolution, batch norm and optional ReLU6; cell i is centered on pixel stride * i.
 
-    Folded, a bias stands for the batch norm, and a stride of 2 pads as TensorFlow does on even
-    sides, nothing before and one pixel after: there cell i lies over pixel 2 * i + 1.
+    If folded, a bias replaces the batch norm, and a stride of 2 pads as TensorFlow does on even
+    sides, by one pixel at the end only: there cell i is centered on pixel 2 * i + 1.
     """
 
     def __init__(
@@ -155,7 +157,7 @@ class ConvNorm(nn.Sequential):
 
 
 class InvertedResidual(nn.Module):
-    """Widens, filters each channel by itself, narrows; adds its input where the shapes agree."""
+    """Widens, filters each channel separately, narrows; adds its input if the shapes agree."""
 
     def __init__(
         self, inputs: int, outputs: int, *, stride: int, expansion: int, folded: bool = False
@@ -175,7 +177,7 @@ class InvertedResidual(nn.Module):
 
 
 class SeparableConv(nn.Sequential):
-    """3x3 on each channel by itself, then 1x1 across them, batch norm (or its bias), ReLU."""
+    """Depthwise 3x3 convolution, 1x1 convolution, batch norm (if folded, a bias), ReLU."""
 
     def __init__(self, inputs: int, outputs: int, *, folded: bool = False) -> None:
         super().__init__(
@@ -187,7 +189,7 @@ class SeparableConv(nn.Sequential):
 
 
 class PersonHeads(nn.Module):
-    """The heads by which MoveNet, as it comes, tells one person's joints from another's."""
+    """MoveNet's further heads, which separate one person's joints from another's."""
 
     def __init__(self, inputs: int, hidden: int, num_joints: int) -> None:
         super().__init__()
@@ -201,15 +203,17 @@ class PersonHeads(nn.Module):
 
 
 class MobileNet(PoseNetwork):
-    """Heatmaps of ``num_joints`` joints and the pyramid that they came from."""
+    """Predicts heatmaps of ``num_joints`` joints from a feature pyramid."""
 
     def __init__(
         self, num_joints: int, size: MobileNetSize, *, has_person_heads: bool = False
     ) -> None:
-        """A network with random weights.
+        """Build the network with random weights.
 
         Args:
-            has_person_heads: with the further heads that MoveNet's own decoding needs.
+            num_joints: K.
+            size: its channels and blocks.
+            has_person_heads: add the heads that the codec movenet needs.
         """
         super().__init__()
         self.pyramid_channels = size.pyramid
@@ -232,14 +236,14 @@ class MobileNet(PoseNetwork):
         self.final_layer = nn.Conv2d(size.head, num_joints, 1)
         self.person = PersonHeads(fine, size.head, num_joints) if has_person_heads else None
         if size.folded:
-            _start_without_norms(self)
+            _initialize_without_norms(self)
         nn.init.normal_(self.final_layer.weight, std=0.001)
         assert self.final_layer.bias is not None
         bias = math.log(FIRST_HEIGHT / (1 - FIRST_HEIGHT)) if size.folded else 0.0
         nn.init.constant_(self.final_layer.bias, bias)
 
     def forward(self, crops: Tensor) -> PoseFeatures:
-        """Heatmaps (B, K, h/4, w/4) of normalized crops (B, 3, h, w); h and w divide by 32."""
+        """Predict heatmaps (B, K, h/4, w/4); h and w must be multiples of 32."""
         x = self.stem(crops)
         laterals: list[Tensor] = []
         for index, group in enumerate(self.groups):
@@ -260,7 +264,7 @@ class MobileNet(PoseNetwork):
 
 
 def _groups(size: MobileNetSize) -> nn.ModuleList:
-    """The seven groups of inverted residuals; the first block of all does not widen."""
+    """Build the seven groups of inverted residuals; only the very first block does not widen."""
     groups = nn.ModuleList()
     inputs, expansion = size.stem, 1
     for outputs, repeats, stride in zip(size.channels, size.repeats, STRIDES, strict=True):
@@ -280,8 +284,8 @@ def _groups(size: MobileNetSize) -> nn.ModuleList:
     return groups
 
 
-def _start_without_norms(network: nn.Module) -> None:
-    """He's weights: torch's own would make the signal vanish where no batch norm restores it."""
+def _initialize_without_norms(network: nn.Module) -> None:
+    """Use He initialization: with torch's default the signal vanishes without batch norms."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)

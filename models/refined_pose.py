@@ -1,4 +1,4 @@
-"""The product: crops in, keypoints out; a student, its codec and, if there is one, IGP-GCN."""
+"""The pose estimator that is exported: student, codec and, with stage 2, refiner."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from models.pose_features import PoseFeatures, PoseNetwork
 
 
 class RefinedPose(nn.Module):
-    """A student with its decoding and refinement behind one call."""
+    """Runs a student, decodes its output and refines the pose in one call."""
 
     def __init__(
         self,
@@ -23,14 +23,14 @@ class RefinedPose(nn.Module):
         refiner: IgpGcn | None,
         flip_order: Sequence[int] | None = None,
     ) -> None:
-        """Join the parts.
+        """Combine the parts.
 
         Args:
-            student: gives the heatmaps and the pyramid that the refiner reads.
-            codec: the one that the student's heatmaps were trained in.
-            refiner: stage 2, or None for the student alone.
-            flip_order: the skeleton's, for a flip test: the student looks at the mirrored crop
-                too, and both answers are averaged. None goes without.
+            student: predicts the heatmaps and the pyramid.
+            codec: must be that of the student's training.
+            refiner: the network of stage 2, or None for the student alone.
+            flip_order: the skeleton's, for a flip test: the student runs on the mirrored crop too,
+                and the two predictions are averaged. None disables it.
         """
         super().__init__()
         self.student = student
@@ -40,23 +40,28 @@ class RefinedPose(nn.Module):
 
     @property
     def frame(self) -> CropFrame:
-        """Where a person lies in the crops."""
+        """The frame in which crops must be cut."""
         return self.codec.frame
 
     def forward(
         self, crops: Tensor, start: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Estimate the pose in crops (B, 3, h, w), RGB in 0..255.
+        """Estimate the poses in crops (B, 3, h, w), RGB in 0..255.
 
         Args:
-            start: another method's keypoints_crop (B, K, 2) and scores (B, K), which the refiner
-                improves: each is the first of its joint's candidates, before the student's peaks,
-                once left and right have their names. A joint of score 0 is not given. None starts
-                from the student's peaks alone.
+            crops: cut in ``frame``.
+            start: another method's keypoints_crop (B, K, 2) and scores (B, K) to be refined. After
+                left-right swaps are resolved, each joint is its own first candidate, before the
+                student's peaks. A joint of score 0 is not given. None starts from the student's
+                peaks alone.
 
         Returns:
-            keypoints_crop (B, K, 2), after the last level, and scores (B, K): of given joints the
-            given ones, else the heights of the student's peaks that the joints started from.
+            keypoints_crop (B, K, 2), after the last level, and scores (B, K). A given joint keeps
+            its score; any other has the height of the student's peak from which it started.
+
+        Raises:
+            ValueError: the crops have another size than the codec, or ``start`` is given without
+                a refiner.
         """
         crop_size = (crops.shape[2], crops.shape[3])
         if crop_size != tuple(self.codec.input_size):
@@ -80,7 +85,10 @@ class RefinedPose(nn.Module):
         return keypoints_crop, torch.where(start_scores > 0, start_scores, scores)
 
     def predict(self, crops: Tensor) -> PoseFeatures:
-        """The student's answer to crops; with a flip test the mean of two, and one's features."""
+        """Run the student; with a flip test, average its predictions for crop and mirrored crop.
+
+        The features in the pyramid are always those of the crop itself.
+        """
         features = self.student.predict(crops)
         if self.flip_order is None:
             return features

@@ -1,7 +1,6 @@
-"""The residual blocks of HRNet and SimpleBaseline, under the names that published weights have.
+"""The residual blocks of HRNet and SimpleBaseline, under the names in published weights.
 
-Source: He et al., CVPR 2016; a bottleneck's stride lies in its 3x3 convolution, as torchvision
-has it.
+Source: He et al., CVPR 2016; as in torchvision, a bottleneck's stride is in its 3x3 convolution.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
+    """Two 3x3 convolutions with a shortcut."""
 
     expansion = 1
 
@@ -30,7 +29,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 down, 3x3, 1x1 up to four times the width, beside a shortcut."""
+    """1x1, 3x3 and 1x1 convolutions with a shortcut; the last widens to four times the width."""
 
     expansion = 4
 
@@ -59,17 +58,17 @@ Block = type[BasicBlock] | type[Bottleneck]
 def residual_blocks(
     block: Block, inputs: int, width: int, count: int, stride: int = 1
 ) -> nn.Sequential:
-    """So many blocks in a row, the first of which has the stride."""
+    """Build ``count`` blocks in a row; the first has the stride."""
     outputs = width * block.expansion
-    rest = (block(outputs, width) for _ in range(count - 1))
-    return nn.Sequential(block(inputs, width, stride), *rest)
+    others = (block(outputs, width) for _ in range(count - 1))
+    return nn.Sequential(block(inputs, width, stride), *others)
 
 
 def heatmap_layer(inputs: int, num_joints: int) -> nn.Conv2d:
-    """The last layer, which puts out nearly nothing at first; its start is the official one.
+    """Build the last layer, with the official initialization: outputs near 0.
 
-    All other layers start as torch has it: in a short comparison, HRNet-W18 with AdamW learnt
-    faster so than from the official normal of deviation 0.001.
+    All other layers keep torch's initialization: in a short comparison HRNet-W18 with AdamW
+    learned faster from it than from the official normal distribution of deviation 0.001.
     """
     layer = nn.Conv2d(inputs, num_joints, 1)
     nn.init.normal_(layer.weight, std=0.001)

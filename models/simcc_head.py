@@ -1,4 +1,4 @@
-"""The head that puts out SimCC's bins, beside a network's own heatmap head."""
+"""The head that predicts SimCC's bins, in addition to a network's heatmap head."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class SimccHead(nn.Module):
-    """A 1x1 convolution to one map a joint, then a linear layer an axis, the same for all joints.
+    """A 1x1 convolution to one map per joint, then a linear layer per axis, shared by all joints.
 
     As in SimCC (Li et al., ECCV 2022).
     """
@@ -17,10 +17,10 @@ class SimccHead(nn.Module):
         """Build the layers.
 
         Args:
-            channels: of the features.
+            channels: channels of the features.
             num_joints: K.
             map_size: height and width of the features.
-            num_bins: along x and y.
+            num_bins: bins along x and along y.
         """
         super().__init__()
         cells = map_size[0] * map_size[1]
@@ -29,6 +29,6 @@ class SimccHead(nn.Module):
         self.y = nn.Linear(cells, num_bins[1])
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the bins, (B, K, bins) along x and along y, of features (B, C, H, W)."""
+        """Compute the bins' logits along x and along y, (B, K, bins), from (B, C, H, W)."""
         maps = self.joints(features).flatten(2)
         return self.x(maps), self.y(maps)

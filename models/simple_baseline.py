@@ -1,7 +1,7 @@
 """SimpleBaseline: a ResNet down to stride 32, then three transposed convolutions up to stride 4.
 
-Names of attributes are the official ones, so that official weights load. Source: Xiao et al.,
-ECCV 2018; leoxiaobin/deep-high-resolution-net.pytorch (MIT), ``pose_resnet``.
+Attributes have the official names, so that official weights load. Source: Xiao et al., ECCV 2018;
+leoxiaobin/deep-high-resolution-net.pytorch (MIT), ``pose_resnet``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ RESNETS: dict[int, tuple[Block, tuple[int, int, int, int]]] = {
     101: (Bottleneck, (3, 4, 23, 3)),
     152: (Bottleneck, (3, 8, 36, 3)),
 }
-"""Kind and number of blocks by depth."""
+"""Class and number of blocks by depth."""
 
 SIZES = {f"r{depth}": depth for depth in RESNETS}
 """Depth by name."""
@@ -27,9 +27,10 @@ FILTERS = 256
 
 
 class SimpleBaseline(PoseNetwork):
-    """Heatmaps of ``num_joints`` joints from a ResNet of ``depth`` layers."""
+    """Predicts heatmaps of ``num_joints`` joints with a ResNet of ``depth`` layers."""
 
-    # COLOR_RGB is false in the official settings: OpenCV's order, with ImageNet's mean left in RGB
+    # The official settings have COLOR_RGB false: channels in OpenCV's order, with the mean and
+    # deviation of ImageNet still in RGB order.
     pixels = Pixels(IMAGENET.mean[::-1], IMAGENET.std[::-1], order="bgr")
 
     def __init__(self, num_joints: int, depth: int) -> None:
@@ -40,18 +41,20 @@ class SimpleBaseline(PoseNetwork):
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        grown = block.expansion
+        expansion = block.expansion
         self.layer1 = residual_blocks(block, 64, 64, counts[0])
-        self.layer2 = residual_blocks(block, 64 * grown, 128, counts[1], stride=2)
-        self.layer3 = residual_blocks(block, 128 * grown, 256, counts[2], stride=2)
-        self.layer4 = residual_blocks(block, 256 * grown, 512, counts[3], stride=2)
+        self.layer2 = residual_blocks(block, 64 * expansion, 128, counts[1], stride=2)
+        self.layer3 = residual_blocks(block, 128 * expansion, 256, counts[2], stride=2)
+        self.layer4 = residual_blocks(block, 256 * expansion, 512, counts[3], stride=2)
         self.deconv_layers = nn.Sequential(
-            *_deconv(512 * grown), *_deconv(FILTERS), *_deconv(FILTERS)
+            *_deconv(512 * expansion),
+            *_deconv(FILTERS),
+            *_deconv(FILTERS),
         )
         self.final_layer = heatmap_layer(FILTERS, num_joints)
 
     def forward(self, crops: Tensor) -> PoseFeatures:
-        """Heatmaps (B, K, h/4, w/4) of normalized crops (B, 3, h, w); h and w divide by 32."""
+        """Predict heatmaps (B, K, h/4, w/4); h and w must be multiples of 32."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(crops))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         pyramid = []

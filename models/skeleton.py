@@ -1,4 +1,4 @@
-"""The joints of a person, how they hang together, and how tightly people agree on each."""
+"""Skeletons: joints, the limbs that connect them, left-right pairs and OKS sigmas."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Skeleton:
-    """The joints of one annotation scheme; the order of ``joints`` is that of K everywhere."""
+    """The joints of one annotation scheme; K always follows the order of ``joints``."""
 
     name: str
     joints: tuple[str, ...]
     edges: tuple[tuple[int, int], ...]
-    """Pairs of joint indices that a limb connects."""
+    """Pairs of joint indices connected by a limb."""
     flip_pairs: tuple[tuple[int, int], ...]
-    """Pairs of joint indices that a mirror exchanges."""
+    """Left-right pairs of joint indices, which a mirrored image exchanges."""
     oks_sigmas: tuple[float, ...]
-    """Per joint, the annotators' spread over the root of the person's area (COCO's sigma)."""
+    """COCO's sigma of each joint: the annotators' spread over the root of the person's area."""
     upper_body: tuple[int, ...]
     """Indices of the joints above the hips, for half-body augmentation."""
     stand_ins: tuple[tuple[str, str], ...] = ()
-    """Joints that other schemes lack, each with the joint next to it that they have: a head that
-    was trained on another scheme starts there."""
+    """Pairs of a joint that other schemes may lack and a nearby joint that they have: a heatmap
+    head trained on such a scheme starts the first from the second one's weights."""
 
     def __post_init__(self) -> None:
         if len(self.oks_sigmas) != self.num_joints:
             raise ValueError(
-                f"a skeleton needs one OKS sigma a joint, got {len(self.oks_sigmas)} sigmas for "
+                f"a skeleton needs one OKS sigma per joint, got {len(self.oks_sigmas)} sigmas for "
                 f"{self.num_joints} joints ({self.name}); change oks_sigmas"
             )
         used = [index for pair in (*self.edges, *self.flip_pairs) for index in pair]
@@ -46,14 +46,14 @@ class Skeleton:
 
     @property
     def flip_order(self) -> tuple[int, ...]:
-        """The joint that a mirror puts at each place: ``mirrored = keypoints[flip_order]``."""
+        """The joint order of a mirrored pose: ``mirrored = keypoints[flip_order]``."""
         order = list(range(self.num_joints))
         for left, right in self.flip_pairs:
             order[left], order[right] = right, left
         return tuple(order)
 
     def adjacency(self) -> Tensor:
-        """1 where two joints share an edge or are the same joint, else 0; (K, K)."""
+        """Build the matrix (K, K): 1 where joints share an edge or are the same, 0 elsewhere."""
         matrix = torch.eye(self.num_joints)
         for start, end in self.edges:
             matrix[start, end] = matrix[end, start] = 1.0
@@ -82,13 +82,45 @@ COCO = Skeleton(
         "right_ankle",
     ),
     edges=(
-        *((0, 1), (0, 2), (1, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 6), (5, 7), (6, 8)),
-        *((7, 9), (8, 10), (5, 11), (6, 12), (11, 12), (11, 13), (12, 14), (13, 15), (14, 16)),
+        (0, 1),
+        (0, 2),
+        (1, 2),
+        (1, 3),
+        (2, 4),
+        (3, 5),
+        (4, 6),
+        (5, 6),
+        (5, 7),
+        (6, 8),
+        (7, 9),
+        (8, 10),
+        (5, 11),
+        (6, 12),
+        (11, 12),
+        (11, 13),
+        (12, 14),
+        (13, 15),
+        (14, 16),
     ),
     flip_pairs=((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16)),
     oks_sigmas=(
-        *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
-        *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
+        0.026,
+        0.025,
+        0.025,
+        0.035,
+        0.035,
+        0.079,
+        0.079,
+        0.072,
+        0.072,
+        0.062,
+        0.062,
+        0.107,
+        0.107,
+        0.087,
+        0.087,
+        0.089,
+        0.089,
     ),
     upper_body=tuple(range(11)),
 )
@@ -112,13 +144,38 @@ CROWDPOSE = Skeleton(
         "neck",
     ),
     edges=(
-        *((12, 13), (13, 0), (13, 1), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5)),
-        *((0, 6), (1, 7), (6, 7), (6, 8), (7, 9), (8, 10), (9, 11)),
+        (12, 13),
+        (13, 0),
+        (13, 1),
+        (0, 1),
+        (0, 2),
+        (1, 3),
+        (2, 4),
+        (3, 5),
+        (0, 6),
+        (1, 7),
+        (6, 7),
+        (6, 8),
+        (7, 9),
+        (8, 10),
+        (9, 11),
     ),
     flip_pairs=((0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (10, 11)),
     oks_sigmas=(
-        *(0.079, 0.079, 0.072, 0.072, 0.062, 0.062),
-        *(0.107, 0.107, 0.087, 0.087, 0.089, 0.089, 0.079, 0.079),
+        0.079,
+        0.079,
+        0.072,
+        0.072,
+        0.062,
+        0.062,
+        0.107,
+        0.107,
+        0.087,
+        0.087,
+        0.089,
+        0.089,
+        0.079,
+        0.079,
     ),
     upper_body=(0, 1, 2, 3, 4, 5, 12, 13),
     stand_ins=(("head", "nose"), ("neck", "left_shoulder")),
@@ -128,7 +185,7 @@ SKELETONS = {skeleton.name: skeleton for skeleton in (COCO, CROWDPOSE)}
 
 
 def shared_joints(first: Skeleton, second: Skeleton) -> list[tuple[int, int]]:
-    """Index pairs (in first, in second) of the joints that both name, in the first one's order."""
+    """List index pairs (in first, in second) of the joints in both, in the first one's order."""
     return [
         (index, second.joints.index(joint))
         for index, joint in enumerate(first.joints)
@@ -137,10 +194,10 @@ def shared_joints(first: Skeleton, second: Skeleton) -> list[tuple[int, int]]:
 
 
 def rows_from(trained: Skeleton, wanted: Skeleton) -> list[int | None]:
-    """For each joint of ``wanted``, the joint of ``trained`` whose weights its head starts from.
+    """Return, for each joint of ``wanted``, the row of a ``trained`` heatmap head to start from.
 
-    That of the same name, else its stand-in (CrowdPose's head starts from COCO's nose, its neck
-    from the left shoulder); None where ``trained`` has neither.
+    This is the joint of the same name or, if there is none, its stand-in: CrowdPose's head starts
+    from COCO's nose, its neck from the left shoulder. None if ``trained`` has neither.
     """
     rows: list[int | None] = [None] * wanted.num_joints
     stand_ins = dict(wanted.stand_ins)

@@ -1,6 +1,6 @@
-"""From a file of weights to a network that has them: the official ``.pth`` files, or safetensors.
+"""Loads files of trained weights into networks: official ``.pth`` files, or safetensors.
 
-No pickled code is ever run.
+Pickled code is never run.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 WRAPPERS = ("state_dict", "model")
-"""Where a training checkpoint may hold its weights."""
+"""Keys under which a training checkpoint may hold its weights."""
 PREFIX = "module."
-"""What DataParallel puts in front of every name."""
+"""Prefix of every name in a DataParallel checkpoint."""
 HEAD = "final_layer."
-"""The layer with one output a joint."""
+"""Prefix of the layer with one output per joint."""
 SIMCC_HEAD = "simcc_head."
-"""The layers behind the bins."""
+"""Prefix of the layers that predict SimCC's bins."""
 COUNTER = "num_batches_tracked"
-"""Files from before PyTorch 0.4.1 lack it, and no network here reads it."""
+"""Suffix of counters that files from before PyTorch 0.4.1 lack; no network here uses them."""
 
 
 def load_weights(network: nn.Module, path: Path) -> list[str]:
-    """Copies the weights of a file; returns the keys that were left at random.
+    """Copy a file's weights into the network; return the keys that stay random.
 
-    Only a head of another joint count is left so, and what of simcc's head is not in the file;
-    everything else must agree by name and shape.
+    Only a head with another number of joints stays random, and SimCC layers that the file lacks.
+    All other weights must match by name and shape.
 
     Raises:
-        ValueError: no file of weights, or other keys or shapes; names the first that differ.
+        ValueError: the file holds no weights, or keys or shapes differ; the message names the
+            first of them.
     """
     own = network.state_dict()
     loaded = {
@@ -42,7 +43,7 @@ def load_weights(network: nn.Module, path: Path) -> list[str]:
         for key, value in read_weights(path).items()
         if not key.startswith(SIMCC_HEAD) or (key in own and own[key].shape == value.shape)
     }
-    left = [
+    still_random = [
         key
         for key in own
         if key.startswith(HEAD)
@@ -50,24 +51,26 @@ def load_weights(network: nn.Module, path: Path) -> list[str]:
         and loaded[key].shape[:1] != own[key].shape[:1]
         and loaded[key].shape[1:] == own[key].shape[1:]
     ]
-    left += [key for key in own if key.startswith(SIMCC_HEAD) and key not in loaded]
-    kept = {key: value for key, value in loaded.items() if key not in left}
-    if differing := _differences(own, loaded, kept):
+    still_random += [key for key in own if key.startswith(SIMCC_HEAD) and key not in loaded]
+    used = {key: value for key, value in loaded.items() if key not in still_random}
+    if differing := _differences(own, loaded, used):
         first = ", ".join(line for lines in differing for line in lines[:2])
         raise ValueError(
             f"{path} must hold this model's weights by name and shape; "
             f"{sum(map(len, differing))} differ, the first are [{first}]; change the model's "
             "name and size, or the file"
         )
-    network.load_state_dict(kept, strict=False)
-    return left
+    network.load_state_dict(used, strict=False)
+    return still_random
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or of one that ``torch.save`` wrote, by name, on the CPU.
+    """Read the tensors, by name, of a safetensors file or one written by ``torch.save``.
+
+    They are on the CPU.
 
     Raises:
-        ValueError: it is neither, or holds anything but tensors and numbers.
+        ValueError: the file is neither, or holds more than tensors and numbers.
     """
     if path.suffix == ".safetensors":
         try:
@@ -85,43 +88,43 @@ def _unreadable(path: Path, error: Exception) -> str:
     code = re.search(r"GLOBAL (\S+)", str(error))
     if isinstance(error, pickle.UnpicklingError) and code:
         return (
-            f"{path} must hold tensors and numbers alone, got pickled code ({code[1]}), which is "
-            "not run; where you trust it, save its weights alone by torch.save(state_dict, ...)"
+            f"{path} must hold only tensors and numbers, got pickled code ({code[1]}), which is "
+            "not run; if you trust it, save only its weights by torch.save(state_dict, ...)"
         )
-    # what torch says beyond that is how to run the file's code
+    # The rest of torch's message explains how to run the file's code.
     reason = str(error) if isinstance(error, OSError) else type(error).__name__
     return (
-        f"{path} must be a file of weights, safetensors or written by torch.save, got one that "
-        f"can't be read ({reason}); give the path of another file"
+        f"{path} must be a file of weights, safetensors or written by torch.save, got an "
+        f"unreadable one ({reason}); give the path of another file"
     )
 
 
 def _weights_in(content: Any, path: Path) -> dict[str, Tensor]:
-    """A checkpoint's weights, whatever they are wrapped in."""
+    """Find the weights in a checkpoint, under any of WRAPPERS and with or without PREFIX."""
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     is_named = isinstance(content, Mapping) and bool(content)
     if not is_named or not all(isinstance(value, Tensor) for value in content.values()):
-        held = f"a {type(content).__name__}"
+        found = f"a {type(content).__name__}"
         if is_named:
-            held += f" of {', '.join(map(str, list(content)[:5]))}"
+            found += f" of {', '.join(map(str, list(content)[:5]))}"
         raise ValueError(
-            f"{path} must hold tensors by name, by themselves or under {' or '.join(WRAPPERS)}, "
-            f"got {held}; save them by torch.save(model.state_dict(), ...)"
+            f"{path} must hold tensors by name, at the top or under {' or '.join(WRAPPERS)}, "
+            f"got {found}; save them by torch.save(model.state_dict(), ...)"
         )
     is_parallel = all(key.startswith(PREFIX) for key in content)
     return {key.removeprefix(PREFIX) if is_parallel else key: content[key] for key in content}
 
 
 def _differences(
-    own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], kept: Mapping[str, Tensor]
+    own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], used: Mapping[str, Tensor]
 ) -> list[list[str]]:
-    """Keys of another shape, missing keys, unknown keys; nothing if there are none."""
+    """Describe keys of another shape, missing keys and unknown keys, without empty lists."""
     reshaped = [
-        f"{key}: {tuple(kept[key].shape)} in the file, {tuple(value.shape)} in the model"
+        f"{key}: {tuple(used[key].shape)} in the file, {tuple(value.shape)} in the model"
         for key, value in own.items()
-        if key in kept and kept[key].shape != value.shape
+        if key in used and used[key].shape != value.shape
     ]
     missing = [
         f"{key}: not in the file"

@@ -1,8 +1,9 @@
 """Heatmaps and their decoding: how a network's output becomes keypoints.
 
-crop_frame     frames of crop, heatmap and grid
-gaussian       heatmaps: msra, dark and udp
-simcc          two vectors a joint: SimCC
-heatmap_peaks  peaks and modes of heatmaps
-codec          the interface of all codecs
+codec          the codecs by name, and their interface
+crop_frame     a crop's frame: size, center, length
+gaussian       Gaussian heatmaps: msra, dark and udp
+heatmap_peaks  peaks of heatmaps, refined below the cell
+movenet        MoveNet's decoding, by a person's center
+simcc          a joint's x and y among bins
 """

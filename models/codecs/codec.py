@@ -1,8 +1,19 @@
-"""The codecs by name. Each encodes keypoints for training and reads a network's answer.
+"""The codecs by name, and the interface that all of them share.
 
-``decode_features(features)`` returns keypoints and scores; ``decode_feature_modes(features,
-count)`` returns the several places of a joint. ``frame`` says how the crop is cut;
-``flip_back`` mirrors the heatmaps of a mirrored crop back.
+A codec converts between keypoints and a network's output. Two levels, each with keypoints and
+scores, or with all modes of a joint:
+
+    from                     one keypoint per joint      ``count`` modes per joint
+    a network's features     ``decode_features``         ``decode_feature_modes``
+    heatmaps                 ``decode``                  ``decode_modes``
+
+For Gaussian codecs both levels are the same, since they read nothing but the heatmaps. ``simcc``
+and ``movenet`` decode a network's output by its bins or person heads; their ``decode`` is that of
+``dark``, for the heatmaps that such networks predict as well.
+
+The other direction is ``encode``, from labels to training targets, and ``render``, from modes to
+heatmaps. ``frame`` defines how crops are cut, and ``flip_back`` mirrors a network's output for a
+mirrored crop. ``models.build.build_codec`` builds a codec by name, ``movenet`` included.
 """
 
 from __future__ import annotations
@@ -18,3 +29,4 @@ CODECS: dict[str, type[Msra] | type[Dark] | type[Udp] | type[SimCC]] = {
     "udp": Udp,
     "simcc": SimCC,
 }
+"""All codecs that fit every network."""

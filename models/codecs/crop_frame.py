@@ -1,7 +1,8 @@
-"""Where a person's box lies in the crop that a network sees, by the convention of its codec.
+"""The frame of a crop: where a person's box lies in it, by the convention of the codec.
 
-Pixel centers are whole numbers. The official HRNet counts a crop of w pixels as w long and puts
-the box's center at w / 2; UDP (Huang et al., CVPR 2020) counts the gaps between the pixels.
+Pixel centers are whole numbers. In the official HRNet a crop of w pixels has length w, and the
+box's center is at w / 2; in UDP (Huang et al., CVPR 2020) its length is w - 1, the number of gaps
+between pixels.
 """
 
 from __future__ import annotations
@@ -11,27 +12,27 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class CropFrame:
-    """A crop's size, and what its lengths are counted in."""
+    """A crop's size, and the convention for its length."""
 
     size: tuple[int, int]
     """Height and width, px."""
     align_corners: bool = False
-    """True: from the first pixel's center to the last one's, w - 1; False: w pixels."""
+    """True: the length is w - 1, from the first pixel's center to the last one's; False: w."""
 
     @property
     def span(self) -> tuple[float, float]:
-        """The crop's length along x and y."""
+        """The crop's length along x and y, px."""
         height, width = self.size
         return (width - 1.0, height - 1.0) if self.align_corners else (float(width), float(height))
 
     @property
     def center(self) -> tuple[float, float]:
-        """x and y of the place at which the box's center lies."""
-        across, down = self.span
-        return across / 2, down / 2
+        """x and y of the box's center."""
+        length_x, length_y = self.span
+        return length_x / 2, length_y / 2
 
     @property
     def zoom(self) -> tuple[float, float]:
-        """How much larger along x and y it shows a person than a frame of w x h pixels does."""
-        (height, width), (across, down) = self.size, self.span
-        return across / width, down / height
+        """Magnification along x and y, relative to a frame of length w x h."""
+        (height, width), (length_x, length_y) = self.size, self.span
+        return length_x / width, length_y / height

@@ -1,4 +1,7 @@
-"""Finding the peaks of heatmaps (B, K, H, W), below the cell; cells are flat indices (B, K, M)."""
+"""Finds peaks of heatmaps (B, K, H, W), refined below the cell.
+
+Cells are flat indices (B, K, M) into H * W.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 WIDTH_RANGE = (0.5, 3.0)
-"""Multiples of sigma that a mode's width is kept within."""
+"""Bounds of a mode's width, multiples of sigma."""
 _BLUR_KERNEL = 11
-_BLUR_SIGMA = 0.3 * ((_BLUR_KERNEL - 1) * 0.5 - 1) + 0.8  # OpenCV's sigma of a kernel's size
-REACH_OF_FIT = 2.0
-"""Cells from which DARK takes its second differences; no step goes further."""
+_BLUR_SIGMA = 0.3 * ((_BLUR_KERNEL - 1) * 0.5 - 1) + 0.8  # OpenCV's default for this kernel
+MAX_STEP = 2.0
+"""Longest step on an axis, in cells: DARK takes its second differences from no further."""
 _TINY = 1e-10
 
 
 def cell_xy(cells: Tensor, width: int) -> Tensor:
-    """Column and row of flat cell indices, as float (..., 2)."""
+    """Convert flat indices to column and row, as float (..., 2)."""
     return torch.stack((cells % width, cells // width), dim=-1).float()
 
 
 def values_at(maps: Tensor, cells: Tensor, right: int, down: int) -> Tensor:
-    """The maps' values so many cells away from flat indices (B, K, M); the edge's beyond it."""
+    """Read the maps ``right`` columns and ``down`` rows from cells (B, K, M), edges clamped."""
     height, width = maps.shape[-2:]
     columns = (cells % width + right).clamp(0, width - 1)
     rows = (cells // width + down).clamp(0, height - 1)
@@ -31,35 +34,35 @@ def values_at(maps: Tensor, cells: Tensor, right: int, down: int) -> Tensor:
 
 
 def highest(maps: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Values and flat indices (B, K, count) of the highest cells; of equal ones the first."""
-    left = maps.flatten(2)
-    found = []
+    """Return values and flat indices (B, K, count) of the highest cells; first among equals."""
+    remaining = maps.flatten(2)
+    peaks = []
     for _ in range(count):
-        found.append(left.max(dim=-1, keepdim=True))
-        left = left.scatter(2, found[-1].indices, 0.0)
-    values = torch.cat([peak.values for peak in found], dim=-1)
-    return values, torch.cat([peak.indices for peak in found], dim=-1)
+        peaks.append(remaining.max(dim=-1, keepdim=True))
+        remaining = remaining.scatter(2, peaks[-1].indices, 0.0)
+    values = torch.cat([peak.values for peak in peaks], dim=-1)
+    return values, torch.cat([peak.indices for peak in peaks], dim=-1)
 
 
 def is_peak(maps: Tensor) -> Tensor:
-    """True where a cell exceeds its eight neighbors; of equal neighbors the first one counts."""
+    """Mark cells that exceed their eight neighbors; among equal neighbors the first one."""
     height, width = maps.shape[-2:]
     padded = F.pad(maps, (1, 1, 1, 1), value=-math.inf)
-    around = [
+    neighborhood = [
         padded[..., row : row + height, column : column + width]
         for row in range(3)
         for column in range(3)
     ]
-    before = torch.stack(around[:4]).amax(dim=0)
-    after = torch.stack(around[5:]).amax(dim=0)
+    before = torch.stack(neighborhood[:4]).amax(dim=0)
+    after = torch.stack(neighborhood[5:]).amax(dim=0)
     return (maps > before) & (maps >= after)
 
 
 def width_at(maps: Tensor, cells: Tensor, sigma: float, reach: int = 2) -> Tensor:
-    """Width of the peaks at flat indices (B, K, M), a multiple of sigma; 1 in a corner.
+    """Estimate the peaks' width at cells (B, K, M), a multiple of sigma; 1 in a corner.
 
-    The second difference of the log over ``reach`` cells, which noise disturbs the less the
-    further it reaches, averaged over the axes on which both neighbors lie in the map.
+    It follows from the second difference of the log, averaged over the axes on which both cells
+    at distance ``reach`` are in the map. A larger ``reach`` is less sensitive to noise.
     """
     height, width = maps.shape[-2:]
     here = values_at(maps, cells, 0, 0).clamp_min(_TINY)
@@ -82,16 +85,16 @@ def width_at(maps: Tensor, cells: Tensor, sigma: float, reach: int = 2) -> Tenso
 
 
 def smoothed(maps: Tensor) -> Tensor:
-    """The maps under a Gaussian blur, zero beyond the edge, each scaled to its former maximum."""
-    down, across = (_blur_matrix(size, maps) for size in maps.shape[-2:])
-    blurred = down @ maps @ across
+    """Blur the maps with a Gaussian, zero beyond the edge, and restore each map's maximum."""
+    blur_y, blur_x = (_blur_matrix(size, maps) for size in maps.shape[-2:])
+    blurred = blur_y @ maps @ blur_x
     before = maps.amax(dim=(2, 3), keepdim=True)
     after = blurred.amax(dim=(2, 3), keepdim=True)
     return torch.where(after > 0, blurred * before / after.clamp_min(_TINY), blurred)
 
 
 def _blur_matrix(size: int, like: Tensor) -> Tensor:
-    """The blur along one axis as a band matrix; on small maps many times as fast as conv2d."""
+    """The blur along one axis as a band matrix; on small maps much faster than conv2d."""
     cells = torch.arange(size, device=like.device, dtype=like.dtype)
     offsets = cells[:, None] - cells
     weights = torch.exp(-0.5 * (offsets / _BLUR_SIGMA).square())
@@ -101,7 +104,7 @@ def _blur_matrix(size: int, like: Tensor) -> Tensor:
 
 
 def dark_step(logs: Tensor, cells: Tensor) -> Tensor:
-    """DARK's Taylor step (..., 2) on log maps from flat indices (B, K, M)."""
+    """Compute DARK's Taylor step (..., 2) on log maps from cells (B, K, M)."""
 
     def at(right: int, down: int) -> Tensor:
         return values_at(logs, cells, right, down)
@@ -116,10 +119,10 @@ def dark_step(logs: Tensor, cells: Tensor) -> Tensor:
 
 
 def udp_step(logs: Tensor, cells: Tensor) -> Tensor:
-    """UDP's Taylor step (..., 2) on log maps from flat indices (B, K, M).
+    """Compute UDP's Taylor step (..., 2) on log maps from cells (B, K, M).
 
-    In the outermost cells, beyond which the edge repeats itself and the map was blurred with
-    zeros, it is taken as published whatever the map's shape: half a cell outwards.
+    In the outermost cells the step is taken as published, half a cell outwards, even if the map
+    is no hill there: beyond the edge values repeat, and the blur assumed zeros.
     """
 
     def at(right: int, down: int) -> Tensor:
@@ -152,15 +155,15 @@ def _newton_step(
     bend_xy: Tensor,
     is_trusted: Tensor | bool = False,
 ) -> Tensor:
-    """Newton's step (..., 2) towards a maximum.
+    """Compute Newton's step (..., 2) towards a maximum, at most MAX_STEP cells on an axis.
 
-    Zero where the map is no hill, unless trusted, and at most REACH_OF_FIT cells on an axis, so
-    that neither a saddle between two people nor a flat, noisy map throws a joint away.
+    It is 0 where the map is no hill, unless ``is_trusted``. Without these limits a saddle between
+    two people, or a flat and noisy map, would move a joint far away.
     """
     determinant = bend_xx * bend_yy - bend_xy.square()
-    is_hill = (determinant > 0) & (bend_xx < 0) | ((determinant != 0) & is_trusted)
-    divisor = torch.where(is_hill, determinant, 1.0)
+    is_used = (determinant > 0) & (bend_xx < 0) | ((determinant != 0) & is_trusted)
+    divisor = torch.where(is_used, determinant, 1.0)
     step_x = (bend_xy * slope_y - bend_yy * slope_x) / divisor
     step_y = (bend_xy * slope_x - bend_xx * slope_y) / divisor
-    step = torch.stack((step_x, step_y), dim=-1).clamp(-REACH_OF_FIT, REACH_OF_FIT)
-    return torch.where(is_hill[..., None], step, 0.0)
+    step = torch.stack((step_x, step_y), dim=-1).clamp(-MAX_STEP, MAX_STEP)
+    return torch.where(is_used[..., None], step, 0.0)

@@ -1,7 +1,7 @@
-"""SimCC: a joint's x and y are each a class among fine bins. Li et al., ECCV 2022.
+"""SimCC: a joint's x and y are each classified among fine bins. Li et al., ECCV 2022.
 
-The crop's frame is the official HRNet's; bin i lies at crop pixel i / SPLIT_RATIO. Beside its
-bins the network puts out heatmaps, which are ``dark``'s: structure and refinement read those.
+The crop's frame is the official HRNet's; bin i is at crop pixel i / SPLIT_RATIO. The network also
+predicts heatmaps, encoded as by ``dark``, which the structure losses and the refiner use.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from models.pose_features import PoseFeatures
 SPLIT_RATIO = 2
 """Bins per crop pixel."""
 LOWEST_MODE = 0.01
-"""Probabilities are nowhere 0: what is lower than this share of a joint's first mode is none."""
+"""Least height of a mode relative to the joint's first; lower ones are noise of the softmax."""
 _TINY = 1e-10
 
 
 @dataclasses.dataclass(frozen=True)
 class SimCC(Dark):
-    """Gaussian labels over the bins of each axis; the highest bin of each says where a joint is.
+    """Gaussian labels over the bins of each axis; decodes the highest bin of each.
 
-    Scores and heights are the lower of both axes' peaks as a share of a perfect label's, at most
-    1. Labels are mmpose's; at sigma 2 their spread is the published one, 4.9 and 5.66 bins along
-    the axes of a crop of 192 x 256 (width x height).
+    Scores and heights are the lower one of both axes' peaks, relative to a perfect label's and at
+    most 1. Labels are those of mmpose; at sigma 2 their spread is the published one, 4.9 and 5.66
+    bins along the axes of a crop of 192 x 256 (width x height).
     """
 
     @property
     def num_bins(self) -> tuple[int, int]:
-        """Along x and y."""
+        """Number of bins along x and y."""
         height, width = self.input_size
         return SPLIT_RATIO * width, SPLIT_RATIO * height
 
@@ -48,15 +48,15 @@ class SimCC(Dark):
     def encode_bins(
         self, keypoints_crop: Tensor, visibility: Tensor
     ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Give each labeled joint a Gaussian about its bin on both axes.
+        """Encode each labeled joint as a Gaussian around its bin on both axes.
 
         Args:
-            keypoints_crop: (B, K, 2) in crop pixels; unlabeled joints may hold anything.
+            keypoints_crop: (B, K, 2) in crop pixels; unlabeled joints may have any values.
             visibility: above 0 where a joint is labeled, (B, K).
 
         Returns:
-            Labels (B, K, 2w) and (B, K, 2h), whose sums are the weights, and weights (B, K), 0 or
-            1. Weight 0 has what is unlabeled or farther from the crop than a label's window.
+            Labels (B, K, 2w) and (B, K, 2h), which sum to the weights, and weights (B, K), 0 or 1.
+            The weight is 0 for unlabeled joints and those whose window lies outside the crop.
         """
         labeled = visibility > 0
         places = torch.where(labeled[..., None], keypoints_crop, 0.0) * SPLIT_RATIO
@@ -67,21 +67,21 @@ class SimCC(Dark):
             self._profile(places[..., axis], spread[axis].expand_as(weights), bins)
             for axis, bins in enumerate(self.num_bins)
         )
-        labels = (_distribution(along_x, weights), _distribution(along_y, weights))
+        labels = (_normalized(along_x, weights), _normalized(along_y, weights))
         return labels, weights
 
     def decode_features(self, features: PoseFeatures) -> tuple[Tensor, Tensor]:
-        """A network's keypoints_crop (B, K, 2) and their scores (B, K), without gradient."""
+        """Decode a network's keypoints_crop (B, K, 2) and scores (B, K), without gradient."""
         peaks = [profile.max(dim=-1) for profile in self._shares(features)]
         x, y = (peak.indices / SPLIT_RATIO for peak in peaks)
         scores = torch.minimum(peaks[0].values, peaks[1].values).clamp_max(1)
         return torch.stack((x, y), dim=-1), scores
 
     def decode_feature_modes(self, features: PoseFeatures, count: int) -> Tensor:
-        """A network's up to ``count`` modes a joint, (B, K, M, 4), the first where ``read`` is.
+        """Decode ``count`` modes per joint, (B, K, M, 4), the first as in ``decode_features``.
 
-        They pair the peaks of both axes: nothing in the bins tells which x goes with which y, so
-        that of two people's joints the corners between them may be modes too.
+        They are pairs of both axes' peaks. The bins don't show which x belongs to which y, so that
+        with two people each x may be paired with the other one's y too.
         """
         peaks = []
         for shares, spread in zip(self._shares(features), self.spread, strict=True):
@@ -106,10 +106,10 @@ class SimCC(Dark):
         return torch.where(is_mode[..., None], modes, nothing)
 
     def flip_back(self, mirrored: PoseFeatures, flip_order: Sequence[int]) -> PoseFeatures:
-        """What a network says of a mirrored crop, as if it said it of the crop itself.
+        """Convert a network's output for a mirrored crop to that for the crop itself.
 
-        Pixel x was w - 1 - x, so bin i was bin 2 (w - 1) - i; the last bin had none and keeps its
-        neighbor's value.
+        Pixel x came from w - 1 - x, so bin i came from bin 2 (w - 1) - i. The last bin came from
+        none and takes its neighbor's value.
         """
         assert mirrored.bins is not None
         along_x, along_y = (bins[:, list(flip_order)] for bins in mirrored.bins)
@@ -119,13 +119,13 @@ class SimCC(Dark):
         return super().flip_back(mirrored, flip_order)._replace(bins=bins)
 
     def _shares(self, features: PoseFeatures) -> list[Tensor]:
-        """Probabilities of the bins of each axis over the peak that a perfect label has."""
+        """Probabilities of the bins of each axis, relative to a perfect label's peak."""
         assert features.bins is not None
         sizes = tuple(bins.shape[-1] for bins in features.bins)
         if sizes != self.num_bins:
             raise ValueError(
-                f"bins must be the codec's, got {sizes} and {self.num_bins=}; build the head for "
-                "the codec"
+                f"the number of bins must be the codec's, got {sizes} and {self.num_bins=}; build "
+                "the head for the codec"
             )
         return [
             bins.detach().float().softmax(dim=-1) * (spread * math.sqrt(2 * math.pi))
@@ -133,6 +133,6 @@ class SimCC(Dark):
         ]
 
 
-def _distribution(profiles: Tensor, weights: Tensor) -> Tensor:
+def _normalized(profiles: Tensor, weights: Tensor) -> Tensor:
     total = profiles.sum(dim=-1, keepdim=True).clamp_min(_TINY)
     return profiles / total * weights[..., None]
