@@ -85,7 +85,7 @@ def load_export(folder: Path) -> tuple[RefinedPose, dict[str, Any]]:
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
-            f"{folder} must be an export, with a config.json and a model.safetensors that match; "
+            f"{folder} must be an export, with config.json and model.safetensors that match; "
             f"make one by python study/export.py STUDY ({reason[:300]})"
         ) from None
     return model.eval(), info

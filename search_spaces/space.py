@@ -1,8 +1,8 @@
-"""What a study may vary: parameters named by their config path, read from YAML and checked.
+"""Search spaces: the parameters that a study varies, read from YAML, checked and sampled.
 
-Each YAML beside this file asks one question. Its keys are config paths, and the same string
-stands in the override, in Optuna and in the Parquet column. A parameter is ``scientific`` (the
-question is about it) or ``nuisance`` (tuned only so that the comparison is fair).
+Each YAML file beside this module is for one question. Its keys are config paths; the same string
+names the parameter in overrides, in Optuna and in the Parquet column. A parameter is
+``scientific`` (the question is about it) or ``nuisance`` (tuned only to make the comparison fair).
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ FIELDS = (*NUMBER_FIELDS, "choices", "role", "when")
 
 
 class SpaceError(ValueError):
-    """A search space that its author can mend; the message names the file and the key."""
+    """An error in a search space for its author to fix; the message names the file and the key."""
 
 
 def place_in(distribution: FloatDistribution | IntDistribution, value: float) -> float:
-    """Where the value lies between the bounds, 0 to 1, on the distribution's own scale."""
+    """Return the value's place between the bounds, 0 to 1, on the distribution's scale."""
     low, high = float(distribution.low), float(distribution.high)
     if distribution.log:
         low, high, value = math.log(low), math.log(high), math.log(value)
@@ -49,42 +49,42 @@ def place_in(distribution: FloatDistribution | IntDistribution, value: float) ->
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One config path that a study varies."""
+    """A config path that a study varies, with its values."""
 
     path: str
     distribution: Distribution
     role: Role
     when: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
-    """The values that other config paths must have for this one to mean anything."""
+    """Conditions on other config paths: the values under which this parameter has an effect."""
 
-    def active(self, values: Mapping[str, Any]) -> bool:
-        """True where every condition holds; a condition on a path without a value does not."""
+    def is_active(self, values: Mapping[str, Any]) -> bool:
+        """Return whether every condition holds; one on a path without a value does not."""
         return all(
             path in values and values[path] in allowed for path, allowed in self.when.items()
         )
 
     def accepts(self, value: Any) -> bool:
-        """True where a trial may be enqueued with this value: in the bounds, or a choice."""
+        """Return whether a trial can have this value: within the bounds, or among the choices."""
         if isinstance(self.distribution, CategoricalDistribution):
             return any(_same(value, choice) for choice in self.distribution.choices)
         low, high, step = self.distribution.low, self.distribution.high, self.distribution.step
         return _is_number(value) and low <= value <= high and _on_grid(value - low, step)
 
     def extremes(self) -> tuple[Any, ...]:
-        """Both bounds, or every choice."""
+        """Return both bounds, or every choice."""
         if isinstance(self.distribution, CategoricalDistribution):
             return tuple(self.distribution.choices)
         return (self.distribution.low, self.distribution.high)
 
     def probes(self) -> tuple[Any, ...]:
-        """The values to try a schema with: the extremes, and of steps the first one, too."""
+        """Return the values to test a schema with: the extremes, and the first step if any."""
         if isinstance(self.distribution, CategoricalDistribution) or not self.distribution.step:
             return self.extremes()
         low, high = self.extremes()
         return (low, min(low + self.distribution.step, high), high)
 
     def value_type(self) -> type:
-        """The type of every value: float, int, str or bool."""
+        """Return the type that all values have: float, int, str or bool."""
         if isinstance(self.distribution, FloatDistribution):
             return float
         if isinstance(self.distribution, IntDistribution):
@@ -94,7 +94,7 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True)
 class SearchSpace:
-    """Parameters in the order in which they are asked for, and the question they answer."""
+    """Parameters in the order in which they are sampled, and the question they answer."""
 
     name: str
     question: str
@@ -105,17 +105,17 @@ class SearchSpace:
         return tuple(parameter.path for parameter in self.parameters)
 
     def suggest(self, trial: BaseTrial, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        """The trial's values by path, of the active parameters alone.
+        """Sample the trial's values by path, for active parameters only.
 
         Args:
-            trial: an Optuna trial; it records what is asked for, so inactive ones leave no trace.
-            defaults: the config's values; read only for conditions on paths outside the space.
+            trial: an Optuna trial, which records each sampled parameter and no inactive one.
+            defaults: the config's values, used for conditions on paths outside the space.
         """
-        return self._walk(lambda parameter: _ask(trial, parameter), defaults)
+        return self._active_values(lambda parameter: _sample(trial, parameter), defaults)
 
     def values_in(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The active parameters of a known config by path: what it is enqueued with."""
-        return self._walk(lambda parameter: config[parameter.path], config)
+        """Return a config's values by path, for active parameters only."""
+        return self._active_values(lambda parameter: config[parameter.path], config)
 
     def to_json(self) -> str:
         entries = [
@@ -131,7 +131,7 @@ class SearchSpace:
 
     @classmethod
     def from_json(cls, text: str) -> SearchSpace:
-        """The space that ``to_json`` wrote, equal to it."""
+        """Read the space that ``to_json`` wrote; the result equals the original."""
         content = json.loads(text)
         parameters = []
         for entry in content["parameters"]:
@@ -141,20 +141,20 @@ class SearchSpace:
             parameters.append(Parameter(entry["path"], distribution, entry["role"], when))
         return cls(content["name"], content["question"], tuple(parameters))
 
-    def _walk(
-        self, choose: Callable[[Parameter], Any], config: Mapping[str, Any]
+    def _active_values(
+        self, value_of: Callable[[Parameter], Any], config: Mapping[str, Any]
     ) -> dict[str, Any]:
         conditions = {path for parameter in self.parameters for path in parameter.when}
         outside = {path: config[path] for path in conditions.difference(self.paths)}
         values: dict[str, Any] = {}
         for parameter in self.parameters:
-            if parameter.active({**outside, **values}):
-                values[parameter.path] = choose(parameter)
+            if parameter.is_active({**outside, **values}):
+                values[parameter.path] = value_of(parameter)
         return values
 
 
 def known_names() -> list[str]:
-    """The spaces that come with the package, sorted."""
+    """List the spaces in this package, sorted."""
     folder = importlib.resources.files("search_spaces")
     return sorted(
         entry.name.removesuffix(".yaml")
@@ -164,10 +164,10 @@ def known_names() -> list[str]:
 
 
 def load_space(name: str) -> SearchSpace:
-    """The search space of that name, or of the YAML file at that path.
+    """Load the search space of that name, or from the YAML file at that path.
 
     Raises:
-        SpaceError: there is no such space, or it cannot be meant as it stands.
+        SpaceError: there is no such space, or it has an error.
     """
     if name in known_names():
         text = importlib.resources.files("search_spaces").joinpath(f"{name}.yaml").read_text()
@@ -176,7 +176,7 @@ def load_space(name: str) -> SearchSpace:
     if file.suffix not in (".yaml", ".yml") or not file.is_file():
         raise SpaceError(
             f"search_space must be one of {', '.join(known_names())} or the path of an existing "
-            f"YAML file, got {name!r}{_closest(name, known_names())}"
+            f"YAML file, got {name!r}{_suggestion(name, known_names())}"
         )
     return _parse(file.read_text(), file.stem, str(file))
 
@@ -184,18 +184,19 @@ def load_space(name: str) -> SearchSpace:
 def check_space(
     space: SearchSpace, value_of: Callable[[str], Any], known_paths: Collection[str] = ()
 ) -> None:
-    """Every path of the space is in the config, and the config's own values are in the space.
+    """Check that the config has every path of the space, and the space the config's values.
 
-    Known configs are enqueued with their own values, so those must be values that a trial can
-    have. A parameter that is not active in the config may have any value of the right type.
+    The latter because the config is enqueued as a trial. A parameter that is inactive in the
+    config may have any value of the right type.
 
     Args:
         space: the space to check.
-        value_of: the config's value at a path; raises KeyError where there is none.
-        known_paths: all config paths, from which a misspelt one's correction is suggested.
+        value_of: returns the config's value at a path; raises KeyError if there is none.
+        known_paths: all config paths, used to suggest a correction for a misspelled one.
 
     Raises:
-        SpaceError: what must hold, what came, what to change.
+        SpaceError: a path is not in the config, or a value has the wrong type or is not in the
+            space.
     """
     values: dict[str, Any] = {}
     for parameter in space.parameters:
@@ -205,15 +206,15 @@ def check_space(
             except KeyError:
                 raise SpaceError(
                     f"{space.name}: {parameter.path}: every path must be one of the config's, got "
-                    f"{path!r}{_closest(path, known_paths)}"
+                    f"{path!r}{_suggestion(path, known_paths)}"
                 ) from None
         _check_type(space, parameter, values[parameter.path])
     active = space.values_in(values)
     for parameter in space.parameters:
         if parameter.path in active and not parameter.accepts(active[parameter.path]):
             raise SpaceError(
-                f"{space.name}: {parameter.path}: the config's own value must be one that a trial "
-                f"can have, since known configs are tried with it; got "
+                f"{space.name}: {parameter.path}: the config's value must be one that a trial can "
+                f"have, since the config is enqueued as a trial, got "
                 f"{active[parameter.path]!r}, which is not in {_range(parameter)}; widen the "
                 f"space, or change the value ({parameter.path}=...)"
             )
@@ -224,18 +225,18 @@ def _check_type(space: SearchSpace, parameter: Parameter, value: Any) -> None:
     if type(value) is wanted:
         return
     if wanted is int and isinstance(value, float):
-        advice = "write the bounds with a decimal point, so that fractions are tried too"
+        advice = "write the bounds with a decimal point to sample fractions too"
     elif wanted is float and isinstance(value, int):
         advice = "write bounds and step as whole numbers"
     else:
         advice = "name another path, or give values of that type"
     raise SpaceError(
-        f"{space.name}: {parameter.path}: its values must be of the config's type, got "
+        f"{space.name}: {parameter.path}: its values must have the config's type, got "
         f"{_range(parameter)} for a config value of {value!r} ({type(value).__name__}); {advice}"
     )
 
 
-def _ask(trial: BaseTrial, parameter: Parameter) -> Any:
+def _sample(trial: BaseTrial, parameter: Parameter) -> Any:
     distribution = parameter.distribution
     if isinstance(distribution, CategoricalDistribution):
         return trial.suggest_categorical(parameter.path, distribution.choices)
@@ -255,10 +256,10 @@ def _parse(text: str, name: str, file: str) -> SearchSpace:
         raise SpaceError(f"{file}: must be a mapping of question and parameters, got {content!r}")
     unknown = [key for key in content if key not in ("question", "parameters")]
     if unknown:
-        raise SpaceError(f"{file}: may have question and parameters alone, got {unknown[0]!r} too")
+        raise SpaceError(f"{file}: may have only question and parameters, got {unknown[0]!r} too")
     question, entries = content.get("question"), content.get("parameters")
     if not isinstance(question, str) or not question.strip():
-        raise SpaceError(f"{file}: question must say what the space asks, got {question!r}")
+        raise SpaceError(f"{file}: question must be the question to answer, got {question!r}")
     if not isinstance(entries, dict) or not entries:
         raise SpaceError(f"{file}: parameters must map config paths to bounds, got {entries!r}")
     parameters: list[Parameter] = []
@@ -275,7 +276,7 @@ def _parameter(where: str, path: str, entry: Any) -> Parameter:
         if field not in FIELDS:
             raise SpaceError(
                 f"{where}: fields must be among {', '.join(FIELDS)}, got {field!r}"
-                f"{_closest(str(field), FIELDS)}"
+                f"{_suggestion(str(field), FIELDS)}"
             )
     if entry.get("role") not in ROLES:
         raise SpaceError(f"{where}: role must be {' or '.join(ROLES)}, got {entry.get('role')!r}")
@@ -296,7 +297,7 @@ def _choices(where: str, choices: Any) -> CategoricalDistribution:
         choices[0], str | bool | int | float
     ):
         raise SpaceError(
-            f"{where}: choices must all be words, all whole numbers, all numbers with a decimal "
+            f"{where}: choices must be all words, all whole numbers, all numbers with a decimal "
             f"point or all true and false, got {choices!r}"
         )
     if len(set(choices)) < len(choices):
@@ -310,7 +311,7 @@ def _numbers(where: str, entry: Mapping[str, Any]) -> FloatDistribution | IntDis
             raise SpaceError(f"{where}: {field} must be a finite number, got {entry.get(field)!r}")
     low, high, log, step = entry["low"], entry["high"], entry.get("log"), entry.get("step")
     if not low <= high:
-        raise SpaceError(f"{where}: low <= high must hold, got {low=}, {high=}; exchange them")
+        raise SpaceError(f"{where}: low <= high must hold, got {low=}, {high=}; swap them")
     if not isinstance(log, bool | None):
         raise SpaceError(f"{where}: log must be true or false, got {log!r}")
     if log and low <= 0:
@@ -354,7 +355,7 @@ def _check_order(file: str, parameters: list[Parameter]) -> None:
     for place, parameter in enumerate(parameters):
         for path, allowed in parameter.when.items():
             if path not in places:
-                continue  # a config path outside the space, or a slip that check() will find
+                continue  # a config path outside the space, or an error that check_space finds
             if places[path] >= place:
                 raise SpaceError(
                     f"{file}: {parameter.path}: a condition must be on a parameter that comes "
@@ -364,7 +365,7 @@ def _check_order(file: str, parameters: list[Parameter]) -> None:
             if wrong:
                 raise SpaceError(
                     f"{file}: {parameter.path}: when: {path} must list values that it can have, "
-                    f"got {wrong[0]!r}; change it to some of {_range(parameters[places[path]])}"
+                    f"got {wrong[0]!r}; choose from {_range(parameters[places[path]])}"
                 )
 
 
@@ -373,7 +374,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _on_grid(distance: float, step: float | None) -> bool:
-    """True where whole steps cover the distance, to within rounding."""
+    """Return whether the distance is a whole number of steps, within rounding."""
     return step is None or abs(distance / step - round(distance / step)) < 1e-8
 
 
@@ -389,7 +390,7 @@ def _range(parameter: Parameter) -> str:
     return f"{low} to {high}" + (f" in steps of {step}" if step not in (None, 1) else "")
 
 
-def _closest(word: str, known: Iterable[str]) -> str:
-    """The end of a message: the known word that was probably meant, or nothing."""
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    """End a message with the closest known word, or with nothing if none is close."""
     matches = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {matches[0]!r}?" if matches else ""

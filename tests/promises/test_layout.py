@@ -201,10 +201,10 @@ def test_every_layer_is_there() -> None:
 
 def test_package_docstrings_list_their_modules() -> None:
     for folder in packages():
-        if folder.relative_to(ROOT).as_posix() in ("study", "models", "search_spaces"):
+        if folder.relative_to(ROOT).as_posix() == "study":
             continue
         docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
-        rows = dict(line.split(maxsplit=1) for line in docstring.splitlines()[2:])
+        rows = dict(line.split(maxsplit=1) for line in docstring.split("\n\n")[1].splitlines())
         settings = {path.name for path in folder.glob("*.yaml")}
         inner = {f"{path.name}/" for path in folder.iterdir() if (path / "__init__.py").is_file()}
         assert rows.keys() == {*modules_in(folder), *settings, *inner}, folder
@@ -213,9 +213,9 @@ def test_package_docstrings_list_their_modules() -> None:
 
 
 def test_package_files_hold_a_docstring_and_nothing_else() -> None:
-    own = {"study/__init__.py", "models/__init__.py", "search_spaces/__init__.py"}
-    files = [file for file in SOURCES if file.endswith("__init__.py") and file not in own]
+    files = [file for file in SOURCES if file.endswith("/__init__.py")]
     assert len(files) > 10
+    files.remove("study/__init__.py")
     assert [file for file in files if len(SOURCES[file].body) > 1] == []
 
 

@@ -194,7 +194,7 @@ def test_a_bound_the_wrong_way_round(refusal: Callable[..., str], tmp_path: Path
     file = space_file(tmp_path, "refine.depth: {low: 6, high: 1, role: scientific}")
     message = refusal(f"search_space={file}")
     assert message == (
-        f"error: {file}: refine.depth: low <= high must hold, got low=6, high=1; exchange them"
+        f"error: {file}: refine.depth: low <= high must hold, got low=6, high=1; swap them"
     )
     assert not (tmp_path / "studies").exists()
 

@@ -324,7 +324,7 @@ def test_two_images_of_one_name_are_refused(
 def test_folder_that_is_no_export_is_refused(
     export: Path, images: list[Path], tmp_path: Path
 ) -> None:
-    expected = "must be an export, with config.json and model.safetensors that fit"
+    expected = "must be an export, with config.json and model.safetensors that match"
     assert expected in refusal(tmp_path / "nowhere", tmp_path, images[0])
     assert expected in refusal(images[0].parent, tmp_path, images[0])
     faults = {"skeleton": "centaur", "codec": None, "refiner": None, "input_size": [64]}

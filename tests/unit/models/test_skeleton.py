@@ -88,7 +88,7 @@ def test_shared_joints_are_matched_by_name() -> None:
 
 
 def test_sigmas_must_be_one_a_joint() -> None:
-    with pytest.raises(ValueError, match=r"one OKS sigma a joint.*4 sigmas for 5.*stick_man"):
+    with pytest.raises(ValueError, match=r"one OKS sigma per joint.*4 sigmas for 5.*stick_man"):
         stick_man(oks_sigmas=(0.1,) * 4)
 
 

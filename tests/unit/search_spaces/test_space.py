@@ -227,8 +227,8 @@ def test_an_unknown_space_is_refused_with_the_known_ones() -> None:
         ("{low: 1, high: 2, role: fixed}", "role must be scientific or nuisance, got 'fixed'"),
         ("{low: 1, hihg: 2, role: nuisance}", "got 'hihg'; did you mean 'high'?"),
         ("{choices: [], role: nuisance}", "choices must be a list of values"),
-        ("{choices: [1, x], role: nuisance}", "choices must all be words"),
-        ("{choices: [null], role: nuisance}", "choices must all be words"),
+        ("{choices: [1, x], role: nuisance}", "choices must be all words"),
+        ("{choices: [null], role: nuisance}", "choices must be all words"),
         ("{choices: [x, x], role: nuisance}", "choices must differ from one another"),
         ("{choices: [x], role: nuisance, when: [b]}", "when must map config paths"),
         ("{choices: [x], role: nuisance, when: {b: y}}", "when: b must list the values"),
@@ -250,10 +250,10 @@ def test_a_wrong_entry_is_refused_by_file_and_key(
         ("question: [", "must be YAML"),
         ("a: 1\na: 2", "must be YAML"),
         ("[1, 2]", "must be a mapping of question and parameters"),
-        ("", "question must say what the space asks, got None"),
+        ("", "question must be the question to answer, got None"),
         ("question: Why?", "parameters must map config paths to bounds, got None"),
         ("question: Why?\nparameters: {}", "parameters must map config paths to bounds"),
-        ("question: Why?\nparams: {}", "question and parameters alone, got 'params' too"),
+        ("question: Why?\nparams: {}", "only question and parameters, got 'params' too"),
     ],
 )
 def test_a_file_that_is_no_space_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -274,7 +274,7 @@ def test_a_condition_on_a_value_that_cannot_come_is_refused(tmp_path: Path) -> N
     never = (
         "b: {choices: [y], role: scientific}\na: {choices: [x], role: nuisance, when: {b: [z]}}"
     )
-    with pytest.raises(SpaceError, match=r"values that it can have, got 'z'.*some of \[y\]"):
+    with pytest.raises(SpaceError, match=r"values that it can have, got 'z'.*choose from \[y\]"):
         load_space(written(tmp_path, never))
 
 
