@@ -1,6 +1,6 @@
-"""plan_only=true: epochs, hours and disk before anything is computed.
+"""plan_only=true: report epochs, hours and disk space, compute nothing.
 
-report  the text of the plan
-cost    epochs, confirming runs and disk
-timing  seconds a step, measured here
+report  the report, section by section
+cost    epochs, hours, disk space, and warnings
+timing  seconds of a step, measured here
 """

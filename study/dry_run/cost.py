@@ -1,4 +1,4 @@
-"""The epochs, the hours and the room that a study will take, from what it is and its pace here."""
+"""Epochs, hours and disk space that a study will take, and settings that can't take effect."""
 
 from __future__ import annotations
 
@@ -30,40 +30,49 @@ from study.training.left_right import MAX_PEOPLE
 from study.validation.confirm_table import chosen_trials
 
 KEPT_EPOCHS = 3
-"""Checkpoints of a trial at most: the last, and the best of each stage."""
+"""Most checkpoints that a trial keeps: the last, and the best of each stage."""
 
-FIRST_AT_RANDOM = {
-    **dict.fromkeys(("tpe", "gp", "cmaes"), "startup_trials"),
+RANDOM_TRIALS = {
+    "tpe": "startup_trials",
+    "gp": "startup_trials",
+    "cmaes": "startup_trials",
     "nsga2": "population",
 }
-"""By sampler, the setting of ``search`` that says how many trials come before it learns."""
+"""By sampler, the setting of ``search`` with the number of random trials before it learns."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many people there are, or about will be."""
+    """Number of people in each split."""
 
     train: int
     search: int
     val: int
-    found: int
-    about: bool
+    boxes: int
+    """Boxes of val that poses are estimated in: those of a detector, or of the people."""
+    is_estimate: bool
+    """Whether the images are still to be drawn, so that the numbers are estimates."""
 
 
 def trial_lines(
     search: SearchConfig,
     stages: Sequence[Sequence[TrialGroup]],
     finished: int,
-    room: int,
+    concurrent: int,
     *,
     is_staged: bool,
 ) -> Iterator[str]:
-    """How many trials, and how many epochs they come to."""
+    """Yield the number of trials and of their epochs.
+
+    Args:
+        stages: trials still to run, by stage.
+        concurrent: trials that run at the same time.
+    """
     left = max(search.trials - finished, 0)
-    known = "the baseline, the defaults of either stage" if is_staged else "baseline, defaults"
+    controls = "baseline, defaults of each stage" if is_staged else "baseline, defaults"
     yield (
-        f"{finished} finished, {left} to run of {search.trials}, controls ({known}) among "
-        f"them; {min(room, max(left, 1))} at once"
+        f"{finished} finished, {left} to run of {search.trials}, including the controls "
+        f"({controls}); {min(concurrent, max(left, 1))} at the same time"
     )
     if is_staged:
         students, refiners = (sum(group.trials for group in groups) for groups in stages)
@@ -71,7 +80,7 @@ def trial_lines(
     groups = list(itertools.chain(*stages))
     most = f"epochs: at most {sum(group.most for group in groups)}"
     if not is_predictable(search):
-        yield f"{most}; what pruner={search.pruner} leaves of them can't be foreseen"
+        yield f"{most}; how many pruner={search.pruner} saves can't be predicted"
         return
     expected = sum(group.trials * sum(group.shares(search)) for group in groups)
     yield f"{most}, about {expected:.0f} with pruner={search.pruner}"
@@ -82,35 +91,36 @@ def search_warnings(
     confirm: ConfirmConfig,
     plan: PlanConfig,
     stages: Sequence[Sequence[TrialGroup]],
-    room: int,
+    concurrent: int,
 ) -> Iterator[str]:
-    """What is asked for and can't come about, though nothing is impossible.
+    """Yield a warning for each valid setting that can't take effect in this study.
 
     Args:
-        stages: those of the study as if nothing of it were finished.
+        stages: all trials of the study by stage, finished or not.
+        concurrent: trials that fit at the same time.
     """
-    if search.concurrent > room:
-        yield f"warning: search.concurrent={search.concurrent}, but there is room for {room}"
+    if search.concurrent > concurrent:
+        yield f"warning: search.concurrent={search.concurrent}, but only {concurrent} trials fit"
     if search.trials > 1 and confirm.trials >= search.trials:
         yield (
             f"warning: confirm.trials={confirm.trials}, but there are {search.trials - 1} trials "
-            "beside the baseline; lower it, or raise search.trials"
+            "apart from the baseline; lower it, or raise search.trials"
         )
     if plan.kind == STAGED:
-        able = sum(group.trials for group in stages[0]) - 1
-        if plan.parents > able:
+        students = sum(group.trials for group in stages[0]) - 1
+        if plan.parents > students:
             yield (
-                f"warning: plan.parents={plan.parents}, but there are {able} students "
-                "beside the baseline; lower it, or raise search.trials or plan.distill_share"
+                f"warning: plan.parents={plan.parents}, but there are {students} students "
+                "apart from the baseline; lower it, or raise search.trials or plan.distill_share"
             )
     largest = max(sum(group.trials for group in groups) for groups in stages)
     yield from _pruner_warnings(search, stages, largest)
     is_searched = any(group.trials for group in itertools.chain(*stages) if group.can_be_pruned)
-    setting = FIRST_AT_RANDOM.get(search.sampler)
+    setting = RANDOM_TRIALS.get(search.sampler)
     if setting and is_searched and not search.warm_start and getattr(search, setting) >= largest:
         yield (
-            f"warning: search.sampler={search.sampler} will learn nothing, since the first "
-            f"{getattr(search, setting)} trials of a search are drawn at random and the largest "
+            f"warning: search.sampler={search.sampler} will learn nothing: the first "
+            f"{getattr(search, setting)} trials of a search are random, and the largest search "
             f"has {largest}; raise search.trials or lower search.{setting}"
         )
 
@@ -118,30 +128,34 @@ def search_warnings(
 def _pruner_warnings(
     search: SearchConfig, stages: Sequence[Sequence[TrialGroup]], largest: int
 ) -> Iterator[str]:
-    """Where a pruner is named that will prune nothing; ``largest`` search has so many trials."""
+    """Yield a warning if the pruner will prune nothing.
+
+    Args:
+        largest: trials of the largest search.
+    """
     if search.pruner == "none":
         return
     budget = max((g.budget for g in itertools.chain(*stages) if g.can_be_pruned), default=0)
     if search.min_epochs >= budget:
         yield (
-            f"warning: no trial will be pruned, since none has more than {budget} epochs, got "
+            f"warning: no trial will be pruned: none has more than {budget} epochs, and "
             f"search.min_epochs={search.min_epochs}; lower it, or set search.pruner=none"
         )
         return
     if search.pruner in ("median", "percentile") and search.startup_trials >= largest:
         yield (
-            f"warning: no trial will be pruned, since search.pruner={search.pruner} waits for "
-            f"{search.startup_trials} finished trials and the largest search has {largest}; raise "
-            "search.trials or lower search.startup_trials"
+            f"warning: no trial will be pruned: search.pruner={search.pruner} waits for "
+            f"{search.startup_trials} finished trials, and the largest search has {largest}; "
+            "raise search.trials or lower search.startup_trials"
         )
 
 
 class ConfirmRuns(NamedTuple):
-    """How many confirming runs there are; at most, until the trials are finished."""
+    """Numbers of confirming runs; upper bounds until all trials are finished."""
 
     total: int
     done: int
-    """Those whose result is there already."""
+    """Runs that have a result."""
 
 
 def count_confirm_runs(
@@ -150,10 +164,10 @@ def count_confirm_runs(
     """Count the confirming runs of a study.
 
     Args:
-        trials: as ``search.trials``.
-        finished: how many of them are over.
+        trials: ``search.trials``.
+        finished: number of finished trials.
     """
-    searched = max(trials - 1, 0)  # the baseline goes by itself
+    searched = max(trials - 1, 0)  # without the baseline, which is always confirmed
     number = (min(settings.trials, searched) + 1) * settings.seeds if settings.trials else 0
     if finished < trials:
         return ConfirmRuns(number, 0)
@@ -166,7 +180,7 @@ def count_confirm_runs(
 
 
 def confirm_lines(settings: ConfirmConfig, runs: ConfirmRuns, budget: int) -> Iterator[str]:
-    """How many confirming runs, and how many are there already.
+    """Yield the number of confirming runs, and how many are finished.
 
     Args:
         budget: epochs of a run.
@@ -177,23 +191,23 @@ def confirm_lines(settings: ConfirmConfig, runs: ConfirmRuns, budget: int) -> It
     chosen = max(runs.total // settings.seeds - 1, 0)
     best = "trial" if chosen == 1 else f"{chosen} trials"
     yield (
-        f"{runs.total} runs, {runs.done} of them there already: the best {best} and the baseline, "
+        f"{runs.total} runs, {runs.done} of them finished: the best {best} and the baseline, "
         f"{settings.seeds} seeds each, {(runs.total - runs.done) * budget} epochs"
     )
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds that one worker takes here."""
+    """Seconds that one worker needs on this machine."""
 
     teacher: float
-    """Until the teacher and its targets are made; 0 if they are."""
+    """To train the teacher and to compute its targets; 0 if both exist."""
     distill: float
-    """An epoch of stage 1, its evaluation included."""
+    """For an epoch of stage 1 with its evaluation."""
     refine: float
-    """An epoch of stage 2, its evaluation included; 0 without a stage 2."""
+    """For an epoch of stage 2 with its evaluation; 0 without a stage 2."""
     before_refine: float
-    """What a trial learns before the first epoch of stage 2."""
+    """To train the swap resolver before the first epoch of stage 2; 0 without one."""
 
     @classmethod
     def of(
@@ -206,24 +220,24 @@ class Pace:
         *,
         is_made: bool,
     ) -> Pace:
-        """Work out the pace from the speeds on a few people.
+        """Compute the pace from the speeds on a few people.
 
         Args:
-            is_made: whether the teacher and its targets are.
+            is_made: whether the teacher and its targets exist.
         """
 
         def epoch(stage: str, batch_size: int) -> float:
             steps = math.ceil(counts.train / batch_size)
             return steps * speeds.steps[stage] + counts.search * speeds.people[stage]
 
-        until_taught = 0.0
+        for_teacher = 0.0
         if not is_made and "teacher" in speeds.people:
-            until_taught = teacher.views * counts.train * speeds.people["teacher"]
+            for_teacher = teacher.views * counts.train * speeds.people["teacher"]
             if teacher.epochs:
-                until_taught += teacher.epochs * epoch("teacher", teacher.batch_size)
+                for_teacher += teacher.epochs * epoch("teacher", teacher.batch_size)
         has_refine = "refine" in speeds.steps
         return cls(
-            teacher=until_taught,
+            teacher=for_teacher,
             distill=epoch("distill", distill.batch_size),
             refine=epoch("refine", refine.batch_size) if has_refine else 0.0,
             before_refine=speeds.before.get("refine", 0.0) * min(counts.train, MAX_PEOPLE),
@@ -231,17 +245,17 @@ class Pace:
 
 
 def pace_lines(speeds: Speeds, batch_sizes: Mapping[str, int], pace: Pace) -> Iterator[str]:
-    """The pace of each network here.
+    """Yield the pace of each network.
 
     Args:
-        batch_sizes: people of a training step, by stage.
+        batch_sizes: people in a training step, by stage.
     """
     for stage, seconds in speeds.steps.items():
-        yield f"{stage}: {_span(seconds)} a step of {batch_sizes[stage]} people"
+        yield f"{stage}: {_span(seconds)} for a step of {batch_sizes[stage]} people"
     for stage, seconds in speeds.people.items():
-        yield f"{stage}: {_span(BATCH_SIZE * seconds)} to evaluate a batch of {BATCH_SIZE} people"
+        yield f"{stage}: {_span(BATCH_SIZE * seconds)} to evaluate {BATCH_SIZE} people"
     if before := pace.before_refine:
-        yield f"refine: {_span(before)} to learn left from right before a trial's first epoch"
+        yield f"refine: {_span(before)} to train the swap resolver before the first epoch"
 
 
 def time_lines(
@@ -250,21 +264,23 @@ def time_lines(
     stages: Sequence[Sequence[TrialGroup]],
     epochs: StageEpochs,
     confirm: ConfirmRuns,
-    room: int,
+    concurrent: int,
 ) -> Iterator[str]:
-    """The hours that this pace makes.
+    """Yield the time of each part of the study, and of all parts.
 
     Args:
-        epochs: of a confirming run.
+        stages: trials still to run, by stage.
+        epochs: epochs of a confirming run.
+        concurrent: trials that run at the same time.
     """
     run_seconds = epochs.distill * pace.distill + epochs.refine * pace.refine
     run_seconds += pace.before_refine
-    about, most = _trials_seconds(search, stages, pace)
-    confirming = (confirm.total - confirm.done) * run_seconds
-    parts = [("teacher", pace.teacher, pace.teacher)]
-    parts += [
-        ("trials", about / room, most / room),
-        ("confirming", confirming / room, confirming / room),
+    expected, most = _trials_seconds(search, stages, pace)
+    confirming = (confirm.total - confirm.done) * run_seconds / concurrent
+    parts = [
+        ("teacher", pace.teacher, pace.teacher),
+        ("trials", expected / concurrent, most / concurrent),
+        ("confirming", confirming, confirming),
     ]
     for name, expected, bound in parts:
         if not bound:
@@ -272,31 +288,32 @@ def time_lines(
         if name == "trials" and not is_predictable(search):
             yield f"{name}: at most {_span(bound)}"
             continue
-        upto = f", at most {_span(bound)}" if bound > expected else ""
-        yield f"{name}: about {_span(expected)}{upto}"
+        at_most = f", at most {_span(bound)}" if bound > expected else ""
+        yield f"{name}: about {_span(expected)}{at_most}"
     total, bound = sum(part[1] for part in parts), sum(part[2] for part in parts)
-    foreseen = f"about {total / 3600:.2g} hours, " if is_predictable(search) else ""
+    about = f"about {total / 3600:.2g} hours, " if is_predictable(search) else ""
     yield (
-        f"in all: {foreseen}at most {bound / 3600:.2g} hours; not counted: making crops, starting "
-        "processes, AP's own arithmetic, scoring val"
+        f"in all: {about}at most {bound / 3600:.2g} hours; not counted: cutting crops, starting "
+        "processes, computing AP, scoring val"
     )
 
 
 def _trials_seconds(
     search: SearchConfig, stages: Sequence[Sequence[TrialGroup]], pace: Pace
 ) -> tuple[float, float]:
-    """What the trials take, one after another, as expected and at most."""
-    about = most = 0.0
+    """Seconds of all trials, one after another: expected, and at most."""
+    expected = most = 0.0
     for group in itertools.chain(*stages):
-        own = [pace.distill] * group.distill_epochs + [pace.refine] * group.refine_epochs
+        epochs = [pace.distill] * group.distill_epochs + [pace.refine] * group.refine_epochs
         if group.refine_epochs:
-            own[group.distill_epochs] += pace.before_refine
-        most += group.trials * sum(own)
-        about += group.trials * float(np.dot(own, group.shares(search)))
-    return about, most
+            epochs[group.distill_epochs] += pace.before_refine
+        most += group.trials * sum(epochs)
+        expected += group.trials * float(np.dot(epochs, group.shares(search)))
+    return expected, most
 
 
 def _span(seconds: float) -> str:
+    """The time in ms, s, min or h, whichever reads best."""
     if seconds < 1:
         return f"{1000 * seconds:.3g} ms"
     if seconds < 90:
@@ -305,22 +322,26 @@ def _span(seconds: float) -> str:
 
 
 def disk_lines(confirm: ConfirmConfig, trials: int, speeds: Speeds, folder: Path) -> Iterator[str]:
-    """The room that checkpoints take."""
-    # Weights, and two running means of AdamW, 4 bytes each.
+    """Yield the disk space of checkpoints, and what is free.
+
+    Args:
+        trials: ``search.trials``.
+    """
+    # A parameter takes 12 bytes: itself and AdamW's two running means, 4 bytes each.
     epoch = 12 * max(speeds.parameters[s] for s in ("distill", "refine") if s in speeds.parameters)
     runs = trials
     if confirm.trials:
         runs += (confirm.trials + 1) * confirm.seeds
-    free = shutil.disk_usage(existing(folder)).free
+    free = shutil.disk_usage(nearest_folder(folder)).free
     needed = runs * KEPT_EPOCHS * epoch
     yield (
         f"checkpoints: at most {readable(needed)} ({runs} trials and runs, {KEPT_EPOCHS} epochs "
-        f"of {readable(epoch)} each); {readable(free)} free in {existing(folder)}"
+        f"of {readable(epoch)} each); {readable(free)} free in {nearest_folder(folder)}"
     )
     if needed > free:
-        yield "warning: there is no room for them"
+        yield "warning: the disk has too little free space for them"
 
 
-def existing(folder: Path) -> Path:
-    """The folder, or the first above it that is there."""
+def nearest_folder(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
     return next(path for path in (folder, *folder.parents) if path.is_dir())

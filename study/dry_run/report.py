@@ -1,8 +1,8 @@
-"""What a study would compute, said before anything is: ``python study/tune.py plan_only=true``.
+"""The dry run: report what a study would compute (``python study/tune.py plan_only=true``).
 
-Nothing is left behind: the data are read and checked as the study would, a few people's crops are
-cut into a temporary folder to time the networks on, and people that are still to be drawn are a
-handful drawn there.
+Data are read and checked as in the study. To time the networks, crops of a few people are cut
+into a temporary folder; of a synthetic data set that doesn't exist yet, a few images are drawn
+there. No file is left behind.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from study.dry_run.cost import (
     confirm_lines,
     count_confirm_runs,
     disk_lines,
-    existing,
+    nearest_folder,
     pace_lines,
     search_warnings,
     time_lines,
@@ -58,52 +58,38 @@ from study.teachers.make import is_ready, teacher_folder
 from study.trial import teacher_spec
 from study.validation.finalists import num_finished
 
-HANDFUL = (24, 8)
-"""Images of train and val that stand for drawn people who are not there yet."""
+DRAWN_IMAGES = (24, 8)
+"""Images of train and val that are drawn in place of a synthetic data set."""
+Notify = Callable[[str], None]
 
 
-def show_plan(
-    as_typed: StudyConfig, space: SearchSpace, folder: Path, notify: Callable[[str], None]
-) -> None:
-    """Says what the study in this folder would compute.
+def show_plan(as_typed: StudyConfig, space: SearchSpace, folder: Path, notify: Notify) -> None:
+    """Report what the study in this folder would compute, and how long it would take here.
 
     Raises:
-        InputError: what would stop the study, too.
+        InputError: an input that the study would refuse, too.
     """
     config = with_absolute_paths(as_typed)
     resolved = resolve(config)
     spec = teacher_spec(config, resolved)
-    data, search, is_here = config.data, config.search, True
+    data, search = config.data, config.search
     if resolved.crops_url is not None:
         check_bucket(resolved.crops_url)
     with tempfile.TemporaryDirectory(prefix="plan-") as scratch:
-        read = data
-        if data.kind == "drawn":
-            num_train_images, num_val_images = data.num_train_images, data.num_val_images
-            is_here = is_drawn(
-                Path(data.root),
-                seed=data.seed,
-                num_train_images=num_train_images,
-                num_val_images=num_val_images,
-            )
-            if not is_here:
-                read = _handful(data, Path(scratch) / "drawn")
-        people = read_study_people(
-            read, resolved.skeleton, lambda name: lambda done, total: None, notify
-        )
-        counts = _counts(data, read, people)
-        notify("data")
-        _tell(notify, _data_lines(data, counts, people, is_here))
-        planned = planned_data(people, data.crops, resolved) if is_here else None
-        notify("stores of crops")
-        _tell(notify, _store_lines(data.crops, resolved, counts, people, planned))
+        exists = data.kind != "drawn" or _is_drawn(data)
+        data_read = data if exists else _draw_few(data, Path(scratch) / "drawn")
+        people = read_study_people(data_read, resolved.skeleton, _no_progress, notify)
+        counts = _count_people(data, data_read, people)
+        _notify_section(notify, "data", _data_lines(data, counts, people))
+        planned = planned_data(people, data.crops, resolved) if exists else None
+        crops = _crop_lines(data.crops, resolved, counts, people, planned)
+        _notify_section(notify, "crops", crops)
         notify("timing a few steps on this machine ...")
         speeds = time_study(spec, config.student, config.refine, people.train)
-    notify("teacher")
     teacher = None if planned is None else teacher_folder(spec, planned)
-    _tell(notify, _teacher_lines(spec.teacher, teacher))
+    _notify_section(notify, "teacher", _teacher_lines(spec.teacher, teacher))
     finished = num_finished(folder)
-    room = _room_here(search, config.trial, notify)
+    concurrent = _concurrent_here(search, config.trial, notify)
     handed_over = trials_handed_over(folder, config.name)
     epochs = StageEpochs(config.distill.epochs, config.refine.epochs)
 
@@ -113,21 +99,20 @@ def show_plan(
         )
 
     stages = groups(finished)
-    notify("trials")
-    _tell(notify, trial_lines(search, stages, finished, room, is_staged=resolved.is_staged))
-    _tell(notify, search_warnings(search, config.confirm, config.plan, groups(0), room))
-    own = distill_space(space) if resolved.is_staged else space
-    _tell(notify, sampler_notes(search.sampler, own))
+    first_space = distill_space(space) if resolved.is_staged else space
+    _notify_section(
+        notify,
+        "trials",
+        trial_lines(search, stages, finished, concurrent, is_staged=resolved.is_staged),
+        search_warnings(search, config.confirm, config.plan, groups(0), concurrent),
+        sampler_notes(search.sampler, first_space),
+    )
     if search.warm_start and not settings_file(folder).exists():
         if planned is not None and teacher is not None:
             check_warm_start(search.warm_start, folder, planned.fingerprint, teacher.name)
-        _tell(notify, _warm_start_lines(to_plain(as_typed), search, own, is_here))
+        _notify_lines(notify, _warm_start_lines(to_plain(as_typed), search, first_space, exists))
     runs = count_confirm_runs(config.confirm, search.trials, folder, finished)
-    notify("confirming")
-    _tell(notify, confirm_lines(config.confirm, runs, sum(epochs)))
-    notify(
-        f"time, by the steps of one worker on this machine ({speeds.device}); a cluster differs"
-    )
+    _notify_section(notify, "confirming", confirm_lines(config.confirm, runs, sum(epochs)))
     is_made = teacher is not None and is_ready(teacher)
     pace = Pace.of(speeds, counts, spec.teacher, config.distill, config.refine, is_made=is_made)
     batch_sizes = {
@@ -135,139 +120,166 @@ def show_plan(
         "distill": config.distill.batch_size,
         "refine": config.refine.batch_size,
     }
-    _tell(notify, pace_lines(speeds, batch_sizes, pace))
-    _tell(notify, time_lines(pace, search, stages, epochs, runs, room))
-    notify("disk")
-    _tell(notify, disk_lines(config.confirm, search.trials, speeds, folder))
-    notify("nothing was computed and nothing is left; without plan_only=true the study runs")
+    _notify_section(
+        notify,
+        f"time, measured with one worker on this machine ({speeds.device}); a cluster differs",
+        pace_lines(speeds, batch_sizes, pace),
+        time_lines(pace, search, stages, epochs, runs, concurrent),
+    )
+    _notify_section(notify, "disk", disk_lines(config.confirm, search.trials, speeds, folder))
+    notify("nothing was computed, no file is left; run the study without plan_only=true")
 
 
-def _tell(notify: Callable[[str], None], lines: Iterator[str]) -> None:
+def _notify_section(notify: Notify, title: str, *parts: Iterable[str]) -> None:
+    notify(title)
+    for lines in parts:
+        _notify_lines(notify, lines)
+
+
+def _notify_lines(notify: Notify, lines: Iterable[str]) -> None:
     for line in lines:
         notify(f"  {line}")
 
 
-def _handful(data: DataConfig, root: Path) -> DataConfig:
-    train, val = (
-        min(few, all_of)
-        for few, all_of in zip(HANDFUL, (data.num_train_images, data.num_val_images), strict=True)
+def _no_progress(name: str) -> Callable[[int, int], None]:
+    return lambda done, total: None
+
+
+def _is_drawn(data: DataConfig) -> bool:
+    """Whether the synthetic data set of these settings exists."""
+    return is_drawn(
+        Path(data.root),
+        seed=data.seed,
+        num_train_images=data.num_train_images,
+        num_val_images=data.num_val_images,
     )
-    draw_dataset(root, seed=data.seed, num_train_images=train, num_val_images=val)
+
+
+def _draw_few(data: DataConfig, root: Path) -> DataConfig:
+    """Draw a few images of a synthetic data set, and return the settings that read them."""
+    num_train = min(DRAWN_IMAGES[0], data.num_train_images)
+    num_val = min(DRAWN_IMAGES[1], data.num_val_images)
+    draw_dataset(root, seed=data.seed, num_train_images=num_train, num_val_images=num_val)
     return dataclasses.replace(
-        data, root=str(root), num_train_images=train, num_val_images=val, max_people=0
+        data, root=str(root), num_train_images=num_train, num_val_images=num_val, max_people=0
     )
 
 
-def _counts(data: DataConfig, read: DataConfig, people: StudyPeople) -> Counts:
-    """Those read; of a handful, as many more as there will be images more."""
-    more = data.num_train_images / read.num_train_images
-    more_val = data.num_val_images / read.num_val_images
-    train, search = round(more * len(people.train)), round(more * len(people.search))
-    most = data.max_people
-    if read is not data and most and train + search > most:
-        train, search = (round(n * most / (train + search)) for n in (train, search))
-    val, found = round(more_val * len(people.val)), round(more_val * len(people.found))
-    return Counts(train, search, val, found, about=read is not data)
+def _count_people(data: DataConfig, data_read: DataConfig, people: StudyPeople) -> Counts:
+    """Count the people that were read, scaled up if only a few images were drawn."""
+    train_scale = data.num_train_images / data_read.num_train_images
+    val_scale = data.num_val_images / data_read.num_val_images
+    is_estimate = data_read is not data
+    train, search = round(train_scale * len(people.train)), round(train_scale * len(people.search))
+    if is_estimate and data.max_people and train + search > data.max_people:
+        share = data.max_people / (train + search)
+        train, search = round(train * share), round(search * share)
+    return Counts(
+        train=train,
+        search=search,
+        val=round(val_scale * len(people.val)),
+        boxes=round(val_scale * len(people.found)),
+        is_estimate=is_estimate,
+    )
 
 
-def _data_lines(
-    data: DataConfig, counts: Counts, people: StudyPeople, is_here: bool
-) -> Iterator[str]:
-    about = "about " if counts.about else ""
-    if not is_here:
+def _data_lines(data: DataConfig, counts: Counts, people: StudyPeople) -> Iterator[str]:
+    if counts.is_estimate:
         images = f"{data.num_train_images:,} + {data.num_val_images:,}"
         yield f"to be drawn: {images} images in {data.root}"
+    about = "about " if counts.is_estimate else ""
     yield (
         f"{about}{counts.train:,} people to train on, {counts.search:,} to score trials on, "
         f"{counts.val:,} in val"
     )
     if people.found is not people.val:
-        yield f"{counts.found:,} boxes to look in, from {data.val.detections}"
+        yield f"{counts.boxes:,} boxes to estimate poses in, from {data.val.detections}"
     left_out = len(people.left_out) + len(people.left_out_of_val)
-    yield f"the audit found no fault that stops the study; left out for faults: {left_out}"
+    yield f"the audit found no fault that stops the study; people left out for faults: {left_out}"
 
 
-def _store_lines(
+def _crop_lines(
     crops: str,
     resolved: Resolved,
     counts: Counts,
     people: StudyPeople,
     planned: PreparedData | None,
 ) -> Iterator[str]:
-    numbers = (counts.train, counts.search, counts.found)
-    sizes = [(resolved.input_size, "")]
-    if resolved.teacher_input_size != resolved.input_size:
-        sizes.append((resolved.teacher_input_size, " for the teacher"))
+    """Yield each crop store, whether it exists, and the disk space of those that don't."""
+    numbers = (counts.train, counts.search, counts.boxes)
     url, folder = resolved.crops_url, resolved.crops_folder
+    unknown: tuple[str | None, ...] = (None, None, None)
+    stores = [("", resolved.input_size, planned.crops if planned else unknown)]
+    if resolved.teacher_input_size != resolved.input_size:
+        paths = planned.teacher_crops if planned else unknown
+        stores.append((" for the teacher", resolved.teacher_input_size, paths))
     needed = 0.0
-    for at, (size, whose) in enumerate(sizes):
+    for purpose, size, paths in stores:
         form = choose_form(crops, sum(numbers), stored_size(size))
-        paths: tuple[str | None, ...] = (None,) * 3
-        if planned is not None:
-            paths = planned.teacher_crops if at else planned.crops
-        parts = zip(
-            ("train", "search", "val"),
-            people.cropped,
-            numbers,
-            paths,
-            strict=True,
-        )
-        for name, part, number, path in parts:
+        splits = zip(("train", "search", "val"), people.cropped, numbers, paths, strict=True)
+        for name, split, number, path in splits:
             if url is None and path is not None and is_there(Path(path)):
-                yield f"{name}{whose}: there already, is used again"
+                yield f"{name}{purpose}: exists, will be reused"
                 continue
-            room = number * _bytes_of_a_crop(part, size, form)
-            needed += room
-            yield f"{name}{whose}: to be made, {number:,} crops, about {readable(room)} as {form}"
-    free = shutil.disk_usage(existing(folder)).free
+            num_bytes = number * _bytes_of_a_crop(split, size, form)
+            needed += num_bytes
+            amount = f"{number:,} crops, about {readable(num_bytes)} as {form}"
+            yield f"{name}{purpose}: to be cut, {amount}"
+    free = shutil.disk_usage(nearest_folder(folder)).free
     if url is not None:
-        yield f"in {url}; what is there already is not made again"
-    yield f"{readable(needed)} needed, {readable(free)} free in {existing(folder)}"
+        yield f"in {url}; what exists there is reused"
+    yield f"{readable(needed)} needed, {readable(free)} free in {nearest_folder(folder)}"
     if needed > free:
-        yield "warning: there is no room for them; the study would stop"
+        yield "warning: the disk has too little free space for them; the study would stop"
 
 
 def _bytes_of_a_crop(people: People, size: tuple[int, int], form: str) -> float:
+    """Mean size of a stored crop, measured on a sample."""
     affines = image_to_crop_affine(people.boxes, stored_frame(size), margin=STORED_MARGIN)
     parts, _ = plan_parts(people.image_paths, affines, stored_size(size), form, Path("unused"))
     return sampled_bytes(parts)
 
 
 def _teacher_lines(teacher: TeacherConfig, folder: Path | None) -> Iterator[str]:
-    epochs, views = teacher.epochs, teacher.views
-    asked = "to be asked about everyone" + (f", in {views} views" if views > 1 else "")
+    views = f", {teacher.views} views of each" if teacher.views > 1 else ""
+    targets = f"it predicts targets for everyone{views}"
     if folder is None:
-        yield f"to be trained for {epochs} epochs, then {asked}"
+        yield f"epochs to train: {teacher.epochs}; then {targets}"
         return
     if is_ready(folder):
-        yield f"there already, is used again: {folder}"
+        yield f"exists, will be reused: {folder}"
         return
     last = Checkpoints(teacher_epochs(folder)).last()
     done = last.epoch if last else 0
     if teacher.name == PREDICTIONS:
-        yield f"the predictions of {teacher.init} are to be stored"
-    elif epochs:
-        yield f"epochs to train: {epochs - done} of {epochs}; then {asked}"
+        yield f"the predictions of {teacher.init} will be stored"
+    elif teacher.epochs:
+        yield f"epochs to train: {teacher.epochs - done} of {teacher.epochs}; then {targets}"
     else:
-        yield f"as it comes ({teacher.init}); {asked}"
+        yield f"not trained further ({teacher.init}); {targets}"
 
 
 def _warm_start_lines(
-    own: Mapping[str, Any], search: SearchConfig, space: SearchSpace, is_here: bool
+    own: Mapping[str, Any], search: SearchConfig, space: SearchSpace, exists: bool
 ) -> Iterator[str]:
-    """Which trials of older studies would be known, and which not."""
-    if not is_here:
-        yield "warm start: whether the older studies are of these data is seen once they are drawn"
+    """Yield the trials of older studies that would be reused, and those that would not.
+
+    Args:
+        own: settings of this study, as nested dicts.
+        exists: whether the data exist, so that older studies can be compared with them.
+    """
+    if not exists:
+        yield "warm start: older studies are compared with the data once these are drawn"
     yield from known_trial_lines(own, search, space)
 
 
-def _room_here(search: SearchConfig, trial: TrialConfig, notify: Callable[[str], None]) -> int:
-    """Trials at once on this machine; on a cluster those asked for."""
+def _concurrent_here(search: SearchConfig, trial: TrialConfig, notify: Notify) -> int:
+    """Trials that run at the same time: as fit on this machine, or as set for a cluster."""
     if is_autoscaled(search):
         return search.concurrent
     try:
-        room = check_trial_fits([this_machine()], trial)
+        fitting = check_trial_fits([this_machine()], trial)
     except InputError as error:
-        notify(f"warning: here the study would stop: {error}")
+        notify(f"warning: the study would stop on this machine: {error}")
         return search.concurrent or 1
-    return min(search.concurrent or room, room)
+    return min(search.concurrent or fitting, fitting)
