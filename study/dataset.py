@@ -30,9 +30,9 @@ from study.data.audit import (
     faulty_ids,
     find_notes,
     write_audit,
-    write_table,
+    write_parquet,
 )
-from study.data.people import People, overlap, read_people
+from study.data.people import build_people, overlap
 from study.data.survey import (
     Figures,
     annotation_files,
@@ -79,120 +79,127 @@ examples:
 
 
 @dataclasses.dataclass(frozen=True)
+class Usable:
+    """A file that a study could use: at least one of its people has no fault."""
+
+    table: AnnotationTable
+    image_folder: Path
+    left_out: frozenset[int]
+    """Ids of the annotations with faults."""
+    figures: Figures
+
+
+@dataclasses.dataclass(frozen=True)
 class Survey:
-    """What was found in one annotation file; figures only where it has a sound person."""
+    """Results of checking one annotation file."""
 
     annotations: Path
     faults: list[Fault]
     """Notes among them."""
-    images: Path | None = None
-    skeleton: Skeleton | None = None
-    figures: Figures | None = None
-
-    def table(self) -> AnnotationTable:
-        """The file's columns, which are kept for the two latest files."""
-        assert self.skeleton is not None
-        return read_table(self.annotations, self.skeleton)
+    usable: Usable | None = None
 
 
 def survey(
     annotations: Path,
-    images: Path | None,
+    image_folder: Path | None,
     skeleton: Skeleton | None,
     progress: Callable[[int, int], None],
 ) -> Survey:
-    """The file's faults, notes and figures; a file that is none is one fault.
+    """Check a file and measure it; a file that cannot be read has one fault.
 
     Args:
-        images: folder of the images, found near the file where none is given.
-        skeleton: by the number of joints where none is given.
+        image_folder: folder of the images; None: found near the file.
+        skeleton: joints of the file; None: found by their number.
     """
     try:
-        skeleton = skeleton or find_skeleton(annotations)
-        images = images or find_images(read_table(annotations, skeleton))
-        faults = audit(annotations, images, skeleton, progress=progress)
+        table = read_table(annotations, skeleton or find_skeleton(annotations))
+        image_folder = image_folder or find_images(table)
+        faults = audit(table, image_folder, progress=progress)
     except InputError as error:
         return Survey(annotations, [Fault(UNUSABLE, annotations, None, None, str(error))])
     left_out = faulty_ids(faults)
-    table = read_table(annotations, skeleton)
     is_sound = table.is_used & ~np.isin(table.ids, list(left_out))
-    figures = measure(table, left_out) if is_sound.any() else None
-    faults += find_notes(annotations, skeleton)
-    return Survey(annotations, faults, images, skeleton, figures)
+    usable = None
+    if is_sound.any():
+        usable = Usable(table, image_folder, left_out, measure(table, left_out))
+    return Survey(annotations, faults + find_notes(table), usable)
 
 
 def leaks(surveys: Sequence[Survey]) -> list[Fault]:
-    """The people of each training file who are in the validation file beside it, as faults."""
-    usable = {one.annotations: one for one in surveys if one.figures is not None}
+    """List the people of each training file who are in the validation file beside it."""
+    usable = {one.annotations: one.usable for one in surveys if one.usable is not None}
     found: list[Fault] = []
-    for val in usable.values():
-        train = usable.get(train_file_of(val.annotations, usable) or Path())
-        if train is None or train.skeleton != val.skeleton:
+    for file, val in usable.items():
+        train = usable.get(train_file_of(file, usable) or Path())
+        if train is None or train.table.skeleton != val.table.skeleton:
             continue
         try:
-            found += overlap(*(_people(one) for one in (train, val)))
+            train_people, val_people = (
+                build_people(one.table, one.image_folder, leave_out=one.left_out)
+                for one in (train, val)
+            )
         except InputError:  # a fault of the file as a whole, which is listed already
             continue
+        found += overlap(train_people, val_people)
     return found
 
 
-def _people(one: Survey) -> People:
-    assert one.images is not None and one.skeleton is not None
-    left_out = faulty_ids(one.faults)
-    return read_people(one.annotations, one.images, one.skeleton, leave_out=left_out)
-
-
-def write_people(file: Path, surveys: Iterable[Survey]) -> None:
-    """The Parquet file of the people that a study would use, one row each."""
-    parts = []
-    for one in surveys:
-        if one.figures is None:
-            continue
-        table, rows, figures = one.table(), one.figures.rows, one.figures
-        places = np.searchsorted(figures.picture_rows, table.image_rows[rows])
-        names = [table.image_names[row] for row in table.image_rows[rows]]
-        visibility = table.keypoints[rows, :, 2]
-        columns = {
-            "annotations": pa.array([str(one.annotations)] * len(rows)).dictionary_encode(),
-            "annotation_id": table.ids[rows],
-            "image_id": table.image_ids[rows],
-            "image": names,
-            **dict(zip(("x", "y", "width", "height"), table.boxes[rows].T, strict=True)),
-            "area": table.areas[rows],
-            "num_labeled": (visibility > 0).sum(axis=1),
-            "num_visible": (visibility == 2).sum(axis=1),
-            "crowd_index": figures.crowd_indices[places],
-        }
-        parts.append(pa.table(columns))
+def write_people(file: Path, surveys: Iterable[Survey]) -> bool:
+    """Write one row for each person that a study would use; return whether there is one."""
+    parts = [_people_rows(one.usable) for one in surveys if one.usable is not None]
     if parts:
-        write_table(file, pa.concat_tables(parts).unify_dictionaries())
+        write_parquet(file, pa.concat_tables(parts).unify_dictionaries())
+    return bool(parts)
 
 
-def write_sheet(file: Path, one: Survey, pictures: int) -> bool:
-    """Draws so many images, evenly taken from the file, with their people's joints.
+def _people_rows(one: Usable) -> pa.Table:
+    table, rows, figures = one.table, one.figures.rows, one.figures
+    places = np.searchsorted(figures.image_rows, table.image_rows[rows])
+    visibility = table.keypoints[rows, :, 2]
+    x, y, width, height = table.boxes[rows].T
+    columns = {
+        "annotations": pa.array([str(table.path)] * len(rows)).dictionary_encode(),
+        "annotation_id": table.ids[rows],
+        "image_id": table.image_ids[rows],
+        "image": [table.images.names[row] for row in table.image_rows[rows]],
+        "x": x,
+        "y": y,
+        "width": width,
+        "height": height,
+        "area": table.areas[rows],
+        "num_labeled": (visibility > 0).sum(axis=1),
+        "num_visible": (visibility == 2).sum(axis=1),
+        "crowd_index": figures.crowd_indices[places],
+    }
+    return pa.table(columns)
+
+
+def write_sheet(file: Path, one: Usable, num_images: int) -> bool:
+    """Draw a sample of images, evenly spaced in the file, with the joints of their people.
 
     Returns:
-        Whether there is a sheet: an image could be read, and somebody is in it.
+        Whether a sheet was written: False if none of the images could be decoded.
     """
-    if one.figures is None or one.images is None or one.skeleton is None:
-        return False
-    table, rows = one.table(), one.figures.picture_rows
+    table, rows = one.table, one.figures.image_rows
     paths: list[Path] = []
     people: list[list[list[float]]] = []
-    for row in rows[np.linspace(0, len(rows) - 1, min(pictures, len(rows))).astype(int)]:
+    for row in rows[np.linspace(0, len(rows) - 1, min(num_images, len(rows))).astype(int)]:
         shown = one.figures.rows[table.image_rows[one.figures.rows] == row]
-        paths.append(one.images / table.image_names[row])
+        paths.append(one.image_folder / table.images.names[row])
         people.append(table.keypoints[shown].reshape(len(shown), -1).tolist())
-    return draw_sheet(paths, people, file, min(COLUMNS, len(paths)), one.skeleton) > 0
+    return draw_sheet(paths, people, file, min(COLUMNS, len(paths)), table.skeleton) > 0
 
 
 def show(one: Survey, console: Console) -> None:
     """Prints the figures of a file, then its faults and notes."""
     console.rule(f"[bold]{one.annotations.name}", align="left")
-    if one.figures is not None and one.skeleton is not None:
-        console.print(f"images in {one.images}, joints of {one.skeleton.name}", soft_wrap=True)
-        console.print(counts_table(one.figures), bars_table(one.figures))
-        console.print(joints_table(one.figures, one.skeleton))
+    if one.usable is not None:
+        figures, skeleton = one.usable.figures, one.usable.table.skeleton
+        console.print(
+            f"images in {one.usable.image_folder}, joints of {skeleton.name}", soft_wrap=True
+        )
+        console.print(counts_table(figures), bars_table(figures))
+        console.print(joints_table(figures, skeleton))
     faults = [fault for fault in one.faults if not fault.is_warning]
     if faults:
         console.print("[bold red]faults")
@@ -262,12 +269,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         display.console.print(describe(shared), markup=False, soft_wrap=True)
     faults = [fault for one in surveys for fault in one.faults] + shared
     written = [write_audit(out / FAULTS, faults)]
-    if any(one.figures is not None for one in surveys):
-        write_people(out / PEOPLE, surveys)
+    if write_people(out / PEOPLE, surveys):
         written.append(out / PEOPLE)
     for one in surveys:
         sheet = out / f"{one.annotations.stem}.jpg"
-        if options.sheet and write_sheet(sheet, one, options.sheet):
+        if options.sheet and one.usable and write_sheet(sheet, one.usable, options.sheet):
             written.append(sheet)
     print(f"written: {', '.join(map(str, written))}")
     sys.exit(1 if any(not fault.is_warning for fault in faults) else 0)

@@ -17,7 +17,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from models.skeleton import Skeleton
 from study.config.schema import Kind
-from study.data.annotations import AREA_OF_BOX, CROWD_BOUNDS, PERSON_ID, SCORED_JOINT, file_stamp
+from study.data.annotations import AREA_OF_BOX, CROWD_BOUNDS, PERSON_ID, SCORED_JOINT
 from study.data.coco_json import load_document
 from study.errors import InputError
 
@@ -77,7 +77,7 @@ def average_precision(
         detections: COCO's results; at most the best 20 of an image count, none at all is AP 0.
         skeleton: supplies the OKS sigmas.
     """
-    document = _ground_truth(ground_truth, skeleton.num_joints, file_stamp(ground_truth))
+    document = _ground_truth(ground_truth, skeleton.num_joints, _file_stamp(ground_truth))
     evaluation = _evaluation(document, detections, skeleton.oks_sigmas, kind)
     image_ids = [image["id"] for image in document["images"]]
     # (T, R, areas), (T, areas); T: 0.5, 0.55 .. 0.95
@@ -106,7 +106,7 @@ def ap_by_threshold(
     ground_truth: Path, detections: Sequence[dict[str, Any]], skeleton: Skeleton, kind: Kind
 ) -> dict[float, float]:
     """AP at each OKS threshold of 0.50, 0.55 .. 0.95, whose mean is AP; args and NaN as there."""
-    document = _ground_truth(ground_truth, skeleton.num_joints, file_stamp(ground_truth))
+    document = _ground_truth(ground_truth, skeleton.num_joints, _file_stamp(ground_truth))
     evaluation = _evaluation(document, detections, skeleton.oks_sigmas, kind)
     precision, _ = _accumulate(evaluation, [image["id"] for image in document["images"]])
     return {
@@ -125,7 +125,7 @@ def ap_by_joint(
     person without label is no false one: here where the joint lies within that person's box grown
     to three times its size. Args as ``average_precision``; NaN where nobody has the joint.
     """
-    document = _ground_truth(ground_truth, skeleton.num_joints, file_stamp(ground_truth))
+    document = _ground_truth(ground_truth, skeleton.num_joints, _file_stamp(ground_truth))
     image_ids = [image["id"] for image in document["images"]]
     figures = {}
     for place, name in enumerate(skeleton.joints):
@@ -225,7 +225,15 @@ def pck(
 
 def read_truth(ground_truth: Path, skeleton: Skeleton) -> dict[str, Any]:
     """The file as it is evaluated; nobody may change it."""
-    return _ground_truth(ground_truth, skeleton.num_joints, file_stamp(ground_truth))
+    return _ground_truth(ground_truth, skeleton.num_joints, _file_stamp(ground_truth))
+
+
+def _file_stamp(path: Path) -> tuple[int, ...]:
+    """Return numbers that change when the file is replaced or written to; () if it is missing."""
+    if not path.is_file():
+        return ()
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @functools.lru_cache(maxsize=4)

@@ -125,7 +125,7 @@ def improve(
         image, starts = read(path), given.starts(path)
         boxes = given.boxes(path, starts, (image.shape[0], image.shape[1]))
         keypoints_image, scores = estimate(estimator, skeleton, image, boxes, starts)
-        given.improve(path, starts, keypoints_image, scores)
+        given.put(path, starts, keypoints_image, scores)
         sure = given.scores(path)
         drawn = draw_poses(image, keypoints_image, scores, boxes, sure, skeleton)
         _write_image(out / f"{path.stem}.jpg", drawn)

@@ -25,8 +25,9 @@ from study.config import checks
 from study.config.compose import compose
 from study.config.derived import resolve
 from study.config.schema import StudyConfig
+from study.data.annotations import read_table
 from study.data.crops import stored_size
-from study.data.people import People, read_people
+from study.data.people import People, build_people
 from study.storage.paths import TARGETS
 from study.workers import Workers
 
@@ -99,7 +100,7 @@ def five_people(tmp_path_factory: pytest.TempPathFactory) -> People:
     category = {"id": 1, "name": "person", "keypoints": list(FIVE.joints), "skeleton": []}
     content = {"images": images, "annotations": annotations, "categories": [category]}
     (root / "five.json").write_text(json.dumps(content))
-    return read_people(root / "five.json", root / "images", FIVE)
+    return build_people(read_table(root / "five.json", FIVE), root / "images")
 
 
 def _person(rng: np.random.RandomState, number: int, image: int, left: int) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Poses that another method has found in the training images: a teacher, or refine.start.
+"""Poses that another method found in the training images: a teacher's, or ``refine.start``.
 
-They come as COCO keypoint results, a JSON list of ``{image_id, category_id, keypoints, score}``.
-``keypoints`` are x, y in image pixels and a confidence for each joint. An entry may tell whom it
-is of by ``annotation_id``, or its person's box by ``bbox``.
+They come as COCO keypoint results, a JSON list of ``{image_id, category_id, keypoints, score}``
+with x, y in image pixels and a confidence for each joint. An entry may name its person by
+``annotation_id``, or the person's box by ``bbox``.
 """
 
 from __future__ import annotations
@@ -13,56 +13,69 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.skeleton import SKELETONS, Skeleton, shared_joints
+from models.skeleton import Skeleton, shared_joints
 from study.cache.arrow_file import read_columns, write_columns
 from study.cache.crop_store import CropStore
 from study.data.annotations import SCORED_JOINT
-from study.data.coco_results import are_finite, read_entries
+from study.data.coco_results import (
+    EntryFormat,
+    check_entry,
+    entry_error,
+    read_results,
+    skeleton_of,
+)
 from study.data.crops import apply_affine
-from study.data.people import _iou
+from study.data.people import box_iou
 from study.errors import InputError
 from study.storage.files import fingerprint, hash_file
 
 MIN_IOU = 0.3
-"""A prediction without annotation id is of the person whose box it overlaps, at least so much.
+"""Least IoU of a prediction's box with the box of its person.
 
-The box of a pose's joints is smaller than the person's box, so that a right one can be far below
-the usual 0.5."""
+The box of a pose's joints is smaller than the person's box, so a correct one may have much less
+than the usual 0.5."""
 NOBODY = -1
 START = "refine.start"
 STARTS_VERSION = 1
-"""Raise it when predictions are matched or carried otherwise."""
+"""Raise it when predictions are matched or transformed differently."""
 
 
 class Predictions:
     """P poses of a file, in its order."""
 
     def __init__(self, path: Path, skeleton: Skeleton, setting: str = "teacher.init") -> None:
-        """Reads the file.
+        """Read and check the file.
 
         Args:
-            skeleton: whose joints the file has; for START it may be another one, told by the
-                number of joints of the first entry.
-            setting: what names the file, as messages call it.
+            skeleton: joints of the file. For START the number of joints of the first entry may
+                select another known skeleton.
+            setting: setting that names the file, as messages call it.
 
         Raises:
-            InputError: names the file, the entry (from 0) and what must hold.
+            InputError: an entry is broken; names the file, the entry and what must hold.
         """
-        entries = read_entries(path, setting, "a JSON of COCO keypoint results", "predictions")
+        entries = read_results(path, setting, "a JSON list of COCO keypoint results").entries
         if setting == START:
-            skeleton = _skeleton_of(entries[0], skeleton)
-        for number, entry in enumerate(entries):
-            if fault := _fault_in(entry, skeleton, setting):
-                raise InputError(f"{path}, entry {number}: {fault}; mend the file")
+            skeleton = skeleton_of(entries[0], skeleton) or skeleton
+            required = EntryFormat(skeleton=skeleton, needs_score=True)
+        else:
+            required = EntryFormat(
+                skeleton=skeleton, skeleton_source="teacher.skeleton", needs_score=True
+            )
+        for place, entry in enumerate(entries):
+            check_entry(path, place, entry, required)
         self.path = path
         self.skeleton = skeleton
         rows = np.array([entry["keypoints"] for entry in entries], float)
         rows = rows.reshape(len(entries), skeleton.num_joints, 3)
         self.keypoints_image: NDArray[np.float64] = rows[..., :2]
+        """In image pixels, (P, K, 2)."""
         self.confidence: NDArray[np.float64] = rows[..., 2].clip(0, 1)
+        """(P, K) in 0..1."""
         self.scores = np.array([entry["score"] for entry in entries], float)
         self.image_ids = np.array([entry["image_id"] for entry in entries], np.int64)
         self.annotation_ids = _annotation_ids(path, entries)
+        """(P,); None if the file has none."""
         self.boxes = np.array(
             [
                 entry.get("bbox") or _box_of(pose, confidence)
@@ -72,14 +85,15 @@ class Predictions:
             ],
             float,
         )
+        """xywh in image pixels, (P, 4)."""
 
     def match(self, store: CropStore) -> NDArray[np.int64]:
-        """Which prediction is of each person of the store, (N,), NOBODY where there is none.
+        """Return the index of each person's prediction, NOBODY if there is none, (N,).
 
-        By annotation id where the file has them. Else, in each image, by the overlap (IoU) of
-        the boxes: the best pair first, the higher score first of equals, each person and each
-        prediction once. A prediction without ``bbox`` has the box of the joints that score above
-        0.2, or of all where none does.
+        If the file has annotation ids, they decide. Otherwise people and predictions of an image
+        are paired by the IoU of their boxes: the best pair first, of equal pairs the higher score
+        first, each person and each prediction once. A prediction without ``bbox`` has the box of
+        the joints that score above 0.2, or of all joints if none does.
         """
         matched = np.full(len(store), NOBODY)
         if self.annotation_ids is not None:
@@ -89,7 +103,7 @@ class Predictions:
         predicted = _by_image(self.image_ids)
         for image, ours in _by_image(store.image_ids).items():
             theirs = predicted.get(image, np.empty(0, np.int64))
-            overlaps = _iou(store.boxes_image[ours], self.boxes[theirs])
+            overlaps = box_iou(store.boxes_image[ours][:, None], self.boxes[theirs])
             scores = np.broadcast_to(self.scores[theirs], overlaps.shape)
             taken: set[int] = set()
             for pair in np.lexsort((-scores.ravel(), -overlaps.ravel())):
@@ -105,13 +119,14 @@ class Predictions:
     def modes(
         self, store: CropStore, matched: NDArray[np.int64], num_modes: int, skeleton: Skeleton
     ) -> NDArray[np.float32]:
-        """In stored-crop pixels, (N, K, M, 4): the pose as the first mode, as high as its score.
+        """Return the poses as modes in stored-crop pixels, (N, K, M, 4).
 
-        Height 0 marks joints without confidence, and all those of people without a prediction.
+        A pose is the first mode, with its confidence as height. Height 0 marks joints without
+        confidence, and all joints of people without a prediction.
 
         Args:
-            matched: as ``match`` gives it.
-            skeleton: whose joints the store has.
+            matched: result of ``match``.
+            skeleton: joints of the store.
         """
         pairs = shared_joints(skeleton, self.skeleton)
         ours, theirs = np.array(pairs, np.int64).reshape(-1, 2).T
@@ -126,12 +141,12 @@ class Predictions:
 
 
 def given_starts(path: Path, store: CropStore, skeleton: Skeleton) -> NDArray[np.float32]:
-    """``refine.start``: x, y in stored-crop pixels and score of each person's joints, (N, K, 3).
+    """Return ``refine.start``: x, y in stored-crop pixels and score of each joint, (N, K, 3).
 
-    Score 0 marks the joints that the file lacks, and all those of people without a prediction.
+    Score 0 marks joints that the file lacks, and all joints of people without a prediction.
 
     Args:
-        skeleton: whose joints the store has. The file's may be another one, told by the number of
+        skeleton: joints of the store. The file may have another skeleton, found by the number of
             joints of its first entry; joints are paired by name.
     """
     predictions = Predictions(path, skeleton, START)
@@ -141,7 +156,7 @@ def given_starts(path: Path, store: CropStore, skeleton: Skeleton) -> NDArray[np
 
 
 def stored_starts(path: Path, store: CropStore, skeleton: Skeleton) -> NDArray[np.float32]:
-    """As ``given_starts``; matched once, and kept beside the store for all trials."""
+    """Like ``given_starts``, but computed once and kept beside the store for all trials."""
     key = fingerprint(STARTS_VERSION, hash_file(path), store.path.name, skeleton.name)
     file = store.path.parent / f"starts-{key}.arrow"
     if not file.exists():
@@ -151,10 +166,10 @@ def stored_starts(path: Path, store: CropStore, skeleton: Skeleton) -> NDArray[n
 
 
 def check_start(path: Path, store: CropStore, skeleton: Skeleton) -> tuple[int, int]:
-    """How many of the people to train on start from a prediction of the file, and how many not.
+    """Return how many people to train on start from a prediction of the file, and how many don't.
 
     Raises:
-        InputError: the file is broken, or is of nobody here.
+        InputError: the file is broken, or matches no person.
     """
     starts = stored_starts(path, store, skeleton)
     number = int((starts[..., 2] > 0).any(axis=1).sum())
@@ -167,36 +182,6 @@ def check_start(path: Path, store: CropStore, skeleton: Skeleton) -> tuple[int, 
     return number, len(store) - number
 
 
-def _skeleton_of(first: Any, ours: Skeleton) -> Skeleton:
-    """The known skeleton with as many joints as the first entry; ours if it fits, or none does."""
-    keypoints = first.get("keypoints") if isinstance(first, dict) else None
-    number = len(keypoints) / 3 if isinstance(keypoints, list) else 0
-    fitting = [s for s in (ours, *SKELETONS.values()) if s.num_joints == number]
-    return fitting[0] if fitting else ours
-
-
-def _fault_in(entry: Any, skeleton: Skeleton, setting: str) -> str | None:
-    """What must hold of an entry and does not."""
-    whence = "as in the first entry" if setting == START else "teacher.skeleton"
-    if not isinstance(entry, dict):
-        return f"must be an object, got {entry!r}"
-    if not isinstance(entry.get("image_id"), int):
-        return f"image_id must be a whole number, got {entry.get('image_id')!r}"
-    keypoints = entry.get("keypoints")
-    if not are_finite(keypoints, 3 * skeleton.num_joints):
-        got = f"{len(keypoints)}" if isinstance(keypoints, list) else repr(keypoints)
-        return (
-            f"keypoints must be {3 * skeleton.num_joints} finite numbers, x, y and a confidence "
-            f"for each of {skeleton.num_joints} joints ({whence}: {skeleton.name}), got "
-            f"{got}"
-        )
-    if not are_finite([entry.get("score")], 1):
-        return f"score must be a finite number, got {entry.get('score')!r}"
-    if entry.get("bbox") is not None and not are_finite(entry["bbox"], 4):
-        return f"bbox must be four finite numbers, x, y, width and height, got {entry['bbox']!r}"
-    return None
-
-
 def _annotation_ids(path: Path, entries: list[dict[str, Any]]) -> NDArray[np.int64] | None:
     given = [entry.get("annotation_id") for entry in entries]
     if all(number is None for number in given):
@@ -204,16 +189,17 @@ def _annotation_ids(path: Path, entries: list[dict[str, Any]]) -> NDArray[np.int
     seen: set[int] = set()
     for place, number in enumerate(given):
         if not isinstance(number, int) or number in seen:
-            raise InputError(
-                f"{path}, entry {place}: annotation_id must be a whole number that no other entry "
-                f"has, in all entries or in none, got {number!r}; mend the file"
+            fault = (
+                "annotation_id must be a whole number that no other entry has, in all entries or "
+                f"in none, got {number!r}"
             )
+            raise entry_error(path, place, entries[place], fault)
         seen.add(number)
     return np.array(given, np.int64)
 
 
 def _by_image(image_ids: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
-    """The places of each image's entries, in their order."""
+    """Return the rows of each image id, in their order."""
     order = np.argsort(image_ids, kind="stable")
     images, starts = np.unique(image_ids[order], return_index=True)
     return dict(zip(images.tolist(), np.split(order, starts[1:]), strict=True))

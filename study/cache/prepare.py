@@ -16,11 +16,19 @@ from study.cache.crop_parts import choose_form
 from study.cache.crop_store import Cut, make_crop_store, store_folder
 from study.config.derived import Resolved
 from study.config.schema import DataConfig, SplitConfig
-from study.data.annotations import read_table
-from study.data.audit import audit, check, describe, faulty_ids, find_notes, notes, write_audit
+from study.data.annotations import ImageTable, read_table
+from study.data.audit import (
+    audit,
+    check_image_folder,
+    describe,
+    faulty_ids,
+    find_notes,
+    require_few_faults,
+    write_audit,
+)
 from study.data.coco_results import read_detections
 from study.data.crops import stored_size
-from study.data.people import People, overlap, read_people, split_people, write_ground_truth
+from study.data.people import People, build_people, overlap, split_people, write_ground_truth
 from study.data.synthetic.dataset import draw_dataset
 from study.errors import InputError
 from study.storage.files import fingerprint, hash_file, is_full_disk
@@ -101,9 +109,9 @@ class StudyPeople:
     """Those labeled."""
     found: People
     """Those a detector found; ``val`` itself where none was asked."""
-    num_val_images: NDArray[np.int64]
-    """Ids of those in ``val``; where a detector was asked, who may find people where nobody is,
-    of all in its file."""
+    val_image_ids: NDArray[np.int64]
+    """Image ids to evaluate: those with people, or, with a detector's boxes, all images of the
+    file (a detector may find false positives anywhere)."""
     left_out: frozenset[int]
     """Faulty annotations, by id."""
     left_out_of_val: frozenset[int]
@@ -117,7 +125,7 @@ class StudyPeople:
         return _truth_of(self.search, np.unique(self.search.image_ids), self.left_out, cache)
 
     def val_truth(self, cache: Path) -> Truth:
-        return _truth_of(self.val, self.num_val_images, self.left_out_of_val, cache)
+        return _truth_of(self.val, self.val_image_ids, self.left_out_of_val, cache)
 
 
 def prepare_data(
@@ -238,12 +246,14 @@ def read_study_people(
             f"data.root must be the folder of the data, got data.root={data.root}, which is not "
             "there; set data.root to where its annotations and images lie"
         )
-    people, left_out = _read(data, data.train, skeleton, meter, notify, audit_folder)
-    val, left_out_of_val = _read(data, data.val, skeleton, meter, notify, audit_folder)
+    people, left_out, _ = _read(data, data.train, skeleton, meter, notify, audit_folder)
+    val, left_out_of_val, val_images = _read(
+        data, data.val, skeleton, meter, notify, audit_folder
+    )
     in_both = overlap(people, val)
     if audit_folder is not None:
         write_audit(audit_folder / "overlap.parquet", in_both)
-    check(in_both, data.max_bad_fraction, len(people))
+    require_few_faults(in_both, data.max_bad_fraction, len(people))
     if in_both:
         notify(f"warning: left out of train\n{describe(in_both)}")
         left_out |= faulty_ids(in_both)
@@ -251,17 +261,15 @@ def read_study_people(
         people = people.take(np.flatnonzero(is_kept))
     if data.max_people:
         people = draw_people(people, data.max_people, data.seed)
-    found = _detected(data, skeleton, val, notify)
-    num_val_images = np.unique(val.image_ids)
-    if found is not val:
-        num_val_images = read_table(val.annotations, skeleton).picture_ids
+    found = _detected(data, skeleton, val, val_images, notify)
+    val_image_ids = np.unique(val.image_ids) if found is val else val_images.ids
     train_rows, search_rows = split_people(people, data.search_fraction, data.seed)
     return StudyPeople(
         train=people.take(train_rows),
         search=people.take(search_rows),
         val=val,
         found=found,
-        num_val_images=num_val_images,
+        val_image_ids=val_image_ids,
         left_out=left_out,
         left_out_of_val=left_out_of_val,
     )
@@ -288,39 +296,51 @@ def _read(
     meter: Meter,
     notify: Callable[[str], None],
     audit_folder: Path | None,
-) -> tuple[People, frozenset[int]]:
-    """The people of a split, and the annotations left out for their faults."""
+) -> tuple[People, frozenset[int], ImageTable]:
+    """Return the people of a split, the annotations left out for their faults, and the images.
+
+    The annotations themselves are dropped on return: they take much more memory.
+    """
     annotations, images = Path(data.root, split.annotations), Path(data.root, split.images)
-    faults = audit(annotations, images, skeleton, progress=meter(f"checking {annotations.name}"))
+    if annotations.is_file():
+        check_image_folder(images)  # before a file is read that may be large
+    table = read_table(annotations, skeleton)
+    faults = audit(table, images, progress=meter(f"checking {annotations.name}"))
     if audit_folder is not None:
         name = "train" if split is data.train else "val"
-        listed = [*faults, *find_notes(annotations, skeleton)]
+        listed = [*faults, *find_notes(table)]
         file = write_audit(audit_folder / f"{name}.parquet", listed)
         shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
         num_faults = sum(not fault.is_warning for fault in faults)
         odd = len(listed) - num_faults
         notify(f"{annotations.name}: faults {num_faults}, notes {odd}, listed in {shown}")
-    num_people = notes(annotations, skeleton)["people"]
-    check(faults, data.max_bad_fraction, num_people)
+    require_few_faults(faults, data.max_bad_fraction, table.num_people)
     if faults:
         notify(f"warning: left out or kept with care\n{describe(faults)}")
     left_out = faulty_ids(faults)
-    return read_people(annotations, images, skeleton, leave_out=left_out), left_out
+    return build_people(table, images, leave_out=left_out), left_out, table.images
 
 
 def _detected(
-    data: DataConfig, skeleton: Skeleton, val: People, notify: Callable[[str], None]
+    data: DataConfig,
+    skeleton: Skeleton,
+    val: People,
+    images: ImageTable,
+    notify: Callable[[str], None],
 ) -> People:
-    """The people of data.val.detections; those of the ground truth where it names no file."""
+    """Return the people of data.val.detections, or the labeled ones if it is not set."""
     split, root = data.val, Path(data.root)
     if split.detections is None:
         return val
     found = read_detections(
-        *(root / split.detections, val.annotations, root / split.images),
-        *(skeleton, split.detection_threshold),
+        root / split.detections,
+        images,
+        root / split.images,
+        skeleton,
+        split.detection_threshold,
     )
-    pictures = len(np.unique(found.image_ids))
-    notify(f"{len(found)} boxes in {pictures} images of val from {split.detections}")
+    num_images = len(np.unique(found.image_ids))
+    notify(f"{len(found)} boxes in {num_images} images of val from {split.detections}")
     return found
 
 

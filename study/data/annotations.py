@@ -1,8 +1,8 @@
-"""An annotation file in COCO's format, as columns: COCO, CrowdPose and files like theirs.
+"""An annotation file in COCO's format, as arrays: COCO, CrowdPose and files like theirs.
 
-``data/audit.py`` searches the columns for faults, ``data/people.py`` builds people from them.
-Which annotation is a person follows the official readers (HRNet's for COCO, mmpose's for
-CrowdPose): no crowd region, nobody without labeled joints (``num_keypoints`` 0, where the file
+``data/audit.py`` searches the table for faults, ``data/people.py`` builds people from it.
+Which annotations count as people follows the official readers (HRNet's for COCO, mmpose's for
+CrowdPose): no crowd regions, no people without labeled joints (``num_keypoints`` 0, if the file
 has it), no area of 0.
 """
 
@@ -24,136 +24,165 @@ from study.data.coco_json import LISTS, read_records
 from study.errors import InputError
 
 SCORED_JOINT = 0.2
-"""A joint counts in a person's score from this confidence on (HRNet's ``in_vis_thre``)."""
+"""Joints with at least this confidence count in a person's score (HRNet's ``in_vis_thre``)."""
 CROWD_BOUNDS = (0.2, 0.8)
-"""Where crowdIndex divides easy, medium and hard, in all released code (the paper has 0.1)."""
+"""crowdIndex between easy, medium and hard images, as in all released code (the paper has 0.1)."""
 PERSON_ID = 1
-"""The only category in an evaluation, whatever number the file gives it."""
+"""The only category in an evaluation, whatever its id in the annotation file."""
 AREA_OF_BOX = 0.53
-"""A person's area over the box's, where the file has no area (CrowdPose's evaluation)."""
+"""Area of a person over the area of its box, for files without areas (CrowdPose's evaluation)."""
 PERSON = "person"
 BLOCK = 4096
-"""Records that are in memory at once."""
+"""Records in memory at once."""
 LARGEST = 2**63
-"""Whole numbers are below it."""
+"""Integers must be below it to fit into an int64."""
 NUMBERS = "biuf"
-"""Kinds of arrays that hold numbers alone."""
+"""NumPy's kinds of arrays that hold only numbers."""
 Columns = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class AnnotationTable:
-    """The N annotations of a file in the file's order; the arrays are read-only."""
+class ImageTable:
+    """The M images of an annotation file, in the file's order; the arrays are read-only."""
 
     path: Path
+    """The annotation file."""
     ids: np.ndarray
+    """(M,), int64."""
+    names: tuple[str, ...]
+    """File names."""
+    sizes: np.ndarray
+    """Height and width in pixels, (M, 2)."""
+    crowd_indices: np.ndarray
+    """CrowdPose's crowdIndex, NaN if the file has none, (M,)."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AnnotationTable:
+    """The N annotations of a file, in the file's order, and its images; arrays are read-only."""
+
+    skeleton: Skeleton
+    """Joints that the keypoints are read as."""
+    images: ImageTable
+    categories: tuple[Any, ...]
+    """As in the file; empty if it has none."""
+    ids: np.ndarray
+    """(N,), int64 like all ids."""
     image_ids: np.ndarray
     image_rows: np.ndarray
-    """Where the image stands in the file; -1 where its id stands there not at all or twice."""
-    picture_ids: np.ndarray
-    """Per image of the file, (M,)."""
-    image_names: tuple[str, ...]
-    """Per image of the file."""
-    picture_sizes: np.ndarray
-    """Height and width per image of the file, (M, 2)."""
+    """Row of the annotation's image in ``images``; -1 if its id is missing or duplicated, (N,)."""
     image_sizes: np.ndarray
-    """Height and width of the annotation's image, NaN where ``image_rows`` is -1, (N, 2)."""
+    """Height and width of the annotation's image, NaN if ``image_rows`` is -1, (N, 2)."""
     keypoints: np.ndarray
-    """x and y in image pixels, visibility; NaN where the file has another length, (N, K, 3)."""
+    """x and y in image pixels, visibility; NaN if the file has another length, (N, K, 3)."""
     num_numbers: np.ndarray
-    """How many numbers the annotation has as keypoints, (N,)."""
+    """Length of the annotation's list of keypoints, (N,)."""
     boxes: np.ndarray
-    """xywh in image pixels as in the file, NaN where that is not four finite numbers, (N, 4)."""
+    """xywh in image pixels as in the file, NaN unless they are four finite numbers, (N, 4)."""
     clipped_boxes: np.ndarray
-    """The boxes as ``clip_boxes`` leaves them, (N, 4)."""
+    """Boxes after ``clip_boxes``, (N, 4)."""
     areas: np.ndarray
     """Square image pixels, (N,)."""
     source_ids: np.ndarray
-    """Id of the person whom a composed image shows, -1 where the file has none, (N,)."""
+    """Id of the person shown in a composed image, -1 if the file has none, (N,)."""
     category_ids: np.ndarray
-    """-1 where the file has none, (N,)."""
+    """-1 if the file has none, (N,)."""
     num_keypoints: np.ndarray
-    """The file's count of labeled joints, -1 where it has none, (N,)."""
+    """The file's count of labeled joints, -1 if it has none, (N,)."""
     is_crowd: np.ndarray
     is_labeled: np.ndarray
     is_used: np.ndarray
     """Whether the official readers take the annotation as a person, (N,)."""
-    crowd_indices: np.ndarray
-    """CrowdPose's crowdIndex per image of the file, NaN where it has none."""
-    categories: tuple[Any, ...]
-    """As in the file; empty where it has none."""
+
+    @property
+    def path(self) -> Path:
+        """The annotation file."""
+        return self.images.path
 
     @property
     def person(self) -> dict[str, Any] | None:
-        """The category of people: the one of that name, or the only one; None where none is."""
+        """Category of people: the one of that name, or the only one; None if there is neither."""
         named = [c for c in self.categories if isinstance(c, dict)]
         people = [c for c in named if c.get("name") == PERSON]
         if people:
             return people[0]
         return named[0] if len(named) == 1 else None
 
-    def joints_outside(self) -> np.ndarray:
-        """How many pixels beyond its image each labeled joint lies; 0 inside; (N, K)."""
+    @property
+    def joint_names(self) -> tuple[str, ...]:
+        """Names of the person category's joints; empty if the file has none."""
+        names = (self.person or {}).get("keypoints")
+        return tuple(map(str, names)) if isinstance(names, list) else ()
+
+    @property
+    def num_people(self) -> int:
+        """Number of annotations that the official readers take as people."""
+        return int(np.count_nonzero(self.is_used))
+
+    def pixels_outside(self) -> np.ndarray:
+        """Return how far each labeled joint lies outside its image, px; 0 if inside; (N, K)."""
         x, y, visibility = np.moveaxis(self.keypoints, 2, 0)  # 3 x (N, K)
         height, width = self.image_sizes.T[:, :, None]  # 2 x (N, 1)
         beyond = np.maximum.reduce([-x, -y, x - width, y - height])
         return np.where((visibility > 0) & (beyond > 0), beyond, 0.0)
 
 
-def file_stamp(path: Path) -> tuple[int, ...]:
-    """Numbers that change when the file is replaced or written to; none where there is no file."""
-    if not path.is_file():
-        return ()
-    status = path.stat()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
 def read_table(annotations: Path, skeleton: Skeleton) -> AnnotationTable:
-    """The file's columns, kept for the two latest files while these stay as they are on disk."""
-    return _read_table(annotations, skeleton.num_joints, file_stamp(annotations))
+    """Read an annotation file.
 
-
-@functools.lru_cache(maxsize=2)
-def _read_table(path: Path, num_joints: int, _stamp: tuple[int, ...]) -> AnnotationTable:
-    images, people, categories = _read_columns(path, num_joints)
+    Raises:
+        InputError: the file is missing or is not in COCO's format, or a record lacks a number
+            that every record must have.
+    """
+    images, people, categories = _read_columns(annotations, skeleton.num_joints)
     image_rows, image_sizes = _match_images(images, people["image_ids"])
-    keypoints, num_numbers = people.pop("keypoints"), people.pop("num_numbers")
-    boxes, areas = people.pop("boxes"), people.pop("areas")
-    is_crowd = people.pop("iscrowd") > 0
+    keypoints, num_keypoints = people["keypoints"], people["num_keypoints"]
+    boxes, areas = people["boxes"], people["areas"]
+    is_crowd = people["iscrowd"] > 0
     # Keypoints that cannot be read are a fault of a person, not a person without joints.
-    has_some = (num_numbers > 0) | (people["num_keypoints"] > 0)
+    has_some = (people["num_numbers"] > 0) | (num_keypoints > 0)
     is_illegible = has_some & ~np.isfinite(keypoints).all(axis=(1, 2))
     is_labeled = is_illegible | (keypoints[:, :, 2] > 0).any(axis=1)
-    is_labeled &= people["num_keypoints"] != 0
-    # A box of zero size is a fault even where the area is 0 too, so the person stays in sight.
+    is_labeled &= num_keypoints != 0
+    # A box of zero size is a fault even if the area is 0 too, so the audit must see the person.
     has_no_area = (areas <= 0) & (boxes[:, 2:] > 0).all(axis=1)
     table = AnnotationTable(
-        path=path,
+        skeleton=skeleton,
+        images=ImageTable(
+            path=annotations,
+            ids=images["ids"],
+            names=tuple(images["names"].tolist()),
+            sizes=images["sizes"],
+            crowd_indices=images["crowd_indices"],
+        ),
+        categories=categories,
+        ids=people["ids"],
+        image_ids=people["image_ids"],
         image_rows=image_rows,
-        picture_ids=images["ids"],
-        image_names=tuple(images["names"].tolist()),
-        picture_sizes=images["sizes"],
         image_sizes=image_sizes,
         keypoints=keypoints,
-        num_numbers=num_numbers,
+        num_numbers=people["num_numbers"],
         boxes=boxes,
         clipped_boxes=clip_boxes(boxes, image_sizes),
         areas=np.where(np.isnan(areas), AREA_OF_BOX * boxes[:, 2] * boxes[:, 3], areas),
+        source_ids=people["source_ids"],
+        category_ids=people["category_ids"],
+        num_keypoints=num_keypoints,
         is_crowd=is_crowd,
         is_labeled=is_labeled,
         is_used=is_labeled & ~is_crowd & ~has_no_area,
-        crowd_indices=images["crowd_indices"],
-        categories=categories,
-        **people,
     )
-    for value in vars(table).values():
+    for value in (*vars(table).values(), *vars(table.images).values()):
         if isinstance(value, np.ndarray):
             value.flags.writeable = False
     return table
 
 
 def _read_columns(path: Path, num_joints: int) -> tuple[Columns, Columns, tuple[Any, ...]]:
-    """Columns of the images and of the annotations, and the categories as in the file."""
+    """Return columns of the images and of the annotations, and the categories as in the file."""
     parts = {
         "images": [_image_columns(path, [], 0)],
         "annotations": [_annotation_columns(path, [], 0, num_joints)],
@@ -169,12 +198,12 @@ def _read_columns(path: Path, num_joints: int) -> tuple[Columns, Columns, tuple[
             else:
                 parts[key].append(_annotation_columns(path, block, counts[key], num_joints))
             counts[key] += len(block)
-    images, people = (_joined(parts[key]) for key in LISTS)
+    images, people = (_concatenate(parts[key]) for key in LISTS)
     return images, people, tuple(categories) if isinstance(categories, list) else ()
 
 
-def _joined(parts: list[Columns]) -> Columns:
-    """One array per column; each part's goes as soon as it is copied."""
+def _concatenate(parts: list[Columns]) -> Columns:
+    """Join the parts column by column; frees each part's array once it is copied."""
     return {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
 
 
@@ -186,12 +215,14 @@ def _image_columns(path: Path, records: Sequence[Any], start: int) -> Columns:
     if wrong is not None:
         raise InputError(
             f"every image must have a 'file_name', got {records[wrong]!a} as number "
-            f"{start + wrong} (from 0) of the images of {path}; mend the file"
+            f"{start + wrong} (from 0) of the images of {path}; fix the file"
         )
-    sizes = np.stack([column("height", np.float64), column("width", np.float64)], axis=1)
-    crowd_indices = column("crowdIndex", np.float64, math.nan)
-    names_of = np.array(names, object)
-    return {"ids": ids, "names": names_of, "sizes": sizes, "crowd_indices": crowd_indices}
+    return {
+        "ids": ids,
+        "names": np.array(names, object),
+        "sizes": np.stack([column("height", np.float64), column("width", np.float64)], axis=1),
+        "crowd_indices": column("crowdIndex", np.float64, math.nan),
+    }
 
 
 def _annotation_columns(
@@ -217,13 +248,13 @@ def _annotation_columns(
 
 
 def clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The boxes inside their images, one pixel narrower and lower, as HRNet's reader has them.
+    """Clip boxes to their images, one pixel narrower and lower, as HRNet's reader does.
 
-    A width or height of 0 or less is left where nothing of the box lies in the image.
+    The width or height is 0 or less if no part of the box lies in the image.
 
     Args:
         boxes: xywh in image pixels, (N, 4).
-        sizes: height and width of the image of each, (N, 2).
+        sizes: height and width of each box's image, (N, 2).
     """
     start = np.maximum(boxes[:, :2], 0)  # (N, 2)
     stop = np.minimum(sizes[:, ::-1] - 1, start + np.maximum(boxes[:, 2:] - 1, 0))
@@ -231,7 +262,7 @@ def clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def _match_images(images: Columns, image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row of each annotation's image (N,), its height and width (N, 2)."""
+    """Return the row of each annotation's image, (N,), and its height and width, (N, 2)."""
     known, rows, counts = np.unique(images["ids"], return_index=True, return_counts=True)
     if not len(known):
         return np.full(len(image_ids), -1), np.full((len(image_ids), 2), math.nan)
@@ -242,17 +273,18 @@ def _match_images(images: Columns, image_ids: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _column(
-    what: str,
+    source: str,
     records: Sequence[Any],
     start: int,
     key: str,
     dtype: type[np.int64] | type[np.float64],
     default: float | None = None,
 ) -> np.ndarray:
-    """One number of every record, the default where a record has none; (N,).
+    """Return one number of every record, or the default if a record has none; (N,).
 
     Args:
-        start: how many records of the list came before these.
+        source: list that the records are from, as error messages call it.
+        start: number of the list's records before these.
     """
     values = [record.get(key) if isinstance(record, dict) else str(record) for record in records]
     values = [default if value is None else value for value in values]
@@ -261,20 +293,20 @@ def _column(
         kind = "an integer" if dtype is np.int64 else "a number"
         raise InputError(
             f"every record must have {kind} {key!r}, got {str(records[wrong])[:200]} as number "
-            f"{start + wrong} (from 0) of the {what}; mend the file"
+            f"{start + wrong} (from 0) of the {source}; fix the file"
         )
     return np.array(values, dtype)
 
 
 def _is_number(value: object, dtype: type[np.int64] | type[np.float64]) -> bool:
-    """Whether it is one that the column can hold."""
+    """Check that the value is a number that the dtype can hold."""
     if isinstance(value, float):
         return dtype is np.float64 or (value.is_integer() and abs(value) < LARGEST)
     return isinstance(value, int) and abs(value) < LARGEST
 
 
 def _is_file_name(name: object) -> bool:
-    """Whether it is text that a file system can have."""
+    """Check that the value is text that a file system accepts."""
     if not isinstance(name, str) or "\0" in name:
         return False
     try:
@@ -287,18 +319,18 @@ def _is_file_name(name: object) -> bool:
 def _number_lists(
     records: Sequence[dict[str, Any]], key: str, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The lists of that length as rows, NaN for others, (N, length); all lists' lengths, (N,)."""
+    """Return lists of that length as rows, NaN for others, (N, length), and all lengths, (N,)."""
     lists = [record.get(key) for record in records]
     lengths = np.array([len(v) if isinstance(v, list) else 0 for v in lists], np.int64)
     rows = np.full((len(lists), length), math.nan)
     fitting = np.flatnonzero(lengths == length)
-    for chunk in np.array_split(fitting, max(1, len(fitting) // 4096)):
+    for chunk in np.array_split(fitting, max(1, len(fitting) // BLOCK)):
         try:
             values = np.array([lists[i] for i in chunk])
             if values.dtype.kind not in NUMBERS:
                 raise TypeError
             rows[chunk] = values.reshape(-1, length)
-        except (TypeError, ValueError):  # something in a list of this chunk is no number
+        except (TypeError, ValueError):  # a list of this chunk holds something else
             for i in chunk:
                 if all(_is_number(value, np.float64) for value in lists[i] or ()):
                     rows[i] = lists[i]

@@ -1,11 +1,11 @@
-"""Everything that is wrong with the data, found and listed before anything is trained.
+"""Find what is wrong with the data before anything is trained, and list it.
 
-Faults are told of people whom the study would use. What the official readers skip by design, and
+Faults concern people that the study would use. What the official readers skip by design, and
 oddities that official files have, are notes: they stop nothing and leave nobody out.
 
-Of an image the audit looks at no more than its header and its last bytes. That is some 40
-microseconds for a sound image, not the milliseconds of a decoder: COCO has 118,000, and each is
-decoded once anyway, when its people are cropped, where damage between the two ends comes to light.
+The audit reads only the header and the last bytes of an image. That takes some 40 microseconds
+where decoding takes milliseconds, and COCO has 118,000 images. Each is decoded later anyway, when
+its people are cropped; damage between header and end is found there.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.skeleton import Skeleton
-from study.data.annotations import AnnotationTable, read_table
+from study.data.annotations import AnnotationTable
 from study.data.coco_json import WHERE
 from study.data.image_files import TURNED_IMAGE, image_problem
 from study.errors import InputError
-from study.storage.files import commit_file, temp_path
+from study.storage.files import atomic_path
 
 WRONG_LENGTH = "keypoints of the wrong length"
 WRONG_VISIBILITY = "visibility that is not 0, 1 or 2"
@@ -40,15 +39,18 @@ WRONG_AREA = "area that is not finite"
 OTHER_CATEGORY = "category that is not the person's"
 OTHER_ORDER = "joints in another order"
 FAR_OUTSIDE = 0.1
-"""How far beyond the edge a labeled joint may lie, over the image's longer side. Official files
-go up to 7 pixels in 640; exchanged axes and wrong images go much further."""
+"""How far outside its image a labeled joint may lie, as a share of the image's longer side.
+
+Official files have joints up to 7 pixels outside an image of 640; swapped axes and wrong images
+give much more."""
 EXAMPLES = 3
-"""How many faults of a kind a message shows."""
+"""Faults of a kind that a message shows."""
 READERS = 16
-"""Threads that look at images: what they wait for is the disk."""
+"""Threads that check images; they mostly wait for the disk."""
 CHUNK = 128
+"""Images that a thread checks at once."""
 Progress = Callable[[int, int], None]
-"""Called with the number of images looked at and of all."""
+"""Called with the number of images checked and of all."""
 Check = tuple[str, np.ndarray, Callable[[int], str]]
 """Kind of fault, whether each annotation has it (N,), and the detail of annotation i."""
 CROWD = "crowd region"
@@ -65,9 +67,9 @@ NO_CROWD_INDEX = "image without crowdIndex"
 SCHEMA = pa.schema(
     [
         ("kind", pa.dictionary(pa.int32(), pa.string())),
-        ("is_fault", pa.bool_()),  # else it is a note, which stops nothing
-        ("file", pa.dictionary(pa.int32(), pa.string())),  # the image's, or the annotation file
-        ("image_id", pa.int64()),  # null where a file as a whole is meant
+        ("is_fault", pa.bool_()),  # False: a note, which stops nothing
+        ("file", pa.dictionary(pa.int32(), pa.string())),  # the image, or the annotation file
+        ("image_id", pa.int64()),  # null if the row is about a whole file
         ("annotation_id", pa.int64()),
         ("detail", pa.string()),
     ]
@@ -87,34 +89,38 @@ class Fault:
 
 
 def audit(
-    annotations: Path,
-    images: Path,
-    skeleton: Skeleton,
+    table: AnnotationTable,
+    image_folder: Path,
     *,
     verify_images: bool = True,
     progress: Progress | None = None,
 ) -> list[Fault]:
-    """All faults of the file and of the images that its people are in; none where all is well.
+    """List all faults of an annotation file and of the images that its people are in.
 
     Raises:
-        InputError: where there is nothing to list: no folder, no file, no such format, no person.
+        InputError: the folder of the images is missing, or the file has no person to use.
     """
-    if verify_images and annotations.is_file() and not images.is_dir():
-        raise InputError(
-            f"the folder of the images must exist, got {images}; "
-            "change data.root or data.{train,val}.images"
-        )
-    table = read_table(annotations, skeleton)
-    require_people(table)
-    faults = annotation_faults(table, skeleton)
     if verify_images:
-        faults += _image_faults(table, images, progress)
+        check_image_folder(image_folder)
+    require_people(table)
+    faults = annotation_faults(table)
+    if verify_images:
+        faults += _image_faults(table, image_folder, progress)
     return faults
 
 
+def check_image_folder(folder: Path) -> None:
+    """Raise if the folder of the images is missing."""
+    if not folder.is_dir():
+        raise InputError(
+            f"the folder of the images must exist, got {folder}; "
+            "change data.root or data.{train,val}.images"
+        )
+
+
 def require_people(table: AnnotationTable, left_out: int = 0) -> None:
-    """Nothing, where the file has a person to use beside the people left out."""
-    if np.count_nonzero(table.is_used) > left_out:
+    """Raise if no usable person remains after this many are left out."""
+    if table.num_people > left_out:
         return
     raise InputError(
         "the annotation file must have at least one person with a labeled joint, got "
@@ -124,11 +130,11 @@ def require_people(table: AnnotationTable, left_out: int = 0) -> None:
     )
 
 
-def annotation_faults(table: AnnotationTable, skeleton: Skeleton) -> list[Fault]:
-    """The faults in the annotations of used people; one person may have several."""
+def annotation_faults(table: AnnotationTable) -> list[Fault]:
+    """List the faults in the annotations of used people; a person may have several."""
     checks = (*_keypoint_checks(table), *_box_checks(table), *_category_checks(table))
-    found = told(table, checks, table.is_used)
-    names = joint_names(table)
+    found = _run_checks(table, checks, table.is_used)
+    names, skeleton = table.joint_names, table.skeleton
     if names and names != skeleton.joints and sorted(names) == sorted(skeleton.joints):
         detail = (
             f"the person category's keypoints must be in the order of data.skeleton="
@@ -139,22 +145,20 @@ def annotation_faults(table: AnnotationTable, skeleton: Skeleton) -> list[Fault]
     return found
 
 
-def told(
-    table: AnnotationTable, checks: Iterable[Check], of: np.ndarray, *, is_warning: bool = False
+def _run_checks(
+    table: AnnotationTable,
+    checks: Iterable[Check],
+    candidates: np.ndarray,
+    *,
+    is_warning: bool = False,
 ) -> list[Fault]:
-    """A fault for each of these annotations that fails a check."""
+    """Return a fault for each failed check of the annotations in the mask ``candidates`` (N,)."""
     ids, image_ids = table.ids.tolist(), table.image_ids.tolist()
     return [
         Fault(kind, table.path, ids[i], image_ids[i], detail(i), is_warning)
         for kind, is_faulty, detail in checks
-        for i in np.flatnonzero(is_faulty & of).tolist()
+        for i in np.flatnonzero(is_faulty & candidates).tolist()
     ]
-
-
-def joint_names(table: AnnotationTable) -> tuple[str, ...]:
-    """What the person category calls its joints; nothing where it does not say."""
-    names = (table.person or {}).get("keypoints")
-    return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def _keypoint_checks(table: AnnotationTable) -> list[Check]:
@@ -162,7 +166,7 @@ def _keypoint_checks(table: AnnotationTable) -> list[Check]:
     has_length = table.num_numbers == 3 * num_joints
     is_finite = np.isfinite(table.keypoints).all(axis=(1, 2))
     has_visibility = np.isin(table.keypoints[:, :, 2], (0, 1, 2)).all(axis=1)
-    outside = table.joints_outside().max(axis=1)
+    outside = table.pixels_outside().max(axis=1)
     is_far = is_finite & (outside > FAR_OUTSIDE * table.image_sizes.max(axis=1))
 
     def length(i: int) -> str:
@@ -214,7 +218,7 @@ def _box_checks(table: AnnotationTable) -> list[Check]:
 
 
 def _category_checks(table: AnnotationTable) -> list[Check]:
-    """Official readers take people alone; a file that names no person category has no others."""
+    """Check the category, as official readers do, if the file has a category of people."""
     number = (table.person or {}).get("id")
     is_other = (table.category_ids >= 0) & (table.category_ids != number)
 
@@ -224,14 +228,15 @@ def _category_checks(table: AnnotationTable) -> list[Check]:
     return [(OTHER_CATEGORY, is_other & (number is not None), category)]
 
 
-def check(faults: Sequence[Fault], max_bad_fraction: float, num_people: int) -> None:
-    """Nothing, where at most that fraction of the people has a fault; warnings do not count.
+def require_few_faults(faults: Sequence[Fault], max_bad_fraction: float, num_people: int) -> None:
+    """Raise if more than this fraction of the people is faulty; warnings do not count.
 
     Args:
-        num_people: how many people there are, the faulty among them (``notes(...)["people"]``).
+        num_people: all people of the file, including the faulty ones.
 
     Raises:
-        InputError: with the number of faults of each kind and the first examples.
+        InputError: too many people are faulty; names the number of faults of each kind and the
+            first examples.
     """
     counted = [fault for fault in faults if not fault.is_warning]
     num_bad = len({(fault.annotation_id, fault.image_id) for fault in counted})
@@ -242,12 +247,12 @@ def check(faults: Sequence[Fault], max_bad_fraction: float, num_people: int) -> 
     raise InputError(
         f"at most a fraction of {max_bad_fraction:g} of the people may be faulty "
         f"(data.max_bad_fraction), got {num_bad} of {num_people}:\n{describe(counted)}\n"
-        f"mend the files or change data.root{advice if num_bad < num_people else ''}"
+        f"fix the files or change data.root{advice if num_bad < num_people else ''}"
     )
 
 
 def describe(faults: Iterable[Fault]) -> str:
-    """A line for each kind with its number, and below it the first faults with their places."""
+    """Return a line per kind with its number of faults, and the first of them with their files."""
     by_kind: dict[str, list[Fault]] = collections.defaultdict(list)
     for fault in faults:
         by_kind[fault.kind].append(fault)
@@ -267,7 +272,7 @@ def _annotation_of(fault: Fault) -> str:
 
 
 def faulty_ids(faults: Iterable[Fault]) -> frozenset[int]:
-    """The annotations to leave out: all that have a fault, those with a mere warning kept."""
+    """Return the ids of annotations that have a fault; warnings do not count."""
     return frozenset(
         fault.annotation_id
         for fault in faults
@@ -275,29 +280,29 @@ def faulty_ids(faults: Iterable[Fault]) -> frozenset[int]:
     )
 
 
-def _image_faults(table: AnnotationTable, images: Path, progress: Progress | None) -> list[Fault]:
-    """A fault for every used person whose image is missing or broken."""
+def _image_faults(table: AnnotationTable, folder: Path, progress: Progress | None) -> list[Fault]:
+    """Return a fault for every used person whose image is missing or broken."""
     people = np.flatnonzero(table.is_used & (table.image_rows >= 0))
     rows = np.unique(table.image_rows[people])
     problems: dict[int, tuple[str, str]] = {}
 
-    def look(chunk: np.ndarray) -> list[tuple[str, str] | None]:
-        sizes = table.picture_sizes[chunk].tolist()
-        names = (table.image_names[row] for row in chunk)
-        return [image_problem(images / n, *size) for n, size in zip(names, sizes, strict=True)]
+    def find_problems(chunk: np.ndarray) -> list[tuple[str, str] | None]:
+        sizes = table.images.sizes[chunk].tolist()
+        names = (table.images.names[row] for row in chunk)
+        return [image_problem(folder / n, *size) for n, size in zip(names, sizes, strict=True)]
 
     chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-    num_seen = 0
+    num_checked = 0
     with ThreadPoolExecutor(READERS) as pool:
-        for chunk, found in zip(chunks, pool.map(look, chunks), strict=True):
+        for chunk, found in zip(chunks, pool.map(find_problems, chunks), strict=True):
             problems.update((int(r), p) for r, p in zip(chunk, found, strict=True) if p)
-            num_seen += len(chunk)
+            num_checked += len(chunk)
             if progress is not None:
-                progress(num_seen, len(rows))
+                progress(num_checked, len(rows))
     return [
         Fault(
             kind,
-            images / table.image_names[table.image_rows[i]],
+            folder / table.images.names[table.image_rows[i]],
             int(table.ids[i]),
             int(table.image_ids[i]),
             detail,
@@ -313,22 +318,15 @@ def _of_image(table: AnnotationTable, i: int) -> str:
     return f"of its image, which is {height:g} px high and {width:g} px wide"
 
 
-def notes(annotations: Path, skeleton: Skeleton) -> dict[str, int]:
-    """How many annotations are people, and how many there are of each kind of note."""
-    table = read_table(annotations, skeleton)
-    kinds = {kind: int(np.count_nonzero(is_noted)) for kind, is_noted, _ in _note_checks(table)}
-    return {"people": int(table.is_used.sum()), **kinds}
-
-
-def find_notes(annotations: Path, skeleton: Skeleton) -> list[Fault]:
-    """What official readers skip or mend, and what else is odd: warnings, one an annotation."""
-    table = read_table(annotations, skeleton)
-    found = told(table, _note_checks(table), np.ones(len(table.ids), bool), is_warning=True)
-    return _file_notes(table, skeleton) + found
+def find_notes(table: AnnotationTable) -> list[Fault]:
+    """List what official readers skip or fix, and other oddities, as warnings."""
+    everyone = np.ones(len(table.ids), bool)
+    found = _run_checks(table, _note_checks(table), everyone, is_warning=True)
+    return _file_notes(table) + found
 
 
 def _note_checks(table: AnnotationTable) -> list[Check]:
-    outside = table.joints_outside().max(axis=1, initial=0)
+    outside = table.pixels_outside().max(axis=1, initial=0)
     start, size = table.boxes[:, :2], table.boxes[:, 2:]
     is_cut = ((start < 0) | (start + size > table.image_sizes[:, ::-1])).any(axis=1)
     labeled = table.keypoints[:, :, 2] > 0  # (N, K)
@@ -361,9 +359,9 @@ def _note_checks(table: AnnotationTable) -> list[Check]:
 
 
 def _is_repeated(table: AnnotationTable) -> np.ndarray:
-    """Whether a used person has the image, box and joints of one before, (N,)."""
+    """Whether a used person has the same image, box and joints as an earlier one, (N,)."""
     rows = np.flatnonzero(table.is_used)
-    firsts: dict[int, int] = {}  # by hash: a note may be wrong once in 2 ** 64 pairs
+    firsts: dict[int, int] = {}  # by hash, which is wrong once in 2 ** 64 pairs
     is_repeated = np.zeros(len(table.ids), bool)
     for row in rows.tolist():
         parts = (table.image_ids[row], table.boxes[row], table.keypoints[row])
@@ -372,22 +370,22 @@ def _is_repeated(table: AnnotationTable) -> np.ndarray:
     return is_repeated
 
 
-def _file_notes(table: AnnotationTable, skeleton: Skeleton) -> list[Fault]:
-    """What is odd about the file or its images rather than about a person."""
+def _file_notes(table: AnnotationTable) -> list[Fault]:
+    """Return notes about the file or its images rather than about a person."""
     found: list[tuple[str, str]] = []
-    names = joint_names(table)
+    names, skeleton = table.joint_names, table.skeleton
     if names and sorted(names) != sorted(skeleton.joints) and len(names) == skeleton.num_joints:
         pairs = zip(names, skeleton.joints, strict=True)
         other = ", ".join(f"{a} for {b}" for a, b in pairs if a != b)
         found.append((OTHER_NAMES, f"taken to be the joints of {skeleton.name}: {other}"))
     used = np.unique(table.image_rows[table.is_used & (table.image_rows >= 0)]).tolist()
-    by_name = collections.Counter(table.image_names[row] for row in used)
+    by_name = collections.Counter(table.images.names[row] for row in used)
     found += [
-        (SAME_IMAGE, f"{name} stands there {count} times: it may be in train and in search")
+        (SAME_IMAGE, f"{name} is listed {count} times: it may be in train and in search")
         for name, count in by_name.items()
         if count > 1
     ]
-    has_index = np.isfinite(table.crowd_indices[used])
+    has_index = np.isfinite(table.images.crowd_indices[used])
     if has_index.any() and not has_index.all():
         count = int(np.count_nonzero(~has_index))
         found.append((NO_CROWD_INDEX, f"{count} of {len(used)}: none is in AP easy to hard"))
@@ -395,10 +393,7 @@ def _file_notes(table: AnnotationTable, skeleton: Skeleton) -> list[Fault]:
 
 
 def write_audit(file: Path, faults: Iterable[Fault]) -> Path:
-    """The Parquet file of these faults and notes, which may be none.
-
-    It is written aside and renamed, so that it is never seen unfinished.
-    """
+    """Write faults and notes as a Parquet file, with no rows if there are none."""
     rows = list(faults)
     columns = [
         pa.array([fault.kind for fault in rows]),
@@ -412,23 +407,11 @@ def write_audit(file: Path, faults: Iterable[Fault]) -> Path:
         column if field.type == column.type else column.cast(pa.string()).cast(field.type)
         for column, field in zip(columns, SCHEMA, strict=True)
     ]
-    write_table(file, pa.Table.from_arrays(arrays, schema=SCHEMA))
+    write_parquet(file, pa.Table.from_arrays(arrays, schema=SCHEMA))
     return file
 
 
-def write_table(file: Path, table: pa.Table) -> None:
-    """The Parquet file of this table, in a folder that is made; written aside and renamed."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Programs that read a folder skip names with a dot in front.
-    aside = temp_path(file)
-    try:
-        pq.write_table(table, aside)
-        commit_file(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def read_audit(path: Path) -> pa.Table:
-    """The rows of one Parquet file, or of all in the folder of a study's audit."""
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    return pa.concat_tables([pq.read_table(file, schema=SCHEMA) for file in files])
+def write_parquet(file: Path, table: pa.Table) -> None:
+    """Write a Parquet file atomically, creating its folder."""
+    with atomic_path(file) as temporary:
+        pq.write_table(table, temporary)

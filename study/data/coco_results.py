@@ -1,12 +1,13 @@
-"""The two files that evaluations share with other people's code: boxes come in, poses go out.
+"""COCO result lists: read boxes of a detector and poses of another method, write own poses.
 
-Boxes are COCO detections, a JSON list of ``{image_id, category_id, bbox, score}`` with xywh in
-image pixels, as the usual ``COCO_val2017_detections_AP_H_56_person.json``. Poses are COCO
-keypoint results.
+Detections are a JSON list of ``{image_id, category_id, bbox, score}`` with xywh in image pixels,
+like the usual ``COCO_val2017_detections_AP_H_56_person.json``. Keypoint results have
+``keypoints``, x and y in image pixels and a score for each joint.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -15,71 +16,195 @@ from typing import Any
 
 import numpy as np
 
-from models.skeleton import Skeleton
-from study.data.annotations import AREA_OF_BOX, PERSON_ID, clip_boxes, read_table
+from models.skeleton import SKELETONS, Skeleton, shared_joints
+from study.data.annotations import AREA_OF_BOX, PERSON_ID, ImageTable, clip_boxes
 from study.data.people import People, find_neighbors
 from study.errors import InputError
 from study.storage.files import write_atomic
 
-SETTING = "data.val.detections"
+DETECTIONS = "data.val.detections"
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultFile:
+    """The entries of a result list, or the annotations of a COCO annotation file."""
+
+    path: Path
+    entries: list[Any]
+    document: dict[str, Any] | None
+    """The whole annotation file; None for a result list."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EntryFormat:
+    """Keys that every entry must have; ``bbox`` and ``score`` must be valid if present."""
+
+    integers: tuple[str, ...] = ("image_id",)
+    skeleton: Skeleton | None = None
+    """Joints that ``keypoints`` must have; None if they are not read."""
+    skeleton_source: str = "as in the first entry"
+    """Where the skeleton comes from, as messages call it."""
+    needs_box: bool = False
+    needs_score: bool = False
+
+
+def read_results(
+    path: Path, setting: str, wanted: str, *, accepts_annotations: bool = False
+) -> ResultFile:
+    """Read a JSON file of COCO results; ``check_entry`` checks its entries.
+
+    Args:
+        setting: setting or option that names the file.
+        wanted: what the setting must be, as messages call it.
+        accepts_annotations: whether it may also be a COCO annotation file.
+
+    Raises:
+        InputError: the file cannot be read, is another kind of JSON, or is an empty list.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{setting} must be {wanted}, got {setting}={path} ({error})") from None
+    if isinstance(document, list) and document:
+        return ResultFile(path, document, None)
+    if accepts_annotations and isinstance(document, dict):
+        annotations = document.get("annotations")
+        if isinstance(annotations, list):
+            return ResultFile(path, annotations, document)
+    found = "an empty list" if document == [] else brief(document)
+    raise InputError(
+        f"{setting} must be {wanted}, with at least one entry, got {found} in {path}; change "
+        f"{setting}"
+    )
+
+
+def check_entry(path: Path, place: int, entry: Any, required: EntryFormat) -> None:
+    """Check one entry of a result file.
+
+    Raises:
+        InputError: a key is missing or has a value of another kind.
+    """
+    if fault := _fault_in(entry, required):
+        raise entry_error(path, place, entry, fault)
+
+
+def entry_error(path: Path, place: int, entry: Any, fault: str) -> InputError:
+    """Return the error for an entry: the file, the entry's number, and what must hold."""
+    has_id = isinstance(entry, dict) and "id" in entry
+    name = f"entry {place} (from 0)" + (f", annotation {entry['id']}" if has_id else "")
+    return InputError(f"{path}, {name}: {fault}; fix or remove it")
+
+
+def _fault_in(entry: Any, required: EntryFormat) -> str | None:
+    if not isinstance(entry, dict):
+        return f"must be an object, got {brief(entry)}"
+    for key in required.integers:
+        if not isinstance(entry.get(key), int):
+            return f"{key} must be a whole number, got {brief(entry.get(key))}"
+    if required.skeleton is not None:
+        fault = _keypoint_fault(entry.get("keypoints"), required)
+        if fault is not None:
+            return fault
+    box = entry.get("bbox")
+    if (box is not None or required.needs_box) and not are_finite(box, 4):
+        return f"bbox must be four finite numbers, x, y, width and height, got {brief(box)}"
+    if required.needs_score or "score" in entry:
+        score = entry.get("score")
+        if not are_finite([score], 1):
+            return f"score must be a finite number, got {brief(score)}"
+    return None
+
+
+def _keypoint_fault(keypoints: Any, required: EntryFormat) -> str | None:
+    assert required.skeleton is not None
+    num_joints = required.skeleton.num_joints
+    if are_finite(keypoints, 3 * num_joints):
+        return None
+    found = f"{len(keypoints)}" if isinstance(keypoints, list) else brief(keypoints)
+    return (
+        f"keypoints must be {3 * num_joints} finite numbers, x, y and a score for each of "
+        f"{num_joints} joints ({required.skeleton_source}: {required.skeleton.name}), got {found}"
+    )
+
+
+def skeleton_of(entry: Any, ours: Skeleton) -> Skeleton | None:
+    """Return the known skeleton with as many joints as the entry; None if there is none.
+
+    Of several, ours comes first, then those that share joints with ours.
+    """
+    keypoints = entry.get("keypoints") if isinstance(entry, dict) else None
+    count = len(keypoints) if isinstance(keypoints, list) else 0
+    known = (ours, *SKELETONS.values())
+    fitting = [skeleton for skeleton in known if 3 * skeleton.num_joints == count]
+    sharing = [skeleton for skeleton in fitting if shared_joints(ours, skeleton)]
+    return next(iter(sharing or fitting), None)
+
+
+def are_finite(values: Any, count: int) -> bool:
+    """Check that this is a list of ``count`` numbers without NaN and infinity."""
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(isinstance(value, int | float) for value in values)
+        and all(abs(value) <= sys.float_info.max for value in values)  # false of NaN
+    )
+
+
+def brief(value: object) -> str:
+    """Return the value's ``repr``, cut to 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def read_detections(
-    file: Path, annotations: Path, images: Path, skeleton: Skeleton, threshold: float
+    file: Path, images: ImageTable, image_folder: Path, skeleton: Skeleton, threshold: float
 ) -> People:
-    """The found people of an annotation file's images, with box scores and no known keypoints.
+    """Read the people that a detector found, with box scores and without keypoints.
 
     Boxes of other categories and other images, and those that score below the threshold, are
-    left out; so are those of which nothing lies in the image, for boxes are clipped as labeled
-    ones are (HRNet's reader of detections takes them as they come). An ``annotation_id`` is the
-    place in the file, from 0.
+    left out. Boxes are clipped like labeled ones, and left out if nothing remains (HRNet's reader
+    of detections does not clip them). ``annotation_ids`` are places in the file, from 0.
 
     Args:
-        annotations: names the images and their sizes.
-        images: the images' folder.
-        skeleton: whose joints are to be looked for.
+        images: images of the annotation file, with their sizes.
+        skeleton: joints that will be estimated.
 
     Raises:
-        InputError: the file is broken or leaves nobody, or an image is not there.
+        InputError: the file is broken, no box remains, or an image is missing.
     """
-    found = read_entries(
-        file, SETTING, "null or a JSON of COCO detections, relative to data.root", "detections"
+    found = _read_detection_entries(file)
+    rows = {image: row for row, image in enumerate(images.ids.tolist())}
+    places = np.array(
+        [
+            place
+            for place, entry in enumerate(found)
+            if entry["category_id"] == PERSON_ID and entry["image_id"] in rows
+        ],
+        np.int64,
     )
-    for place, entry in enumerate(found):
-        if fault := _fault_in(entry):
-            raise InputError(f"{file}, detection {place} (from 0): {fault}; mend the file")
-    table = read_table(annotations, skeleton)
-    rows = {image: row for row, image in enumerate(table.picture_ids.tolist())}
-    wanted = [
-        place
-        for place, entry in enumerate(found)
-        if entry["category_id"] == PERSON_ID and entry["image_id"] in rows
-    ]
-    if not wanted:
+    if not len(places):
         raise InputError(
-            f"{SETTING} must hold boxes of people (category_id {PERSON_ID}) in the images of "
-            f"{annotations}, got none among the {len(found)} of {file}; change {SETTING} or "
+            f"{DETECTIONS} must hold boxes of people (category_id {PERSON_ID}) in the images of "
+            f"{images.path}, got none among the {len(found)} of {file}; change {DETECTIONS} or "
             "data.val.annotations"
         )
-    places = np.array(wanted)
-    image_rows = np.array([rows[found[place]["image_id"]] for place in wanted])
-    scores = np.array([found[place]["score"] for place in wanted], float)
+    image_rows = np.array([rows[found[place]["image_id"]] for place in places])
+    scores = np.array([found[place]["score"] for place in places], float)
     boxes = clip_boxes(
-        np.array([found[place]["bbox"] for place in wanted], float),
-        table.picture_sizes[image_rows],
+        np.array([found[place]["bbox"] for place in places], float), images.sizes[image_rows]
     )
     kept = np.flatnonzero((scores >= threshold) & (boxes[:, 2:] > 0).all(axis=1))
     if not len(kept):
         raise InputError(
-            f"{SETTING} must leave a box within its image that scores at least "
-            f"data.val.detection_threshold={threshold:g}, got none of {len(wanted)} in {file}, "
-            f"whose highest score is {scores.max():g}; lower the threshold or change {SETTING}"
+            f"{DETECTIONS} must leave a box within its image that scores at least "
+            f"data.val.detection_threshold={threshold:g}, got none of {len(places)} in {file}, "
+            f"whose highest score is {scores.max():g}; lower the threshold or change {DETECTIONS}"
         )
     kept = kept[np.argsort(image_rows[kept], kind="stable")]
     boxes, image_rows = boxes[kept], image_rows[kept]
-    paths = tuple(images / table.image_names[row] for row in image_rows)
+    paths = tuple(image_folder / images.names[row] for row in image_rows)
     _require_images(file, paths)
-    image_ids = table.picture_ids[image_rows]
+    image_ids = images.ids[image_rows]
     return People(
         annotation_ids=places[kept],
         image_ids=image_ids,
@@ -96,64 +221,27 @@ def read_detections(
     )
 
 
-def write_poses(poses: Sequence[dict[str, Any]], file: Path) -> None:
-    """The file holds these COCO keypoint results; never seen unfinished."""
-    write_atomic(file, json.dumps(list(poses)))
-
-
-def _fault_in(entry: Any) -> str | None:
-    """What must hold of an entry and does not."""
-    if not isinstance(entry, dict):
-        return f"must be an object, got {str(entry)[:200]}"
-    for key in ("image_id", "category_id"):
-        if not isinstance(entry.get(key), int):
-            return f"{key} must be a whole number, got {entry.get(key)!r}"
-    if not are_finite(entry.get("bbox"), 4):
-        return f"bbox must be four finite numbers, x, y, width, height, got {entry.get('bbox')!r}"
-    if min(entry["bbox"][2:]) < 0:
-        return f"a bbox's width and height must not be negative, got {entry['bbox']}"
-    if not are_finite([entry.get("score")], 1):
-        return f"score must be a finite number, got {entry.get('score')!r}"
-    return None
-
-
-def _require_images(file: Path, paths: Sequence[Path]) -> None:
-    gone = next((path for path in dict.fromkeys(paths) if not path.is_file()), None)
-    if gone is not None:
-        raise InputError(
-            f"images of which {file} has boxes must be there, got none at {gone}; put it there, "
-            f"or change data.val.images or {SETTING}"
-        )
-
-
-def read_entries(path: Path, setting: str, wanted: str, kind: str) -> list[dict[str, Any]]:
-    """The list that a JSON of COCO's results holds, its entries unseen.
-
-    Args:
-        setting: which names the file.
-        wanted: what the setting must be.
-        kind: what the entries are.
-
-    Raises:
-        InputError: it is no such list, or an empty one.
-    """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{setting} must be {wanted}, got {setting}={path} ({error})") from None
-    if not isinstance(entries, list) or not entries:
-        raise InputError(
-            f"{path} must hold a list of {kind}, at least one, got {type(entries).__name__}"
-            f"{' without any' if entries == [] else ''}; change {setting}"
-        )
+def _read_detection_entries(file: Path) -> list[dict[str, Any]]:
+    wanted = "null or a JSON list of COCO detections, relative to data.root"
+    entries = read_results(file, DETECTIONS, wanted).entries
+    required = EntryFormat(integers=("image_id", "category_id"), needs_box=True, needs_score=True)
+    for place, entry in enumerate(entries):
+        check_entry(file, place, entry, required)
+        if min(entry["bbox"][2:]) < 0:
+            fault = f"a bbox's width and height must not be negative, got {entry['bbox']}"
+            raise entry_error(file, place, entry, fault)
     return entries
 
 
-def are_finite(values: Any, count: int) -> bool:
-    """Whether this is a list of so many numbers, none of them NaN or infinite."""
-    return (
-        isinstance(values, list)
-        and len(values) == count
-        and all(isinstance(value, int | float) for value in values)
-        and all(abs(value) <= sys.float_info.max for value in values)  # false of NaN
-    )
+def _require_images(file: Path, paths: Sequence[Path]) -> None:
+    missing = next((path for path in dict.fromkeys(paths) if not path.is_file()), None)
+    if missing is not None:
+        raise InputError(
+            f"an image with boxes in {file} must exist, got none at {missing}; put it there, or "
+            f"change data.val.images or {DETECTIONS}"
+        )
+
+
+def write_poses(poses: Sequence[dict[str, Any]], file: Path) -> None:
+    """Write COCO keypoint results, atomically."""
+    write_atomic(file, json.dumps(list(poses)))

@@ -1,7 +1,7 @@
 """The people of an annotation file, and how they are split for a study.
 
-The first step of every study: ``data/audit.py`` checks the files, then ``data/crops.py`` and
-``cache/crop_store.py`` cut the people out. ``python study/dataset.py PATH`` shows the data.
+``data/audit.py`` checks the annotation table first; then this module builds people from it, and
+``data/crops.py`` and ``cache/crop_store.py`` cut them out of their images.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.skeleton import Skeleton
-from study.data.annotations import read_table
-from study.data.audit import Fault, annotation_faults, check, require_people
+from study.data.annotations import AnnotationTable
+from study.data.audit import Fault, annotation_faults, require_few_faults, require_people
 from study.data.coco_json import LISTS, read_records, without_outline
 from study.errors import InputError
 from study.storage.files import write_atomic
@@ -30,33 +29,33 @@ class People:
     """N people of one annotation file, image by image in the order of its ``images``."""
 
     annotation_ids: np.ndarray
-    """(N,), int64 as all ids."""
+    """(N,), int64 like all ids."""
     image_ids: np.ndarray
     source_ids: np.ndarray
-    """Who is shown, where images are composed of known people; else the image ids."""
+    """Id of the person shown, if images are composed of known people; else the image id."""
     boxes: np.ndarray
     """xywh in image pixels, clipped to the image as the official readers do, (N, 4) float64."""
     areas: np.ndarray
-    """Square image pixels, 0.53 of the file's box where the file has none, (N,) float64."""
+    """Square image pixels, 0.53 of the file's box if the file has none, (N,) float64."""
     keypoints_image: np.ndarray
     """(N, K, 2) float64."""
     visibility: np.ndarray
     """(N, K) uint8."""
     neighbors: np.ndarray
-    """Whose box overlaps this one most in the same image, -1 where none does, (N,) int64."""
+    """Row of the person of the same image whose box overlaps most, -1 if none, (N,) int64."""
     image_paths: tuple[Path, ...]
     """Per person."""
     annotations: Path
     has_source: bool
-    """Whether ``source_ids`` tell more than ``image_ids``: every annotation names its source."""
+    """Whether every annotation names its source, so that ``source_ids`` are not image ids."""
     box_scores: np.ndarray | None = None
-    """(N,) float64, of people whom a detector found; None where they are labeled."""
+    """Scores of a detector's boxes, (N,) float64; None for labeled people."""
 
     def __len__(self) -> int:
         return len(self.annotation_ids)
 
     def take(self, indices: np.ndarray) -> People:
-        """These people in this order; a neighbor who is left out becomes -1."""
+        """Return these people in this order; neighbors that are left out become -1."""
         indices = np.asarray(indices, np.int64)
         places = np.full(len(self) + 1, -1)  # the last place is that of neighbor -1
         places[indices] = np.arange(len(indices))
@@ -70,31 +69,24 @@ class People:
         return dataclasses.replace(self, **arrays, image_paths=paths)
 
 
-def read_people(
-    annotations: Path,
-    images: Path,
-    skeleton: Skeleton,
-    *,
-    leave_out: Collection[int] = frozenset(),
+def build_people(
+    table: AnnotationTable, image_folder: Path, *, leave_out: Collection[int] = frozenset()
 ) -> People:
-    """The people whom the official readers take, without those left out by annotation id.
+    """Build the people whom the official readers take; images are not opened.
+
+    Args:
+        leave_out: ids of annotations to leave out.
 
     Raises:
-        InputError: where a person who is not left out has a fault, or nobody remains. Images
-            are not looked at.
+        InputError: a person who is not left out has a fault, or no person remains.
     """
-    table = read_table(annotations, skeleton)
     is_kept = table.is_used & ~np.isin(table.ids, list(leave_out))
-    faults = [
-        fault
-        for fault in annotation_faults(table, skeleton)
-        if fault.annotation_id not in leave_out
-    ]
-    check(faults, 0, int(np.count_nonzero(is_kept)))
+    faults = [fault for fault in annotation_faults(table) if fault.annotation_id not in leave_out]
+    require_few_faults(faults, 0, int(np.count_nonzero(is_kept)))
     require_people(table, int(np.count_nonzero(table.is_used & ~is_kept)))
     rows = np.flatnonzero(is_kept)
     rows = rows[np.argsort(table.image_rows[rows], kind="stable")]
-    pictures = [images / name for name in table.image_names]
+    paths = [image_folder / name for name in table.images.names]
     has_source = bool((table.source_ids[rows] >= 0).all())
     boxes = table.clipped_boxes[rows]
     return People(
@@ -106,40 +98,43 @@ def read_people(
         keypoints_image=table.keypoints[rows, :, :2],
         visibility=table.keypoints[rows, :, 2].astype(np.uint8),
         neighbors=find_neighbors(boxes, table.image_rows[rows]),
-        image_paths=tuple(pictures[row] for row in table.image_rows[rows]),
-        annotations=annotations,
+        image_paths=tuple(paths[row] for row in table.image_rows[rows]),
+        annotations=table.path,
         has_source=has_source,
     )
 
 
 def find_neighbors(boxes: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Index of the box of the same group with the highest overlap (IoU), -1 where there is none.
+    """Return the index of the box of the same group with the highest IoU, -1 if none overlaps.
 
     Args:
         boxes: xywh, (N, 4).
-        groups: the image of each box, ascending, (N,).
+        groups: image of each box, ascending, (N,).
     """
     _, starts, sizes = np.unique(groups, return_index=True, return_counts=True)
     starts, sizes = np.repeat(starts, sizes), np.repeat(sizes, sizes)  # of each box's group
     first = np.repeat(np.arange(len(boxes)), sizes)  # all P pairs of a group
     begins = np.cumsum(sizes) - sizes
     second = starts[first] + np.arange(len(first)) - begins[first]
-    corner = np.maximum(boxes[first, :2], boxes[second, :2])
-    opposite = np.minimum(
-        boxes[first, :2] + boxes[first, 2:], boxes[second, :2] + boxes[second, 2:]
-    )
-    shared = np.maximum(opposite - corner, 0).prod(axis=1)  # (P,)
-    areas = boxes[:, 2:].prod(axis=1)
-    iou = np.where(first == second, 0.0, shared / (areas[first] + areas[second] - shared))
+    iou = np.where(first == second, 0.0, box_iou(boxes[first], boxes[second]))  # (P,)
     best = np.lexsort((-iou, first))[begins]  # of each box's pairs
     return np.where(iou[best] > 0, second[best], -1)
 
 
-def split_people(people: People, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the people to train on, and of those of a seeded draw of images to search on.
+def box_iou(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the IoU of boxes xywh (..., 4), whose shapes broadcast; 0 if both are empty."""
+    corner = np.maximum(boxes[..., :2], others[..., :2])
+    opposite = np.minimum(boxes[..., :2] + boxes[..., 2:], others[..., :2] + others[..., 2:])
+    shared = np.maximum(opposite - corner, 0).prod(axis=-1)
+    union = boxes[..., 2:].prod(axis=-1) + others[..., 2:].prod(axis=-1) - shared
+    return np.asarray(shared / np.maximum(union, 1e-9))
 
-    Nobody to train on shares an image with the search slice, nor, where the data tell it, is
-    shown there too: who is in an image for training but in the slice elsewhere, is in neither.
+
+def split_people(people: People, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split people by a seeded draw of images into indices to train on and to search on.
+
+    No person to train on shares an image with the search people. If the data name their sources,
+    people to train on whose source is in the search images are in neither part.
     """
     if not 0 < fraction < 1:
         raise InputError(
@@ -162,11 +157,11 @@ def split_people(people: People, fraction: float, seed: int) -> tuple[np.ndarray
 
 
 def overlap(train: People, val: People) -> list[Fault]:
-    """Faults: the people of train who are in val too, or whose image is.
+    """List people of train who are in val too, or whose image is, as faults.
 
-    The same person is one with the same annotation id and box, in an image of the same id or
-    name (many data sets number each split from 1, so ids alone say little), or with the same
-    source where both files name it.
+    Two people are the same if they have the same annotation id and box in an image of the same id
+    or name (ids alone prove little: many data sets number each split from 1), or the same source,
+    if both files name sources.
     """
     _, ours, theirs = np.intersect1d(train.annotation_ids, val.annotation_ids, return_indices=True)
     names = [
@@ -202,10 +197,9 @@ def write_ground_truth(
     *,
     leave_out: Collection[int] = frozenset(),
 ) -> None:
-    """The target is the annotation file with these images only, crowd regions and all.
+    """Write a copy of an annotation file with only these images, atomically.
 
-    Outlines (``segmentation``) are left out. It is written aside and renamed, so that it is never
-    seen unfinished.
+    Crowd regions are kept, outlines (``segmentation``) are not.
 
     Args:
         leave_out: ids of faulty annotations, which the evaluation must not see.
@@ -220,13 +214,3 @@ def write_ground_truth(
         elif key == "annotations" and value["image_id"] in kept and value["id"] not in leave_out:
             document[key].append(without_outline(value))
     write_atomic(target, json.dumps(document))
-
-
-def _iou(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N, P) of boxes xywh (N, 4) and (P, 4); 0 where both are empty."""
-    first, second = boxes[:, None], others[None]
-    corner = np.maximum(first[..., :2], second[..., :2])
-    opposite = np.minimum(first[..., :2] + first[..., 2:], second[..., :2] + second[..., 2:])
-    shared = np.maximum(opposite - corner, 0).prod(axis=-1)
-    together = first[..., 2:].prod(axis=-1) + second[..., 2:].prod(axis=-1) - shared
-    return np.asarray(shared / np.maximum(together, 1e-9))

@@ -94,7 +94,7 @@ def find_images(table: AnnotationTable) -> Path:
     """
     rows = np.unique(table.image_rows[table.is_used & (table.image_rows >= 0)])
     chosen = rows[np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(int)]
-    names = [table.image_names[row] for row in chosen]
+    names = [table.images.names[row] for row in chosen]
     words = set(re.split(r"[^a-z0-9]+", table.path.stem.lower()))
 
     def score(folder: Path) -> tuple[int, bool]:
@@ -156,8 +156,8 @@ class Figures:
     """Of each image with people, in the order of their rows."""
     is_crowd_computed: bool
     """Whether the file has no crowdIndex, so that it comes from the joints."""
-    picture_rows: NDArray[np.int64]
-    """Of the same images."""
+    image_rows: NDArray[np.int64]
+    """Rows of the images with people, ascending."""
 
     def crowd_groups(self) -> NDArray[np.int64]:
         """Images that are easy, medium and hard."""
@@ -173,12 +173,12 @@ def measure(table: AnnotationTable, left_out: Collection[int] = frozenset()) -> 
     has_label = visibility > 0
     numbers = has_label.sum(axis=0)
     images = np.unique(table.image_rows[rows])
-    given = table.crowd_indices[images]
+    given = table.images.crowd_indices[images]
     is_computed = not np.isfinite(given).any()
     with np.errstate(invalid="ignore"):
         visible = (visibility == 2).sum(axis=0) / numbers
     return Figures(
-        num_images=len(table.image_names),
+        num_images=len(table.images),
         num_with_people=len(images),
         num_annotations=len(table.ids),
         rows=rows,
@@ -189,7 +189,7 @@ def measure(table: AnnotationTable, left_out: Collection[int] = frozenset()) -> 
         sizes=np.bincount(np.digitize(table.areas[rows], AREA_BOUNDS), minlength=3),
         crowd_indices=crowd_indices(table, rows) if is_computed else given,
         is_crowd_computed=is_computed,
-        picture_rows=images,
+        image_rows=images,
     )
 
 

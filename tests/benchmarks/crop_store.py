@@ -26,7 +26,8 @@ from study.cache.crop_parts import JPEG, RAW
 from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
 from study.config.compose import compose
 from study.config.derived import resolve
-from study.data.people import People, read_people
+from study.data.annotations import read_table
+from study.data.people import People, build_people
 from study.data.synthetic.dataset import draw_dataset
 
 PEOPLE = 600
@@ -45,8 +46,10 @@ def people_of(overrides: list[str]) -> tuple[People, tuple[int, int]]:
     root, split = Path(config.data.root), config.data.train
     if config.data.kind == "drawn":
         draw_dataset(root, seed=0, num_train_images=200, num_val_images=1)
-    people = read_people(root / split.annotations, root / split.images, resolve(config).skeleton)
-    return people.take(np.arange(min(PEOPLE, len(people)))), resolve(config).input_size
+    resolved = resolve(config)
+    table = read_table(root / split.annotations, resolved.skeleton)
+    people = build_people(table, root / split.images)
+    return people.take(np.arange(min(PEOPLE, len(people)))), resolved.input_size
 
 
 def bytes_per_person(store: CropStore) -> float:

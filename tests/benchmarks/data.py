@@ -37,8 +37,9 @@ from models.pose_features import IMAGENET
 from models.skeleton import SKELETONS, Skeleton
 from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
 from study.config.schema import AugmentConfig
+from study.data.annotations import read_table
 from study.data.crops import image_to_crop_affine
-from study.data.people import People, read_people
+from study.data.people import People, build_people
 from study.training.batches import training_batches
 from study.workers import Workers, configure_process
 
@@ -213,7 +214,7 @@ def main() -> None:
         for name in (options.images, "train2017", "images/train", "images")
         if name and (folder := root / name).is_dir()
     )
-    people = read_people(annotations, images, skeleton)
+    people = build_people(read_table(annotations, skeleton), images)
     people = people.take(np.arange(min(len(people), options.people)))
 
     def orders() -> list[Tensor]:

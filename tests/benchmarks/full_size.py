@@ -120,13 +120,13 @@ def look(annotations: Path, images: Path, folder: Path) -> None:
     from study.data.audit import audit, describe, find_notes, write_audit
 
     began = time.monotonic()
-    read_table(annotations, COCO)
+    table = read_table(annotations, COCO)
     read, seen = time.monotonic(), [0]
-    faults = audit(annotations, images, COCO, progress=lambda done, _: seen.append(done))
+    faults = audit(table, images, progress=lambda done, _: seen.append(done))
     seconds = time.monotonic() - read
     print(f"annotation file: {read - began:.1f} s, {seen[-1] / seconds:,.0f} pictures/s")
     print(describe(faults) or "no faults")
-    write_audit(folder / "train.parquet", faults + find_notes(annotations, COCO))
+    write_audit(folder / "train.parquet", faults + find_notes(table))
 
 
 def write_targets(store: Path, file: Path) -> None:

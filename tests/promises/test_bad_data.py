@@ -13,9 +13,10 @@ import pytest
 
 from models.skeleton import CROWDPOSE, Skeleton
 from study.data import audit as module
-from study.data.audit import Fault, audit, check, faulty_ids
+from study.data.annotations import read_table
+from study.data.audit import Fault, audit, faulty_ids, require_few_faults
 from study.data.image_files import BROKEN_IMAGE, MISSING_IMAGE, image_problem
-from study.data.people import read_people
+from study.data.people import People, build_people
 from study.errors import InputError
 
 FIVE = Skeleton("five", tuple("abcde"), ((0, 1),), ((1, 2),), (0.1,) * 5, (0,))
@@ -42,9 +43,11 @@ def data(tmp_path: Path) -> tuple[Path, Path]:
         }
         for i, image_id in enumerate((1, 1, 2, 3))
     ]
-    pictures = [{"id": i, "file_name": f"{i}.jpg", "height": 80, "width": 60} for i in (1, 2, 3)]
+    images_of_file = [
+        {"id": i, "file_name": f"{i}.jpg", "height": 80, "width": 60} for i in (1, 2, 3)
+    ]
     annotations = tmp_path / "people.json"
-    annotations.write_text(json.dumps({"images": pictures, "annotations": people}))
+    annotations.write_text(json.dumps({"images": images_of_file, "annotations": people}))
     return annotations, images
 
 
@@ -53,22 +56,30 @@ def change_person(data: tuple[Path, Path], **changes: Any) -> list[Fault]:
     document = json.loads(data[0].read_text())
     document["annotations"][1].update(changes)
     data[0].write_text(json.dumps(document))
-    return audit(*data, FIVE)
+    return audited(data)
+
+
+def audited(data: tuple[Path, Path], skeleton: Skeleton = FIVE, **options: Any) -> list[Fault]:
+    return audit(read_table(data[0], skeleton), data[1], **options)
+
+
+def people_of(data: tuple[Path, Path], skeleton: Skeleton = FIVE, **options: Any) -> People:
+    return build_people(read_table(data[0], skeleton), data[1], **options)
 
 
 def refused(data: tuple[Path, Path], match: str) -> None:
     """Both the audit and the reader end in that message."""
     with pytest.raises(InputError, match=match):
-        audit(*data, FIVE)
+        audited(data)
     with pytest.raises(InputError, match=match):
-        read_people(*data, FIVE)
+        people_of(data)
 
 
 def test_sound_data_have_no_faults(data: tuple[Path, Path]) -> None:
     seen: list[tuple[int, int]] = []
-    assert audit(*data, FIVE, progress=lambda done, total: seen.append((done, total))) == []
+    assert audited(data, progress=lambda done, total: seen.append((done, total))) == []
     assert seen[-1] == (3, 3)
-    assert len(read_people(*data, FIVE)) == 4
+    assert len(people_of(data)) == 4
 
 
 def test_missing_data_folder_is_named(data: tuple[Path, Path], tmp_path: Path) -> None:
@@ -87,7 +98,7 @@ def test_missing_annotation_file_is_named(data: tuple[Path, Path], tmp_path: Pat
 
 def test_missing_image_folder_is_named(data: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"folder of the images must exist, got .*none; .*images"):
-        audit(data[0], tmp_path / "none", FIVE)
+        audited((data[0], tmp_path / "none"))
 
 
 def test_broken_json_is_refused_with_line_and_column(data: tuple[Path, Path]) -> None:
@@ -157,17 +168,17 @@ def test_json_that_python_cannot_hold_is_refused(
 
 
 def test_keypoints_of_the_wrong_length_name_the_setting(data: tuple[Path, Path]) -> None:
-    faults = audit(*data, CROWDPOSE)
+    faults = audited(data, CROWDPOSE)
     assert [fault.annotation_id for fault in faults] == [10, 11, 12, 13]
     match = (
         r"(?s)got 4 of 4:\n.*wrong length: 4\n.*people\.json, annotation 10: .* skeleton's 14 "
         r"joints, got 15 numbers \(5 joints\); change data\.skeleton.*and 1 more\n"
-        r"mend the files or change data\.root$"
+        r"fix the files or change data\.root$"
     )
     with pytest.raises(InputError, match=match):
-        check(faults, 0.5, 4)
+        require_few_faults(faults, 0.5, 4)
     with pytest.raises(InputError, match=match):
-        read_people(*data, CROWDPOSE)
+        people_of(data, CROWDPOSE)
 
 
 @pytest.mark.parametrize(
@@ -200,10 +211,10 @@ def test_fault_of_one_person_is_told_with_its_annotation(
     faults = change_person(data, **changes)
     assert [(fault.kind, fault.annotation_id) for fault in faults] == [(kind, 11)]
     with pytest.raises(InputError, match=rf"{kind}: 1\n.*people\.json, annotation 11: .*{detail}"):
-        check(faults, 0, 4)
+        require_few_faults(faults, 0, 4)
     with pytest.raises(InputError, match="annotation 11"):
-        read_people(*data, FIVE)
-    people = read_people(*data, FIVE, leave_out=faulty_ids(faults))
+        people_of(data)
+    people = people_of(data, leave_out=faulty_ids(faults))
     assert people.annotation_ids.tolist() == [10, 12, 13]
 
 
@@ -212,7 +223,7 @@ def test_duplicate_annotation_ids_are_told_for_each(data: tuple[Path, Path]) -> 
     assert [(f.kind, f.annotation_id) for f in faults] == [(module.DUPLICATE_ID, 13)] * 2
     assert "2 annotations have this id" in faults[0].detail
     with pytest.raises(InputError, match=r"got 2 of 4:(?s:.*)annotation 13"):
-        check(faults, 0.49, 4)
+        require_few_faults(faults, 0.49, 4)
 
 
 def test_image_that_stands_twice_in_the_file_is_a_fault_of_its_people(
@@ -221,7 +232,7 @@ def test_image_that_stands_twice_in_the_file_is_a_fault_of_its_people(
     document = json.loads(data[0].read_text())
     document["images"].append({**document["images"][0], "file_name": "other.jpg"})
     data[0].write_text(json.dumps(document))
-    faults = audit(*data, FIVE)
+    faults = audited(data)
     assert [(f.kind, f.annotation_id) for f in faults] == [
         (module.UNKNOWN_IMAGE, 10),
         (module.UNKNOWN_IMAGE, 11),
@@ -261,19 +272,19 @@ def test_file_without_a_labeled_person_is_refused(
 
 def test_leaving_everyone_out_is_refused(data: tuple[Path, Path]) -> None:
     with pytest.raises(InputError, match="4 with labeled joints, 4 left out for their faults"):
-        read_people(*data, FIVE, leave_out={10, 11, 12, 13})
+        people_of(data, leave_out={10, 11, 12, 13})
 
 
 def test_missing_image_is_named_with_each_of_its_people(data: tuple[Path, Path]) -> None:
     (data[1] / "1.jpg").unlink()
-    faults = audit(*data, FIVE)
+    faults = audited(data)
     assert [(f.kind, f.annotation_id, f.image_id) for f in faults] == [
         (MISSING_IMAGE, 10, 1),
         (MISSING_IMAGE, 11, 1),
     ]
     with pytest.raises(InputError, match=r"image missing: 2\n.*images/1\.jpg, annotation 10"):
-        check(faults, 0, 4)
-    assert audit(*data, FIVE, verify_images=False) == []
+        require_few_faults(faults, 0, 4)
+    assert audited(data, verify_images=False) == []
 
 
 def test_image_that_nobody_is_in_may_be_missing(data: tuple[Path, Path]) -> None:
@@ -281,7 +292,7 @@ def test_image_that_nobody_is_in_may_be_missing(data: tuple[Path, Path]) -> None
     document = json.loads(data[0].read_text())
     document["annotations"][2]["iscrowd"] = 1
     data[0].write_text(json.dumps(document))
-    assert audit(*data, FIVE) == []
+    assert audited(data) == []
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.9, 0.999])
@@ -291,9 +302,9 @@ def test_truncated_image_is_told(data: tuple[Path, Path], kind: str, share: floa
     assert len(whole) > 1000
     image = data[1] / "3.jpg"
     image.write_bytes(whole)
-    assert audit(*data, FIVE) == []
+    assert audited(data) == []
     image.write_bytes(whole[: int(share * len(whole))])
-    (fault,) = audit(*data, FIVE)
+    (fault,) = audited(data)
     assert (fault.kind, fault.file, fault.annotation_id) == (BROKEN_IMAGE, image, 13)
 
 
@@ -337,14 +348,14 @@ def fault(number: int, *, is_warning: bool = False) -> Fault:
 
 def test_faults_up_to_the_fraction_are_let_through_and_no_further() -> None:
     faults = [fault(1), fault(1), fault(2)]  # two people
-    check(faults, 0.02, 100)
+    require_few_faults(faults, 0.02, 100)
     with pytest.raises(
         InputError, match=r"(?s)got 2 of 100:.*data\.max_bad_fraction=0\.02 to leave"
     ):
-        check(faults, 0.0199, 100)
-    check([], 0, 0)
+        require_few_faults(faults, 0.0199, 100)
+    require_few_faults([], 0, 0)
 
 
 def test_warnings_stop_nothing_and_leave_nobody_out() -> None:
-    check([fault(1, is_warning=True)], 0, 1)
+    require_few_faults([fault(1, is_warning=True)], 0, 1)
     assert faulty_ids([fault(1, is_warning=True), fault(2)]) == {2}

@@ -250,7 +250,8 @@ def test_poses_that_are_no_list_are_refused_before_the_data_are_read(
     told = [f"{setting}={file}", "data.root=/no/such/folder", f"plan_only={plan_only}", *others]
     assert f"{setting} must be a" in refusal(*told)
     file.write_text("{}")
-    assert f"{file} must hold a list of predictions" in refusal(*told)
+    message = refusal(*told)
+    assert f"COCO keypoint results, with at least one entry, got {{}} in {file}" in message
 
 
 @pytest.mark.parametrize("plan_only", ["false", "true"])

@@ -27,7 +27,8 @@ from study.cache.crop_bucket import INDEX, cut_locally
 from study.cache.crop_parts import JPEG, RAW, Part, Tell, choose_form
 from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
 from study.config.compose import compose, with_absolute_paths
-from study.data.people import People, read_people
+from study.data.annotations import read_table
+from study.data.people import People, build_people
 from study.errors import InputError
 
 SIZE = (96, 64)
@@ -227,7 +228,7 @@ def smooth(five_people: People, tmp_path: Path, five: Skeleton) -> People:
         image = cv2.imread(str(path))
         assert image is not None
         cv2.imwrite(str(path), cv2.GaussianBlur(image, (0, 0), 4))
-    return read_people(root / "five.json", root / "images", five)
+    return build_people(read_table(root / "five.json", five), root / "images")
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -15,6 +15,7 @@ import pytest
 
 from models.skeleton import Skeleton
 from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
+from study.data.annotations import read_table
 from study.data.crops import (
     STORED_MARGIN,
     apply_affine,
@@ -25,7 +26,7 @@ from study.data.crops import (
     stored_size,
     warp,
 )
-from study.data.people import People, read_people
+from study.data.people import People, build_people
 from study.storage.files import fingerprint, hash_file
 
 SIZE = (96, 64)
@@ -40,7 +41,7 @@ def moved(five_people: People, tmp_path: Path, five: Skeleton) -> People:
     """The five-joint people in a folder that the test may change."""
     root = tmp_path / "data"
     shutil.copytree(five_people.annotations.parent, root)
-    return read_people(root / "five.json", root / "images", five)
+    return build_people(read_table(root / "five.json", five), root / "images")
 
 
 def test_each_person_has_the_crop_of_its_own_image(
@@ -112,7 +113,8 @@ def test_a_store_that_is_there_is_used_again(five_people: People, tmp_path: Path
 def test_the_same_people_read_again_find_the_same_store(
     five_people: People, five: Skeleton, tmp_path: Path
 ) -> None:
-    again = read_people(five_people.annotations, five_people.annotations.parent / "images", five)
+    table = read_table(five_people.annotations, five)
+    again = build_people(table, five_people.annotations.parent / "images")
     assert make_crop_store(again, SIZE, tmp_path) == make_crop_store(five_people, SIZE, tmp_path)
 
 
@@ -128,10 +130,14 @@ def test_other_annotations_people_sizes_or_images_make_another_store(
     content["annotations"][0]["keypoints"][0] += 1
     moved.annotations.write_text(json.dumps(content))
     images = moved.annotations.parent / "images"
-    paths.append(make_crop_store(read_people(moved.annotations, images, five), SIZE, cache))
+    paths.append(
+        make_crop_store(build_people(read_table(moved.annotations, five), images), SIZE, cache)
+    )
     with moved.image_paths[0].open("ab") as image:
         image.write(b"another image under the same name")
-    paths.append(make_crop_store(read_people(moved.annotations, images, five), SIZE, cache))
+    paths.append(
+        make_crop_store(build_people(read_table(moved.annotations, five), images), SIZE, cache)
+    )
     assert len(set(paths)) == len(paths)
 
 

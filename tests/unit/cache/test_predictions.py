@@ -155,13 +155,25 @@ def test_predictions_of_coco_joints_teach_crowdposes_shared_ones(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": "7"}, r"entry 2: image_id must be a whole number, got '7'"),
-        ({"keypoints": [0.0] * 51}, r"entry 2: keypoints must be 15 .* \(.*five\), got 51"),
-        ({"keypoints": [0.0] * 14 + [float("nan")]}, "entry 2: keypoints must be 15 finite"),
-        ({"keypoints": None}, "entry 2: keypoints must be 15 .* got None"),
-        ({"score": "high"}, "entry 2: score must be a finite number, got 'high'"),
-        ({"bbox": [1, 2, 3]}, r"entry 2: bbox must be four finite numbers.* got \[1, 2, 3\]"),
-        ({"annotation_id": 4}, "entry 0: annotation_id must be a whole number .*all entries"),
+        ({"image_id": "7"}, r"entry 2 \(from 0\): image_id must be a whole number, got '7'"),
+        (
+            {"keypoints": [0.0] * 51},
+            r"entry 2 \(from 0\): keypoints must be 15 .* \(.*five\), got 51",
+        ),
+        (
+            {"keypoints": [0.0] * 14 + [float("nan")]},
+            r"entry 2 \(from 0\): keypoints must be 15 finite",
+        ),
+        ({"keypoints": None}, r"entry 2 \(from 0\): keypoints must be 15 .* got None"),
+        ({"score": "high"}, r"entry 2 \(from 0\): score must be a finite number, got 'high'"),
+        (
+            {"bbox": [1, 2, 3]},
+            r"entry 2 \(from 0\): bbox must be four finite numbers.* got \[1, 2, 3\]",
+        ),
+        (
+            {"annotation_id": 4},
+            r"entry 0 \(from 0\): annotation_id must be a whole number .*all entries",
+        ),
     ],
 )
 def test_a_faulty_entry_is_named_with_what_must_hold(
@@ -177,15 +189,22 @@ def test_an_annotation_id_that_comes_twice_is_refused(
     five_people: People, five: Skeleton, tmp_path: Path
 ) -> None:
     entries = [{**entry, "annotation_id": 7} for entry in entries_of(five_people)[:2]]
-    with pytest.raises(InputError, match=r"entry 1: annotation_id .* no other entry .*got 7"):
+    with pytest.raises(
+        InputError, match=r"entry 1 \(from 0\): annotation_id .* no other entry .*got 7"
+    ):
         read(entries, tmp_path, five)
 
 
 def test_what_is_no_list_of_predictions_is_refused(five: Skeleton, tmp_path: Path) -> None:
-    for content, got in (({"annotations": []}, "got dict"), ([], "got list without any")):
-        with pytest.raises(InputError, match=f"list of predictions, at least one, {got}"):
+    for content, got in (
+        ({"annotations": []}, r"got \{'annotations': \[\]\} in"),
+        ([], "got an empty list in"),
+    ):
+        with pytest.raises(
+            InputError, match=f"COCO keypoint results, with at least one entry, {got}"
+        ):
             read(content, tmp_path, five)
-    with pytest.raises(InputError, match=r"entry 0: must be an object, got 3"):
+    with pytest.raises(InputError, match=r"entry 0 \(from 0\): must be an object, got 3"):
         read([3], tmp_path, five)
-    with pytest.raises(InputError, match=r"JSON of COCO keypoint results.*gone\.json"):
+    with pytest.raises(InputError, match=r"JSON list of COCO keypoint results.*gone\.json"):
         Predictions(tmp_path / "gone.json", five)

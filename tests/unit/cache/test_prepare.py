@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from models.skeleton import CROWDPOSE, SKELETONS, Skeleton
@@ -17,8 +18,8 @@ from study.config import checks
 from study.config.compose import compose, with_values
 from study.config.derived import resolve
 from study.config.schema import StudyConfig
-from study.data.audit import read_audit
-from study.data.people import People, read_people, split_people
+from study.data.annotations import read_table
+from study.data.people import People, build_people, split_people
 from study.errors import InputError
 
 VAL_FROM = 1000
@@ -84,7 +85,8 @@ def test_search_people_of_lspet_crowd_share_no_image_and_no_person(
     annotations = shared / "data/lspet_crowd/annotations/lspet_crowd_train.json"
     if not annotations.is_file():
         pytest.skip(f"{annotations} is missing: it says who is shown in which image")
-    people = read_people(annotations, annotations.parent.parent / "images/train", CROWDPOSE)
+    table = read_table(annotations, CROWDPOSE)
+    people = build_people(table, annotations.parent.parent / "images/train")
     assert people.has_source
     train, search = (people.take(rows) for rows in split_people(people, 0.1, seed=0))
     assert not set(train.image_ids) & set(search.image_ids)
@@ -172,7 +174,7 @@ def test_people_who_are_in_train_and_in_val_stop_the_study(config: StudyConfig) 
     with pytest.raises(InputError, match=r"got 13 of 13:\n  person of train who is in val: 13"):
         prepared(with_values(config, {"data.val.images": "images"}))
     folder = Path(config.storage) / config.name / "results/audit"
-    rows = read_audit(folder / "overlap.parquet").to_pylist()
+    rows = pq.read_table(folder / "overlap.parquet").to_pylist()
     assert len(rows) == 13 and all(row["is_fault"] for row in rows)
     assert not list(Path(config.storage).rglob("*.arrow"))
 
@@ -243,7 +245,7 @@ def test_everyones_fingerprint_is_taken_once(
 
 def test_a_broken_file_of_boxes_stops_the_study_before_a_crop_is_cut(config: StudyConfig) -> None:
     (Path(config.data.root) / "boxes.json").write_text('[{"image_id": 1}]')
-    with pytest.raises(InputError, match=r"boxes\.json, detection 0 .*mend the file"):
+    with pytest.raises(InputError, match=r"boxes\.json, entry 0 \(from 0\): .*fix or remove it"):
         prepared(with_values(config, {"data.val.detections": "boxes.json"}))
     assert not list(Path(config.storage).rglob("*.arrow"))
 
@@ -313,7 +315,7 @@ def test_a_study_lists_its_audit_in_its_folder(config: StudyConfig) -> None:
     folder = Path(config.storage) / config.name / "results/audit"
     with pytest.raises(InputError, match="box of zero size"):
         prepared(config)
-    (row,) = [row for row in read_audit(folder).to_pylist() if row["is_fault"]]
+    (row,) = [row for row in pq.read_table(folder).to_pylist() if row["is_fault"]]
     assert (row["kind"], row["annotation_id"]) == ("box of zero size", number)
     _, said = prepared(with_values(config, {"data.max_bad_fraction": 0.1}))
     assert f"five.json: faults 1, notes 0, listed in {folder / 'train.parquet'}" in said

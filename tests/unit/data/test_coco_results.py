@@ -11,6 +11,7 @@ import pytest
 
 from models.skeleton import Skeleton
 from study.cache.crop_store import make_crop_store, open_crop_store
+from study.data.annotations import read_table
 from study.data.coco_results import read_detections, write_poses
 from study.data.people import People
 from study.errors import InputError
@@ -29,7 +30,8 @@ def detected(
     file = folder / "boxes.json"
     file.write_text(entries if isinstance(entries, str) else json.dumps(entries))
     images = people.image_paths[0].parent
-    return read_detections(file, people.annotations, images, skeleton, threshold)
+    table = read_table(people.annotations, skeleton)
+    return read_detections(file, table.images, images, skeleton, threshold)
 
 
 def labeled_boxes(people: People) -> Records:
@@ -94,10 +96,13 @@ def test_a_higher_threshold_makes_another_store(
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ("{", r"must be null or a JSON of COCO detections.*boxes\.json"),
-        ({"annotations": []}, "must hold a list of detections, at least one, got dict"),
-        ([], "at least one, got list without any"),
-        ([box(), 7], r"detection 1 \(from 0\): must be an object, got 7"),
+        ("{", r"must be null or a JSON list of COCO detections.*boxes\.json"),
+        (
+            {"annotations": []},
+            r"JSON list .* with at least one entry, got \{'annotations': \[\]\} in",
+        ),
+        ([], "with at least one entry, got an empty list in"),
+        ([box(), 7], r"entry 1 \(from 0\): must be an object, got 7"),
         ([box(image_id="1")], "image_id must be a whole number, got '1'"),
         ([box(category_id=None)], "category_id must be a whole number, got None"),
         ([box(bbox=[1, 2, 3])], r"bbox must be four finite numbers.*got \[1, 2, 3\]"),
@@ -105,8 +110,8 @@ def test_a_higher_threshold_makes_another_store(
         ([box(bbox=[1, 2, 3, float("inf")])], "bbox must be four finite numbers"),
         ([box(bbox=[1, 2, 3, 10**400])], "bbox must be four finite numbers"),
         ([box(bbox=[9, 9, -3, 4])], r"width and height must not be negative, got \[9, 9, -3, 4\]"),
-        ("[" * 100_000, r"must be null or a JSON of COCO detections.*recursion"),
-        ([box(), box(score=None)], r"detection 1 .*score must be a finite number, got None"),
+        ("[" * 100_000, r"must be null or a JSON list of COCO detections.*recursion"),
+        ([box(), box(score=None)], r"entry 1 \(from 0\): score must be a finite number, got None"),
         ([box(), {k: v for k, v in box().items() if k != "score"}], "score must be a finite"),
         ([box(999), box(category_id=2)], r"none among the 2 .*change data\.val\.detections"),
         ([box(score=0.1)], r"detection_threshold=0\.2, got none of 1 .*highest score is 0\.1"),
@@ -123,14 +128,13 @@ def test_a_file_that_says_nothing_of_these_images_is_refused(
 def test_a_file_and_a_image_that_are_not_there_are_named(
     five_people: People, five: Skeleton, tmp_path: Path
 ) -> None:
-    images = five_people.image_paths[0].parent
+    folder = five_people.image_paths[0].parent
+    images = read_table(five_people.annotations, five).images
     with pytest.raises(InputError, match=r"data\.val\.detections.*relative to data\.root.*no\.js"):
-        read_detections(tmp_path / "no.json", five_people.annotations, images, five, 0)
+        read_detections(tmp_path / "no.json", images, folder, five, 0)
     (tmp_path / "boxes.json").write_text(json.dumps([box()]))
     with pytest.raises(InputError, match=r"got none at .*gone/1\.png; put it there"):
-        read_detections(
-            tmp_path / "boxes.json", five_people.annotations, tmp_path / "gone", five, 0
-        )
+        read_detections(tmp_path / "boxes.json", images, tmp_path / "gone", five, 0)
 
 
 def test_poses_are_written_whole_and_read_as_they_were(tmp_path: Path) -> None:

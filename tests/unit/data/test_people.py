@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 from collections.abc import Callable
@@ -12,13 +13,14 @@ import numpy as np
 import pytest
 
 from models.skeleton import COCO, CROWDPOSE, Skeleton
-from study.data.audit import CROWD, NO_AREA, NO_LABELS, OUTSIDE, audit, notes
+from study.data.annotations import AnnotationTable, read_table
+from study.data.audit import CROWD, NO_AREA, NO_LABELS, OUTSIDE, audit, find_notes
 from study.data.people import (
     IN_BOTH,
     People,
+    build_people,
     find_neighbors,
     overlap,
-    read_people,
     split_people,
     write_ground_truth,
 )
@@ -65,25 +67,31 @@ def write(path: Path, people: list[dict[str, Any]], num_images: int = 3) -> Path
     return path
 
 
+def count_notes(table: AnnotationTable) -> collections.Counter[str]:
+    """The number of notes of each kind."""
+    return collections.Counter(note.kind for note in find_notes(table))
+
+
 @pytest.fixture
 def read(tmp_path: Path) -> Callable[..., People]:
     def read_these(
         *people: dict[str, Any], name: str = "a", num_images: int = 3, **options: Any
     ) -> People:
         path = write(tmp_path / f"{name}.json", list(people), num_images)
-        return read_people(path, tmp_path / "images", FIVE, **options)
+        return build_people(read_table(path, FIVE), tmp_path / "images", **options)
 
     return read_these
 
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_data_pass_the_audit_and_all_their_people_are_read(shared: Path, name: str) -> None:
-    skeleton, folder, file, pictures, count = REAL[name]
+    skeleton, folder, file, image_folder, count = REAL[name]
     annotations = shared / "data" / folder / "annotations" / f"{file}.json"
-    images = shared / "data" / folder / pictures
-    assert audit(annotations, images, skeleton) == []
-    people = read_people(annotations, images, skeleton)
-    assert len(people) == count == notes(annotations, skeleton)["people"]
+    images = shared / "data" / folder / image_folder
+    table = read_table(annotations, skeleton)
+    assert audit(table, images) == []
+    people = build_people(table, images)
+    assert len(people) == count == table.num_people
     assert people.keypoints_image.shape == (count, skeleton.num_joints, 2)
     assert people.image_paths[0].is_file()
 
@@ -91,10 +99,11 @@ def test_real_data_pass_the_audit_and_all_their_people_are_read(shared: Path, na
 def test_official_crowdpose_val_passes_with_its_oddities_as_notes(shared: Path) -> None:
     annotations = shared / "data/crowdpose_tiny/annotations/crowdpose_val.json"
     images = shared / "data/crowdpose_tiny/images"
-    assert audit(annotations, images, CROWDPOSE, verify_images=False) == []
-    assert len(read_people(annotations, images, CROWDPOSE)) == 7074
-    counts = notes(annotations, CROWDPOSE)
-    assert (counts["people"], counts[CROWD]) == (7074, 106)
+    table = read_table(annotations, CROWDPOSE)
+    assert audit(table, images, verify_images=False) == []
+    assert len(build_people(table, images)) == 7074
+    counts = count_notes(table)
+    assert (table.num_people, counts[CROWD]) == (7074, 106)
     assert counts[NO_LABELS] == 8527 - 7074 - 106
     assert counts[OUTSIDE] == 8
 
@@ -105,7 +114,7 @@ def test_boxes_are_those_of_the_official_reader(shared: Path) -> None:
     for split in ("train2017", "val2017"):
         folder = shared / "data/coco_tiny"
         annotations = folder / f"annotations/person_keypoints_{split}.json"
-        people = read_people(annotations, folder / split, COCO)
+        people = build_people(read_table(annotations, COCO), folder / split)
         boxes = dict(zip(people.annotation_ids.tolist(), people.boxes, strict=True))
         for reference in crops["persons"]:
             if reference["set"] == split:
@@ -149,8 +158,9 @@ def test_official_readers_skips_are_skipped(read: Callable[..., People], tmp_pat
         person(6, 2, iscrowd=1, bbox=[0, 0, 0, 0]),
     )
     assert people.annotation_ids.tolist() == [1]
-    counts = notes(tmp_path / "a.json", FIVE)
-    assert counts["people"] == counts[NO_AREA] == 1
+    table = read_table(tmp_path / "a.json", FIVE)
+    counts = count_notes(table)
+    assert table.num_people == counts[NO_AREA] == 1
     assert counts[CROWD] == counts[NO_LABELS] == 2
 
 
@@ -236,7 +246,7 @@ def test_search_slice_is_whole_images_and_shares_nobody_with_train(
 def test_people_without_source_are_split_by_image_alone(shared: Path) -> None:
     folder = shared / "data/coco_tiny"
     annotations = folder / "annotations/person_keypoints_train2017.json"
-    people = read_people(annotations, folder / "train2017", COCO)
+    people = build_people(read_table(annotations, COCO), folder / "train2017")
     train, search = split_people(people, 0.2, seed=0)
     assert sorted([*train, *search]) == list(range(57))
     assert len(set(people.image_ids[search])) == 5  # of 25
@@ -246,7 +256,7 @@ def test_people_without_source_are_split_by_image_alone(shared: Path) -> None:
 def test_real_search_slice_shares_no_source_person_with_train(shared: Path) -> None:
     folder = shared / "data/lspet_crowd"
     annotations = folder / "annotations/lspet_crowd_train.json"
-    people = read_people(annotations, folder / "images/train", CROWDPOSE)
+    people = build_people(read_table(annotations, CROWDPOSE), folder / "images/train")
     train, search = split_people(people, 0.1, seed=0)
     assert len(set(people.image_ids[search])) == 150
     assert not set(people.source_ids[train]) & set(people.source_ids[search])
@@ -278,8 +288,10 @@ def test_split_that_leaves_a_side_empty_is_refused(read: Callable[..., People]) 
 def test_real_splits_do_not_overlap(shared: Path) -> None:
     folder = shared / "data/coco_tiny"
     train, val = (
-        read_people(folder / f"annotations/person_keypoints_{s}.json", folder / s, COCO)
-        for s in ("train2017", "val2017")
+        build_people(
+            read_table(folder / f"annotations/person_keypoints_{split}.json", COCO), folder / split
+        )
+        for split in ("train2017", "val2017")
     )
     assert overlap(train, val) == []
     assert len(overlap(train, train)) == len(train)

@@ -17,7 +17,6 @@ import pytest
 
 from models.skeleton import COCO, CROWDPOSE
 from study.data.annotations import read_table
-from study.data.audit import read_audit
 from study.data.survey import (
     annotation_files,
     crowd_indices,
@@ -92,7 +91,7 @@ def test_sound_folder_is_shown_and_written(
     said = capsys.readouterr().out
     assert said.count("no faults") == 2 and "captions" not in said
     assert "3, 3 with people" in said and "left_shoulder" in said
-    assert read_audit(out / "audit.parquet").num_rows == 0
+    assert pq.read_table(out / "audit.parquet").num_rows == 0
     people = pq.read_table(out / "people.parquet").to_pylist()
     assert len(people) == 12
     assert people[0] == {
@@ -125,7 +124,7 @@ def test_fault_is_listed_with_status_one(
     assert run(coco, "--out", out) == 1
     said = capsys.readouterr().out
     assert "box of zero size: 1" in said and "image truncated or unreadable: 2" in said
-    rows = read_audit(out / "audit.parquet").to_pylist()
+    rows = pq.read_table(out / "audit.parquet").to_pylist()
     assert [(row["annotation_id"], row["is_fault"]) for row in rows] == [
         *((4, True), (5, True), (22, True)),
     ]
@@ -153,7 +152,7 @@ def test_people_of_train_who_are_in_val_are_faults(
     shutil.copytree(coco / "train2017", coco / "val2017", dirs_exist_ok=True)
     assert run(coco, "--out", tmp_path / "out", "--sheet", 0) == 1
     assert "person of train who is in val: 6" in capsys.readouterr().out
-    rows = read_audit(tmp_path / "out/audit.parquet").to_pylist()
+    rows = pq.read_table(tmp_path / "out/audit.parquet").to_pylist()
     assert {row["kind"] for row in rows if row["is_fault"]} == {"person of train who is in val"}
 
 
@@ -176,7 +175,7 @@ def test_file_that_cannot_be_used_is_one_fault(
     file.write_text(text)
     assert run(coco, "--out", tmp_path / "out") == 1
     assert message in capsys.readouterr().out
-    (row,) = read_audit(tmp_path / "out/audit.parquet").to_pylist()
+    (row,) = pq.read_table(tmp_path / "out/audit.parquet").to_pylist()
     assert (row["kind"], row["file"], row["image_id"]) == (UNUSABLE, str(file), None)
     assert pq.read_table(tmp_path / "out/people.parquet").num_rows == 6  # of val
 

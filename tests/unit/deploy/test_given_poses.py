@@ -249,19 +249,43 @@ SHORT = entry()["keypoints"][:-1]
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("[{", "must be JSON"),
-        ({"images": []}, "must be a COCO annotation file or a list.*change --poses"),
-        ([], r"entry 0: must be an object whose keypoints.*51 \(coco\)"),
-        ([{"image_id": 7}], r"entry 0: .*42 \(crowdpose\) or 51 \(coco\) numbers"),
-        ([entry(), entry(keypoints=SHORT)], "entry 1: keypoints must be 42 finite.* got 41"),
-        ([entry(), entry(joints=17)], "entry 1: keypoints must be 42 finite.* got 51"),
-        ([entry(), entry(keypoints=[float("nan")] * 42)], "entry 1: keypoints must be 42 finite"),
-        ([entry(), entry(image_id="7")], "entry 1: must be an object with a whole image_id"),
-        ([entry(), 5], "entry 1: must be an object with a whole image_id, got 5"),
-        ([entry(), entry(bbox=[1, 2, 3])], r"entry 1: bbox must be four.*got \[1, 2, 3\]"),
-        ([entry(), entry(score="high")], "entry 1: score must be a finite number, got 'high'"),
-        ([entry(), entry(bbox=[200, 5, 9, 9])], "entry 1: must have a bbox.*120 x 90 pixels"),
-        ([entry(bbox=None, keypoints=[0.0] * 42)], "entry 0: must have a bbox, or joints"),
+        ("[{", r"--poses must be a COCO annotation file or a list.*\(Expecting property name"),
+        (
+            {"images": []},
+            "must be a COCO annotation file or a list.*got {'images': .*change --poses",
+        ),
+        ([], "with at least one entry, got an empty list in .*change --poses"),
+        ([{"image_id": 7}], r"entry 0 \(from 0\): .*42 \(crowdpose\) or 51 \(coco\) numbers"),
+        (
+            [entry(), entry(keypoints=SHORT)],
+            r"entry 1 \(from 0\): keypoints must be 42 finite.* got 41",
+        ),
+        ([entry(), entry(joints=17)], r"entry 1 \(from 0\): keypoints must be 42 finite.* got 51"),
+        (
+            [entry(), entry(keypoints=[float("nan")] * 42)],
+            r"entry 1 \(from 0\): keypoints must be 42 finite",
+        ),
+        (
+            [entry(), entry(image_id="7")],
+            r"entry 1 \(from 0\): image_id must be a whole number, got '7'",
+        ),
+        ([entry(), 5], r"entry 1 \(from 0\): must be an object, got 5"),
+        (
+            [entry(), entry(bbox=[1, 2, 3])],
+            r"entry 1 \(from 0\): bbox must be four.*got \[1, 2, 3\]",
+        ),
+        (
+            [entry(), entry(score="high")],
+            r"entry 1 \(from 0\): score must be a finite number, got 'high'",
+        ),
+        (
+            [entry(), entry(bbox=[200, 5, 9, 9])],
+            r"entry 1 \(from 0\): must have a bbox.*120 x 90 pixels",
+        ),
+        (
+            [entry(bbox=None, keypoints=[0.0] * 42)],
+            r"entry 0 \(from 0\): must have a bbox, or joints",
+        ),
         ([entry(8)], "must have a pose in at least one of the 2 images"),
     ],
 )
@@ -282,7 +306,7 @@ def test_an_export_without_refiner_and_a_file_to_be_written_over_are_refused(
         run(plain, tmp_path, [entry()], images)
     file = tmp_path / "keypoints.json"
     file.write_text(json.dumps([entry()]))
-    with pytest.raises(SystemExit, match="must not be written over"):
+    with pytest.raises(SystemExit, match="inputs must not be overwritten"):
         main([str(still), str(images[0]), "--poses", str(file), "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"file of poses must exist.*change --poses"):
+    with pytest.raises(SystemExit, match=r"--poses must be a COCO .*gone\.json \(.*No such file"):
         main([str(still), str(images[0]), "--poses", str(tmp_path / "gone.json")])

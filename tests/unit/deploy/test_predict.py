@@ -247,10 +247,16 @@ def test_box_beyond_the_image_is_left_out_with_a_warning(
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ([annotation(3, 7, [1, 2, 3])], "annotation 3 must have a bbox of four numbers"),
-        ([{"image_id": 7, "bbox": None}], "entry 0 must have a bbox of four numbers"),
-        ([annotation(3, 7, [1, 2, 3, 4], score="high")], "score='high'"),
-        ([{"bbox": [1, 2, 3, 4]}], "entry 0 must have an image_id"),
+        (
+            [annotation(3, 7, [1, 2, 3])],
+            "entry 0 (from 0), annotation 3: bbox must be four finite numbers",
+        ),
+        ([{"image_id": 7, "bbox": None}], "entry 0 (from 0): bbox must be four finite numbers"),
+        (
+            [annotation(3, 7, [1, 2, 3, 4], score="high")],
+            "annotation 3: score must be a finite number, got 'high'",
+        ),
+        ([{"bbox": [1, 2, 3, 4]}], "entry 0 (from 0): must be an object with an image_id"),
         ([annotation(3, 8, [1, 2, 3, 4])], "a person's box for at least one of the 1 images"),
         ({"images": []}, "must be a COCO annotation file or a list"),
         (
@@ -274,8 +280,10 @@ def test_file_of_boxes_must_be_there_and_be_json(
     export: Path, images: list[Path], tmp_path: Path
 ) -> None:
     nowhere = tmp_path / "nowhere.json"
-    assert "must exist" in refusal(export, tmp_path, images[0], "--boxes", nowhere)
-    assert "must be JSON" in refusal(export, tmp_path, images[0], "--boxes", images[1])
+    assert "No such file" in refusal(export, tmp_path, images[0], "--boxes", nowhere)
+    assert "--boxes must be a COCO annotation file" in refusal(
+        export, tmp_path, images[0], "--boxes", images[1]
+    )
 
 
 def test_image_that_is_missing_or_broken_is_named(
@@ -284,7 +292,7 @@ def test_image_that_is_missing_or_broken_is_named(
     missing, broken, empty = (tmp_path / name for name in ("missing.jpg", "broken.jpg", "e.jpg"))
     broken.write_bytes(b"no image")
     empty.touch()
-    assert f"must exist to be looked at, got {missing}" in refusal(export, tmp_path, missing)
+    assert f"an image must exist, got {missing}" in refusal(export, tmp_path, missing)
     assert f"{broken}: must be an image" in refusal(export, tmp_path, images[0], broken)
     assert f"{empty}: must be an image" in refusal(export, tmp_path, empty)
     (tmp_path / "nothing").mkdir()
@@ -301,14 +309,14 @@ def test_inputs_are_not_written_over(export: Path, images: list[Path], tmp_path:
     inside = out / "7.jpg"
     cv2.imwrite(str(inside), np.zeros((HEIGHT, WIDTH, 3), np.uint8))
     content = inside.read_bytes()
-    assert "must not be written over" in refusal(export, tmp_path, images[0], inside)
+    assert "must not be overwritten" in refusal(export, tmp_path, images[0], inside)
     link = tmp_path / "7.jpg"
     link.symlink_to(inside)
-    assert "must not be written over" in refusal(export, tmp_path, link)
+    assert "must not be overwritten" in refusal(export, tmp_path, link)
     assert inside.read_bytes() == content and list(out.iterdir()) == [inside]
     boxes = write_boxes(tmp_path, [annotation(1, 7, [5, 5, 40, 60])])
     boxes = boxes.rename(out / "keypoints.json")
-    with pytest.raises(SystemExit, match="must not be written over"):
+    with pytest.raises(SystemExit, match="must not be overwritten"):
         main([str(export), str(images[0]), "--boxes", str(boxes), "--out", str(out)])
     assert json.loads(boxes.read_text())[0]["id"] == 1
 
@@ -318,7 +326,7 @@ def test_two_images_of_one_name_are_refused(
 ) -> None:
     other = tmp_path / images[0].name
     other.write_bytes(images[0].read_bytes())
-    assert "names of their own" in refusal(export, tmp_path, images[0], other)
+    assert "different names" in refusal(export, tmp_path, images[0], other)
 
 
 def test_folder_that_is_no_export_is_refused(

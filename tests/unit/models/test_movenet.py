@@ -24,8 +24,9 @@ from study.cache.prepare import PreparedData
 from study.cache.teacher_store import open_teacher_store
 from study.config.compose import StudyConfig, with_values
 from study.config.derived import resolve
+from study.data.annotations import read_table
 from study.data.crops import apply_affine, image_to_crop_affine, invert_affine, read_image, warp
-from study.data.people import People, read_people
+from study.data.people import People, build_people
 from study.metrics import average_precision, to_detections
 from study.storage.paths import TARGETS
 from study.teachers.make import make_teacher, teacher_folder
@@ -328,7 +329,7 @@ class CocoTiny:
 def coco_tiny(shared: Path) -> CocoTiny:
     root = shared / "data" / "coco_tiny"
     truth = root / "annotations" / "person_keypoints_val2017.json"
-    people = read_people(truth, root / "val2017", COCO)
+    people = build_people(read_table(truth, COCO), root / "val2017")
     in_file = {a["id"]: a["bbox"] for a in json.loads(truth.read_text())["annotations"]}
     boxes = np.array([in_file[number] for number in people.annotation_ids], np.float64)
     return CocoTiny(truth, people, [read_image(path) for path in people.image_paths], boxes)

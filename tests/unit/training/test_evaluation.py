@@ -17,8 +17,9 @@ from models.skeleton import COCO, Skeleton
 from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
 from study.cache.prepare import PreparedData
 from study.config.schema import StudyConfig
+from study.data.annotations import read_table
 from study.data.crops import plain_affines, transform_points
-from study.data.people import People, read_people
+from study.data.people import People, build_people
 from study.errors import TrainingDiverged
 from study.training import evaluation
 from study.training.evaluation import detect_people, evaluate, predict_crops
@@ -87,7 +88,7 @@ def test_perfect_keypoints_of_real_images_score_ap_1(
 ) -> None:
     root = shared / "data/coco_tiny"
     truth = root / "annotations/person_keypoints_val2017.json"
-    people = read_people(truth, root / "val2017", COCO)
+    people = build_people(read_table(truth, COCO), root / "val2017")
     store = open_crop_store(make_crop_store(people, (96, 64), tmp_path))
     oracle: Any = Oracle(store, list(range(len(store))))
     assert evaluate(oracle, store, truth, COCO, "coco", workers)["ap"] == pytest.approx(1)

@@ -265,9 +265,12 @@ def test_a_file_of_another_skeleton_is_told_by_its_joints(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{}", r"list of predictions.*change refine\.start"),
+        ("{}", r"list of COCO keypoint results.*got \{\} in .*change refine\.start"),
         ("nonsense", r"refine\.start must be a JSON"),
-        ('[{"image_id": 1, "score": 1, "keypoints": [1]}]', "entry 0: keypoints must be 15"),
+        (
+            '[{"image_id": 1, "score": 1, "keypoints": [1]}]',
+            r"entry 0 \(from 0\): keypoints must be 15",
+        ),
     ],
 )
 def test_a_broken_file_is_refused_by_the_settings_name(
