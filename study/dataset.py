@@ -1,6 +1,6 @@
-"""Look at data before training on them: ``python study/dataset.py PATH``.
+"""Check and survey a data set before training: ``python study/dataset.py PATH``.
 
-The audit of a study, alone and before it, and beside it what is in the data.
+Runs a study's audit without the study, and shows what the data contain.
 """
 
 import os
@@ -8,7 +8,7 @@ import sys
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 if os.path.isfile(os.path.join(HERE, "__init__.py")):
-    # In a checkout: its root on the path in place of study/, whose file names would shadow others.
+    # In a checkout, replace study/ on the path by the root: names of its files would hide others.
     sys.path[0] = os.path.dirname(HERE)
 
 import argparse
@@ -51,25 +51,26 @@ from study.errors import InputError
 FAULTS, PEOPLE = "audit.parquet", "people.parquet"
 UNUSABLE = "annotation file that cannot be used"
 COLUMNS = 6
+"""Images in a row of the contact sheet."""
 EXPLANATION = """\
-PATH is a data set's folder or one annotation file, in the format of COCO or CrowdPose. Both
-official layouts are known:
+PATH is the folder of a data set, or one annotation file in the format of COCO or CrowdPose.
+These layouts are known:
   coco/       annotations/person_keypoints_{train,val}2017.json   train2017/ val2017/
   crowdpose/  json/crowdpose_{train,val,test}.json                images/
-Otherwise the images are looked for in the folders near the annotation file.
+In other layouts the images are searched in the folders near the annotation file.
 
-prints what is wrong with the data, and what is in them: people, labeled joints, sizes, crowding
+prints the faults of the data and what the data contain: people, labeled joints, sizes, crowding
 and writes to FOLDER:
-  audit.parquet    one row a fault (is_fault) or note, with its file, image_id, annotation_id
-  people.parquet   one row a person that a study would use
-  <file>.jpg       images of that annotation file with their skeletons: left limbs orange, right
-                   ones blue, a joint that is labeled but hidden a ring. Do the joints sit where
-                   their names say?
+  audit.parquet    one row per fault (is_fault) or note, with its file, image_id, annotation_id
+  people.parquet   one row per person that a study would use
+  <file>.jpg       contact sheet: images of that annotation file with the people's skeletons drawn.
+                   Left limbs are orange, right limbs blue, hidden joints are rings. Check that
+                   each joint is where its name says.
 
-A fault stops a study, unless data.max_bad_fraction lets so many people be left out. A note stops
-nothing: official files have crowd regions, people without joints, joints a little outside.
+A fault stops a study, unless data.max_bad_fraction allows that many people to be left out. A note
+stops nothing: official files have crowd regions, people without joints, joints a little outside.
 
-The exit status is 1 where there is a fault, else 0.
+exit status: 1 if there is a fault, otherwise 0
 
 examples:
   python study/dataset.py /data/coco
@@ -187,11 +188,11 @@ def write_sheet(file: Path, one: Usable, num_images: int) -> bool:
         shown = one.figures.rows[table.image_rows[one.figures.rows] == row]
         paths.append(one.image_folder / table.images.names[row])
         people.append(table.keypoints[shown].reshape(len(shown), -1).tolist())
-    return draw_sheet(paths, people, file, min(COLUMNS, len(paths)), table.skeleton) > 0
+    return draw_sheet(paths, people, file, min(COLUMNS, len(paths)), table.skeleton)
 
 
 def show(one: Survey, console: Console) -> None:
-    """Prints the figures of a file, then its faults and notes."""
+    """Print the figures of a file, its faults and its notes."""
     console.rule(f"[bold]{one.annotations.name}", align="left")
     if one.usable is not None:
         figures, skeleton = one.usable.figures, one.usable.table.skeleton
@@ -208,31 +209,48 @@ def show(one: Survey, console: Console) -> None:
         console.print("[green]no faults")
     notes = collections.Counter(fault.kind for fault in one.faults if fault.is_warning)
     if notes:
-        told = ", ".join(f"{kind} ({count})" for kind, count in notes.most_common())
-        console.print(f"notes, which stop nothing: {told}", markup=False, soft_wrap=True)
+        listed = ", ".join(f"{kind} ({count})" for kind, count in notes.most_common())
+        console.print(f"notes, which stop nothing: {listed}", markup=False, soft_wrap=True)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="dataset.py",
-        description="Look at data before training on them: what is wrong, and what is there.",
+        description="Check a data set before training on it, and show what it contains.",
         epilog=EXPLANATION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("path", type=Path, metavar="PATH", help="a folder or an annotation file")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="where the images lie")
     parser.add_argument(
-        "--skeleton", choices=SKELETONS, help="whose joints (default: by their number)"
+        "path", type=Path, metavar="PATH", help="folder of a data set, or an annotation file"
     )
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: audit-<name of PATH>")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the images (default: found near the annotation file)",
+    )
+    parser.add_argument(
+        "--skeleton",
+        choices=SKELETONS,
+        help="joints of the annotations (default: by their number)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="folder to write to (default: audit-<name of PATH>)",
+    )
     parser.add_argument(
         "--sheet",
-        "--pictures",
         type=int,
         default=24,
         metavar="N",
-        help="images on a contact sheet (default 24; 0: no sheet)",
+        help="images on a contact sheet (default: 24; 0: no sheet)",
+    )
+    # The option's former name.
+    parser.add_argument(
+        "--pictures", dest="sheet", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS
     )
     options = parser.parse_args(arguments)
     if options.sheet < 0:
@@ -243,7 +261,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command; exits with status 1 where the data have a fault."""
+    """Run the command; exit with status 1 if the data have a fault."""
     options = parse(arguments)
     display = Display("auto")
     skeleton = SKELETONS[options.skeleton] if options.skeleton else None
@@ -265,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for one in surveys:
         show(one, display.console)
     if shared:
-        display.console.print("[bold red]faults of both")
+        display.console.print("[bold red]faults of train and val together")
         display.console.print(describe(shared), markup=False, soft_wrap=True)
     faults = [fault for one in surveys for fault in one.faults] + shared
     written = [write_audit(out / FAULTS, faults)]

@@ -1,7 +1,7 @@
-"""How good poses are: OKS, OKS-NMS, the official average precision of COCO and CrowdPose, PCK.
+"""Evaluate poses: OKS, OKS-NMS, the official average precision of COCO and CrowdPose.
 
-AP is faster-coco-eval's, which equals the official code of both on every published figure. AP is
-a fraction here; where it is shown, it is shown times 100.
+AP comes from faster-coco-eval, which agrees with the official code of both on every published
+figure. AP is a fraction here; tables show it times 100.
 """
 
 from __future__ import annotations
@@ -22,9 +22,6 @@ from study.data.coco_json import load_document
 from study.errors import InputError
 
 OKS_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-TORSO = (("left_shoulder", "right_hip"), ("right_shoulder", "left_hip"))
-SOFT_AT_MOST = 20
-"""The soft kind keeps no more poses of an image (HRNet's ``max_dets``)."""
 
 
 def to_detections(
@@ -33,20 +30,26 @@ def to_detections(
     image_ids: np.ndarray,
     box_scores: np.ndarray,
 ) -> list[dict[str, Any]]:
-    """N poses as COCO's results; score = box score x mean of the joint scores above 0.2, else 0.
+    """Return N poses as COCO keypoint results.
+
+    The score of a pose is its box score times the mean of the joint scores above 0.2, or 0 if
+    there is none.
 
     Args:
         keypoints_image: (N, K, 2).
         joint_scores: (N, K).
         image_ids: (N,).
         box_scores: (N,); 1 for boxes from the ground truth.
+
+    Raises:
+        ValueError: a keypoint or score is NaN or infinite.
     """
     rows = np.concatenate([keypoints_image, joint_scores[:, :, None]], axis=2)  # (N, K, 3)
     if not np.isfinite(rows).all():
         person = int(np.flatnonzero(~np.isfinite(rows).all(axis=(1, 2)))[0])
         raise ValueError(
             "keypoints and scores must be finite to be evaluated, got NaN or infinity for person "
-            f"{person} in image {image_ids[person]}; the network that made them diverged"
+            f"{person} in image {image_ids[person]}; the network that predicted them diverged"
         )
     is_scored = joint_scores > SCORED_JOINT
     mean = (joint_scores * is_scored).sum(axis=1) / np.maximum(is_scored.sum(axis=1), 1)
@@ -65,17 +68,21 @@ def to_detections(
 def average_precision(
     ground_truth: Path, detections: Sequence[dict[str, Any]], skeleton: Skeleton, kind: Kind
 ) -> dict[str, float]:
-    """The official figures, each in 0..1, NaN where the ground truth has nobody it is about.
+    """Return the official figures, each in 0..1, NaN if no person counts for it.
 
     ``ap ap50 ap75 ar ar50 ar75``, and for coco ``ap_m ap_l ar_m ar_l`` (by area), for crowdpose
-    ``ap_easy ap_medium ap_hard`` (by the images' crowdIndex, NaN where an image has none).
-    The last three are not rounded to four digits, as they are in the official code.
+    ``ap_easy ap_medium ap_hard`` (by the images' crowdIndex, NaN if an image has none).
+    The last three are not rounded; the official code rounds them to four digits.
 
     Args:
-        ground_truth: an annotation file; a person counts from ``num_keypoints`` 1 on, which are
-            counted where the file has none. It is parsed once while it stays as it is.
-        detections: COCO's results; at most the best 20 of an image count, none at all is AP 0.
+        ground_truth: an annotation file, parsed once while it does not change. A person counts if
+            ``num_keypoints`` is above 0; they are counted if the file has none.
+        detections: COCO keypoint results. The best 20 of an image count; without any, AP is 0.
         skeleton: supplies the OKS sigmas.
+
+    Raises:
+        InputError: the ground truth has no person that counts, or a detection is of an image
+            that it lacks.
     """
     document = _ground_truth(ground_truth, skeleton.num_joints, _file_stamp(ground_truth))
     evaluation = _evaluation(document, detections, skeleton.oks_sigmas, kind)
@@ -105,7 +112,10 @@ def average_precision(
 def ap_by_threshold(
     ground_truth: Path, detections: Sequence[dict[str, Any]], skeleton: Skeleton, kind: Kind
 ) -> dict[float, float]:
-    """AP at each OKS threshold of 0.50, 0.55 .. 0.95, whose mean is AP; args and NaN as there."""
+    """Return AP at each OKS threshold of 0.50, 0.55 .. 0.95; their mean is AP.
+
+    Args and NaN are those of ``average_precision``.
+    """
     document = _ground_truth(ground_truth, skeleton.num_joints, _file_stamp(ground_truth))
     evaluation = _evaluation(document, detections, skeleton.oks_sigmas, kind)
     precision, _ = _accumulate(evaluation, [image["id"] for image in document["images"]])
@@ -118,12 +128,13 @@ def ap_by_threshold(
 def ap_by_joint(
     ground_truth: Path, detections: Sequence[dict[str, Any]], skeleton: Skeleton, kind: Kind
 ) -> dict[str, float]:
-    """AP of each joint by name: the same evaluation, of people who have that joint alone.
+    """Return AP of each joint by name: the same evaluation with all other joints removed.
 
-    OKS is that of the one joint, with the person's own area, and only people who have it labeled
-    count; poses are ranked by their whole score. As in any evaluation, a pose that goes to a
-    person without label is no false one: here where the joint lies within that person's box grown
-    to three times its size. Args as ``average_precision``; NaN where nobody has the joint.
+    OKS is that of the one joint, with the person's own area, and only people with this joint
+    labeled count; poses are ranked by their whole score. As in every evaluation, a pose matched
+    with an unlabeled person is no false positive: here, if the joint lies within that person's
+    box grown to three times its size. Args are those of ``average_precision``; NaN if no person
+    has the joint.
     """
     document = _ground_truth(ground_truth, skeleton.num_joints, _file_stamp(ground_truth))
     image_ids = [image["id"] for image in document["images"]]
@@ -146,14 +157,14 @@ def oks(
     sigmas: Sequence[float],
     boxes: np.ndarray | None = None,
 ) -> np.ndarray:
-    """COCO's similarity of two poses, mean over the labeled joints, 0..1; shapes broadcast.
+    """Return COCO's object keypoint similarity of two poses, in 0..1; shapes broadcast.
 
-    Where nothing is labeled, COCO measures how far a pose lies outside the other person's box
-    grown to three times its size; without ``boxes`` it is 0 there.
+    It is the mean over the labeled joints. If no joint is labeled, COCO measures how far the pose
+    lies outside the other person's box grown to three times its size; without ``boxes`` OKS is 0.
 
     Args:
-        keypoints: (..., K, 2), in pixels, as all lengths here.
-        other: the pose to compare with, usually the ground truth, (..., K, 2).
+        keypoints: (..., K, 2), in pixels like all lengths here.
+        other: pose to compare with, usually the ground truth, (..., K, 2).
         visibility: of the other pose's joints, (..., K).
         area: of the other person, (...).
         boxes: xywh of the other person, (..., 4).
@@ -175,56 +186,8 @@ def oks(
     return np.asarray(total / np.maximum(labeled.sum(axis=-1), 1))
 
 
-def torso_lengths(keypoints: np.ndarray, visibility: np.ndarray, skeleton: Skeleton) -> np.ndarray:
-    """Mean length (N,) of those shoulder-to-other-hip diagonals that are labeled, else NaN."""
-    total, count = np.zeros(len(keypoints)), np.zeros(len(keypoints))
-    for shoulder, hip in TORSO:
-        if shoulder in skeleton.joints and hip in skeleton.joints:
-            ends = [skeleton.joints.index(shoulder), skeleton.joints.index(hip)]
-            is_labeled = (visibility[:, ends] > 0).all(axis=1)
-            lengths = np.linalg.norm(keypoints[:, ends[0]] - keypoints[:, ends[1]], axis=-1)
-            total += np.where(is_labeled, lengths, 0)
-            count += is_labeled
-    return np.where(count > 0, total / np.maximum(count, 1), math.nan)
-
-
-def joint_errors(keypoints: np.ndarray, truth: np.ndarray, visibility: np.ndarray) -> np.ndarray:
-    """Mean distance (K,) of each joint where the truth labels it, in the unit given, else NaN.
-
-    Args: as ``pck``.
-    """
-    labeled = visibility > 0
-    distances = np.linalg.norm(keypoints - truth, axis=-1)  # (N, K)
-    total, count = np.where(labeled, distances, 0).sum(axis=0), labeled.sum(axis=0)
-    return np.where(count > 0, total / np.maximum(count, 1), math.nan)
-
-
-def pck(
-    keypoints: np.ndarray,
-    truth: np.ndarray,
-    visibility: np.ndarray,
-    lengths: np.ndarray,
-    fraction: float = 0.2,
-) -> float:
-    """The share of labeled joints no further off than that fraction of the person's length.
-
-    Args:
-        keypoints: (N, K, 2).
-        truth: (N, K, 2).
-        visibility: of the truth, (N, K).
-        lengths: ``torso_lengths`` of the truth, (N,); people with NaN or 0 are left out.
-
-    Returns:
-        In 0..1; NaN where no joint counts.
-    """
-    counted = (visibility > 0) & (lengths > 0)[:, None]
-    distances = np.linalg.norm(keypoints - truth, axis=-1)  # (N, K)
-    is_right = distances <= fraction * lengths[:, None]
-    return float(is_right[counted].mean()) if counted.any() else math.nan
-
-
 def read_truth(ground_truth: Path, skeleton: Skeleton) -> dict[str, Any]:
-    """The file as it is evaluated; nobody may change it."""
+    """Return the annotation file as it is evaluated; callers must not change it."""
     return _ground_truth(ground_truth, skeleton.num_joints, _file_stamp(ground_truth))
 
 
@@ -238,7 +201,7 @@ def _file_stamp(path: Path) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=4)
 def _ground_truth(path: Path, num_joints: int, _stamp: tuple[int, ...]) -> dict[str, Any]:
-    """The file, with what an evaluation needs and no more; nobody may change it."""
+    """Return only what an evaluation needs of the file; callers must not change it."""
     document = load_document(path)
     return {
         "images": document["images"],
@@ -251,20 +214,27 @@ def _ground_truth(path: Path, num_joints: int, _stamp: tuple[int, ...]) -> dict[
 
 
 def _as_evaluated(annotation: dict[str, Any], number: int, num_joints: int) -> dict[str, Any]:
-    """The annotation with all that the library asks for; what the file lacks as it is read.
+    """Return the annotation with all keys that the library needs, missing ones filled in.
 
-    The number is from 1 on and takes the place of the id, since to the library id 0 means "not
-    matched". An area is made of the box, as CrowdPose does.
+    The number, from 1, replaces the id, since to the library id 0 means "not matched". A missing
+    area is computed from the box, as CrowdPose does.
     """
     keypoints = annotation.get("keypoints") or [0] * (3 * num_joints)
     box = annotation.get("bbox") or [0.0, 0.0, 0.0, 0.0]
-    made = {"area": AREA_OF_BOX * box[2] * box[3], "iscrowd": 0}
-    made["num_keypoints"] = sum(visibility > 0 for visibility in keypoints[2::3])
-    given = {key: annotation[key] for key in made if annotation.get(key) is not None}
+    defaults = {
+        "area": AREA_OF_BOX * box[2] * box[3],
+        "iscrowd": 0,
+        "num_keypoints": sum(visibility > 0 for visibility in keypoints[2::3]),
+    }
+    given = {key: annotation[key] for key in defaults if annotation.get(key) is not None}
     return {
-        **{"id": number, "category_id": PERSON_ID, "image_id": annotation["image_id"]},
-        **{"keypoints": keypoints, "bbox": box},
-        **(made | given),
+        "id": number,
+        "category_id": PERSON_ID,
+        "image_id": annotation["image_id"],
+        "keypoints": keypoints,
+        "bbox": box,
+        **defaults,
+        **given,
     }
 
 
@@ -280,12 +250,12 @@ def _evaluation(
     sigmas: Sequence[float],
     kind: Kind,
 ) -> Any:
-    """The library's evaluation, on records of its own, since it writes into them."""
-    strange = {found["image_id"] for found in detections} - {i["id"] for i in document["images"]}
-    if strange:
+    """Set up the library's evaluation on copies of the records, since it writes into them."""
+    unknown = {found["image_id"] for found in detections} - {i["id"] for i in document["images"]}
+    if unknown:
         raise InputError(
             "detections must be of images of the ground truth, got image ids "
-            f"{sorted(strange)[:5]}; change data.{{train,val}}.annotations or the detections"
+            f"{sorted(unknown)[:5]}; change data.{{train,val}}.annotations or the detections"
         )
     rows = np.array([found["keypoints"] for found in detections])
     corners = rows.reshape(len(detections), len(sigmas), 3)[:, :, :2]
@@ -296,21 +266,21 @@ def _evaluation(
     ]
     truth = [dict(annotation) for annotation in document["annotations"]]
     evaluation = COCOeval_faster(
-        COCO({**document, "annotations": truth}, print_function=_say_nothing),
-        COCO({**document, "annotations": records}, print_function=_say_nothing),
+        COCO({**document, "annotations": truth}, print_function=_print_nothing),
+        COCO({**document, "annotations": records}, print_function=_print_nothing),
         "keypoints" if kind == "coco" else "keypoints_crowd",
-        print_function=_say_nothing,
+        print_function=_print_nothing,
         kpt_oks_sigmas=list(sigmas),
         use_area=kind == "coco",
     )
     evaluation.params.catIds = [PERSON_ID]
-    # The slow part, which is the same whatever group of images is asked for.
+    # The slow part; it is the same for every group of images.
     evaluation.computeOks = functools.cache(evaluation.computeOks)
     return evaluation
 
 
 def _accumulate(evaluation: Any, image_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Precision (T, R, areas) and recall (T, areas) of these images, -1 where nobody counts."""
+    """Return precision (T, R, areas) and recall (T, areas) of images, -1 if no person counts."""
     evaluation.params.imgIds = image_ids
     evaluation.evaluate()
     evaluation.accumulate()
@@ -319,7 +289,7 @@ def _accumulate(evaluation: Any, image_ids: list[int]) -> tuple[np.ndarray, np.n
 
 
 def _crowd_groups(document: dict[str, Any]) -> list[list[int]]:
-    """Ids of the easy, the medium and the hard images; all empty where one has no crowdIndex."""
+    """Return ids of the easy, medium and hard images; all empty if one has no crowdIndex."""
     images = document["images"]
     if any(image.get("crowdIndex") is None for image in images):
         return [[], [], []]
@@ -335,8 +305,8 @@ def _mean(values: np.ndarray) -> float:
     return float(values[applies].mean()) if applies.any() else math.nan
 
 
-def _say_nothing(*_: object) -> None:
-    """The library tells of its progress through this."""
+def _print_nothing(*_: object) -> None:
+    """Take the library's progress messages."""
 
 
 def oks_nms(
@@ -346,45 +316,23 @@ def oks_nms(
     sigmas: Sequence[float],
     threshold: float = 0.9,
 ) -> np.ndarray:
-    """Indices of the poses that remain, best first, when each drops those more alike than that.
+    """Greedily keep the best poses; drop those whose OKS with a kept one exceeds the threshold.
 
     Args:
         keypoints: poses of one image, (N, K, 2), in pixels.
         scores: (N,).
         areas: square pixels, (N,).
-        threshold: an OKS; 1 drops nobody.
+        threshold: an OKS; 1 drops no pose.
+
+    Returns:
+        Indices of the kept poses, best first.
     """
     order = np.argsort(-np.asarray(scores), kind="stable")
     kept = []
     while len(order):
         best, order = order[0], order[1:]
         kept.append(best)
-        order = order[_alike(best, order, keypoints, areas, sigmas) <= threshold]
-    return np.array(kept, np.int64)
-
-
-def soft_oks_nms(
-    keypoints: np.ndarray,
-    scores: np.ndarray,
-    areas: np.ndarray,
-    sigmas: Sequence[float],
-    threshold: float = 0.9,
-) -> np.ndarray:
-    """Indices of at most 20 poses, in the order in which they win.
-
-    Each winner lowers the others' scores by exp(-OKS^2 / threshold), which decides who is next;
-    the scores that the poses are evaluated with stay as they were. Args: as ``oks_nms``.
-    """
-    order = np.argsort(-np.asarray(scores), kind="stable")
-    left = np.asarray(scores, float)[order]
-    kept: list[int] = []
-    while len(order) and len(kept) < SOFT_AT_MOST:
-        best, order = order[0], order[1:]
-        kept.append(best)
-        alike = _alike(best, order, keypoints, areas, sigmas)
-        left = left[1:] * np.exp(-(alike**2) / threshold)
-        again = np.argsort(-left, kind="stable")
-        order, left = order[again], left[again]
+        order = order[_similarities(best, order, keypoints, areas, sigmas) <= threshold]
     return np.array(kept, np.int64)
 
 
@@ -396,10 +344,10 @@ def oks_nms_by_image(
     sigmas: Sequence[float],
     threshold: float,
 ) -> np.ndarray:
-    """Indices, ascending, of the poses that ``oks_nms`` leaves of each image; args as there.
+    """Return the indices, ascending, of the poses that ``oks_nms`` keeps in each image.
 
-    Args:
-        image_ids: the image of each pose, (N,).
+    Args are those of ``oks_nms``, and:
+        image_ids: image of each pose, (N,).
     """
     order = np.argsort(image_ids, kind="stable")
     starts = np.flatnonzero(np.diff(image_ids[order])) + 1
@@ -410,14 +358,14 @@ def oks_nms_by_image(
     return np.sort(np.concatenate(kept))
 
 
-def _alike(
+def _similarities(
     one: int,
     others: np.ndarray,
     keypoints: np.ndarray,
     areas: np.ndarray,
     sigmas: Sequence[float],
 ) -> np.ndarray:
-    """OKS of a pose with each of the others, (M,)."""
+    """Return the OKS of a pose with each of M others, (M,)."""
     area = (areas[one] + areas[others]) / 2
     every_joint = np.ones(keypoints.shape[1])
     return oks(keypoints[one], keypoints[others], every_joint, area, sigmas)

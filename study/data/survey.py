@@ -1,4 +1,4 @@
-"""Survey a data set: its files, figures of its people, tables, a sheet of labeled images."""
+"""Survey a data set: find its files, measure its people, print tables, draw labeled images."""
 
 from __future__ import annotations
 
@@ -13,39 +13,41 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from models.skeleton import COCO, SKELETONS, Skeleton
+from models.skeleton import SKELETONS, Skeleton
 from study.data.annotations import CROWD_BOUNDS, AnnotationTable
 from study.data.coco_json import read_records
-from study.data.synthetic.geometry import Array
 from study.errors import InputError
 
 FOLDERS = ("annotations", "json", ".")
-"""Where annotation files lie in a data set: COCO's way, CrowdPose's, and all in one folder."""
+"""Folders of annotation files in a data set: COCO's, CrowdPose's, and all in one folder."""
 OFFICIAL = "person_keypoints_*.json"
-"""COCO's names of files with joints; captions and outlines lie beside them."""
+"""COCO's files with joints; those with captions and outlines are in the same folder."""
 SAMPLE = 50
-"""Images that are looked for in a folder to tell whether it is the right one."""
+"""Images searched in a folder to decide whether it is the right one."""
 AREA_BOUNDS = (32.0**2, 96.0**2)
-"""Where COCO divides small, medium and large people, square pixels."""
+"""COCO's bounds between small, medium and large people, square pixels."""
 HEIGHT_SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Quantiles of box heights that are shown."""
 BLOCK = 8192
-"""People whose neighbors' joints are looked at at once."""
+"""People compared with the others of their images at once."""
 BAR = 20
 """Characters of the longest bar."""
 TILE = 256
 """Longest side of an image on the sheet, pixels."""
+GAP = 2
+"""Width of the white border of a tile, pixels."""
 
 
 def annotation_files(path: Path) -> list[Path]:
-    """The file itself, or those of a data set's folder that are JSON objects, by name.
+    """Return the file itself, or the annotation files of a data set's folder, by name.
 
     Raises:
-        InputError: there is none.
+        InputError: the path does not exist, or the folder has no such file.
     """
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise InputError(f"PATH must be a folder or an annotation file, got {path}: correct it")
+        raise InputError(f"PATH must be a folder or an annotation file, got {path}; correct it")
     for folder in FOLDERS:
         inside = path / folder
         found = sorted(inside.glob(OFFICIAL)) or sorted(inside.glob("*.json"))
@@ -53,21 +55,21 @@ def annotation_files(path: Path) -> list[Path]:
             return found
     raise InputError(
         "a data set's folder must hold annotation files (*.json in COCO's format), got none in "
-        f"{path}, annotations or json below it; name a file, and its images by --images"
+        f"{path}, annotations or json below it; give a file, and its images by --images"
     )
 
 
 def _starts_an_object(file: Path) -> bool:
-    """Whether it may be an annotation file: results of a detector, say, are lists."""
+    """Check that the file may hold annotations; a detector's results, for example, are a list."""
     with file.open("rb") as content:
         return not content.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 
 
 def find_skeleton(annotations: Path) -> Skeleton:
-    """The skeleton with as many joints as the first person in the file has.
+    """Return the known skeleton with as many joints as the first person of the file.
 
     Raises:
-        InputError: there is no such, or nobody has joints.
+        InputError: no known skeleton has this number, or no person has joints.
     """
     for key, record in read_records(annotations):
         keypoints = record.get("keypoints") if isinstance(record, dict) else None
@@ -81,16 +83,16 @@ def find_skeleton(annotations: Path) -> Skeleton:
                 f"{len(keypoints) / 3:g} joints in {annotations}; add yours to models/skeleton.py"
             )
     raise InputError(
-        f"the annotations must have 'keypoints', got none in {annotations}; is it another file "
-        "of the data set that has them?"
+        f"the annotations must have 'keypoints', got none in {annotations}; use the file of the "
+        "data set that has them"
     )
 
 
 def find_images(table: AnnotationTable) -> Path:
-    """The folder near the annotation file that holds most of a sample of its images.
+    """Return the folder near the annotation file that holds most of a sample of its images.
 
     Raises:
-        InputError: no folder holds any.
+        InputError: no folder holds any of them.
     """
     rows = np.unique(table.image_rows[table.is_used & (table.image_rows >= 0)])
     chosen = rows[np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(int)]
@@ -98,23 +100,23 @@ def find_images(table: AnnotationTable) -> Path:
     words = set(re.split(r"[^a-z0-9]+", table.path.stem.lower()))
 
     def score(folder: Path) -> tuple[int, bool]:
-        # Splits may name their images alike: then the folder of the file's own split is it.
+        # Two splits may use the same file names: then the folder with the split's name wins.
         found = sum((folder / name).is_file() for name in names)
         return found, folder.name.lower() in words
 
     folders = list(_folders_near(table.path))
     best = max(folders, key=score)
     if names and not score(best)[0]:
-        looked = ", ".join(map(str, folders[:6])) + (" ..." if len(folders) > 6 else "")
+        searched = ", ".join(map(str, folders[:6])) + (" ..." if len(folders) > 6 else "")
         raise InputError(
             f"the images of {table.path} must lie near it, got none of {names[0]} and "
-            f"{len(names) - 1} others in {looked}; name their folder by --images"
+            f"{len(names) - 1} others in {searched}; give their folder by --images"
         )
     return best
 
 
 def _folders_near(annotations: Path) -> Iterable[Path]:
-    """Where the images of an annotation file may be, each once."""
+    """Return the folders that may hold the images of an annotation file, each once."""
     tops = [annotations.parent, annotations.parent.parent]
     if annotations.parent.name not in FOLDERS:
         tops.pop()
@@ -128,7 +130,7 @@ def _folders_near(annotations: Path) -> Iterable[Path]:
 
 
 def train_file_of(val: Path, files: Iterable[Path]) -> Path | None:
-    """The file that a validation file is held out of, by its name; none where there is none."""
+    """Return the training file that belongs to a validation file by its name, or None."""
     wanted = val.with_name(re.sub(r"val(?!id)|valid(ation)?", "train", val.name))
     return wanted if wanted != val and wanted in files else None
 
@@ -141,64 +143,64 @@ class Figures:
     num_with_people: int
     num_annotations: int
     rows: NDArray[np.int64]
-    """The people's places in the annotation file, (N,)."""
+    """Rows of the people in the annotation table, (N,)."""
     labeled: NDArray[np.float64]
     """Share of the people who have each joint labeled, (K,)."""
     visible: NDArray[np.float64]
-    """Share of those whose labeled joint is visible, (K,); NaN where nobody has it."""
+    """Share of each joint's labels that are visible, (K,); NaN if it has none."""
     joints_per_person: NDArray[np.int64]
-    """People with so many labeled joints, from 0 to K, (K + 1,)."""
+    """Number of people with 0, 1 .. K labeled joints, (K + 1,)."""
     box_heights: NDArray[np.float64]
-    """Pixels that 5, 25, 50, 75 and 95 % of the boxes are lower than."""
+    """Quantiles HEIGHT_SHARES of the box heights, pixels."""
     sizes: NDArray[np.int64]
-    """Small, medium and large people by COCO's bounds of the area."""
-    crowd_indices: NDArray[np.float64]
-    """Of each image with people, in the order of their rows."""
-    is_crowd_computed: bool
-    """Whether the file has no crowdIndex, so that it comes from the joints."""
+    """Number of small, medium and large people by COCO's bounds of the area."""
     image_rows: NDArray[np.int64]
-    """Rows of the images with people, ascending."""
+    """Rows of the images with people, ascending, (M,)."""
+    crowd_indices: NDArray[np.float64]
+    """crowdIndex of these images, (M,)."""
+    is_crowd_computed: bool
+    """Whether crowdIndex is computed from the joints because the file has none."""
 
     def crowd_groups(self) -> NDArray[np.int64]:
-        """Images that are easy, medium and hard."""
+        """Return the number of easy, medium and hard images."""
         return np.bincount(np.digitize(self.crowd_indices, CROWD_BOUNDS), minlength=3)
 
 
 def measure(table: AnnotationTable, left_out: Collection[int] = frozenset()) -> Figures:
-    """The figures of the people without those left out by annotation id; at least one remains."""
+    """Measure the people who are not left out by annotation id, at least one."""
     rows = np.flatnonzero(
         table.is_used & (table.image_rows >= 0) & ~np.isin(table.ids, list(left_out))
     )
     visibility = table.keypoints[rows, :, 2]  # (N, K)
     has_label = visibility > 0
-    numbers = has_label.sum(axis=0)
-    images = np.unique(table.image_rows[rows])
-    given = table.images.crowd_indices[images]
+    num_labels = has_label.sum(axis=0)
+    image_rows = np.unique(table.image_rows[rows])
+    given = table.images.crowd_indices[image_rows]
     is_computed = not np.isfinite(given).any()
     with np.errstate(invalid="ignore"):
-        visible = (visibility == 2).sum(axis=0) / numbers
+        visible = (visibility == 2).sum(axis=0) / num_labels
     return Figures(
         num_images=len(table.images),
-        num_with_people=len(images),
+        num_with_people=len(image_rows),
         num_annotations=len(table.ids),
         rows=rows,
-        labeled=numbers / len(rows),
+        labeled=num_labels / len(rows),
         visible=visible,
         joints_per_person=np.bincount(has_label.sum(axis=1), minlength=has_label.shape[1] + 1),
         box_heights=np.quantile(table.boxes[rows, 3], HEIGHT_SHARES),
         sizes=np.bincount(np.digitize(table.areas[rows], AREA_BOUNDS), minlength=3),
+        image_rows=image_rows,
         crowd_indices=crowd_indices(table, rows) if is_computed else given,
         is_crowd_computed=is_computed,
-        image_rows=images,
     )
 
 
 def crowd_indices(table: AnnotationTable, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """How crowded each image of these people is, 0 to 1, by ascending row of the images.
+    """Compute crowdIndex, 0 to 1, of each image of these people, by ascending row of the images.
 
-    Mean over the people of: joints of others in a person's box over the person's own in it, at
-    most 1 (Li et al., CrowdPose, CVPR 2019). From people with joints only, so it is not exactly
-    what CrowdPose's file says.
+    It is the mean over the people of: other people's joints in the person's box over the person's
+    own joints there; at most 1 (Li et al., CrowdPose, CVPR 2019). Only people with joints are
+    known here, so it differs a little from CrowdPose's file.
     """
     order = rows[np.argsort(table.image_rows[rows], kind="stable")]
     _, starts, sizes = np.unique(table.image_rows[order], return_index=True, return_counts=True)
@@ -220,7 +222,7 @@ def crowd_indices(table: AnnotationTable, rows: NDArray[np.int64]) -> NDArray[np
 
 
 def counts_table(figures: Figures) -> Table:
-    """How many, and how large."""
+    """Return a table of the numbers of images, people and joints, and of box heights."""
     grid = Table.grid(padding=(0, 2))
     people = len(figures.rows)
     heights = "  ".join(
@@ -229,14 +231,15 @@ def counts_table(figures: Figures) -> Table:
     )
     grid.add_row("images", f"{figures.num_images}, {figures.num_with_people} with people")
     grid.add_row("annotations", f"{figures.num_annotations}")
-    grid.add_row("people", f"{people}, {people / figures.num_with_people:.2f} an image with any")
+    per_image = people / figures.num_with_people
+    grid.add_row("people", f"{people}, {per_image:.2f} per image with people")
     grid.add_row("labeled joints", f"{round(people * figures.labeled.sum())}")
     grid.add_row("box heights, px", heights)
     return grid
 
 
 def bars_table(figures: Figures) -> Table:
-    """Counts as bars: how crowded, how large, how well labeled."""
+    """Return a table with bars: people by crowding, size and number of labeled joints."""
     table = Table(box=None, padding=(0, 2))
     for heading in ("", "", "number", ""):
         table.add_column(heading, justify="right" if heading else "left")
@@ -266,15 +269,15 @@ def bars_table(figures: Figures) -> Table:
 
 
 def joints_table(figures: Figures, skeleton: Skeleton) -> Table:
-    """How often each joint is labeled, and how often it is then visible."""
+    """Return a table of how often each joint is labeled, and how often a label is visible."""
     table = Table("joint", box=None, padding=(0, 2))
     table.add_column("labeled, % of people", justify="right")
     table.add_column("visible, % of labeled", justify="right")
     for name, labeled, visible in zip(
         skeleton.joints, figures.labeled, figures.visible, strict=True
     ):
-        seen = "-" if np.isnan(visible) else f"{100 * visible:.1f}"
-        table.add_row(name, f"{100 * labeled:.1f}", seen)
+        share = "-" if np.isnan(visible) else f"{100 * visible:.1f}"
+        table.add_row(name, f"{100 * labeled:.1f}", share)
     return table
 
 
@@ -283,11 +286,18 @@ def draw_sheet(
     people: list[list[list[float]]],
     target: Path,
     columns: int,
-    skeleton: Skeleton = COCO,
-) -> int:
-    """How many of the images were drawn, each with its people's keypoints, as a grid of tiles.
+    skeleton: Skeleton,
+) -> bool:
+    """Draw images with their people's keypoints as a grid of tiles.
 
-    Those that cannot be decoded are left out; where that is all, nothing is written.
+    Images that cannot be decoded are left out; nothing is written if none can.
+
+    Args:
+        people: keypoints of each person of each image, x, y and visibility in image pixels.
+        columns: tiles in a row.
+
+    Returns:
+        Whether the sheet was written.
     """
     tiles = []
     for path, persons in zip(paths, people, strict=True):
@@ -298,22 +308,35 @@ def draw_sheet(
         large = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
         for keypoints in persons:
             _draw_labels(large, keypoints, scale, skeleton)
-        down, right = TILE - large.shape[0], TILE - large.shape[1]
-        sides = (down // 2 + 2, down - down // 2 + 2, right // 2 + 2, right - right // 2 + 2)
-        tiles.append(cv2.copyMakeBorder(large, *sides, cv2.BORDER_CONSTANT, value=(255, 255, 255)))
-    count = len(tiles)
+        tiles.append(_pad_tile(large))
     if not tiles:
-        return 0
+        return False
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
     rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
     target.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(target), np.vstack(rows)):
         raise OSError(f"cannot write {target}")
-    return count
+    return True
 
 
-def _draw_labels(image: Array, keypoints: list[float], scale: float, skeleton: Skeleton) -> None:
-    """Keypoints as a stick figure on an image that is enlarged by the scale."""
+def _pad_tile(image: cv2.typing.MatLike) -> cv2.typing.MatLike:
+    """Center the image on a white tile."""
+    down, right = TILE - image.shape[0], TILE - image.shape[1]
+    return cv2.copyMakeBorder(
+        image,
+        top=down // 2 + GAP,
+        bottom=down - down // 2 + GAP,
+        left=right // 2 + GAP,
+        right=right - right // 2 + GAP,
+        borderType=cv2.BORDER_CONSTANT,
+        value=(255, 255, 255),
+    )
+
+
+def _draw_labels(
+    image: cv2.typing.MatLike, keypoints: list[float], scale: float, skeleton: Skeleton
+) -> None:
+    """Draw keypoints as a stick figure on an image enlarged by the scale."""
     points = [
         (round((x + 0.5) * scale), round((y + 0.5) * scale), v)
         for x, y, v in zip(keypoints[0::3], keypoints[1::3], keypoints[2::3], strict=True)

@@ -1,9 +1,8 @@
-"""OKS-NMS, hard and soft, against the official HRNet's, and image by image."""
+"""OKS-NMS against the official HRNet's, and image by image."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,9 @@ import numpy as np
 import pytest
 
 from models.skeleton import COCO
-from study.metrics import oks, oks_nms, oks_nms_by_image, soft_oks_nms
+from study.metrics import oks, oks_nms, oks_nms_by_image
 
 SIGMAS = (0.1, 0.1)
-Nms = Callable[..., np.ndarray]
 
 
 @pytest.fixture(scope="module")
@@ -37,40 +35,34 @@ def pose_at(x: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.9])
-@pytest.mark.parametrize(("name", "nms"), [("oks_nms", oks_nms), ("soft_oks_nms", soft_oks_nms)])
-def test_the_official_poses_are_kept(
-    name: str, nms: Nms, threshold: float, reference: dict[str, Any]
-) -> None:
-    kept = nms(*candidates(reference), COCO.oks_sigmas, threshold)
-    assert kept.tolist() == reference["results"][f"{name}_{threshold}"]
+def test_official_poses_are_kept(threshold: float, reference: dict[str, Any]) -> None:
+    kept = oks_nms(*candidates(reference), COCO.oks_sigmas, threshold)
+    assert kept.tolist() == reference["results"][f"oks_nms_{threshold}"]
 
 
-def test_likeness_of_the_candidates_is_the_official_one(reference: dict[str, Any]) -> None:
+def test_oks_of_the_candidates_is_the_official_one(reference: dict[str, Any]) -> None:
     keypoints, _, areas = candidates(reference)
     area = (areas[:, None] + areas) / 2
     found = oks(keypoints[:, None], keypoints, np.ones(17), area, COCO.oks_sigmas)
     np.testing.assert_allclose(found, reference["oks"], atol=1e-9)
 
 
-@pytest.mark.parametrize("nms", [oks_nms, soft_oks_nms])
-def test_of_nobody_nobody_is_kept(nms: Nms) -> None:
-    assert nms(np.zeros((0, 2, 2)), np.zeros(0), np.zeros(0), SIGMAS).shape == (0,)
+def test_no_poses_keep_none() -> None:
+    assert oks_nms(np.zeros((0, 2, 2)), np.zeros(0), np.zeros(0), SIGMAS).shape == (0,)
 
 
-def test_a_threshold_of_1_drops_nobody() -> None:
+def test_threshold_of_1_drops_no_pose() -> None:
     twins = np.stack([pose_at(5)] * 3)
     assert len(oks_nms(twins, np.array([0.1, 0.9, 0.5]), np.full(3, 100.0), SIGMAS, 1.0)) == 3
 
 
-def test_the_soft_kind_puts_a_double_behind_a_worse_stranger() -> None:
+def test_duplicate_is_dropped_and_another_pose_stays() -> None:
     keypoints = np.stack([pose_at(0), pose_at(0), pose_at(500)])
-    # The double is left 0.8 exp(-1 / 0.9) = 0.26.
     scores, areas = np.array([0.9, 0.8, 0.3]), np.full(3, 100.0)
-    assert soft_oks_nms(keypoints, scores, areas, SIGMAS).tolist() == [0, 2, 1]
     assert oks_nms(keypoints, scores, areas, SIGMAS).tolist() == [0, 2]
 
 
-def test_a_double_in_another_image_stays() -> None:
+def test_duplicate_in_another_image_stays() -> None:
     keypoints = np.stack([pose_at(0)] * 4)
     scores, areas = np.array([0.1, 0.2, 0.3, 0.4]), np.full(4, 100.0)
     images = np.array([7, 3, 7, 3])
@@ -78,7 +70,7 @@ def test_a_double_in_another_image_stays() -> None:
     assert kept.tolist() == [2, 3]
 
 
-def test_by_image_equals_each_image_by_itself(reference: dict[str, Any]) -> None:
+def test_all_images_at_once_equal_each_image_alone(reference: dict[str, Any]) -> None:
     keypoints, scores, areas = candidates(reference)
     images = np.arange(len(scores)) % 3
     kept = oks_nms_by_image(keypoints, scores, areas, images, COCO.oks_sigmas, 0.7)

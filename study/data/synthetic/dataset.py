@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from models.skeleton import COCO
-from study.data.survey import draw_sheet
 from study.data.synthetic.geometry import Array, Rng
 from study.data.synthetic.render import draw_scene, write_jpeg
 from study.data.synthetic.scene import Label, compose_scene
@@ -255,24 +254,3 @@ def _to_coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) ->
 
 def _to_json(content: dict[str, Any]) -> str:
     return json.dumps(content, sort_keys=True, separators=(",", ":")) + "\n"
-
-
-def contact_sheet(
-    root: Path, target: Path, *, num_images: int = 24, columns: int = 6, split: str = "val"
-) -> None:
-    """Write the split's first images as one sheet, every second one with its labels drawn.
-
-    Left limbs are orange, right ones blue; a joint that is labeled but hidden is a ring.
-    """
-    annotations = root / "annotations" / f"person_keypoints_{split}2017.json"
-    content = json.loads(annotations.read_text(encoding="utf-8"))
-    people: dict[int, list[list[float]]] = {}
-    for annotation in content["annotations"]:
-        people.setdefault(annotation["image_id"], []).append(annotation["keypoints"])
-    images = content["images"][:num_images]
-    draw_sheet(
-        [root / f"{split}2017" / image["file_name"] for image in images],
-        [people.get(image["id"], []) if place % 2 else [] for place, image in enumerate(images)],
-        target,
-        columns,
-    )

@@ -200,7 +200,7 @@ def test_images_elsewhere_are_named_by_option(
     shutil.move(coco / "annotations/person_keypoints_train2017.json", file)
     shutil.move(coco / "train2017", tmp_path / "deep/down")
     assert run(file, "--out", tmp_path / "out") == 1
-    assert "name their folder by --images" in capsys.readouterr().out
+    assert "give their folder by --images" in capsys.readouterr().out
     down = tmp_path / "deep/down"
     assert run(file, "--images", down, "--skeleton", "coco", "--out", tmp_path / "out") == 0
 

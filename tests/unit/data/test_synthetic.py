@@ -16,7 +16,6 @@ from pycocotools.coco import COCO as CocoFile
 from models.skeleton import COCO
 from study.data.synthetic.body import Body, build_body
 from study.data.synthetic.dataset import (
-    contact_sheet,
     crowd_index,
     dataset_settings,
     draw_dataset,
@@ -318,10 +317,3 @@ def test_a_folder_with_other_content_is_refused_and_kept(tmp_path: Path) -> None
 def test_a_dataset_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="num_val_images=0"):
         draw_dataset(tmp_path / "people", seed=0, num_train_images=1, num_val_images=0)
-
-
-def test_contact_sheet_shows_the_first_images_in_rows(drawn: Path, tmp_path: Path) -> None:
-    contact_sheet(drawn, tmp_path / "docs" / "sheet.png", num_images=3, columns=2)
-    sheet = cv2.imread(str(tmp_path / "docs" / "sheet.png"))
-    assert sheet is not None
-    assert sheet.shape == (2 * 260, 2 * 260, 3)
