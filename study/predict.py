@@ -1,7 +1,7 @@
 """Estimate and draw poses: ``python study/predict.py EXPORT IMAGES... --boxes BOXES.json``.
 
-Without boxes each image is taken as one person, head to foot and not much more. With
-``--poses POSES.json`` the refiner improves poses that another method has found.
+Without boxes each image is taken as one person, who should fill it. With ``--poses POSES.json``
+the refiner improves poses that another method found.
 """
 
 import os
@@ -9,8 +9,7 @@ import sys
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 if os.path.isfile(os.path.join(HERE, "__init__.py")):
-    # Inside a checkout: its root on the path in place of study/, whose file names would shadow
-    # others.
+    # In a checkout, replace study/ on the path by the root: names of its files would hide others.
     sys.path[0] = os.path.dirname(HERE)
 
 import argparse
@@ -41,27 +40,31 @@ from study.deploy.inputs import (
 from study.display import Display
 from study.errors import InputError
 from study.metrics import to_detections
+from study.storage.files import atomic_path, write_atomic
 
 BATCH_SIZE = 64
 COLORS = {"left": (255, 127, 14), "right": (40, 150, 255), "middle": (255, 225, 77)}
 """RGB of the person's own sides."""
 EDGING = (0, 0, 0)
-FAINTEST, SURE = 0.15, 0.6
-"""Opacity of a joint of score 0, and the score from which on a joint is opaque."""
+FAINTEST = 0.15
+"""Opacity of a joint with score 0."""
+SURE = 0.6
+"""Joints with at least this score are opaque."""
 EXPLANATION = """\
 writes to FOLDER:
-  <image's name>.jpg   the image with its poses: the person's own left orange, right blue,
-                         fainter where the network is less sure
-  keypoints.json         COCO keypoint results, with the file_name of each
+  <image's name>.jpg   the image with its poses: the person's own left side in orange, the right
+                         side in blue, fainter where the network is less sure
+  keypoints.json         COCO keypoint results, with the file_name of each image
 
-BOXES is a COCO annotation file, whose 'images' name the images, or a detector's COCO results,
-whose image_id is the number that an image's name ends in. An image without a box in it is left
-out, with a warning: nobody was found there.
+BOXES is a COCO annotation file whose 'images' name the images, or a detector's COCO results whose
+image_id is the number that an image's name ends in. An image without a box is left out, with a
+warning.
 
-POSES is a COCO annotation file with keypoints, or COCO keypoint results. keypoints.json then has
-its entries in their order, keypoints replaced by the export's joints and all else kept. Joints are
-paired by name; one that POSES lacks, or has with score 0 or at (0, 0), starts from the network's
-own. A person is cut out by 'bbox', else by the box of its joints.
+POSES is a COCO annotation file with keypoints, or COCO keypoint results; images are matched as
+with BOXES. keypoints.json then has the entries of POSES in their order, with the keypoints
+replaced by the export's joints and all other keys kept. Joints are paired by name. A joint that
+POSES lacks, or has with score 0 or at (0, 0), starts from the network's own estimate. A person is
+cropped by 'bbox', or, without it, by the box of the joints.
 
 examples:
   python study/predict.py studies/drawn-joint-joint/export person.jpg
@@ -78,17 +81,18 @@ def predict(
     device: torch.device,
     progress: Callable[[int, int], None],
 ) -> list[dict[str, Any]]:
-    """The poses of these people, drawn and written to ``out``, and as COCO results.
+    """Estimate the poses of these people, draw them, and write them as COCO results.
 
     Raises:
-        InputError: not an export, or an unreadable image; what was drawn before stays.
+        InputError: ``export`` is no export, or an image cannot be decoded; images that were
+            drawn before remain.
     """
-    estimator, skeleton = load(export, device)
+    estimator, skeleton = load_estimator(export, device)
     _make_folder(out)
     detections: list[dict[str, Any]] = []
     for done, path in enumerate(images, start=1):
-        image, found = read(path), people[path]
-        boxes, scores = fitting(path, image, found)
+        image, found = read_image(path), people[path]
+        boxes, scores = clip_to_image(path, image, found)
         keypoints_image, joint_scores = estimate(estimator, skeleton, image, boxes)
         ids = np.full(len(boxes), found.image_id)
         rows = to_detections(keypoints_image, joint_scores, ids, scores)
@@ -96,11 +100,11 @@ def predict(
         drawn = draw_poses(image, keypoints_image, joint_scores, boxes, scores, skeleton)
         _write_image(out / f"{path.stem}.jpg", drawn)
         progress(done, len(images))
-    _write(out / RESULTS, json.dumps(detections).encode())
+    write_atomic(out / RESULTS, json.dumps(detections))
     return detections
 
 
-def improve(
+def improve_poses(
     export: Path,
     images: Sequence[Path],
     poses: Path,
@@ -108,34 +112,37 @@ def improve(
     device: torch.device,
     progress: Callable[[int, int], None],
 ) -> int:
-    """How many of the file's poses were improved; all are written to ``out``, and drawn.
+    """Improve a file's poses in these images, draw them, and write all entries of the file.
+
+    Returns:
+        The number of improved poses.
 
     Raises:
-        InputError: not an export with a refiner, a fault in the file, or an unreadable image.
+        InputError: the export has no refiner, an entry of the file is broken, or an image cannot
+            be decoded.
     """
-    estimator, skeleton = load(export, device)
+    estimator, skeleton = load_estimator(export, device)
     if estimator.refiner is None:
         raise InputError(
-            f"--poses needs an export with a refiner, got {export} without one; make one by "
-            "python study/export.py STUDY --refined, of a study of refine.epochs above 0"
+            f"--poses needs an export with a refiner, got {export} without one; create one by "
+            "python study/export.py STUDY --refined, from a study with refine.epochs above 0"
         )
     given = read_poses(poses, images, skeleton)
     _make_folder(out)
     for done, path in enumerate(given.places, start=1):
-        image, starts = read(path), given.starts(path)
+        image, starts = read_image(path), given.starts(path)
         boxes = given.boxes(path, starts, (image.shape[0], image.shape[1]))
         keypoints_image, scores = estimate(estimator, skeleton, image, boxes, starts)
         given.put(path, starts, keypoints_image, scores)
-        sure = given.scores(path)
-        drawn = draw_poses(image, keypoints_image, scores, boxes, sure, skeleton)
+        drawn = draw_poses(image, keypoints_image, scores, boxes, given.scores(path), skeleton)
         _write_image(out / f"{path.stem}.jpg", drawn)
         progress(done, len(given.places))
-    _write(out / RESULTS, json.dumps(given.entries).encode())
+    write_atomic(out / RESULTS, json.dumps(given.entries))
     return sum(map(len, given.places.values()))
 
 
-def load(export: Path, device: torch.device) -> tuple[RefinedPose, Skeleton]:
-    """The exported estimator on the device, and the skeleton whose joints it finds."""
+def load_estimator(export: Path, device: torch.device) -> tuple[RefinedPose, Skeleton]:
+    """Load the exported estimator onto the device; return it and the skeleton of its joints."""
     try:
         estimator, info = load_export(export)
     except ValueError as error:
@@ -143,19 +150,12 @@ def load(export: Path, device: torch.device) -> tuple[RefinedPose, Skeleton]:
     return estimator.to(device), SKELETONS[info["skeleton"]]
 
 
-def read(path: Path) -> NDArray[np.uint8]:
-    """The image, (H, W, 3) RGB."""
-    if not path.stat().st_size:
-        raise InputError(f"{path}: must be an image, got an empty file; replace it")
-    return read_image(path)
-
-
-def fitting(
+def clip_to_image(
     path: Path, image: NDArray[np.uint8], people: PersonBoxes
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The boxes (N, 4) clipped to the image as those of a study are, and their scores (N,).
+    """Return the boxes (N, 4), clipped to the image like a study's, and their scores (N,).
 
-    A box with nothing inside is left out with a warning.
+    A box outside the image is left out with a warning.
     """
     height, width = image.shape[:2]
     boxes = people.boxes
@@ -175,17 +175,17 @@ def estimate(
     boxes: NDArray[np.float64],
     starts: NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """keypoints_image (N, K, 2) and scores (N, K) of the people in these boxes (N, 4).
+    """Return keypoints_image (N, K, 2) and scores (N, K) of the people in these boxes (N, 4).
 
     Args:
-        starts: x, y in image pixels and score of the poses to improve, (N, K, 3); a joint of
-            score 0 starts from the student's, as all do without.
+        starts: x, y in image pixels and score of the poses to improve, (N, K, 3); joints with
+            score 0 start from the student's. None: all joints do.
     """
     frame = estimator.codec.frame
     affines = image_to_crop_affine(boxes, frame)
     device = next(estimator.parameters()).device
-    joints = skeleton.num_joints
-    keypoints, scores = [np.zeros((0, joints, 2))], [np.zeros((0, joints))]
+    num_joints = skeleton.num_joints
+    keypoints, scores = [np.zeros((0, num_joints, 2))], [np.zeros((0, num_joints))]
     for start in range(0, len(boxes), BATCH_SIZE):
         part = affines[start : start + BATCH_SIZE]
         cut = np.stack([warp(image, affine, frame.size) for affine in part])
@@ -199,13 +199,14 @@ def estimate(
         keypoints.append(apply_affine(keypoints_crop.double().cpu().numpy(), invert_affine(part)))
         scores.append(confidence.double().cpu().numpy())
     if not np.isfinite(keypoints[-1]).all():
-        raise InputError("the export must put out numbers, got NaN; export the study again")
+        raise InputError("the export must predict finite numbers, got NaN; export the study again")
     return np.concatenate(keypoints), np.concatenate(scores)
 
 
 def _in_crops(
     starts: NDArray[np.float64], affines: NDArray[np.float64], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return positions in crop pixels (B, K, 2) and scores (B, K) of the given poses."""
     poses = np.concatenate((apply_affine(starts[..., :2], affines), starts[..., 2:]), axis=-1)
     moved = torch.from_numpy(poses).float().to(device)
     return moved[..., :2], moved[..., 2]
@@ -219,15 +220,15 @@ def draw_poses(
     box_scores: NDArray[np.float64],
     skeleton: Skeleton,
 ) -> NDArray[np.uint8]:
-    """A copy of the image with every pose on it, the surest last.
+    """Draw every pose on a copy of the image, the surest pose last.
 
     Args:
         image: (H, W, 3) RGB.
         keypoints_image: (N, K, 2).
-        scores: (N, K); a joint is the fainter, the lower its score.
-        boxes: xywh, (N, 4); limbs are as thick as suits their size.
-        box_scores: (N,); the lower, the fainter the whole person.
-        skeleton: supplies the limbs, and by the joints' names their sides.
+        scores: (N, K); joints with low scores are faint.
+        boxes: xywh, (N, 4); the size of the box decides how thick the limbs are.
+        box_scores: (N,); people with low scores are faint.
+        skeleton: supplies the limbs, and their sides by the names of the joints.
     """
     drawn = image.copy()
     sides = [joint.split("_")[0] for joint in skeleton.joints]
@@ -258,7 +259,7 @@ def _stroke(
     color: tuple[int, int, int],
     opacity: float,
 ) -> None:
-    """Blends a line through the points, (2, 2), or a dot, (1, 2), into the image."""
+    """Blend a line between two points, (2, 2), or a dot, (1, 2), into the image."""
     height, width = image.shape[:2]
     low = np.floor(points.min(axis=0) - thickness - 1).clip(0, (width, height)).astype(int)
     high = np.ceil(points.max(axis=0) + thickness + 2).clip(0, (width, height)).astype(int)
@@ -273,10 +274,10 @@ def _stroke(
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name.
+    """Return the device of that name.
 
     Raises:
-        InputError: torch has none here.
+        InputError: torch does not have it on this machine.
     """
     try:
         device = torch.device(name)
@@ -297,13 +298,8 @@ def _make_folder(out: Path) -> None:
 
 
 def _write_image(file: Path, image: NDArray[np.uint8]) -> None:
-    _write(file, cv2.imencode(".jpg", image[..., ::-1])[1].tobytes())
-
-
-def _write(file: Path, content: bytes) -> None:
-    aside = file.with_name(f".{file.name}.writing")
-    aside.write_bytes(content)
-    aside.replace(file)
+    with atomic_path(file) as temporary:
+        temporary.write_bytes(cv2.imencode(".jpg", image[..., ::-1])[1].tobytes())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -312,15 +308,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         epilog=EXPLANATION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("export", metavar="EXPORT", type=Path, help="what study/export.py wrote")
     parser.add_argument(
-        "images", metavar="IMAGES", type=Path, nargs="+", help="files, or folders of them"
+        "export", metavar="EXPORT", type=Path, help="folder that study/export.py wrote"
+    )
+    parser.add_argument(
+        "images", metavar="IMAGES", type=Path, nargs="+", help="image files, or folders of them"
     )
     people_in = parser.add_mutually_exclusive_group()
-    people_in.add_argument("--boxes", type=Path, help="where people are (default: whole images)")
-    people_in.add_argument("--poses", type=Path, help="another method's poses, to be improved")
+    people_in.add_argument(
+        "--boxes", type=Path, help="JSON file of the people's boxes (default: whole images)"
+    )
+    people_in.add_argument(
+        "--poses", type=Path, help="JSON file of another method's poses, which are improved"
+    )
     parser.add_argument(
-        "--out", metavar="FOLDER", type=Path, default=Path("poses"), help="default: poses"
+        "--out",
+        metavar="FOLDER",
+        type=Path,
+        default=Path("poses"),
+        help="folder to write to (default: poses)",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     options = parser.parse_args(arguments)
@@ -333,7 +339,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             check_targets(images, options.poses, out)
             with display.meters() as meter:
                 progress = meter("improving poses")
-                number = improve(options.export, images, options.poses, out, device, progress)
+                number = improve_poses(
+                    options.export, images, options.poses, out, device, progress
+                )
         else:
             images, people = find_people(images, options.boxes)
             check_targets(images, options.boxes, out)

@@ -247,9 +247,7 @@ def read_study_people(
             "there; set data.root to where its annotations and images lie"
         )
     people, left_out, _ = _read(data, data.train, skeleton, meter, notify, audit_folder)
-    val, left_out_of_val, val_images = _read(
-        data, data.val, skeleton, meter, notify, audit_folder
-    )
+    val, left_out_of_val, val_images = _read(data, data.val, skeleton, meter, notify, audit_folder)
     in_both = overlap(people, val)
     if audit_folder is not None:
         write_audit(audit_folder / "overlap.parquet", in_both)

@@ -1,8 +1,8 @@
-"""Whether an image file is whole, and as large as its annotation says, at a look at its ends.
+"""Check by its first and last bytes whether an image file is complete and has the right size.
 
-A JPEG that was cut off lacks its end-of-image marker (decoders differ in whether they mind), a PNG
-its last chunk; both tell their size at the start. Only an image that fails this, or is of another
-kind, is read whole and decoded.
+A truncated JPEG lacks its end-of-image marker (not every decoder rejects that), a truncated PNG
+its last chunk; both store their size at the start. Only an image that fails this check, or that is
+of another kind, is decoded.
 """
 
 from __future__ import annotations
@@ -19,35 +19,40 @@ OTHER_SIZE = "image of another size than its annotation"
 TURNED_IMAGE = "image that its EXIF tag turns"
 
 HEADER = 4096
-"""Bytes read at first: in most files the size stands in them."""
+"""Bytes read first; in most files they contain the size."""
 JPEG, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 PNG = b"\x89PNG\r\n\x1a\n"
 EXIF = b"Exif\0\0"
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-"""JPEG markers of a frame, which tell the size."""
+"""JPEG markers of a frame header, which contains the size."""
+APP1 = 0xE1
+"""JPEG marker of the segment that may hold EXIF data."""
 ORIENTATION = 0x0112
-"""EXIF's tag of how an image is to be turned; from SIDEWAYS on, width and height change."""
-UPRIGHT, SIDEWAYS = 1, 5
+"""EXIF tag of how a reader must turn the image."""
+UPRIGHT = 1
+SIDEWAYS = 5
+"""From this orientation on, width and height are swapped."""
 
 
 class Header(NamedTuple):
-    """Size as stored in the file, and its EXIF orientation."""
+    """Size as stored in the file, and the EXIF orientation."""
 
     height: int
     width: int
     orientation: int = UPRIGHT
 
     def size_as_read(self) -> tuple[int, int]:
-        """(height, width) of what ``read_image`` gives, which follows the EXIF tag."""
+        """Return (height, width) of the image from ``read_image``, which obeys the EXIF tag."""
         is_sideways = self.orientation >= SIDEWAYS
         return (self.width, self.height) if is_sideways else (self.height, self.width)
 
 
 def image_problem(image: Path, height: float = 0, width: float = 0) -> tuple[str, str] | None:
-    """Kind and detail of what is wrong with the file; none where nothing is.
+    """Return kind and detail of what is wrong with an image file; None if nothing is.
 
     Args:
-        height: as the annotation file has it, with the width; 0 for any.
+        height: height in the annotation file; 0 for any size.
+        width: width in the annotation file; 0 for any size.
     """
     try:
         with image.open("rb", buffering=HEADER) as file:
@@ -66,7 +71,7 @@ def image_problem(image: Path, height: float = 0, width: float = 0) -> tuple[str
 
 
 def read_header(file: BinaryIO) -> Header | None:
-    """The header of a JPEG or PNG; none of another file, or where it ends too soon."""
+    """Read the header of a JPEG or PNG; None for other files and truncated headers."""
     start = file.read(24)
     if start.startswith(PNG) and len(start) == 24:
         return Header(int.from_bytes(start[20:24], "big"), int.from_bytes(start[16:20], "big"))
@@ -74,18 +79,18 @@ def read_header(file: BinaryIO) -> Header | None:
 
 
 def _jpeg_header(file: BinaryIO) -> Header | None:
-    """Goes from segment to segment until the one that tells the size."""
+    """Skip segments up to the one that contains the size."""
     file.seek(2)
     orientation = UPRIGHT
     while len(segment := file.read(4)) == 4 and segment[0] == 0xFF:
         marker, length = segment[1], int.from_bytes(segment[2:], "big")
-        if marker == 0xFF:  # a byte that fills up
+        if marker == 0xFF:  # a fill byte
             file.seek(-3, 1)
         elif marker in FRAMES:
             frame = file.read(5)
             height, width = (int.from_bytes(frame[i : i + 2], "big") for i in (1, 3))
             return Header(height, width, orientation) if height and width else None
-        elif marker == 0xE1:
+        elif marker == APP1:
             orientation = _orientation(file.read(length - 2)) or orientation
         else:
             file.seek(length - 2, 1)
@@ -93,7 +98,7 @@ def _jpeg_header(file: BinaryIO) -> Header | None:
 
 
 def _orientation(segment: bytes) -> int:
-    """EXIF's orientation, 1 to 8; 0 where the segment has none."""
+    """Return the EXIF orientation, 1 to 8; 0 if the segment has none."""
     if not segment.startswith(EXIF):
         return 0
     tiff = segment[len(EXIF) :]
@@ -117,11 +122,11 @@ def _ends_well(file: BinaryIO) -> bool:
 
 
 def _decode(data: bytes) -> tuple[int, int] | str:
-    """(height, width) of the image, or what keeps these bytes from being a whole one."""
+    """Return (height, width) of the decoded image, or why these bytes are no complete image."""
     if not data:
         return "the file is empty"
     if data.startswith(JPEG):
-        # A thumbnail in the header ends with a marker of its own: the image's follows the scan.
+        # A thumbnail in the header has an end marker too; the image's own follows the scan.
         scan = data.rfind(b"\xff\xda")
         if scan < 0 or data.find(JPEG_END, scan) < 0:
             return f"the JPEG is cut off after {len(data)} bytes: it has no end-of-image marker"
