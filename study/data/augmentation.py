@@ -1,9 +1,9 @@
-"""What is done to people in training, drawn for a batch and carried out on a batch.
+"""Augmentations, drawn for a batch and applied to a batch.
 
-The geometry's draws are those of the official HRNet: scale, rotation, half body, flip. Color and
-patches are ours, since a student of few images needs them. All is drawn for the global batch
-from one generator, so that it is the same for any number of workers; pixels are cut on whatever
-device trains: on a CPU by OpenCV from bytes, which is several times as fast there as grid_sample.
+The geometry is drawn as by the official HRNet: scale, rotation, half body, flip. Color and
+patches are additions, since a student of few images needs them. Everything is drawn for the global
+batch from one generator, so that it is the same for any number of workers. Pixels are cut on the
+device that trains; on a CPU OpenCV cuts them from bytes, several times faster than grid_sample.
 """
 
 from __future__ import annotations
@@ -25,38 +25,41 @@ from study.config.schema import AugmentConfig
 from study.data.crops import plain_affines, stored_frame
 
 HALF_BODY_PADDING = 1.5
+"""Size of a half-body crop over that of the half's joints, as in the official HRNet."""
 ROTATED_SHARE = 0.6
+"""Share of people who are rotated, as in the official HRNet."""
 MIN_HALF_BODY_JOINTS = 8
-"""As the official HRNet: people with no more labeled joints are not cut in half."""
+"""People need more labeled joints than this for a half-body crop, as in the official HRNet."""
 UPPER_BELOW = 0.5
-"""As the official HRNet: the upper half where a *normal* draw is lower, so for 69 in 100."""
+"""The upper half is shown if a *normal* draw is below this, as in the official HRNet: 69 %."""
 GRAY = np.arange(256, dtype=np.uint8)[None]
+"""All gray values, (1, 256)."""
 PATCH_AREA = (0.02, 0.15)
-"""Of a patch, as shares of the crop."""
+"""Least and largest area of a patch, as a share of the crop."""
 PATCH_ASPECT = 3.0
-"""A patch is at most so many times as long as wide, in shares of the crop."""
+"""Largest ratio of a patch's sides, measured in shares of the crop."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What is done to each of B people."""
+    """One augmentation for each of B people."""
 
     affine: Tensor
-    """From stored-crop pixels to those of the crop, (B, 2, 3)."""
+    """From stored-crop pixels to crop pixels, (B, 2, 3)."""
     joints: Tensor
-    """(B, K), which of the stored joints each joint is: left and right change in a mirror."""
+    """Index of the stored joint that each joint shows, (B, K); a flip swaps left and right."""
     colors: Tensor | None = None
-    """(B, 2), the factors of contrast and brightness; None where pixels stay as they are."""
+    """Factors of contrast and brightness, (B, 2); None: colors stay unchanged."""
     patches: Tensor | None = None
-    """(B, 4), left, top, right, bottom of what is hidden, as shares of the crop; an empty one
-    hides nothing. None where nobody has one."""
+    """Left, top, right, bottom of the hidden part, as shares of the crop, (B, 4); an empty patch
+    hides nothing. None: there are no patches."""
     patch_colors: Tensor | None = None
-    """(B, 3), RGB in 0..255, of which a patch is."""
+    """Patch color, RGB in 0..255, (B, 3)."""
     patch_people: Tensor | None = None
-    """(B,), the place in the drawn batch of whose crop shows in the patch; -1 for its color."""
+    """Place in the drawn batch of the crop that fills the patch; -1: its color does, (B,)."""
 
     def take(self, places: Tensor) -> Augmentation:
-        """Of the people at these places; ``patch_people`` still counts in the batch drawn."""
+        """Return those of the people at these places; ``patch_people`` is not renumbered."""
         taken = {
             field.name: value[places]
             for field in dataclasses.fields(self)
@@ -65,13 +68,13 @@ class Augmentation:
         return dataclasses.replace(self, **taken)
 
     def in_flip_order(self, values: NDArray[np.generic]) -> Tensor:
-        """Values per stored joint, (B, K, ...), as values per joint."""
+        """Reorder values per stored joint, (B, K, ...), to values per joint."""
         tensor = torch.from_numpy(np.asarray(values))
         return tensor[torch.arange(len(tensor))[:, None], self.joints]
 
 
 def no_augmentation(count: int, skeleton: Skeleton, frame: CropFrame) -> Augmentation:
-    """Plain crops of this many people."""
+    """Return the augmentation that gives plain crops."""
     return Augmentation(
         affine=plain_affines(count, frame),
         joints=torch.arange(skeleton.num_joints).expand(count, -1),
@@ -86,12 +89,12 @@ def draw_augmentation(
     augment: AugmentConfig,
     generator: torch.Generator,
 ) -> Augmentation:
-    """One augmentation of each of B people.
+    """Draw one augmentation for each of B people.
 
     Args:
         keypoints_stored: in stored-crop pixels, (B, K, 2).
         visibility: COCO visibility, (B, K).
-        frame: the augmented crop's.
+        frame: frame of the augmented crop.
     """
     affine = draw_affines(keypoints_stored, visibility, skeleton, frame, augment, generator)
     return add_flip_and_color(affine, skeleton, frame, augment, generator)
@@ -104,7 +107,7 @@ def add_flip_and_color(
     augment: AugmentConfig,
     generator: torch.Generator,
 ) -> Augmentation:
-    """These affines (B, 2, 3) from stored to augmented crop, some mirrored, with all the rest."""
+    """Flip some of the affines (B, 2, 3) from stored to augmented crop; add colors and patches."""
     count = len(affine)
     mirrored = torch.rand(count, generator=generator) < augment.flip
     drawn = Augmentation(mirror(affine, mirrored, frame), flip_order_of(mirrored, skeleton))
@@ -115,7 +118,7 @@ def add_flip_and_color(
 
 
 def flip_order_of(mirrored: Tensor, skeleton: Skeleton) -> Tensor:
-    """Which of the stored joints each joint is, (B, K), of people (B,) that may be mirrored."""
+    """Return the index of the stored joint that each joint shows, (B, K), by who is mirrored."""
     order = torch.tensor(skeleton.flip_order)
     return torch.where(mirrored[:, None], order, torch.arange(skeleton.num_joints))
 
@@ -123,10 +126,7 @@ def flip_order_of(mirrored: Tensor, skeleton: Skeleton) -> Tensor:
 def _with_patches(
     drawn: Augmentation, augment: AugmentConfig, generator: torch.Generator
 ) -> Augmentation:
-    """With rectangles of one color or of another person, if there are to be any.
-
-    Zhong et al., Random Erasing, AAAI 2020.
-    """
+    """Draw rectangles of one color or of another person (Zhong et al., Random Erasing, 2020)."""
     if not (augment.erase or augment.occlude):
         return drawn
     count = len(drawn.affine)
@@ -160,14 +160,14 @@ def draw_affines(
     augment: AugmentConfig,
     generator: torch.Generator,
 ) -> Tensor:
-    """Random affines from stored to augmented crop, (B, 2, 3), of which none is mirrored.
+    """Draw affines from stored to augmented crop, (B, 2, 3), not mirrored.
 
-    The draws are those of the official HRNet: scale, rotation, half body.
+    Scale, rotation and half body are drawn as by the official HRNet.
 
     Args:
         keypoints_stored: in stored-crop pixels, (B, K, 2).
         visibility: COCO visibility, (B, K).
-        frame: the augmented crop's.
+        frame: frame of the augmented crop.
     """
     count = len(keypoints_stored)
     height, width = frame.size
@@ -195,12 +195,12 @@ def draw_affines(
 
 
 def affines_of(centers: Tensor, shown: Tensor, angles: Tensor, frame: CropFrame) -> Tensor:
-    """Affines from stored to augmented crop, (B, 2, 3).
+    """Return affines from stored to augmented crop, (B, 2, 3).
 
     Args:
-        centers: the place in the stored crop that comes to the middle, (B, 2).
-        shown: how many of its pixels the crop's width shows, (B,).
-        angles: of the crop's frame about that place, radians, (B,).
+        centers: point of the stored crop that becomes the crop's center, (B, 2).
+        shown: stored-crop pixels across the crop's width, (B,).
+        angles: angle of the crop about that point, radians, (B,).
     """
     width = frame.size[1]
     sine, cosine = torch.sin(angles), torch.cos(angles)
@@ -212,7 +212,7 @@ def affines_of(centers: Tensor, shown: Tensor, angles: Tensor, frame: CropFrame)
 
 
 def mirror(affine: Tensor, mirrored: Tensor, frame: CropFrame) -> Tensor:
-    """The affines (B, 2, 3) to crop pixels, but x becomes w - 1 - x where ``mirrored`` (B,)."""
+    """Mirror some of the affines (B, 2, 3) to crop pixels: x becomes w - 1 - x."""
     flipped = affine * torch.tensor([[-1.0], [1.0]])
     flipped[:, 0, 2] += frame.size[1] - 1
     return torch.where(mirrored[:, None, None], flipped, affine)
@@ -221,7 +221,7 @@ def mirror(affine: Tensor, mirrored: Tensor, frame: CropFrame) -> Tensor:
 def _half_bodies(
     keypoints: Tensor, visibility: Tensor, skeleton: Skeleton, aspect: float, wants_upper: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Center and shown width of a crop about half of each person, and whether there is one."""
+    """Return center and shown width of each person's half-body crop, and whether there is one."""
     is_upper = torch.zeros(skeleton.num_joints, dtype=torch.bool)
     is_upper[list(skeleton.upper_body)] = True
     labeled = visibility > 0
@@ -246,12 +246,12 @@ def cut_crops(
     device: torch.device,
     colors: Tensor | None = None,
 ) -> Tensor:
-    """Bilinear crops (B, 3, h, w) in 0..255, on the device, cut from stored ones.
+    """Cut crops (B, 3, h, w) in 0..255 from stored ones, bilinearly, on the device.
 
     Args:
-        stored: B of (hs, ws, 3) RGB; beyond them there is black.
+        stored: B arrays (hs, ws, 3) RGB; black outside.
         affine: stored to crop pixels, (B, 2, 3).
-        colors: factors of contrast and brightness, (B, 2); None leaves colors as they are.
+        colors: factors of contrast and brightness, (B, 2); None: colors stay unchanged.
     """
     if device.type == "cpu":
         return _cut_on_cpu(stored, affine, frame, colors)
@@ -263,25 +263,25 @@ def cut_crops(
 def _cut_on_cpu(
     stored: Sequence[NDArray[np.uint8]], affine: Tensor, frame: CropFrame, colors: Tensor | None
 ) -> Tensor:
-    """The same in bytes: gray values are rounded after the warp, and again after the colors."""
+    """Cut crops in bytes: values are rounded after the warp, and again after the colors."""
     height, width = frame.size
     crops = np.empty((len(stored), height, width, 3), np.float32)
-    # Four channels are warped faster than three, the way there and back included.
+    # Warping four channels is faster than three, even with both conversions.
     wide = np.empty((*stored[0].shape[:2], 4), np.uint8)
     warped = np.empty((height, width, 4), np.uint8)
     crop = np.empty((height, width, 3), np.uint8)
-    for place, (image, forth) in enumerate(zip(stored, affine.double().numpy(), strict=True)):
+    for place, (image, matrix) in enumerate(zip(stored, affine.double().numpy(), strict=True)):
         cv2.cvtColor(image, cv2.COLOR_RGB2RGBA, dst=wide)
-        cv2.warpAffine(wide, forth, (width, height), dst=warped, flags=cv2.INTER_LINEAR)
+        cv2.warpAffine(wide, matrix, (width, height), dst=warped, flags=cv2.INTER_LINEAR)
         cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB, dst=crop)
         if colors is not None:
             cv2.LUT(crop, _color_table(crop, *colors[place].tolist()), dst=crop)
-        crops[place] = crop  # while it is in the cache
+        crops[place] = crop  # converted here, while it is in the CPU's cache
     return torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
 def _color_table(crop: NDArray[np.uint8], contrast: float, brightness: float) -> NDArray[np.uint8]:
-    """What becomes of each gray value of the crop (h, w, 3), (1, 256)."""
+    """Return the new value of each gray value of the crop (h, w, 3), (1, 256)."""
     mean = sum(cv2.mean(crop)[:3]) / 3
     shift = mean * (1 - contrast) * brightness
     return np.asarray(cv2.addWeighted(GRAY, contrast * brightness, GRAY, 0, shift), np.uint8)
@@ -303,17 +303,18 @@ def _cut_on_device(stored: Tensor, affine: Tensor, frame: CropFrame) -> Tensor:
 
 
 def jitter_color(crops: Tensor, colors: Tensor) -> Tensor:
-    """Crops (B, 3, h, w) in 0..255 with another contrast and brightness, by factors (B, 2)."""
+    """Change contrast and brightness of crops (B, 3, h, w) in 0..255 by factors (B, 2)."""
     contrast, brightness = colors.T[..., None, None, None]
     mean = crops.mean(dim=(1, 2, 3), keepdim=True)
     return (((crops - mean) * contrast + mean) * brightness).clamp(0, 255)
 
 
 def paste_patches(crops: Tensor, patches: Tensor, fillings: Tensor) -> None:
-    """Lets the fillings show in crops (B, 3, h, w) where the patches are, in place.
+    """Replace the crops' pixels (B, 3, h, w) under the patches by the fillings, in place.
 
     Args:
-        patches: left, top, right, bottom as shares of the crop, (B, 4); empty ones hide nothing.
+        patches: left, top, right, bottom as shares of the crop, (B, 4); empty patches hide
+            nothing.
         fillings: (B, 3, h, w), or (B, 3, 1, 1) for one color.
     """
     height, width = crops.shape[-2:]

@@ -1,8 +1,8 @@
-"""An annotation file in COCO's format read record by record, so that no part but one is in memory.
+"""Read an annotation file in COCO's format record by record, with one record in memory.
 
-COCO's file of training people is some 400 MB of text, most of it outlines that nobody here looks
-at; parsed as one document it takes gigabytes. Here a record lives until its reader has made
-columns of it.
+COCO's file of training people is some 400 MB of text, most of it outlines that the study does not
+use; parsed as one document it takes gigabytes. Here a record is dropped once its reader has
+turned it into columns.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import Any, TextIO
 from study.errors import InputError
 
 LISTS = ("images", "annotations")
-"""What is read record by record; other parts are small."""
+"""Parts that are read record by record; other parts are small."""
 WHERE = "change data.root or data.{train,val}.annotations"
 CHUNK = 1 << 20
 """Characters read at once."""
 LONGEST_WORD = 32
-"""An error so near to the end of what was read may be but a word or number that is cut off."""
+"""A JSON error this close to the end of the window may be a word or number that is cut off."""
 UNTERMINATED = "Unterminated string"
-"""What Python calls a text that is cut off: its error lies at the start."""
+"""Python's error for a string that is cut off; its position is the string's start."""
 DECODER = json.JSONDecoder()
 
 
 def read_records(annotations: Path) -> Iterator[tuple[str, Any]]:
-    """What the file holds, in its order: each record of the two lists, other parts whole.
+    """Yield each record of the two lists and every other part, in the file's order.
 
     A pair is the part's key and the record or part: ("images", {...}), ("info", {...}).
 
     Raises:
-        InputError: where there is no such file, or it is not JSON, or has not the two lists.
+        InputError: the file does not exist, is no JSON, or lacks one of the two lists.
     """
     if not annotations.parent.is_dir():
         raise InputError(f"the data folder must exist, got {annotations.parent}; {WHERE}")
@@ -45,7 +45,7 @@ def read_records(annotations: Path) -> Iterator[tuple[str, Any]]:
         try:
             yield from _parts(reader, annotations)
         except json.JSONDecodeError as error:
-            line, column = reader.place_of(error)
+            line, column = reader.position_of(error)
             raise InputError(
                 f"the annotation file must be valid JSON, got {error.msg!r} at line {line}, "
                 f"column {column} of {annotations}; fetch or write the file again"
@@ -64,7 +64,7 @@ def read_records(annotations: Path) -> Iterator[tuple[str, Any]]:
 
 
 def load_document(annotations: Path) -> dict[str, Any]:
-    """The parsed file, without outlines: a JSON object with ``images`` and ``annotations``."""
+    """Parse the whole file without outlines: an object with ``images`` and ``annotations``."""
     document: dict[str, Any] = {key: [] for key in LISTS}
     for key, value in read_records(annotations):
         if key in LISTS:
@@ -75,7 +75,7 @@ def load_document(annotations: Path) -> dict[str, Any]:
 
 
 def without_outline(record: Any) -> Any:
-    """The record without its ``segmentation``, which is most of COCO's file."""
+    """Remove the record's ``segmentation``, which is most of COCO's file; return the record."""
     if isinstance(record, dict):
         record.pop("segmentation", None)
     return record
@@ -106,7 +106,7 @@ def _parts(reader: _Reader, annotations: Path) -> Iterator[tuple[str, Any]]:
 
 
 class _Reader:
-    """A place in a JSON text of which only a window is in memory."""
+    """Position in a JSON text that is read through a window."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -115,7 +115,7 @@ class _Reader:
         self._line, self._column = 1, 1  # of the window's first character
 
     def peek(self) -> str:
-        """The next character that is not blank; empty at the end of the file."""
+        """Return the next character that is not blank; empty at the end of the file."""
         while True:
             while self._place < len(self._text) and self._text[self._place] in " \t\n\r":
                 self._place += 1
@@ -125,7 +125,7 @@ class _Reader:
                 return ""
 
     def items(self, opening: str, closing: str) -> Iterator[None]:
-        """Once for each member of a list or object, at its start."""
+        """Yield at the start of each member of a list or object."""
         self._take(opening)
         if self.peek() == closing:
             self._place += 1
@@ -138,7 +138,7 @@ class _Reader:
             self._take(",")
 
     def key(self) -> str:
-        """The key of a member of an object, and the colon after it."""
+        """Read the key of an object's member and the colon after it."""
         if self.peek() != '"':
             self.refuse("Expecting property name enclosed in double quotes")
         key = str(self.value())
@@ -146,7 +146,7 @@ class _Reader:
         return key
 
     def value(self) -> Any:
-        """The JSON value that comes next."""
+        """Read the next JSON value."""
         self.peek()
         while True:
             try:
@@ -157,17 +157,17 @@ class _Reader:
                 if not is_cut or not self._read_on():
                     raise
                 continue
-            # A number at the end of the window may go on.
+            # A number at the end of the window may continue.
             if end < len(self._text) or not self._read_on():
                 self._place = end
                 return value
 
     def refuse(self, reason: str) -> None:
-        """Raises: the text is not JSON here."""
+        """Raise the error for text that is not JSON here."""
         raise json.JSONDecodeError(reason, self._text, self._place)
 
-    def place_of(self, error: json.JSONDecodeError) -> tuple[int, int]:
-        """Line and column, from 1, of an error in the window."""
+    def position_of(self, error: json.JSONDecodeError) -> tuple[int, int]:
+        """Return line and column, from 1, of an error in the window."""
         if error.lineno > 1:
             return self._line + error.lineno - 1, error.colno
         return self._line, self._column + error.colno - 1
@@ -178,7 +178,7 @@ class _Reader:
         self._place += 1
 
     def _read_on(self) -> bool:
-        """Moves the window: what was taken leaves it, at least as much again comes in."""
+        """Move the window on: drop what was taken, read at least as much as remains."""
         rest = self._text[self._place :]
         more = self._file.read(max(CHUNK, len(rest)))
         if more:
