@@ -1,4 +1,4 @@
-"""People that the study draws itself, labeled like COCO.
+"""Drawn people, labeled like COCO.
 
 dataset     a drawn data set, resumable
 scene       people, occluders and labels of one image

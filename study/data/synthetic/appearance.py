@@ -1,7 +1,7 @@
-"""What drawn people wear, and the colors of each point of their bodies.
+"""Clothes of drawn people, and the colors of each point of their bodies.
 
-Looks come from a stream of their own, so that they can change without moving a label. Colors are
-blue, green, red from 0 to 255, as cv2 has them; arrays of colors are planar, (3, N).
+Looks are drawn from their own random stream, so that they can change without moving a label.
+Colors are blue, green, red from 0 to 255, as in cv2; arrays of colors are planar, (3, N).
 """
 
 from __future__ import annotations
@@ -16,13 +16,18 @@ from study.data.synthetic.geometry import Array, Capsule, Rng
 
 Color = tuple[float, float, float]
 Tones = tuple[Color, Color, float]
-"""The color of a capsule's beginning, of its rest, and the share of its length between them."""
+"""Color of a capsule's start, color of its rest, and the share of its length that is the start."""
 
 SKINS = ((196, 219, 250), (160, 190, 232), (120, 158, 208), (84, 120, 172), (50, 78, 122))
 HAIRS = (
-    *((28, 26, 30), (40, 60, 92), (70, 130, 190), (120, 190, 226), (34, 62, 140)),
+    (28, 26, 30),
+    (40, 60, 92),
+    (70, 130, 190),
+    (120, 190, 226),
+    (34, 62, 140),
     (150, 150, 152),
 )
+# How often each pattern and each front of a shirt is drawn.
 PATTERNS = {"plain": 5.0, "hoops": 2.0, "stripes": 1.2, "checks": 1.0, "halves": 1.0}
 FRONTS = {"print": 2.0, "open": 2.0, "buttons": 1.5, "neck": 2.0}
 TEXTURED = ("torso", "pelvis", "head")
@@ -45,18 +50,18 @@ class Look:
     stripe: float
     """Stripes per stature."""
     sleeve: float
-    """Where sleeves end: 0 at the shoulder, 1 at the elbow, 2 at the wrist."""
+    """End of the sleeves: 0 at the shoulder, 1 at the elbow, 2 at the wrist."""
     leg: float
-    """Where trousers end: 0 at the hip, 1 at the knee, 2 at the ankle."""
+    """End of the trousers: 0 at the hip, 1 at the knee, 2 at the ankle."""
     stature: float
 
 
 OUTFIT = ("shirt", "second", "trousers", "pattern", "front", "stripe", "sleeve", "leg")
-"""What people who wear the same have in common."""
+"""Fields of a look that people in the same outfit share."""
 
 
 def draw_look(rng: Rng, body: Body) -> Look:
-    """A person's colors and clothes."""
+    """Draw a person's colors and clothes."""
     tone = rng.between(0, len(SKINS) - 1.001)
     skin = mix(SKINS[int(tone)], SKINS[int(tone) + 1], tone % 1)
     hair = HAIRS[rng.whole(0, len(HAIRS) - 1)]
@@ -79,20 +84,20 @@ def draw_look(rng: Rng, body: Body) -> Look:
 
 
 def draw_color(rng: Rng, strength: float = 1.0) -> Color:
-    """Array color a cloth has: vivid, pale or nearly gray."""
+    """Draw a color of cloth: vivid, pale or nearly gray."""
     hue, saturation = rng.between(0, 1), rng.between(0, 0.85) * strength
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, rng.between(0.15, 0.98))
     return (255 * blue, 255 * green, 255 * red)
 
 
 def mix(first: Color, second: Color, share: float) -> Color:
-    """The first color with a share of the second."""
+    """Mix a share of the second color into the first."""
     b, g, r = (a + (b - a) * share for a, b in zip(first, second, strict=True))
     return (b, g, r)
 
 
 def tones_of(part: str, look: Look) -> Tones:
-    """The two colors of a body part, and where the first ends."""
+    """Return the two colors of a body part, and the share of its length that has the first."""
     skin = look.skin
     if part in ("upper_arm", "forearm"):
         return look.shirt, skin, look.sleeve - (part == "forearm")
@@ -105,7 +110,7 @@ def tones_of(part: str, look: Look) -> Tones:
 
 
 def texture(capsule: Capsule, look: Look, depth: Array, x: Array, y: Array) -> Array:
-    """The unlit colors of a point of the trunk or the head under each ray, (3, N)."""
+    """Return the unlit color of the trunk or the head at each of N rays, (3, N)."""
     ox, oy, oz = capsule.origin
     dx, dy, dz = x - ox, y - oy, depth - oz
     left, up, front = (dx * axis[0] + dy * axis[1] + dz * axis[2] for axis in capsule.frame)
@@ -125,7 +130,7 @@ def _blend(paint: Array, color: Color, share: Array) -> Array:
 
 
 def _soft(inside_px: Array) -> Array:
-    """1 inside, 0 outside, even over the one pixel between."""
+    """Return 1 inside, 0 outside, linear over the pixel between them."""
     return np.minimum(np.maximum(inside_px + np.float32(0.5), 0), 1)
 
 

@@ -1,6 +1,6 @@
-"""One articulated person: proportions, poses, and the capsules that make the body.
+"""One articulated person: proportions, poses, and the capsules of the body.
 
-Written lengths are fractions of the stature, angles are degrees. The joints are COCO's.
+Lengths in the code are fractions of the stature, angles are degrees. The joints are COCO's.
 """
 
 from __future__ import annotations
@@ -18,9 +18,17 @@ from study.data.synthetic.geometry import (
 )
 
 JOINT_RADII = {
-    **{"nose": 0.0, "eye": 0.0, "ear": 0.0, "shoulder": 0.042, "elbow": 0.03, "wrist": 0.022},
-    **{"hip": 0.06, "knee": 0.043, "ankle": 0.027},
+    "nose": 0.0,
+    "eye": 0.0,
+    "ear": 0.0,
+    "shoulder": 0.042,
+    "elbow": 0.03,
+    "wrist": 0.022,
+    "hip": 0.06,
+    "knee": 0.043,
+    "ankle": 0.027,
 }
+"""Height of the surface above each joint; the face's joints lie on it."""
 FACE = ("nose", "eye", "ear")
 HAIR_STYLES = {"short": 5.0, "long": 2.5, "bun": 1.0, "ponytail": 1.5, "bald": 0.8, "cap": 1.8}
 Range = tuple[float, float]
@@ -43,11 +51,13 @@ NEUTRAL: dict[str, Range] = {
     "knee": (0, 9),
     "foot": (-5, 5),
 }
-"""Angles of a person who stands: what a pose does not name is as here. Flex lifts a limb to the
-front, out to its side; lean and bend tip the body and the spine to the front, tilt sideways."""
+"""Ranges of the angles of a standing person; a pose names only the angles that differ.
+
+Flex lifts a limb to the front, out to its side. Lean and bend tip the body and the spine to the
+front, tilt tips the body sideways."""
 LIMBS = ("arm", "elbow", "leg", "knee", "foot")
-# Pose, weight, then angles with their ranges. _a and _b are the two sides; which of them is the
-# left one is drawn for each person.
+# Pose, weight, then angles with their ranges. _a and _b are the two sides of the body; it is drawn
+# for each person which of them is the left one.
 _TABLE = """
 stand        14
 hands_on_hips  7 | arm_out 32 50 | arm_twist -95 -70 | elbow 85 115 | arm_flex -20 5
@@ -88,7 +98,7 @@ upside_down  0.4 | tilt 135 205 | arm_out 140 176 | elbow 0 20 | leg_out 0 40 | 
 
 @dataclasses.dataclass
 class Body:
-    """A person's capsules and joints in the image frame, pixels; built at the origin."""
+    """Capsules and joints of a person in the image frame, pixels; built at the origin."""
 
     stature: float
     """Height when standing straight, pixels."""
@@ -98,6 +108,7 @@ class Body:
     hair: str = "short"
 
     def moved(self, by: Vector) -> Body:
+        """Return the body moved by a vector."""
         joints = {
             name: (p[0] + by[0], p[1] + by[1], p[2] + by[2]) for name, p in self.joints.items()
         }
@@ -105,7 +116,7 @@ class Body:
         return dataclasses.replace(self, parts=parts, joints=joints)
 
     def bounds(self) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom of all that is drawn."""
+        """Return left, top, right, bottom of all capsules."""
         edges = [part.bounds() for part in self.parts]
         return (
             min(edge[0] for edge in edges),
@@ -115,7 +126,7 @@ class Body:
         )
 
     def joint_radius(self, joint: str) -> float:
-        """How far the surface lies above the joint, pixels; the face's joints lie on it."""
+        """Return how far the surface lies above the joint, pixels."""
         return JOINT_RADII[joint.split("_")[-1]] * self.stature
 
 
@@ -133,7 +144,7 @@ class Build:
 
 
 def draw_build(rng: Rng, stature: float) -> Build:
-    """A person's proportions: adults of many shapes, one in six with a child's large head."""
+    """Draw a person's proportions: adults of many shapes, one in six a child with a large head."""
     child = rng.chance(1 / 6)
     head = rng.between(1.15, 1.4) if child else rng.between(0.92, 1.15)
     leg = rng.between(0.82, 0.95) if child else rng.between(0.92, 1.08)
@@ -150,7 +161,7 @@ def draw_build(rng: Rng, stature: float) -> Build:
 
 
 def build_body(rng: Rng, stature: float) -> Body:
-    """A person in a random pose, with the hips' middle at the origin."""
+    """Build a person in a random pose, with the middle of the hips at the origin."""
     build, angles = draw_build(rng, stature), draw_angles(rng)
     body = Body(stature=stature, head_radius=build.head, hair=rng.pick(HAIR_STYLES))
     pelvis = (
@@ -171,7 +182,7 @@ def build_body(rng: Rng, stature: float) -> Body:
 
 
 def _add_trunk(body: Body, build: Build, pelvis: Frame, chest: Frame) -> Vector:
-    """Hips to shoulders; returns the base of the neck."""
+    """Add hips to shoulders; return the base of the neck."""
     u, g = build.unit, build.girth
     waist = step((0.0, 0.0, 0.0), (pelvis.up, 0.1 * u))
     neck = step(waist, (chest.up, 0.19 * u))
@@ -244,7 +255,7 @@ def _add_arm(
     flex, out, twist, bend = (
         angles[f"{side}_{name}"] for name in ("arm_flex", "arm_out", "arm_twist", "elbow")
     )
-    # A raised arm takes its shoulder along.
+    # A raised arm lifts its shoulder.
     lift = 0.03 * u * max(0.0, out - 60.0) / 100.0
     upper = chest.roll(-sign * out).pitch(-flex).yaw(sign * twist)
     fore = upper.pitch(-bend)
@@ -286,7 +297,7 @@ def _add_leg(body: Body, build: Build, side: str, pelvis: Frame, angles: dict[st
 
 
 def _add_extras(body: Body, build: Build, rng: Rng, neck: Vector, chest: Frame) -> None:
-    """A skirt for some, a bag on the back for some."""
+    """Add a skirt or a bag on the back to some people."""
     u, g = build.unit, build.girth
     if rng.chance(0.14):
         share = rng.between(0.35, 0.65)
@@ -302,7 +313,7 @@ def _add_extras(body: Body, build: Build, rng: Rng, neck: Vector, chest: Frame) 
         body.parts.append(Capsule("bag", top, low, 0.065 * g, 0.075 * g, chest, neck))
 
 
-def _read_table(table: str) -> tuple[dict[str, float], dict[str, dict[str, Range]]]:
+def _parse_poses(table: str) -> tuple[dict[str, float], dict[str, dict[str, Range]]]:
     weights: dict[str, float] = {}
     poses: dict[str, dict[str, Range]] = {}
     for row in table.replace("\n                 |", " |").strip().splitlines():
@@ -315,7 +326,7 @@ def _read_table(table: str) -> tuple[dict[str, float], dict[str, dict[str, Range
 
 
 def draw_angles(rng: Rng) -> dict[str, float]:
-    """The angles of a random pose, each side's under the names ``left_...`` and ``right_...``."""
+    """Draw the angles of a random pose; those of limbs start with ``left_`` or ``right_``."""
     ranges = POSES[rng.pick(WEIGHTS)]
     sides = {"left": "a", "right": "b"} if rng.chance(0.5) else {"left": "b", "right": "a"}
     angles: dict[str, float] = {}
@@ -333,7 +344,8 @@ def draw_angles(rng: Rng) -> dict[str, float]:
     return angles
 
 
-WEIGHTS, POSES = _read_table(_TABLE)
-"""How often each pose comes, and the angles it names."""
+WEIGHTS, POSES = _parse_poses(_TABLE)
+"""How often each pose is drawn, and the ranges of its angles."""
 VIEWS = {"front": 0.8, "side": 0.08, "back": 0.12}
+"""How often people are seen from each side."""
 YAWS = {"front": (0.0, 28.0), "side": (55.0, 125.0), "back": (125.0, 180.0)}

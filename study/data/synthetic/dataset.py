@@ -1,8 +1,8 @@
-"""The built-in dataset: drawn, articulated, overlapping people in COCO's format and file names.
+"""The built-in data set: drawn, articulated, overlapping people in COCO's format and file names.
 
-Nothing is downloaded. Annotations are the same bytes on every machine; images are, but for how
-cv2 and its JPEG encoder round. An image depends on the seed, its split and its number alone, so a
-larger dataset begins with a smaller one's images.
+Nothing is downloaded. Annotations are the same bytes on every machine; images are too, except
+for rounding in cv2 and its JPEG encoder. An image depends only on the seed, its split and its
+number, so a larger data set begins with the images of a smaller one.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from study.data.synthetic.scene import Label, compose_scene
 from study.errors import InputError
 
 DRAWING = 2
-"""Raised by one whenever a change moves a label or the looks."""
+"""Raise it by one with every change that moves a label or changes the looks."""
 SPLITS = ("train", "val")
 MOST_IMAGES = 1_000_000
-"""Of one split: the next split's image ids begin there."""
+"""Most images of one split: the image ids of the next split begin there."""
 QUALITY = (86, 94)
 """JPEG quality of the images."""
 SETTINGS = "settings.json"
 HURRIED = 0.85
-"""Of the people in train, those whom the annotator labeled in a hurry; val was done with care."""
+"""Share of the people in train whose annotator was in a hurry; val was labeled with care."""
 SKIPPED = 0.75
-"""Of a hurried annotator's joints, those left unlabeled though they could be seen."""
+"""Share of visible joints that a hurried annotator leaves unlabeled."""
 FEWEST_JOINTS = 3
-"""A hurried annotator labels at least so many."""
+"""A hurried annotator labels at least this many joints."""
 
 
 def dataset_settings(*, seed: int, num_train_images: int, num_val_images: int) -> dict[str, Any]:
-    """What decides a dataset's content; two datasets with the same settings are the same."""
+    """Return the settings of a data set; data sets with the same settings are the same."""
     return {
         "dataset": "drawn people",
         "drawing": DRAWING,
         "seed": seed,
-        # Names that data sets on disk have.
+        # Keys of data sets on disk.
         "train_pictures": num_train_images,
         "val_pictures": num_val_images,
     }
@@ -59,13 +59,13 @@ def draw_dataset(
     num_val_images: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Leave the whole dataset in the folder; one that is there with these settings is kept.
+    """Draw the whole data set into the folder, unless it already holds this data set.
 
     Args:
-        progress: called with the images drawn and all images, after each image.
+        progress: called after each image with the number of drawn images and of all.
 
     Raises:
-        InputError: the folder holds something else, or a dataset with other settings: neither is
+        InputError: the folder holds something else, or a data set with other settings; neither is
             deleted, since a study may be reading it.
     """
     settings = dataset_settings(
@@ -73,8 +73,9 @@ def draw_dataset(
     )
     if not (0 < num_train_images <= MOST_IMAGES and 0 < num_val_images <= MOST_IMAGES):
         raise InputError(
-            f"a drawn dataset has 1 to {MOST_IMAGES} images in each split, "
-            f"got {num_train_images=} and {num_val_images=}"
+            f"a drawn data set must have 1 to {MOST_IMAGES} images in each split, got "
+            f"{num_train_images=} and {num_val_images=}; change data.num_train_images or "
+            "data.num_val_images"
         )
     if _is_drawn(root, settings):
         return
@@ -89,10 +90,10 @@ def draw_dataset(
 
 
 def is_drawn(root: Path, *, seed: int, num_train_images: int, num_val_images: int) -> bool:
-    """Whether ``draw_dataset`` with these arguments has nothing left to draw.
+    """Return whether ``draw_dataset`` with these arguments would have nothing to draw.
 
     Raises:
-        InputError: as there.
+        InputError: the folder holds something else, or a data set with other settings.
     """
     settings = dataset_settings(
         seed=seed, num_train_images=num_train_images, num_val_images=num_val_images
@@ -101,7 +102,7 @@ def is_drawn(root: Path, *, seed: int, num_train_images: int, num_val_images: in
 
 
 def _is_drawn(root: Path, settings: dict[str, Any]) -> bool:
-    """Whether the folder holds this very dataset; False where it is missing or empty."""
+    """Return whether the folder holds exactly this data set; False if it is missing or empty."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     path = root / SETTINGS
@@ -110,11 +111,11 @@ def _is_drawn(root: Path, settings: dict[str, Any]) -> bool:
         return True
     if found.get("dataset") == settings["dataset"]:
         raise InputError(
-            f"{root} must hold the drawn dataset that is asked for, got another one: {path} says "
-            f"{found}, asked for {settings}; delete that folder or change data.root"
+            f"{root} must hold the drawn data set with the settings {settings}, got another one "
+            f"with {found} in {path}; delete that folder or change data.root"
         )
     raise InputError(
-        f"{root} must be missing, empty or a drawn dataset, got other content without our "
+        f"{root} must be missing, empty or a drawn data set, got other content without its "
         f"{SETTINGS}; change data.root"
     )
 
@@ -131,7 +132,7 @@ def _rename(whole: Path, root: Path, settings: dict[str, Any]) -> None:
     try:
         os.rename(whole, root)
     except OSError:
-        # Another process may have drawn the same dataset meanwhile: its work is as good.
+        # Another process may have drawn the same data set in the meantime; it is as good.
         if not _is_drawn(root, settings):
             raise
 
@@ -149,9 +150,9 @@ def _draw_splits(
         annotations: list[dict[str, Any]] = []
         (root / f"{name}2017").mkdir()
         for index in range(count):
-            image, people, picture, quality = draw_image(seed, split, index)
-            write_jpeg(picture, root / f"{name}2017" / image["file_name"], quality)
-            images.append(image)
+            record, people, pixels, quality = draw_image(seed, split, index)
+            write_jpeg(pixels, root / f"{name}2017" / record["file_name"], quality)
+            images.append(record)
             annotations += people
             done += 1
             if progress is not None:
@@ -163,7 +164,7 @@ def _draw_splits(
 def draw_image(
     seed: int, split: int, index: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]], Array, int]:
-    """One image's entry in COCO's images, its annotations, its pixels and its JPEG quality."""
+    """Draw one image; return its record in COCO's images, annotations, pixels and JPEG quality."""
     scene, labels = compose_scene(seed, split, index)
     image_id = split * MOST_IMAGES + index + 1
     if SPLITS[split] == "train":
@@ -185,7 +186,7 @@ def draw_image(
 
 
 def skip_joints(label: Label, hurry: Rng) -> Label:
-    """The label as an annotator leaves it who may be in a hurry; at least FEWEST_JOINTS stay."""
+    """Remove joints that a hurried annotator would skip; keep at least FEWEST_JOINTS."""
     is_hurried = hurry.chance(HURRIED)
     skips = [is_hurried and hurry.chance(SKIPPED) for _ in label.keypoints_image]
     kept = [v > 0 and not skip for (*_, v), skip in zip(label.keypoints_image, skips, strict=True)]
@@ -212,10 +213,11 @@ def _to_annotation(label: Label, image_id: int, annotation_id: int) -> dict[str,
 
 
 def crowd_index(annotations: list[dict[str, Any]]) -> float:
-    """CrowdPose's measure of an image: 0 where nobody's joints lie in another's box.
+    """Return CrowdPose's crowdIndex of an image: 0 if no joint lies in another person's box.
 
-    The mean over the labeled people of (labeled joints of all others inside the person's box) /
-    (own labeled joints), to two digits.
+    It is the mean over the labeled people of (other people's labeled joints in the person's box) /
+    (own labeled joints), to two digits. Unlike CrowdPose's and ``survey.crowd_indices``, it is not
+    limited to 1: the annotations of drawing 2 are published with it.
     """
     joints = [_labeled_joints(annotation["keypoints"]) for annotation in annotations]
     ratios = []

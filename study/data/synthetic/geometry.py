@@ -1,8 +1,8 @@
-"""What drawn people are made of: frames, capsules and boxes, and where a ray of sight meets them.
+"""Shapes of drawn people: frames, capsules and boxes, and where rays of sight meet them.
 
-Image frame: x to the right, y down, z towards the camera, all in pixels; a pixel's center has
-whole coordinates. The projection is orthographic. Labels and images ask the same two functions,
-so a label says what the image shows. Only operations that IEEE 754 rounds exactly are used (no
+Image frame: x to the right, y down, z towards the camera, all in pixels; the center of a pixel has
+integer coordinates. The projection is orthographic. Labels and images use the same two functions,
+so labels agree with the image. Only operations that IEEE 754 rounds exactly are used (no
 reductions, no powers; sines are rounded), so that float64 results are the same on every machine.
 """
 
@@ -22,32 +22,35 @@ Array = npt.NDArray[Any]
 
 
 class Rng:
-    """Draws from one stream of the Mersenne Twister.
+    """One random stream of the Mersenne Twister.
 
-    Python guarantees that ``random()`` gives the same sequence for a seed in every version, as
-    numpy does for its frozen RandomState, which takes twenty times as long to seed.
+    Python guarantees that ``random()`` gives the same sequence for a seed in every version. So
+    does numpy for its frozen RandomState, which takes twenty times as long to seed.
     """
 
     def __init__(self, seed: int, split: int, index: int, stream: int) -> None:
-        # Hashed: the twister's own seeding takes [2] and [2, 1] for the same.
+        # Hashed: the twister's own seeding gives [2] and [2, 1] the same stream.
         text = f"{seed} {split} {index} {stream}"
         self._random = random.Random(int(hashlib.sha256(text.encode()).hexdigest(), 16))
 
     def between(self, low: float, high: float) -> float:
+        """Draw a number from low to high."""
         return low + (high - low) * self._random.random()
 
     def chance(self, probability: float) -> bool:
+        """Draw True with this probability."""
         return self._random.random() < probability
 
     def whole(self, low: int, high: int) -> int:
-        """A whole number from low to high, both included."""
+        """Draw an integer from low to high, both included."""
         return low + int(self._random.random() * (high - low + 1))
 
     def sign(self) -> int:
+        """Draw 1 or -1."""
         return 1 if self.chance(0.5) else -1
 
     def pick(self, weights: dict[str, float]) -> str:
-        """A key, as likely as its weight says."""
+        """Draw a key with the probability of its weight."""
         left = self.between(0.0, 1.0) * math.fsum(weights.values())
         for key, weight in weights.items():
             left -= weight
@@ -56,13 +59,13 @@ class Rng:
         return next(iter(weights))
 
     def grain(self, *shape: int) -> Array:
-        """Noise from 0 to 1 in 256 steps, float32 of the shape."""
+        """Draw noise from 0 to 1 in 256 steps, float32 of the shape."""
         data = self._random.randbytes(math.prod(shape))
         return np.frombuffer(data, dtype=np.uint8).reshape(shape) * np.float32(1 / 255)
 
 
 def step(origin: Vector, *moves: tuple[Vector, float]) -> Vector:
-    """The point that lies the given distances along the given directions from the origin."""
+    """Move from the origin by the given distances along the given directions."""
     x, y, z = origin
     for direction, distance in moves:
         x += direction[0] * distance
@@ -72,13 +75,13 @@ def step(origin: Vector, *moves: tuple[Vector, float]) -> Vector:
 
 
 def between(first: Vector, second: Vector, share: float) -> Vector:
-    """The point that lies the share of the way from the first to the second."""
+    """Return the point at this share of the way from the first to the second."""
     (ax, ay, az), (bx, by, bz) = first, second
     return (ax + (bx - ax) * share, ay + (by - ay) * share, az + (bz - az) * share)
 
 
 def turn(first: Vector, second: Vector, degrees: float) -> tuple[Vector, Vector]:
-    """Both directions after the first turned by the angle towards the second."""
+    """Return both directions after the first is turned by the angle towards the second."""
     cosine = round(math.cos(math.radians(degrees)), 6)
     sine = round(math.sin(math.radians(degrees)), 6)
     zero = (0.0, 0.0, 0.0)
@@ -89,24 +92,24 @@ def turn(first: Vector, second: Vector, degrees: float) -> tuple[Vector, Vector]
 
 
 class Frame(NamedTuple):
-    """Where a body part's own left, up and front point in the image frame."""
+    """Directions of a body part's own left, up and front in the image frame."""
 
     left: Vector
     up: Vector
     front: Vector
 
     def yaw(self, degrees: float) -> Frame:
-        """Turned about its up: the front goes to the left."""
+        """Turn about the up direction: the front moves to the left."""
         front, left = turn(self.front, self.left, degrees)
         return Frame(left, self.up, front)
 
     def pitch(self, degrees: float) -> Frame:
-        """Turned about its left: the top goes to the front, what hangs down to the back."""
+        """Turn about the left direction: the top moves to the front, the bottom to the back."""
         up, front = turn(self.up, self.front, degrees)
         return Frame(self.left, up, front)
 
     def roll(self, degrees: float) -> Frame:
-        """Turned about its front: the top goes to the left, what hangs down to the right."""
+        """Turn about the front direction: the top moves to the left, the bottom to the right."""
         up, left = turn(self.up, self.left, degrees)
         return Frame(left, up, self.front)
 
@@ -115,7 +118,7 @@ FACING_THE_CAMERA = Frame((1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0))
 
 
 class Capsule(NamedTuple):
-    """A rod with round ends and a radius that changes evenly from end to end."""
+    """A rod with round ends; its radius changes linearly from end to end."""
 
     part: str
     start: Vector
@@ -124,9 +127,10 @@ class Capsule(NamedTuple):
     end_radius: float
     frame: Frame = FACING_THE_CAMERA
     origin: Vector = (0.0, 0.0, 0.0)
-    """Where patterns are measured from, in the part's own frame."""
+    """Origin of patterns, which are measured in the part's own frame."""
 
     def moved(self, by: Vector) -> Capsule:
+        """Return the capsule moved by a vector."""
         start, end, origin = (
             (p[0] + by[0], p[1] + by[1], p[2] + by[2]) for p in (self.start, self.end, self.origin)
         )
@@ -135,7 +139,7 @@ class Capsule(NamedTuple):
         )
 
     def bounds(self) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom in the image."""
+        """Return left, top, right, bottom in the image."""
         (ax, ay, _), (bx, by, _), ar, br = self.start, self.end, self.start_radius, self.end_radius
         return (
             min(ax - ar, bx - br),
@@ -157,7 +161,7 @@ class Box(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """A capsule as a ray of sight needs it: numbers, or columns of numbers for many capsules."""
+    """Parameters of a capsule for rays of sight: numbers, or columns for many capsules."""
 
     x: Any
     y: Any
@@ -172,23 +176,23 @@ class Axis(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """Where rays of sight meet a capsule, each of the rays' shape."""
+    """Points where rays of sight meet a capsule; every array has the rays' shape."""
 
     margin: Array
     """Pixels to the silhouette, positive inside."""
     depth: Array
     """z of the surface; meaningless outside the silhouette."""
     place: Array
-    """Pixels along the axis as the image shows it, from 0 to its length."""
+    """Position along the axis in the image, pixels, from 0 to its length."""
     along: Array
     across: Array
     rise: Array
-    """The way from the axis to the surface: along and across the axis in the image, and up."""
+    """Vector from the axis to the surface: along and across the axis in the image, and up."""
     radius: Array
 
 
 def axis_of(capsule: Capsule) -> Axis:
-    """The capsule's axis; one that points at the camera gets a tiny length."""
+    """Return the capsule's axis; one that points at the camera gets a tiny length."""
     (ax, ay, az), (bx, by, bz) = capsule.start, capsule.end
     span = math.sqrt((bx - ax) * (bx - ax) + (by - ay) * (by - ay))
     length = max(span, 1e-3)
@@ -202,13 +206,13 @@ def axis_of(capsule: Capsule) -> Axis:
 
 
 def stack_axes(capsules: Sequence[Capsule]) -> Axis:
-    """The axes of P capsules as columns of float64, (P, 1) each."""
+    """Return the axes of P capsules as columns of float64, (P, 1) each."""
     table = np.array([axis_of(capsule) for capsule in capsules], dtype=np.float64)
     return Axis(*table.T[:, :, None])
 
 
 def _nearest(axis: Axis, x: Array, y: Array) -> tuple[Array, Array, Array, Array]:
-    """Along and across the axis, the radius there, and how far past its ends, for each ray."""
+    """Return position along and across the axis, radius there, and distance past the ends."""
     dx, dy = x - axis.x, y - axis.y
     along = dx * axis.ux + dy * axis.uy
     across = dy * axis.ux - dx * axis.uy
@@ -217,13 +221,16 @@ def _nearest(axis: Axis, x: Array, y: Array) -> tuple[Array, Array, Array, Array
 
 
 def in_silhouette(axis: Axis, x: Array, y: Array) -> Array:
-    """Which rays of sight through (x, y) meet the capsule."""
+    """Return whether each ray of sight through (x, y) meets the capsule."""
     _, across, radius, past = _nearest(axis, x, y)
     return across * across + past * past < radius * radius
 
 
 def meet_capsule(axis: Axis, x: Array, y: Array) -> Hit:
-    """Where rays of sight through (x, y) meet it: exact for an even radius, else close."""
+    """Return where rays of sight through (x, y) meet the capsule.
+
+    The result is exact for a constant radius, and close to it for a radius that changes.
+    """
     along, across, radius, past = _nearest(axis, x, y)
     square = across * across
     margin = radius - np.sqrt(square + past * past)
@@ -237,7 +244,7 @@ def meet_capsule(axis: Axis, x: Array, y: Array) -> Hit:
 
 
 def meet_box(box: Box, x: Array, y: Array) -> tuple[Array, Array, Array]:
-    """Pixels to the board's edge, positive inside, and the place on the board (right, down)."""
+    """Return pixels to the board's edge, positive inside, and the position on it (right, down)."""
     dx, dy = x - box.center[0], y - box.center[1]
     right = dx * box.cosine + dy * box.sine
     down = dy * box.cosine - dx * box.sine

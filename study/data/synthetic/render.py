@@ -1,6 +1,6 @@
-"""Scenes into images: shaded capsules in a depth buffer over textured backgrounds.
+"""Scenes to images: shaded capsules in a depth buffer over textured backgrounds.
 
-Every part is cast as the labels see it (drawn_shapes). An image in the making is planar, that is
+Every part is intersected as for the labels (``geometry.py``). An unfinished image is planar,
 (3, height, width).
 """
 
@@ -38,13 +38,13 @@ from study.data.synthetic.geometry import (
 )
 from study.data.synthetic.scene import LAYER, Scene
 
-# How hard the images are to see through.
+# Difficulty of the images.
 CLUTTER = 2
 """Mean number of distracting shapes behind the people."""
 CONFUSED = 0.15
-"""Share of clutter, occluders and backgrounds that have somebody's colors."""
+"""Share of clutter, occluders and backgrounds in the colors of a person."""
 SAME_OUTFIT = 0.1
-"""Share of images whose people all wear the same."""
+"""Share of images whose people all wear the same outfit."""
 GRAIN = (1.5, 5.0)
 """Least and most noise, gray levels, one standard deviation."""
 
@@ -60,24 +60,26 @@ class Piece(NamedTuple):
 
 
 class Canvas:
-    """An image in the making: colors, and the depth of what is on top."""
+    """An unfinished image: colors, and the depth of the topmost surface."""
 
-    def __init__(self, ground: Array, light: tuple[float, float, float], ambient: float) -> None:
-        self.colors = ground
-        _, self.height, self.width = ground.shape
+    def __init__(
+        self, background: Array, light: tuple[float, float, float], ambient: float
+    ) -> None:
+        self.colors = background
+        _, self.height, self.width = background.shape
         self.depth = np.full((self.height, self.width), -1e6, dtype=np.float32)
         self.y, self.x = np.indices(self.depth.shape, dtype=np.float32)
         self.light = light
         self.ambient = ambient
 
     def window(self, bounds: tuple[float, float, float, float]) -> Window | None:
-        """Rows and columns that the bounds touch; None outside the image."""
+        """Return rows and columns that the bounds touch; None outside the image."""
         x0, y0 = max(int(bounds[0]) - 1, 0), max(int(bounds[1]) - 1, 0)
         x1, y1 = min(int(bounds[2]) + 3, self.width), min(int(bounds[3]) + 3, self.height)
         return (slice(y0, y1), slice(x0, x1)) if x0 < x1 and y0 < y1 else None
 
     def lay(self, where: Window, cover: Array, depth: Array, colors: Array) -> None:
-        """Blend colors (3, ...) in where they are nearer than what is there."""
+        """Blend in colors (3, ...) where they are nearer than the present surface."""
         below = self.depth[where]
         cover = cover * (depth > below)
         patch = self.colors[:, *where]
@@ -85,9 +87,9 @@ class Canvas:
         np.copyto(below, depth, where=cover > 0.5)
 
     def lay_pieces(self, pieces: Sequence[Piece]) -> None:
-        """Draw capsules, the far ones first so that near edges blend over them.
+        """Draw capsules, the far ones first, so that near edges blend over them.
 
-        All are cast at once: one array operation for the rays of all pieces.
+        The rays of all pieces are intersected at once.
         """
         order = sorted(pieces, key=lambda p: p.capsule.start[2] + p.capsule.end[2])
         found = [(piece, self.window(piece.capsule.bounds())) for piece in order]
@@ -148,7 +150,7 @@ class Canvas:
 def _paint_tones(
     seen: Sequence[tuple[Piece, Window]], axes: list[Axis], sizes: list[int], place: Array
 ) -> Array:
-    """The two colors of each piece along its axis, (3, N)."""
+    """Return the color of each of N rays by its position on the axis of its piece, (3, N)."""
     rows = [
         (*first, *second, share * axis.length)
         for ((_, (first, second, share), _), _), axis in zip(seen, axes, strict=True)
@@ -159,14 +161,14 @@ def _paint_tones(
 
 
 def draw_scene(scene: Scene, rng: Rng) -> Array:
-    """The image of a scene, uint8 BGR, (height, width, 3)."""
+    """Draw a scene as an image, uint8 BGR, (height, width, 3)."""
     looks = [draw_look(rng, body) for body in scene.bodies]
     if rng.chance(SAME_OUTFIT):
         shared = {name: getattr(looks[0], name) for name in OUTFIT}
         looks = [dataclasses.replace(look, **shared) for look in looks]
-    ground = _draw_ground(scene, looks, rng)
+    background = _draw_background(scene, looks, rng)
     light = (rng.between(-0.8, 0.8), -0.45, 0.75)
-    canvas = Canvas(ground, light, rng.between(0.35, 0.6))
+    canvas = Canvas(background, light, rng.between(0.35, 0.6))
     pieces = _lay_clutter(canvas, looks, rng)
     for body, look in zip(scene.bodies, looks, strict=True):
         canvas.lay_shadow(body.bounds())
@@ -198,7 +200,7 @@ def _any_color(looks: list[Look], rng: Rng) -> Color:
 
 
 def _lay_clutter(canvas: Canvas, looks: list[Look], rng: Rng) -> list[Piece]:
-    """Draw boards behind everybody; returns poles, bent limbs and balls that go with them."""
+    """Draw boards behind all people; return poles, bent limbs and balls, which are drawn later."""
     pieces = []
     for item in range(rng.whole(0, 2 * CLUTTER)):
         x, y = rng.between(0, canvas.width), rng.between(0, canvas.height)
@@ -221,46 +223,46 @@ def _lay_clutter(canvas: Canvas, looks: list[Look], rng: Rng) -> list[Piece]:
     return pieces
 
 
-def _draw_ground(scene: Scene, looks: list[Look], rng: Rng) -> Array:
-    """A wall and a floor, each with a gradient, blotches and perhaps a pattern, planar."""
+def _draw_background(scene: Scene, looks: list[Look], rng: Rng) -> Array:
+    """Draw a wall and a floor with a gradient, blotches and perhaps a pattern, planar."""
     height, width = scene.height, scene.width
     first, second, floor = _any_color(looks, rng), draw_color(rng, 0.6), draw_color(rng, 0.6)
     ramp = np.linspace(0, 1, height, dtype=np.float32)[:, None]
     rows = np.array(first, np.float32) * (1 - ramp) + ramp * np.array(second, np.float32)
     horizon = rng.whole(height // 2, height)
     rows[horizon:] = 0.35 * rows[horizon:] + 0.65 * np.array(floor, np.float32)
-    ground = np.repeat(rows[:, None], width, axis=1)
-    _lay_pattern(ground, rng)
+    background = np.repeat(rows[:, None], width, axis=1)
+    _lay_pattern(background, rng)
     cells = rng.whole(3, 12), rng.whole(3, 12)
     coarse = rng.grain(*cells, 3) * 0.4 + rng.grain(*cells, 1) * 0.6 - 0.5
     blotches = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
-    ground += blotches * rng.between(10, 120)
-    return np.ascontiguousarray(ground.transpose(2, 0, 1))
+    background += blotches * rng.between(10, 120)
+    return np.ascontiguousarray(background.transpose(2, 0, 1))
 
 
-def _lay_pattern(ground: Array, rng: Rng) -> None:
+def _lay_pattern(background: Array, rng: Rng) -> None:
     kind = rng.pick({"none": 3, "stripes": 2, "tiles": 2, "blobs": 2})
-    height, width = ground.shape[:2]
+    height, width = background.shape[:2]
     pitch, strength = rng.between(7, 30), rng.between(-50, 50)
     y = np.arange(height, dtype=np.float32)[:, None]
     x = np.arange(width, dtype=np.float32)[None, :]
     if kind == "stripes":
         slant = rng.between(-1, 1)
         across = (x + slant * y) if rng.chance(0.5) else (y + slant * x)
-        ground += (np.float32(strength) * ((across / pitch) % 1 < 0.5))[..., None]
+        background += (np.float32(strength) * ((across / pitch) % 1 < 0.5))[..., None]
     elif kind == "tiles":
         lines = ((x / pitch) % 1 < 0.12) | ((y / pitch) % 1 < 0.12)
-        ground += (np.float32(strength) * lines)[..., None]
+        background += (np.float32(strength) * lines)[..., None]
     elif kind == "blobs":
         for _ in range(rng.whole(3, 14)):
             center = (rng.whole(0, width), rng.whole(0, height))
             axes = (rng.whole(3, 26), rng.whole(3, 26))
             color = draw_color(rng, 0.6)
-            cv2.ellipse(ground, center, axes, rng.between(0, 180), 0, 360, color, -1)
+            cv2.ellipse(background, center, axes, rng.between(0, 180), 0, 360, color, -1)
 
 
 def _develop(colors: Array, rng: Rng) -> Array:
-    """Exposure, a little blur and grain; from planar to BGR pixels."""
+    """Apply exposure, a little blur and grain; turn planar colors into BGR pixels."""
     contrast, brightness = rng.between(0.8, 1.15), rng.between(-18, 18)
     grain = rng.grain(*colors.shape[1:]) - np.float32(0.5)
     grain *= np.float32(3.46 * rng.between(*GRAIN))

@@ -1,6 +1,6 @@
-"""Who stands where in a drawn image, what is in the way, and what an annotator would label.
+"""Compose a drawn scene: people, occluders in front of them, and the labels of an annotator.
 
-A scene depends on (seed, split, index) alone. Its labels are geometry: no pixel is asked.
+A scene depends only on (seed, split, index). Its labels are computed from geometry, not pixels.
 """
 
 from __future__ import annotations
@@ -26,58 +26,59 @@ from study.data.synthetic.geometry import (
     stack_axes,
 )
 
-# How hard the images are: shares of images, unless said otherwise.
+# Difficulty of the images, as shares of images unless stated otherwise.
 CROWDED = 0.38
-"""Two or three people who overlap."""
+"""Images with two or three people who overlap."""
 THREE_OF_CROWDED = 0.15
 """Of the crowded images, those with three people."""
 OCCLUDED = 0.22
-"""Something stands in front of someone."""
+"""Images with an object in front of a person."""
 CUT = 0.07
-"""Somebody is cut off by the border."""
+"""Images whose border cuts off a person."""
 UNLABELED = 0.6
-"""Of the joints that others hide together with all their neighbors, those left unlabeled."""
+"""Share of joints left unlabeled, of those hidden together with all their neighbors."""
 
 SIDES = (120, 168)
 """Shortest and longest side of an image, pixels."""
 STATURES = (72.0, 116.0)
 """Height of a person who stands straight, pixels."""
 LAYER = 1000.0
-"""Depth between two people, pixels: whoever is nearer is in front as a whole."""
+"""Depth between two people, pixels: the nearer one is completely in front."""
 MIN_VISIBLE = 5
-"""Whoever shows fewer joints is uncovered, or taken out of the image."""
+"""A person with fewer visible joints is uncovered, or taken out of the image."""
 MOST_REPAIRS = 8
-"""Attempts to do so; somebody all curled up may show fewer still."""
+"""Attempts to do so; a curled-up person may still show fewer joints."""
 
 OCCLUDERS = {"pole": 2.0, "box": 2.5, "fence": 1.2, "plant": 2.0, "table": 1.5}
+"""How often each occluder is drawn."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-    """What an annotator writes down about one person, in image pixels."""
+    """Annotation of one person, in image pixels."""
 
     keypoints_image: tuple[tuple[float, float, int], ...]
     """x, y, visibility of COCO's joints."""
     box: tuple[float, float, float, float]
     """xywh around the drawn body, clipped to the image."""
     area: float
-    """Silhouette inside the image, hidden or not."""
+    """Silhouette inside the image, including hidden parts."""
 
 
 @dataclasses.dataclass
 class Scene:
-    """People and what is in front of them."""
+    """People and the objects in front of them."""
 
     height: int
     width: int
     bodies: list[Body]
     whims: list[list[float]]
-    """Per person and joint a number from 0 to 1: how readily the annotator guesses."""
+    """Number from 0 to 1 per person and joint; below UNLABELED a hidden joint gets no label."""
     occluders: list[Capsule | Box]
 
 
 def compose_scene(seed: int, split: int, index: int) -> tuple[Scene, list[Label]]:
-    """The scene of one image of a dataset, and its labels; everybody in it can be seen."""
+    """Compose the scene of one image, in which every person is visible, and its labels."""
     rng = Rng(seed, split, index, 0)
     height, width = rng.whole(*SIDES), rng.whole(*SIDES)
     count = 1
@@ -99,7 +100,7 @@ def compose_scene(seed: int, split: int, index: int) -> tuple[Scene, list[Label]
 
 
 def _inside(rng: Rng, body: Body, height: int, width: int) -> tuple[float, float]:
-    """A move that puts the body into the image, or partly over one border."""
+    """Draw a move that puts the body into the image, or partly over one border."""
     left, top, right, bottom = body.bounds()
     x = -left + _slack(rng, width - (right - left))
     # More people stand on the ground than hang from the ceiling.
@@ -115,12 +116,12 @@ def _inside(rng: Rng, body: Body, height: int, width: int) -> tuple[float, float
     return x, y
 
 
-def _slack(rng: Rng, room: float) -> float:
-    return rng.between(0.0, room) if room > 0 else room / 2
+def _slack(rng: Rng, space: float) -> float:
+    return rng.between(0.0, space) if space > 0 else space / 2
 
 
 def _beside(rng: Rng, first: Body, body: Body) -> tuple[float, float]:
-    """A move that makes the body overlap the first one."""
+    """Draw a move that makes the body overlap the first one."""
     a, b = first.bounds(), body.bounds()
     reach = (a[2] - a[0] + b[2] - b[0]) / 2
     x = (a[0] + a[2]) / 2 + rng.sign() * rng.between(0.45, 0.9) * reach
@@ -137,7 +138,7 @@ def _shuffled(rng: Rng, count: int) -> list[int]:
 
 
 def _draw_occluder(rng: Rng, target: Body, height: int) -> list[Capsule | Box]:
-    """Something half a layer in front of the target, about one of its joints."""
+    """Draw an object half a layer in front of the target, near one of its joints."""
     names = sorted(target.joints)
     x, y, z = target.joints[names[rng.whole(0, len(names) - 1)]]
     x, y = x + rng.between(-12, 12), y + rng.between(-10, 10)
@@ -163,13 +164,10 @@ def _draw_fence(rng: Rng, x: float, y: float, z: float) -> list[Capsule | Box]:
     gap, radius, half = rng.between(9, 15), rng.between(1.2, 2.4), rng.between(15, 30)
     posts = rng.whole(3, 6)
     left = x - gap * (posts - 1) / 2
-    fence: list[Capsule | Box] = [
-        Capsule(
-            *("pole", (left + gap * i, y - half, z), (left + gap * i, y + half, z)),
-            *(radius, radius),
-        )
-        for i in range(posts)
-    ]
+    fence: list[Capsule | Box] = []
+    for post in range(posts):
+        top, bottom = (left + gap * post, y - half, z), (left + gap * post, y + half, z)
+        fence.append(Capsule("pole", top, bottom, radius, radius))
     for rail in (-0.7 * half, 0.6 * half):
         ends = (left - 5, y + rail, z + 3), (left + gap * (posts - 1) + 5, y + rail, z + 3)
         fence.append(Capsule("pole", *ends, radius, radius))
@@ -190,8 +188,8 @@ def _draw_plant(rng: Rng, x: float, y: float, z: float) -> list[Capsule | Box]:
 def _without_hidden_people(scene: Scene) -> tuple[Scene, list[Label]]:
     labels = label_scene(scene)
     for _ in range(MOST_REPAIRS):
-        seen = [sum(v == 2 for *_, v in label.keypoints_image) for label in labels]
-        hidden = [i for i, count in enumerate(seen) if count < MIN_VISIBLE]
+        num_visible = [sum(v == 2 for *_, v in label.keypoints_image) for label in labels]
+        hidden = [i for i, count in enumerate(num_visible) if count < MIN_VISIBLE]
         if not hidden:
             break
         if scene.occluders:
@@ -210,7 +208,7 @@ def _half_way_to_the_middle(scene: Scene) -> Vector:
 
 
 def label_scene(scene: Scene) -> list[Label]:
-    """One label a person, in the scene's order."""
+    """Return one label per person, in the scene's order."""
     columns = [stack_axes(body.parts) for body in scene.bodies]
     return [_label_person(scene, columns, index) for index in range(len(scene.bodies))]
 
@@ -233,7 +231,7 @@ def _label_person(scene: Scene, columns: list[Axis], index: int) -> Label:
     for joint, (px, py, _) in enumerate(points.tolist()):
         visibility = 0
         if inside[joint]:
-            visibility = _seen_of_itself(body, COCO.joints[joint], float(gap[joint]))
+            visibility = _self_visibility(body, COCO.joints[joint], float(gap[joint]))
             if visibility and behind[joint]:
                 lost = scene.whims[index][joint] < UNLABELED and all(
                     behind[near] or not inside[near] for near in _NEIGHBORS[joint]
@@ -251,7 +249,7 @@ _NEIGHBORS = [
 
 
 def _height_above(columns: Axis, x: Array, y: Array) -> Array:
-    """z of the nearest surface at each point; very far away where there is none."""
+    """Return z of the nearest surface at each point; very far away if there is none."""
     hit = meet_capsule(columns, x, y)
     return np.where(hit.margin > 0, hit.depth, -1e9).max(axis=0)
 
@@ -266,10 +264,10 @@ def _behind_occluders(occluders: list[Capsule | Box], x: Array, y: Array, z: Arr
     return behind
 
 
-def _seen_of_itself(body: Body, joint: str, gap: float) -> int:
-    """Visibility as far as the person's own body hides the joint, which lies ``gap`` deep.
+def _self_visibility(body: Body, joint: str, gap: float) -> int:
+    """Return the visibility of a joint that lies ``gap`` pixels below the person's own surface.
 
-    The far side of a head is not labeled at all; a hidden limb is.
+    Joints on the far side of a head get no label; hidden joints of limbs do.
     """
     if joint.endswith(FACE):
         if gap > 0.7 * body.head_radius:
@@ -286,7 +284,7 @@ def _clipped_box(body: Body, height: int, width: int) -> tuple[float, float, flo
 
 
 def _silhouette_area(body: Body, columns: Axis, box: tuple[float, float, float, float]) -> float:
-    """Cells of a grid over the box whose middle is on the body, times a cell's size."""
+    """Measure the body's area by counting grid cells whose center lies on it."""
     left, top, width, height = box
     pitch = body.stature / 32
     across, down = max(1, round(width / pitch)), max(1, round(height / pitch))

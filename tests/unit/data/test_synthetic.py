@@ -73,9 +73,9 @@ def test_coco_reads_the_annotations_and_finds_every_image(drawn: Path, split: st
     assert category["keypoints"] == list(COCO.joints)
     assert [[a - 1, b - 1] for a, b in category["skeleton"]] == [list(e) for e in COCO.edges]
     for image in coco.imgs.values():
-        picture = cv2.imread(str(drawn / f"{split}2017" / image["file_name"]))
-        assert picture is not None
-        assert picture.shape == (image["height"], image["width"], 3)
+        pixels = cv2.imread(str(drawn / f"{split}2017" / image["file_name"]))
+        assert pixels is not None
+        assert pixels.shape == (image["height"], image["width"], 3)
         assert coco.getAnnIds(imgIds=[image["id"]], iscrowd=False)
         assert image["crowdIndex"] >= 0
 
@@ -300,16 +300,16 @@ def test_a_dataset_with_the_same_settings_is_kept(drawn: Path) -> None:
 
 
 def test_a_dataset_with_other_settings_is_refused_and_kept(drawn: Path) -> None:
-    with pytest.raises(InputError, match=r"asked for.*'seed': 4.*data\.root"):
+    with pytest.raises(InputError, match=r"'seed': 4.* another one .*'seed': 3.*data\.root"):
         draw_dataset(drawn, seed=4, num_train_images=4, num_val_images=3)
     assert len(read(drawn, "train")["images"]) == COUNTS["train"]
 
 
 def test_a_folder_with_other_content_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"missing, empty or a drawn dataset.*data\.root"):
+    with pytest.raises(InputError, match=r"missing, empty or a drawn data set.*data\.root"):
         draw_dataset(tmp_path, seed=0, num_train_images=1, num_val_images=1)
-    with pytest.raises(InputError, match="missing, empty or a drawn dataset"):
+    with pytest.raises(InputError, match="missing, empty or a drawn data set"):
         draw_dataset(tmp_path / "notes.txt", seed=0, num_train_images=1, num_val_images=1)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
