@@ -29,8 +29,8 @@ WORDS = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 """Words that have a plainer one, and British spelling."""
-ON_DISK = {"neighbours", "taught", "asker"}
-"""Names in files of studies, which stay as they are."""
+ON_DISK = {"neighbours", "taught", "asker", "--pictures"}
+"""Names in files of studies and in commands, which stay as they are."""
 PATHS = re.compile(r"\S*/pictures\S*")
 
 VERBS = set("say says said tell tells told ask asks asked taught heard mend mends mended".split())

@@ -45,9 +45,7 @@ def test_ap_by_threshold_is_the_mean_of_the_official_curves(shared: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["coco", pytest.param("crowdpose", marks=pytest.mark.slow)])
-def test_precision_and_recall_are_the_official_ones_at_every_place(
-    shared: Path, kind: Kind
-) -> None:
+def test_precision_and_recall_equal_the_official_ones_everywhere(shared: Path, kind: Kind) -> None:
     name, truth, skeleton = SETS[kind]
     official = np.load(shared / "reference/evaluation/pr_curves.npz")
     document = metrics._ground_truth(shared / truth, skeleton.num_joints, ())
@@ -61,7 +59,7 @@ def test_precision_and_recall_are_the_official_ones_at_every_place(
     np.testing.assert_allclose(recall[:, areas], official[f"{kind}_recall"][:, areas], atol=1e-12)
 
 
-def test_a_part_of_the_images_scores_as_if_it_were_alone(shared: Path) -> None:
+def test_part_of_the_images_scores_as_if_alone(shared: Path) -> None:
     """OKS are measured once and kept."""
     name, truth, skeleton = SETS["coco"]
     document = metrics._ground_truth(shared / truth, skeleton.num_joints, ())
@@ -74,7 +72,7 @@ def test_a_part_of_the_images_scores_as_if_it_were_alone(shared: Path) -> None:
     assert not np.array_equal(part, whole)
 
 
-def test_the_mean_over_thresholds_is_ap(shared: Path) -> None:
+def test_mean_over_thresholds_is_ap(shared: Path) -> None:
     truth = shared / "data/lspet_crowd/annotations/lspet_crowd_val.json"
     found = detections_of(shared, "lspet_crowd_val")
     by_threshold = ap_by_threshold(truth, found, CROWDPOSE, "crowdpose")
@@ -101,7 +99,9 @@ def official_joint_ap(truth: Path, found: Records, place: int, folder: Path) -> 
     return float(evaluation.stats[0])
 
 
-def test_ap_of_a_joint_is_that_of_people_who_have_no_other(shared: Path, tmp_path: Path) -> None:
+def test_ap_of_a_joint_equals_that_of_people_with_no_other_joint(
+    shared: Path, tmp_path: Path
+) -> None:
     name, truth, _ = SETS["coco"]
     found = detections_of(shared, name)
     by_joint = ap_by_joint(shared / truth, found, COCO, "coco")
@@ -117,8 +117,13 @@ def people_of_two_joints(folder: Path, *keypoints: list[float]) -> Path:
     """Ground truth: people in one image, each in a box of 100 x 100 that begins 1000 further."""
     annotations = [
         {
-            **{"id": i, "image_id": 1, "category_id": 1, "keypoints": row, "iscrowd": 0},
-            **{"bbox": [1000 * i, 0, 100, 100], "area": 5000.0},
+            "id": i,
+            "image_id": 1,
+            "category_id": 1,
+            "keypoints": row,
+            "iscrowd": 0,
+            "bbox": [1000 * i, 0, 100, 100],
+            "area": 5000.0,
         }
         for i, row in enumerate(keypoints)
     ]
@@ -132,7 +137,7 @@ def pose(*keypoints: float, score: float = 0.9) -> dict[str, Any]:
     return {"image_id": 1, "category_id": 1, "keypoints": list(keypoints), "score": score}
 
 
-def test_a_joint_is_judged_over_those_who_have_it_labeled(tmp_path: Path) -> None:
+def test_joint_is_evaluated_on_people_with_its_label(tmp_path: Path) -> None:
     truth = people_of_two_joints(tmp_path, [10, 10, 2, 10, 90, 2], [1010, 10, 2, 0, 0, 0])
     poses = [pose(10, 10, 1, 10, 90, 1), pose(1090, 90, 1, 1050, 50, 1, score=0.95)]
     found = ap_by_joint(truth, poses, TWO, "coco")
@@ -141,7 +146,7 @@ def test_a_joint_is_judged_over_those_who_have_it_labeled(tmp_path: Path) -> Non
     assert found == pytest.approx({"head": 0.5 * 51 / 101, "foot": 1.0}, abs=1e-9)
 
 
-def test_a_joint_that_nobody_has_labeled_is_nan(tmp_path: Path) -> None:
+def test_joint_without_labels_is_nan(tmp_path: Path) -> None:
     truth = people_of_two_joints(tmp_path, [10, 10, 2, 0, 0, 0])
     found = ap_by_joint(truth, [pose(10, 10, 1, 10, 90, 1)], TWO, "crowdpose")
     assert found["head"] == pytest.approx(1) and math.isnan(found["foot"])

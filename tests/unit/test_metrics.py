@@ -26,10 +26,19 @@ FIVE = Skeleton(
     upper_body=(0, 1, 2),
 )
 OFFICIAL_NAMES = {
-    **{"AP": "ap", "AP50": "ap50", "AP75": "ap75", "AR": "ar", "AR50": "ar50", "AR75": "ar75"},
-    **{"AP_medium_area": "ap_m", "AP_large_area": "ap_l"},
-    **{"AR_medium_area": "ar_m", "AR_large_area": "ar_l"},
-    **{"AP_easy": "ap_easy", "AP_medium": "ap_medium", "AP_hard": "ap_hard"},
+    "AP": "ap",
+    "AP50": "ap50",
+    "AP75": "ap75",
+    "AR": "ar",
+    "AR50": "ar50",
+    "AR75": "ar75",
+    "AP_medium_area": "ap_m",
+    "AP_large_area": "ap_l",
+    "AR_medium_area": "ar_m",
+    "AR_large_area": "ar_l",
+    "AP_easy": "ap_easy",
+    "AP_medium": "ap_medium",
+    "AP_hard": "ap_hard",
 }
 OFFICIAL_ORDER = ("ap", "ap50", "ap75", "ap_m", "ap_l", "ar", "ar50", "ar75", "ar_m", "ar_l")
 GROUND_TRUTH = {
@@ -59,9 +68,13 @@ def made_up(folder: Path, skeleton: Skeleton, *, num_images: int = 12) -> tuple[
             row = np.concatenate([points, visibility[:, None]], axis=1) * (visibility > 0)[:, None]
             annotations.append(
                 {
-                    **{"id": 1 + len(annotations), "image_id": image_id, "category_id": 1},
-                    **{"bbox": [*corner.tolist(), size, size], "area": size * size * 0.5},
-                    **{"keypoints": row.ravel().tolist(), "iscrowd": 0},
+                    "id": 1 + len(annotations),
+                    "image_id": image_id,
+                    "category_id": 1,
+                    "bbox": [*corner.tolist(), size, size],
+                    "area": size * size * 0.5,
+                    "keypoints": row.ravel().tolist(),
+                    "iscrowd": 0,
                     "num_keypoints": int((visibility > 0).sum()),
                 }
             )
@@ -69,8 +82,10 @@ def made_up(folder: Path, skeleton: Skeleton, *, num_images: int = 12) -> tuple[
             row = np.concatenate([shaken, np.ones((len(points), 1))], axis=1)
             detections.append(
                 {
-                    **{"image_id": image_id, "category_id": 1},
-                    **{"keypoints": row.ravel().tolist(), "score": round(rng.uniform(), 2)},
+                    "image_id": image_id,
+                    "category_id": 1,
+                    "keypoints": row.ravel().tolist(),
+                    "score": round(rng.uniform(), 2),
                 }
             )
     images = [
@@ -131,7 +146,7 @@ def test_crowd_figures_of_five_joints_are_those_of_the_groups(tmp_path: Path) ->
     path, detections = made_up(tmp_path, FIVE)
     figures = average_precision(path, detections, FIVE, "crowdpose")
     document = json.loads(path.read_text())
-    for annotation in document["annotations"]:  # what the crowd evaluation takes as area
+    for annotation in document["annotations"]:  # the area that the crowd evaluation uses
         annotation["area"] = 0.53 * annotation["bbox"][2] * annotation["bbox"][3]
     path.write_text(json.dumps(document))
     whole = official_figures(path, detections, FIVE)
@@ -154,7 +169,7 @@ def test_no_detections_score_zero_and_not_minus_one(tmp_path: Path, kind: Kind) 
     assert set(figures.values()) == {0.0}
 
 
-def test_figures_about_nobody_are_nan(tmp_path: Path) -> None:
+def test_figures_without_counted_people_are_nan(tmp_path: Path) -> None:
     path, detections = made_up(tmp_path, FIVE)
     document = json.loads(path.read_text())
     for annotation in document["annotations"]:
@@ -170,7 +185,7 @@ def test_figures_about_nobody_are_nan(tmp_path: Path) -> None:
     assert by_crowd["ap_medium"] == by_crowd["ap"] > 0
 
 
-def test_crowd_groups_are_nan_where_a_image_has_no_crowd_index(tmp_path: Path) -> None:
+def test_crowd_groups_are_nan_if_an_image_has_no_crowd_index(tmp_path: Path) -> None:
     path, detections = made_up(tmp_path, FIVE)
     document = json.loads(path.read_text())
     del document["images"][3]["crowdIndex"]
@@ -180,7 +195,7 @@ def test_crowd_groups_are_nan_where_a_image_has_no_crowd_index(tmp_path: Path) -
     assert figures["ap"] > 0
 
 
-def test_ground_truth_without_anybody_is_refused(tmp_path: Path) -> None:
+def test_ground_truth_without_people_is_refused(tmp_path: Path) -> None:
     path, detections = made_up(tmp_path, FIVE)
     document = json.loads(path.read_text())
     for annotation in document["annotations"]:
@@ -208,20 +223,20 @@ def test_ids_from_zero_and_other_category_numbers_change_no_figure(tmp_path: Pat
     assert average_precision(path, detections, FIVE, "coco") == expected
 
 
-def test_file_with_the_bare_fields_is_evaluated_as_it_is_read(tmp_path: Path) -> None:
+def test_file_with_the_fewest_keys_is_evaluated_alike(tmp_path: Path) -> None:
     path, detections = made_up(tmp_path, FIVE)
     expected = average_precision(path, detections, FIVE, "crowdpose")
     document = json.loads(path.read_text())
     for annotation in document["annotations"]:
         for key in ("area", "iscrowd", "num_keypoints", "category_id"):
             del annotation[key]
-    document["annotations"].append({"id": 99, "image_id": 1})  # a person whom nobody labeled
+    document["annotations"].append({"id": 99, "image_id": 1})  # a person without labels
     del document["categories"]
     path.write_text(json.dumps(document))
     assert average_precision(path, detections, FIVE, "crowdpose") == expected
 
 
-def test_an_evaluation_prints_nothing_and_leaves_its_input_as_it_was(
+def test_evaluation_prints_nothing_and_leaves_its_input_unchanged(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     path, detections = made_up(tmp_path, FIVE)
@@ -234,7 +249,7 @@ def test_an_evaluation_prints_nothing_and_leaves_its_input_as_it_was(
     assert not caplog.records
 
 
-def test_a_rewritten_ground_truth_is_read_again(tmp_path: Path) -> None:
+def test_rewritten_ground_truth_is_read_again(tmp_path: Path) -> None:
     path, detections = made_up(tmp_path, FIVE)
     assert average_precision(path, detections, FIVE, "coco")["ap"] > 0
     document = json.loads(path.read_text())

@@ -18,7 +18,7 @@ from study.errors import InputError
 
 
 def entries_of(people: People, confidence: float = 0.75) -> list[dict[str, Any]]:
-    """The truth of everyone as a prediction, with all joints within the person's box."""
+    """A prediction for every person, with all joints within the person's box."""
     rng = np.random.RandomState(4)
     entries = []
     for row in range(len(people)):
@@ -28,8 +28,10 @@ def entries_of(people: People, confidence: float = 0.75) -> list[dict[str, Any]]
         keypoints = np.c_[pose, np.full(5, confidence)].ravel().tolist()
         entries.append(
             {
-                **{"image_id": int(people.image_ids[row]), "category_id": 1},
-                **{"keypoints": keypoints, "score": 0.5 + row / 100},
+                "image_id": int(people.image_ids[row]),
+                "category_id": 1,
+                "keypoints": keypoints,
+                "score": 0.5 + row / 100,
             }
         )
     return entries
@@ -50,7 +52,7 @@ def test_each_person_gets_the_prediction_on_its_box(
     assert order[matched].tolist() == list(range(13))
 
 
-def test_the_best_pair_is_made_first_and_each_prediction_used_once(
+def test_best_pair_is_matched_first_and_each_prediction_used_once(
     five_people: People, five_store: CropStore, five: Skeleton, tmp_path: Path
 ) -> None:
     first, second = np.flatnonzero(five_people.image_ids == 1)  # 25 px apart, 39 wide: IoU 0.22
@@ -65,7 +67,7 @@ def test_the_best_pair_is_made_first_and_each_prediction_used_once(
     assert alone[first] == 0 and alone[second] == NOBODY
 
 
-def test_of_equal_boxes_the_higher_score_is_taken(
+def test_of_equal_boxes_the_higher_score_wins(
     five_people: People, five_store: CropStore, five: Skeleton, tmp_path: Path
 ) -> None:
     entries = entries_of(five_people)[:1] * 2
@@ -74,7 +76,7 @@ def test_of_equal_boxes_the_higher_score_is_taken(
 
 
 @pytest.mark.parametrize(("shift", "is_match"), [(20.9, True), (21.1, False)])
-def test_a_prediction_that_overlaps_less_than_0_3_is_nobodys(
+def test_prediction_with_iou_below_0_3_matches_no_person(
     shift: float,
     is_match: bool,
     five_people: People,
@@ -90,7 +92,7 @@ def test_a_prediction_that_overlaps_less_than_0_3_is_nobodys(
     assert (matched[row] == 0) == is_match  # 18.1 / 59.9 = 0.302, 17.9 / 60.1 = 0.298
 
 
-def test_unsure_joints_are_no_part_of_a_predictions_box(
+def test_unsure_joints_do_not_count_for_a_predictions_box(
     five_people: People, five_store: CropStore, five: Skeleton, tmp_path: Path
 ) -> None:
     entry = entries_of(five_people)[0]
@@ -101,20 +103,20 @@ def test_unsure_joints_are_no_part_of_a_predictions_box(
     assert read([unsure], tmp_path, five).boxes.tolist() == [[3, 4, 10, 20]]  # all of them then
 
 
-def test_annotation_ids_decide_where_they_are_given(
+def test_given_annotation_ids_decide(
     five_people: People, five_store: CropStore, five: Skeleton, tmp_path: Path
 ) -> None:
     entries = entries_of(five_people)
     swapped = [5, 4, 3]
     for place, row in enumerate(swapped):
         entries[place]["annotation_id"] = int(five_people.annotation_ids[row])
-    entries[3]["annotation_id"] = 10**6  # of someone who is not trained on
+    entries[3]["annotation_id"] = 10**6  # of a person who is not trained on
     matched = read(entries[:4], tmp_path, five).match(five_store)
     assert {row: matched[row] for row in swapped} == {5: 0, 4: 1, 3: 2}
     assert (np.delete(matched, swapped) == NOBODY).all()
 
 
-def test_poses_are_stored_as_they_are_and_the_rest_is_untaught(
+def test_poses_are_stored_unchanged_and_other_joints_have_height_0(
     five_people: People, five_store: CropStore, five: Skeleton, tmp_path: Path
 ) -> None:
     entries = entries_of(five_people)[:2]
@@ -124,26 +126,26 @@ def test_poses_are_stored_as_they_are_and_the_rest_is_untaught(
     matched = np.full(13, NOBODY)
     matched[[6, 0]] = [0, 1]
     modes = predictions.modes(five_store, matched, 3, five)
-    taught = modes[:, :, 0, 2] > 0
+    known = modes[:, :, 0, 2] > 0
     assert modes.shape == (13, 5, 3, 4)
     back = apply_affine(
         modes[[6], :, 0, :2].astype(float), invert_affine(five_store.image_to_stored[[6]])
     )
     np.testing.assert_allclose(back[0], predictions.keypoints_image[0], atol=1e-3)
     np.testing.assert_allclose(modes[6, :, 0, 2], [0.75, 0, 1, 0.75, 0.75])
-    assert taught[6].tolist() == [1, 0, 1, 1, 1] and taught[0].tolist() == [1] * 5
-    assert taught.sum() == 9 and (modes[..., 1:, 2] == 0).all() and (modes[..., 3] == 1).all()
+    assert known[6].tolist() == [1, 0, 1, 1, 1] and known[0].tolist() == [1] * 5
+    assert known.sum() == 9 and (modes[..., 1:, 2] == 0).all() and (modes[..., 3] == 1).all()
 
 
-def test_predictions_of_coco_joints_teach_crowdposes_shared_ones(
+def test_predictions_of_coco_joints_fill_crowdposes_shared_ones(
     five_people: People, five_store: CropStore, tmp_path: Path
 ) -> None:
     entry = entries_of(five_people)[0]
     entry["keypoints"] = np.ravel([[j, 10 * j, 0.5] for j in range(17)]).tolist()
     matched = np.where(np.arange(13) == 4, 0, NOBODY)
     modes = read([entry], tmp_path, COCO).modes(five_store, matched, 3, CROWDPOSE)
-    taught = modes[:, :, 0, 2] > 0
-    assert taught[4].tolist() == [1] * 12 + [0, 0] and taught.sum() == 12
+    known = modes[:, :, 0, 2] > 0
+    assert known[4].tolist() == [1] * 12 + [0, 0] and known.sum() == 12
     knee = modes[4, CROWDPOSE.joints.index("left_knee"), 0, :2]
     back = apply_affine(
         knee[None, None].astype(float), invert_affine(five_store.image_to_stored[[4]])
@@ -176,7 +178,7 @@ def test_predictions_of_coco_joints_teach_crowdposes_shared_ones(
         ),
     ],
 )
-def test_a_faulty_entry_is_named_with_what_must_hold(
+def test_faulty_entry_is_named_with_what_must_hold(
     change: dict[str, Any], message: str, five_people: People, five: Skeleton, tmp_path: Path
 ) -> None:
     entries = entries_of(five_people)[:4]
@@ -185,7 +187,7 @@ def test_a_faulty_entry_is_named_with_what_must_hold(
         read(entries, tmp_path, five)
 
 
-def test_an_annotation_id_that_comes_twice_is_refused(
+def test_duplicate_annotation_id_is_refused(
     five_people: People, five: Skeleton, tmp_path: Path
 ) -> None:
     entries = [{**entry, "annotation_id": 7} for entry in entries_of(five_people)[:2]]
@@ -195,7 +197,7 @@ def test_an_annotation_id_that_comes_twice_is_refused(
         read(entries, tmp_path, five)
 
 
-def test_what_is_no_list_of_predictions_is_refused(five: Skeleton, tmp_path: Path) -> None:
+def test_file_without_a_list_of_predictions_is_refused(five: Skeleton, tmp_path: Path) -> None:
     for content, got in (
         ({"annotations": []}, r"got \{'annotations': \[\]\} in"),
         ([], "got an empty list in"),

@@ -1,4 +1,4 @@
-"""What is a fault and what a note beyond the first audit's, and both as a table on disk."""
+"""Faults and notes of an annotation file, and their table on disk."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_sound_data_have_neither_faults_nor_notes(audited: Callable[..., list[Fa
         (lambda d: d["images"][0].update(width=61), OTHER_SIZE, "says, 80 x 61, got 80 x 60"),
     ],
 )
-def test_fault_is_told_of_the_one_person(
+def test_fault_names_the_one_person(
     audited: Callable[..., list[Fault]],
     change: Callable[[Document], Any],
     kind: str,
@@ -126,7 +126,9 @@ def repeat_first(document: Document) -> None:
         (lambda d: first(d)["keypoints"].__setitem__(0, -2), module.OUTSIDE, 11, "by 2 px"),
         (
             lambda d: first(d)["keypoints"].__setitem__(slice(0, 3), [0, 0, 1]),
-            *(module.AT_ORIGIN, 11, "1 joints"),
+            module.AT_ORIGIN,
+            11,
+            "1 joints",
         ),
         (repeat_first, module.TWICE, 99, "same image, box and joints"),
         (rename_joint, module.OTHER_NAMES, None, "skull for head"),
@@ -134,7 +136,7 @@ def repeat_first(document: Document) -> None:
         (lambda d: d["images"][1].update(crowdIndex=0.5), module.NO_CROWD_INDEX, None, "1 of 2"),
     ],
 )
-def test_oddity_is_a_note_that_leaves_nobody_out(
+def test_oddity_is_a_note_and_leaves_no_person_out(
     audited: Callable[..., list[Fault]],
     change: Callable[[Document], Any],
     kind: str,
@@ -182,7 +184,7 @@ def test_official_coco_names_its_joints_as_the_skeleton_does(shared: Path) -> No
     assert kinds <= {module.CROWD, module.NO_LABELS, module.CLIPPED, module.OUTSIDE}
 
 
-def test_table_holds_a_row_for_each_and_reads_back(tmp_path: Path) -> None:
+def test_table_has_a_row_per_fault_and_reads_back(tmp_path: Path) -> None:
     found = [
         Fault("b", Path("p/1.jpg"), 7, 3, "torn"),
         Fault("a", Path("x.json"), None, None, "odd", is_warning=True),
@@ -191,11 +193,15 @@ def test_table_holds_a_row_for_each_and_reads_back(tmp_path: Path) -> None:
     file = write_audit(tmp_path / "new/audit/train.parquet", found)
     rows = pq.read_table(file, schema=module.SCHEMA).to_pylist()
     assert rows[0] == {
-        **{"kind": "b", "is_fault": True, "file": "p/1.jpg", "image_id": 3},
-        **{"annotation_id": 7, "detail": "torn"},
+        "kind": "b",
+        "is_fault": True,
+        "file": "p/1.jpg",
+        "image_id": 3,
+        "annotation_id": 7,
+        "detail": "torn",
     }
     assert rows[1]["annotation_id"] is None and rows[1]["is_fault"] is False
     assert list(file.parent.iterdir()) == [file]
     write_audit(file.parent / "val.parquet", [])
     write_audit(file.parent / "overlap.parquet", found[:1])
-    assert pq.read_table(file.parent).num_rows == 4  # what pandas does with a folder
+    assert pq.read_table(file.parent).num_rows == 4  # as pandas reads a folder

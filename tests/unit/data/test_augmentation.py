@@ -1,4 +1,4 @@
-"""What is done to people in training: the official draws, colors, patches."""
+"""Augmentations of crops: the official draws, colors, patches."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ PATCHED = AugmentConfig(scale=0, rotation=0, flip=0, half_body=0, color=0, erase
 def draw(
     augment: AugmentConfig, count: int, seed: int = 0, labeled: int = 17
 ) -> tuple[Tensor, Tensor]:
-    """Affines of ``count`` people with the first ``labeled`` COCO joints labeled, and who of
-    them is mirrored."""
+    """Affines of ``count`` people with the first ``labeled`` COCO joints labeled, and whether
+    each is mirrored."""
     generator = torch.Generator().manual_seed(seed)
     visibility = (torch.arange(17) < labeled).expand(count, 17) * 2
     drawn = draw_augmentation(standing(count), visibility, COCO, FRAME, augment, generator)
@@ -90,14 +90,14 @@ def test_draws_are_distributed_as_the_official_ones() -> None:
     assert mirrored.float().mean().item() == pytest.approx(flips.mean(), abs=0.02)
 
 
-def test_draws_do_not_hang_together() -> None:
+def test_draws_are_uncorrelated() -> None:
     affine, mirrored = draw(OFFICIAL, 20000, labeled=8)
     drawn = np.stack([zooms(affine).log(), angles(affine, mirrored), mirrored.float()])
     assert np.abs(np.corrcoef(drawn) - np.eye(3)).max() < 0.03
 
 
 @pytest.mark.parametrize("colored", [False, True])
-def test_pixels_are_the_same_by_bytes_and_by_grid_sample(colored: bool) -> None:
+def test_crops_from_bytes_equal_crops_by_grid_sample(colored: bool) -> None:
     stored = images(20)
     affine, _ = draw(OFFICIAL, 20)
     colors = torch.rand(20, 2, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.8
@@ -138,7 +138,7 @@ def test_colors_lie_within_their_spread_and_are_drawn_only_where_wanted(five: Sk
     assert 0.8 <= colors.min() < 0.81 and 1.19 < colors.max() <= 1.2
 
 
-def test_patches_come_as_often_and_as_large_as_said() -> None:
+def test_patches_have_their_frequency_and_size() -> None:
     generator = torch.Generator().manual_seed(0)
     visibility = torch.ones(5000, 17)
     drawn = draw_augmentation(standing(5000), visibility, COCO, FRAME, PATCHED, generator)
@@ -153,7 +153,7 @@ def test_patches_come_as_often_and_as_large_as_said() -> None:
     assert (people != torch.arange(5000)).all() and people.max() < 5000
 
 
-def test_a_patch_shows_the_filling_inside_and_the_crop_outside() -> None:
+def test_patch_shows_the_filling_inside_and_the_crop_outside() -> None:
     crops = torch.zeros(2, 3, 8, 4)
     patches = torch.tensor([[0.25, 0.5, 0.75, 1.0], [0, 0, 0, 0]])
     paste_patches(crops, patches, torch.full((2, 3, 1, 1), 9.0))
@@ -212,9 +212,7 @@ def test_half_of_the_people_are_flipped() -> None:
 
 
 @pytest.mark.parametrize(("labeled", "share"), [(8, 0.0), (9, 0.3), (17, 0.3)])
-def test_half_bodies_are_cut_only_of_people_with_more_than_8_labeled_joints(
-    labeled: int, share: float
-) -> None:
+def test_half_body_crops_need_more_than_8_labeled_joints(labeled: int, share: float) -> None:
     halving = AugmentConfig(
         scale=0, rotation=0, flip=0, half_body=0.3, color=0, erase=0, occlude=0
     )
@@ -257,7 +255,7 @@ def test_the_same_generator_draws_the_same() -> None:
     assert not torch.equal(first, other)
 
 
-def test_a_person_without_labels_is_drawn_without_nan(five: Skeleton) -> None:
+def test_person_without_labels_is_augmented_without_nan(five: Skeleton) -> None:
     generator = torch.Generator().manual_seed(0)
     nobody = torch.zeros(20, 5)
     place = torch.zeros(20, 5, 2)

@@ -1,4 +1,4 @@
-"""An annotation file read in windows says what it says read whole, at any size of the window."""
+"""An annotation file read through a window gives the same as the whole file, at any window."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXPECTED = [
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 64, 1 << 20])
 @pytest.mark.parametrize("indent", [None, 1])
-def test_records_are_those_of_the_whole_file(
+def test_records_equal_those_of_the_whole_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, indent: int | None
 ) -> None:
     monkeypatch.setattr(module, "CHUNK", chunk)
@@ -68,7 +68,7 @@ BROKEN = [
 
 @pytest.mark.parametrize("chunk", [1, 5, 1 << 20])
 @pytest.mark.parametrize("text", BROKEN)
-def test_broken_json_is_told_with_the_place_that_the_whole_file_gives(
+def test_broken_json_is_reported_at_the_position_in_the_whole_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, chunk: int
 ) -> None:
     monkeypatch.setattr(module, "CHUNK", chunk)
@@ -81,7 +81,7 @@ def test_broken_json_is_told_with_the_place_that_the_whole_file_gives(
         list(read_records(file))
 
 
-def test_outlines_are_left_out_of_a_document(tmp_path: Path) -> None:
+def test_outlines_are_left_out(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     outlined = {"images": [], "annotations": [{"id": 1, "segmentation": [[1, 2]]}], "x": 3}
     file.write_text(json.dumps(outlined))

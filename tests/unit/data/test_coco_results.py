@@ -1,4 +1,4 @@
-"""A detector's boxes: who is taken, where they lie, and which files are refused in which words."""
+"""Boxes of a detector: selection, clipping, and the messages for broken files."""
 
 from __future__ import annotations
 
@@ -59,12 +59,18 @@ def test_labeled_boxes_as_detections_give_the_crops_of_the_labeled_people(
     assert labeled.box_scores is None and store.path != labeled.path
 
 
-def test_people_of_the_images_are_taken_image_by_image(
+def test_detections_are_ordered_by_image(
     five_people: People, five: Skeleton, tmp_path: Path
 ) -> None:
     entries = [
-        *(box(2), box(1, score=0.9), box(1, category_id=3), box(999), box(1, score=0.3)),
-        *(box(1, bbox=[200, 20, 40, 50]), box(1, bbox=[10, 20, 0, 50]), box(2, score=0.29)),
+        box(2),
+        box(1, score=0.9),
+        box(1, category_id=3),
+        box(999),
+        box(1, score=0.3),
+        box(1, bbox=[200, 20, 40, 50]),
+        box(1, bbox=[10, 20, 0, 50]),
+        box(2, score=0.29),
     ]
     found = detected(entries, five_people, five, tmp_path, threshold=0.3)
     assert found.image_ids.tolist() == [1, 1, 2]
@@ -73,14 +79,14 @@ def test_people_of_the_images_are_taken_image_by_image(
     assert found.neighbors.tolist() == [1, 0, -1]
 
 
-def test_a_box_is_clipped_to_its_image_as_a_labeled_one_is(
+def test_detected_box_is_clipped_like_a_labeled_one(
     five_people: People, five: Skeleton, tmp_path: Path
 ) -> None:
     found = detected([box(bbox=[-5, 60, 40, 70])], five_people, five, tmp_path)
     assert found.boxes.tolist() == [[0, 60, 39, 39]]  # the image is 120 wide and 100 high
 
 
-def test_a_higher_threshold_makes_another_store(
+def test_higher_threshold_makes_another_store(
     five_people: People, five: Skeleton, tmp_path: Path
 ) -> None:
     entries = [box(1, score=0.2), box(2, score=0.8)]
@@ -118,14 +124,14 @@ def test_a_higher_threshold_makes_another_store(
         ([box(bbox=[500, 0, 9, 9])], "must leave a box within its image"),
     ],
 )
-def test_a_file_that_says_nothing_of_these_images_is_refused(
+def test_file_without_boxes_of_these_images_is_refused(
     entries: Any, message: str, five_people: People, five: Skeleton, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message):
         detected(entries, five_people, five, tmp_path, threshold=0.2)
 
 
-def test_a_file_and_a_image_that_are_not_there_are_named(
+def test_missing_file_and_missing_image_are_named(
     five_people: People, five: Skeleton, tmp_path: Path
 ) -> None:
     folder = five_people.image_paths[0].parent
@@ -137,7 +143,7 @@ def test_a_file_and_a_image_that_are_not_there_are_named(
         read_detections(tmp_path / "boxes.json", images, tmp_path / "gone", five, 0)
 
 
-def test_poses_are_written_whole_and_read_as_they_were(tmp_path: Path) -> None:
+def test_written_poses_read_back_unchanged(tmp_path: Path) -> None:
     poses = [{"image_id": 3, "category_id": 1, "keypoints": [0.1, 1 / 3, 1.0], "score": 0.7}]
     write_poses(poses, tmp_path / "results/keypoints_winner.json")
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["keypoints_winner.json"]

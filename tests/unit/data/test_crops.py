@@ -143,7 +143,7 @@ def test_warped_crop_equals_the_official_one_but_for_opencv_versions(
 
 
 @pytest.mark.parametrize("size", [OFFICIAL_SIZE, (96, 160), (64, 64)])
-def test_plain_crop_of_a_stored_crop_is_the_direct_warp(size: tuple[int, int]) -> None:
+def test_plain_crop_of_a_stored_crop_equals_the_direct_warp(size: tuple[int, int]) -> None:
     coarse = np.random.RandomState(0).randint(0, 256, (15, 20, 3), np.uint8)
     image = np.asarray(cv2.resize(coarse, (240, 180)), np.uint8)
     boxes = np.array([[30.0, 20, 90, 140], [150, 60, 95, 40]])
@@ -164,7 +164,7 @@ def test_plain_crop_copies_the_stored_pixels() -> None:
     torch.testing.assert_close(plain, expected.float(), atol=0.02, rtol=0)
 
 
-def test_the_stored_crop_shows_half_as_much_again() -> None:
+def test_stored_crop_shows_half_as_much_again() -> None:
     assert stored_size((256, 192)) == (384, 288)
     box = np.array([[10.0, 20, 30, 40]])
     plain = image_to_crop_affine(box, FRAME)
@@ -173,7 +173,7 @@ def test_the_stored_crop_shows_half_as_much_again() -> None:
     np.testing.assert_allclose(stored[..., 2] - plain[..., 2], [[16, 24]])
 
 
-def test_box_is_widened_to_the_crops_shape_and_by_a_quarter() -> None:
+def test_box_is_widened_to_the_crops_aspect_and_by_a_quarter() -> None:
     tall, flat = image_to_crop_affine(np.array([[0.0, 0, 10, 80], [0, 0, 80, 10]]), FRAME)
     assert tall[0, 0] == pytest.approx(96 / (80 * 1.25))  # the height fills the crop
     assert flat[0, 0] == pytest.approx(64 / (80 * 1.25))
@@ -195,21 +195,21 @@ def test_joints_move_with_the_pixels_under_rotation_scale_and_flip(
     assert error.abs().max() < 0.1
 
 
-def test_carry_keeps_whatever_dimensions_lie_between() -> None:
+def test_transform_keeps_the_dimensions_between() -> None:
     affine = torch.tensor([[[0.0, -2.0, 5.0], [2.0, 0.0, 1.0]]])
     modes = torch.tensor([[[[1.0, 2.0], [0.0, 0.0], [3.0, 1.0]]]])  # (1, 1, 3, 2)
     expected = torch.tensor([[[[1.0, 3.0], [5.0, 1.0], [3.0, 7.0]]]])
     torch.testing.assert_close(transform_points(modes, affine), expected)
 
 
-def test_beyond_the_image_there_is_black() -> None:
+def test_outside_the_image_is_black() -> None:
     white = np.full((20, 20, 3), 255, np.uint8)
     affine = image_to_crop_affine(np.array([[0.0, 0, 20, 20]]), CropFrame((32, 32)))[0]
     crop = warp(white, affine, (32, 32))
     assert crop[16, 16].tolist() == [255] * 3 and crop[0, 0].tolist() == [0] * 3
 
 
-def test_a_image_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
+def test_file_that_is_no_image_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "broken.jpg"
     path.write_bytes(b"no image")
     with pytest.raises(InputError, match=r"broken\.jpg.*replace the file"):

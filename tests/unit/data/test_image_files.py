@@ -40,7 +40,7 @@ def turned(orientation: int, order: str = "little") -> bytes:
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp"])
-def test_size_of_the_annotation_must_be_the_images(tmp_path: Path, suffix: str) -> None:
+def test_image_must_have_the_size_of_its_annotation(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"a{suffix}"
     file.write_bytes(encoded(suffix))
     assert image_problem(file) is None
@@ -89,7 +89,7 @@ def test_annotation_of_the_image_as_stored_is_a_fault_that_names_the_tag(tmp_pat
 
 
 @pytest.mark.parametrize("share", [0.01, 0.2, 0.6, 0.95])
-def test_header_alone_is_no_whole_image(tmp_path: Path, share: float) -> None:
+def test_header_alone_is_no_complete_image(tmp_path: Path, share: float) -> None:
     for suffix in (".jpg", ".png"):
         whole = encoded(suffix)
         file = tmp_path / f"a{suffix}"

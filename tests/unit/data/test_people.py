@@ -1,4 +1,4 @@
-"""Who is read from an annotation file, in which frame, and how people are divided."""
+"""People of an annotation file: who is read, in which frame, and how they are split."""
 
 from __future__ import annotations
 
@@ -48,8 +48,13 @@ REAL = {
 def person(number: int, image_id: int, **changes: Any) -> dict[str, Any]:
     keypoints = [value for joint in range(5) for value in (10.0 + joint, 20.0 + joint, 2)]
     return {
-        **{"id": number, "image_id": image_id, "bbox": [5, 10, 30, 40], "area": 600.0},
-        **{"iscrowd": 0, "num_keypoints": 5, "keypoints": keypoints},
+        "id": number,
+        "image_id": image_id,
+        "bbox": [5, 10, 30, 40],
+        "area": 600.0,
+        "iscrowd": 0,
+        "num_keypoints": 5,
+        "keypoints": keypoints,
         **changes,
     }
 
@@ -129,7 +134,7 @@ def test_box_that_reaches_outside_is_clipped_and_loses_a_pixel(
     assert people.boxes.tolist() == [[0, 10, 39, 69]]
 
 
-def test_columns_hold_what_the_file_says(read: Callable[..., People], tmp_path: Path) -> None:
+def test_columns_hold_the_values_of_the_file(read: Callable[..., People], tmp_path: Path) -> None:
     keypoints = [1.5, 2.5, 2, 3, 4, 1, 0, 0, 0, 7, 8, 2, 9, 10, 1]
     people = read(person(7, 2, keypoints=keypoints, num_keypoints=4), person(9, 1))
     assert people.annotation_ids.tolist() == [9, 7]  # image by image
@@ -142,13 +147,15 @@ def test_columns_hold_what_the_file_says(read: Callable[..., People], tmp_path: 
     assert not people.has_source
 
 
-def test_missing_area_is_made_of_the_files_box(read: Callable[..., People]) -> None:
+def test_missing_area_is_computed_from_the_box(read: Callable[..., People]) -> None:
     without = person(1, 1)
     del without["area"]
     assert read(without).areas.tolist() == [pytest.approx(0.53 * 30 * 40)]
 
 
-def test_official_readers_skips_are_skipped(read: Callable[..., People], tmp_path: Path) -> None:
+def test_annotations_skipped_by_official_readers_are_skipped(
+    read: Callable[..., People], tmp_path: Path
+) -> None:
     people = read(
         person(1, 1),
         person(2, 1, iscrowd=1),
@@ -170,14 +177,14 @@ def test_missing_num_keypoints_are_counted(read: Callable[..., People]) -> None:
     assert read(first, second).annotation_ids.tolist() == [1]
 
 
-def test_source_is_known_only_where_everyone_names_it(read: Callable[..., People]) -> None:
+def test_sources_count_only_if_every_annotation_names_one(read: Callable[..., People]) -> None:
     people = read(person(1, 1, source_id=5), person(2, 2, source_id=5))
     assert people.has_source and people.source_ids.tolist() == [5, 5]
     people = read(person(1, 1, source_id=5), person(2, 2), name="b")
     assert not people.has_source and people.source_ids.tolist() == [1, 2]
 
 
-def test_neighbor_is_whose_box_overlaps_most_in_the_same_image() -> None:
+def test_neighbor_is_the_most_overlapping_box_of_the_same_image() -> None:
     boxes = np.array(
         [[0, 0, 10, 10], [5, 0, 10, 10], [8, 0, 10, 10], [40, 40, 5, 5], [0, 0, 10, 10]], float
     )
@@ -204,7 +211,7 @@ def test_neighbors_equal_a_plain_loop() -> None:
     assert find_neighbors(boxes, groups).tolist() == expected
 
 
-def test_taken_people_keep_the_neighbors_who_came_along(read: Callable[..., People]) -> None:
+def test_taken_people_keep_the_neighbors_that_are_taken_too(read: Callable[..., People]) -> None:
     people = read(
         person(1, 1),
         person(2, 1, bbox=[6, 10, 30, 40]),
@@ -231,7 +238,7 @@ def make_people(read: Callable[..., People], num_images: int = 40) -> People:
     return read(*people, num_images=num_images)
 
 
-def test_search_slice_is_whole_images_and_shares_nobody_with_train(
+def test_search_slice_is_whole_images_and_shares_no_person_with_train(
     read: Callable[..., People],
 ) -> None:
     people = make_people(read)
@@ -263,7 +270,7 @@ def test_real_search_slice_shares_no_source_person_with_train(shared: Path) -> N
     assert len(train) > 0.7 * len(people)
 
 
-def test_split_depends_on_the_seed_alone(read: Callable[..., People]) -> None:
+def test_split_depends_only_on_the_seed(read: Callable[..., People]) -> None:
     people = make_people(read)
     first, again, other = (split_people(people, 0.1, seed)[1].tolist() for seed in (0, 0, 1))
     assert first == again != other

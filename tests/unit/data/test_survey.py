@@ -1,4 +1,4 @@
-"""python study/dataset.py PATH: what it finds, says, writes, and its exit status."""
+"""python study/dataset.py PATH: its findings, prints, files and exit status."""
 
 from __future__ import annotations
 
@@ -35,8 +35,14 @@ GRAY = 128
 def person(number: int, image: int, left: int = 20) -> dict[str, Any]:
     points = [(left + 2 * j, 20 + 4 * j, 1 + j % 2) for j in range(17)]
     return {
-        **{"id": number, "image_id": image, "category_id": 1, "iscrowd": 0, "area": 3000},
-        **{"bbox": [left - 5, 15, 45, 75], "num_keypoints": 17, "keypoints": sum(points, ())},
+        "id": number,
+        "image_id": image,
+        "category_id": 1,
+        "iscrowd": 0,
+        "area": 3000,
+        "bbox": [left - 5, 15, 45, 75],
+        "num_keypoints": 17,
+        "keypoints": sum(points, ()),
     }
 
 
@@ -48,8 +54,8 @@ def write_split(root: Path, split: str, first: int) -> Path:
     ]
     (root / f"{split}2017").mkdir(parents=True)
     for image in images:
-        picture = np.full((100, 120, 3), GRAY, np.uint8)
-        cv2.imwrite(str(root / f"{split}2017/{image['file_name']}"), picture)
+        pixels = np.full((100, 120, 3), GRAY, np.uint8)
+        cv2.imwrite(str(root / f"{split}2017/{image['file_name']}"), pixels)
     people = [person(2 * i["id"] + k, i["id"], 20 + 40 * k) for i in images for k in (0, 1)]
     categories = [{"id": 1, "name": "person", "keypoints": list(COCO.joints)}]
     file = root / f"annotations/person_keypoints_{split}2017.json"
@@ -88,17 +94,25 @@ def test_sound_folder_is_shown_and_written(
 ) -> None:
     out = tmp_path / "out"
     assert run(coco, "--out", out) == 0
-    said = capsys.readouterr().out
-    assert said.count("no faults") == 2 and "captions" not in said
-    assert "3, 3 with people" in said and "left_shoulder" in said
+    printed = capsys.readouterr().out
+    assert printed.count("no faults") == 2 and "captions" not in printed
+    assert "3, 3 with people" in printed and "left_shoulder" in printed
     assert pq.read_table(out / "audit.parquet").num_rows == 0
     people = pq.read_table(out / "people.parquet").to_pylist()
     assert len(people) == 12
     assert people[0] == {
         "annotations": str(coco / "annotations/person_keypoints_train2017.json"),
-        **{"annotation_id": 2, "image_id": 1, "image": "000000000001.jpg"},
-        **{"x": 15, "y": 15, "width": 45, "height": 75, "area": 3000},
-        **{"num_labeled": 17, "num_visible": 8, "crowd_index": people[0]["crowd_index"]},
+        "annotation_id": 2,
+        "image_id": 1,
+        "image": "000000000001.jpg",
+        "x": 15,
+        "y": 15,
+        "width": 45,
+        "height": 75,
+        "area": 3000,
+        "num_labeled": 17,
+        "num_visible": 8,
+        "crowd_index": people[0]["crowd_index"],
     }
 
 
@@ -122,11 +136,13 @@ def test_fault_is_listed_with_status_one(
     (coco / "train2017/000000000002.jpg").write_bytes(b"torn")
     out = tmp_path / "out"
     assert run(coco, "--out", out) == 1
-    said = capsys.readouterr().out
-    assert "box of zero size: 1" in said and "image truncated or unreadable: 2" in said
+    printed = capsys.readouterr().out
+    assert "box of zero size: 1" in printed and "image truncated or unreadable: 2" in printed
     rows = pq.read_table(out / "audit.parquet").to_pylist()
     assert [(row["annotation_id"], row["is_fault"]) for row in rows] == [
-        *((4, True), (5, True), (22, True)),
+        (4, True),
+        (5, True),
+        (22, True),
     ]
     assert pq.read_table(out / "people.parquet").num_rows == 9
     assert (out / "person_keypoints_train2017.jpg").is_file()
@@ -180,7 +196,7 @@ def test_file_that_cannot_be_used_is_one_fault(
     assert pq.read_table(tmp_path / "out/people.parquet").num_rows == 6  # of val
 
 
-def test_wrong_arguments_are_told(coco: Path, tmp_path: Path) -> None:
+def test_wrong_arguments_are_reported(coco: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="must be a folder or an annotation file, got"):
         main([str(tmp_path / "nowhere")])
     (tmp_path / "empty").mkdir()
@@ -193,7 +209,7 @@ def test_wrong_arguments_are_told(coco: Path, tmp_path: Path) -> None:
     assert run(coco, "--sheet", -1) == 2
 
 
-def test_images_elsewhere_are_named_by_option(
+def test_images_in_another_folder_need_the_option(
     coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "mine.json"
@@ -205,7 +221,7 @@ def test_images_elsewhere_are_named_by_option(
     assert run(file, "--images", down, "--skeleton", "coco", "--out", tmp_path / "out") == 0
 
 
-def test_files_named_alike_are_found_in_their_own_split(tmp_path: Path) -> None:
+def test_images_with_equal_names_are_found_in_their_own_split(tmp_path: Path) -> None:
     for split in ("train", "val"):
         write_split(tmp_path, split, 1)
     for split in ("train", "val"):
@@ -241,7 +257,7 @@ def test_official_layouts_are_known(shared: Path, tmp_path: Path) -> None:
         find_skeleton(tmp_path / "a.json")
 
 
-def test_figures_are_those_counted_by_hand(coco: Path) -> None:
+def test_figures_equal_those_counted_by_hand(coco: Path) -> None:
     file = coco / "annotations/person_keypoints_train2017.json"
     keypoints = [0] * 51
     keypoints[0:6] = [25, 20, 2, 30, 25, 1]
@@ -264,7 +280,7 @@ def test_crowd_index_counts_others_joints_in_a_box(coco: Path) -> None:
     np.testing.assert_allclose(crowd_indices(table, np.array([0, 2, 3])), [0, 1 / 34])
 
 
-def test_crowd_index_goes_with_that_of_the_official_file(shared: Path) -> None:
+def test_crowd_index_correlates_with_that_of_the_official_file(shared: Path) -> None:
     file = shared / "data/crowdpose_tiny/annotations/crowdpose_val.json"
     figures = measure(read_table(file, CROWDPOSE))
     assert not figures.is_crowd_computed and figures.crowd_groups().sum() == 2000
@@ -274,13 +290,15 @@ def test_crowd_index_goes_with_that_of_the_official_file(shared: Path) -> None:
 
 
 @pytest.mark.slow
-def test_command_runs_from_anywhere_and_teaches(coco: Path, tmp_path: Path) -> None:
+def test_command_runs_from_any_folder_and_has_examples(coco: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "study/dataset.py")]
     helped = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
     assert "examples:" in helped.stdout and "usage: dataset.py" in helped.stdout
     done = subprocess.run(
         [*command, str(coco)],
-        **{"cwd": tmp_path, "capture_output": True, "text": True},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
         env={**os.environ, "PYTHONWARNINGS": "error"},
     )
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The built-in dataset: what is promised of its files, its labels and its images."""
+"""The built-in data set: promises about its files, labels and images."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def people_of(num_images: int) -> list[dict[str, Any]]:
     return [{"keypoints": label.keypoints_image, "box": label.box} for label in labels]
 
 
-def test_annotations_are_these_bytes_on_every_machine(drawn: Path) -> None:
+def test_annotations_have_the_same_bytes_on_every_machine(drawn: Path) -> None:
     digests = {
         split: hashlib.sha256(
             (drawn / "annotations" / f"person_keypoints_{split}2017.json").read_bytes()
@@ -80,7 +80,7 @@ def test_coco_reads_the_annotations_and_finds_every_image(drawn: Path, split: st
         assert image["crowdIndex"] >= 0
 
 
-def test_annotations_have_what_coco_has(drawn: Path) -> None:
+def test_annotations_have_the_keys_of_coco(drawn: Path) -> None:
     annotations = [a for split in COUNTS for a in read(drawn, split)["annotations"]]
     assert len({a["id"] for a in annotations}) == len(annotations)
     for annotation in annotations:
@@ -110,7 +110,7 @@ def test_most_joints_are_visible_and_some_hidden_or_unlabeled() -> None:
     assert 0.05 < shares[0] < 0.3
 
 
-def test_a_good_part_of_the_images_has_overlapping_people() -> None:
+def test_a_quarter_to_a_half_of_the_images_has_several_people() -> None:
     counts = [len(compose_scene(7, 0, index)[1]) for index in range(200)]
     assert 50 <= sum(count > 1 for count in counts) <= 100
 
@@ -129,7 +129,7 @@ def test_crowd_index_counts_the_joints_of_others_in_a_box() -> None:
     assert crowd_index([third]) == 0.0
 
 
-def test_a_larger_dataset_begins_with_the_same_images(drawn: Path, tmp_path: Path) -> None:
+def test_larger_dataset_begins_with_the_same_images(drawn: Path, tmp_path: Path) -> None:
     draw_dataset(tmp_path / "more", seed=3, num_train_images=6, num_val_images=1)
     small, large = read(drawn, "train"), read(tmp_path / "more", "train")
     assert large["images"][: COUNTS["train"]] == small["images"]
@@ -139,7 +139,7 @@ def test_a_larger_dataset_begins_with_the_same_images(drawn: Path, tmp_path: Pat
         assert (drawn / name).read_bytes() == (tmp_path / "more" / name).read_bytes()
 
 
-def test_a_image_depends_on_its_number_and_not_on_those_before_it() -> None:
+def test_image_depends_on_its_number_and_not_on_earlier_images() -> None:
     first = draw_image(3, 0, 5)
     draw_image(3, 1, 2)
     again = draw_image(3, 0, 5)
@@ -147,14 +147,14 @@ def test_a_image_depends_on_its_number_and_not_on_those_before_it() -> None:
     np.testing.assert_array_equal(again[2], first[2])
 
 
-def test_no_two_images_of_the_splits_and_seeds_are_alike() -> None:
+def test_images_of_different_splits_and_seeds_differ() -> None:
     # The twister takes the seeds [2] and [2, 1] for the same; ours are hashed first.
     keys = [(seed, split, index) for seed in (0, 1) for split in (0, 1) for index in range(4)]
     noses = {compose_scene(*key)[0].bodies[0].joints["nose"] for key in keys}
     assert len(noses) == len(keys)
 
 
-def test_a_person_who_faces_the_camera_has_the_left_shoulder_on_the_right() -> None:
+def test_person_facing_the_camera_has_the_left_shoulder_on_the_right() -> None:
     facing = {True: 0, False: 0}
     for index in range(120):
         body = build_body(Rng(7, 0, index, 0), 100.0)
@@ -168,7 +168,7 @@ def test_a_person_who_faces_the_camera_has_the_left_shoulder_on_the_right() -> N
     assert min(facing.values()) > 5
 
 
-def test_the_face_of_a_person_seen_from_behind_is_not_labeled() -> None:
+def test_face_seen_from_behind_is_not_labeled() -> None:
     backs = 0
     for index in range(60):
         scene, labels = compose_scene(7, 0, index)
@@ -195,7 +195,7 @@ def visibilities(scene: Scene) -> list[int]:
     return [v for *_, v in label_scene(scene)[0].keypoints_image]
 
 
-def test_a_joint_behind_a_board_is_hidden_and_with_its_neighbors_unlabeled() -> None:
+def test_joint_behind_a_board_is_hidden_and_unlabeled_with_hidden_neighbors() -> None:
     def behind(half_width: float, whim: float) -> list[int]:
         board = Box("box", (90.0, 40.0, LAYER / 2), half_width, 5.0, 1.0, 0.0)
         return visibilities(Scene(100, 100, [spread_person()], [[whim] * 17], [board]))
@@ -208,7 +208,7 @@ def test_a_joint_behind_a_board_is_hidden_and_with_its_neighbors_unlabeled() -> 
     assert behind(20.0, 0.99)[LEFT_WRIST] == 1
 
 
-def test_a_joint_behind_another_person_or_the_own_body_is_hidden() -> None:
+def test_joint_behind_another_person_or_the_own_body_is_hidden() -> None:
     body, other = spread_person(), spread_person()
     scene = Scene(100, 100, [body, other.moved((38.0, -10.0, LAYER))], [[1.0] * 17] * 2, [])
     assert visibilities(scene)[LEFT_WRIST] == 1
@@ -220,7 +220,7 @@ def test_a_joint_behind_another_person_or_the_own_body_is_hidden() -> None:
     assert visibilities(scene)[LEFT_WRIST] == 2
 
 
-def test_a_joint_outside_the_image_is_not_labeled() -> None:
+def test_joint_outside_the_image_is_not_labeled() -> None:
     label = label_scene(Scene(100, 80, [spread_person()], [[1.0] * 17], []))[0]
     assert label.keypoints_image[LEFT_WRIST] == (0.0, 0.0, 0)
     assert label.keypoints_image[LEFT_HIP] == (55.0, 70.0, 2)
@@ -228,7 +228,7 @@ def test_a_joint_outside_the_image_is_not_labeled() -> None:
     assert label.box == (41.0, 21.0, 39.0, 63.0)
 
 
-def test_a_ray_meets_a_ball_and_a_rod_that_points_at_the_camera() -> None:
+def test_ray_meets_a_ball_and_a_rod_that_points_at_the_camera() -> None:
     x, y = np.array([10.0, 13.0, 15.0]), np.array([20.0, 24.0, 20.0])
     ball = axis_of(Capsule("ball", (10.0, 20.0, 7.0), (10.0, 20.0, 7.0), 6.0, 6.0))
     hit = meet_capsule(ball, x, y)
@@ -240,7 +240,7 @@ def test_a_ray_meets_a_ball_and_a_rod_that_points_at_the_camera() -> None:
     np.testing.assert_allclose(meet_capsule(rod, x, y).depth, hit.depth + 40.0, atol=1e-2)
 
 
-def test_a_ray_meets_a_tilted_rod_where_geometry_says() -> None:
+def test_ray_meets_a_tilted_rod_at_the_computed_point() -> None:
     # A rod along (1, 0, 1): its surface lies radius * sqrt(2) above the axis as seen from above.
     rod = axis_of(Capsule("rod", (0.0, 0.0, 0.0), (100.0, 0.0, 100.0), 5.0, 5.0))
     x, y = np.array([50.0]), np.array([0.0])
@@ -248,7 +248,7 @@ def test_a_ray_meets_a_tilted_rod_where_geometry_says() -> None:
     assert in_silhouette(rod, x, y + 4.9).all() and not in_silhouette(rod, x, y + 5.1).any()
 
 
-def test_the_drawn_body_fills_the_box_and_the_area_of_its_label() -> None:
+def test_drawn_body_fills_the_box_and_the_area_of_its_label() -> None:
     for index in range(12):
         body = build_body(Rng(7, 0, index, 0), 100.0).moved((150.0, 150.0, 0.0))
         canvas = Canvas(np.zeros((3, 300, 300), dtype=np.float32), (0.0, 0.0, 1.0), 0.5)
@@ -276,7 +276,7 @@ def test_progress_counts_every_image(tmp_path: Path) -> None:
     assert calls == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_a_half_drawn_dataset_is_never_seen(tmp_path: Path) -> None:
+def test_half_drawn_dataset_is_never_visible(tmp_path: Path) -> None:
     def crash(done: int, total: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
@@ -290,7 +290,7 @@ def test_a_half_drawn_dataset_is_never_seen(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["people"]
 
 
-def test_a_dataset_with_the_same_settings_is_kept(drawn: Path) -> None:
+def test_dataset_with_the_same_settings_is_kept(drawn: Path) -> None:
     def fail(done: int, total: int) -> None:
         raise AssertionError("nothing is to be drawn")
 
@@ -299,13 +299,13 @@ def test_a_dataset_with_the_same_settings_is_kept(drawn: Path) -> None:
     assert settings == dataset_settings(seed=3, num_train_images=4, num_val_images=3)
 
 
-def test_a_dataset_with_other_settings_is_refused_and_kept(drawn: Path) -> None:
+def test_dataset_with_other_settings_is_refused_and_kept(drawn: Path) -> None:
     with pytest.raises(InputError, match=r"'seed': 4.* another one .*'seed': 3.*data\.root"):
         draw_dataset(drawn, seed=4, num_train_images=4, num_val_images=3)
     assert len(read(drawn, "train")["images"]) == COUNTS["train"]
 
 
-def test_a_folder_with_other_content_is_refused_and_kept(tmp_path: Path) -> None:
+def test_folder_with_other_content_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"missing, empty or a drawn data set.*data\.root"):
         draw_dataset(tmp_path, seed=0, num_train_images=1, num_val_images=1)
@@ -314,6 +314,6 @@ def test_a_folder_with_other_content_is_refused_and_kept(tmp_path: Path) -> None
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_a_dataset_without_images_is_refused(tmp_path: Path) -> None:
+def test_dataset_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="num_val_images=0"):
         draw_dataset(tmp_path / "people", seed=0, num_train_images=1, num_val_images=0)

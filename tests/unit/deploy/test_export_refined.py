@@ -147,6 +147,7 @@ def test_an_export_is_proved_from_the_poses_of_the_file_that_its_trial_was_score
     info = exported(study)
     assert info["source"]["stage"] == "refine" and info["search"]["ap"] == refined_ap
     file.unlink()
-    assert f"refine.start must be a JSON of COCO keypoint results, got refine.start={file}" in (
-        refusal(study)
+    assert (
+        f"refine.start must be a JSON list of COCO keypoint results, got refine.start={file}"
+        in (refusal(study))
     )

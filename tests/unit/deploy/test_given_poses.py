@@ -52,7 +52,7 @@ def write_export(
     assert isinstance(estimator.student.final_layer, nn.Conv2d)
     nn.init.normal_(estimator.student.final_layer.weight, std=0.3)
     assert estimator.student.final_layer.bias is not None
-    nn.init.constant_(estimator.student.final_layer.bias, 3.0)  # above what counts as nothing
+    nn.init.constant_(estimator.student.final_layer.bias, 3.0)  # above the threshold
     if moves:
         assert estimator.refiner is not None
         for parameter in estimator.refiner.parameters():
@@ -110,7 +110,7 @@ def rows(found: dict[str, Any]) -> np.ndarray:
     return np.reshape(found["keypoints"], (-1, 3))
 
 
-def test_an_untrained_refiner_gives_back_the_file(
+def test_untrained_refiner_returns_the_file_unchanged(
     still: Path, tmp_path: Path, images: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [
@@ -147,7 +147,7 @@ def test_joints_move_as_the_refiner_moves_them_in_the_crop(
 
 
 @pytest.mark.parametrize("names_pairs", [True, False])
-def test_an_export_that_names_left_and_right_undoes_swaps(
+def test_export_that_resolves_swaps_undoes_them(
     names_pairs: bool, tmp_path: Path, images: list[Path]
 ) -> None:
     export = write_export(tmp_path / "export", names_pairs=names_pairs)
@@ -178,7 +178,7 @@ def test_missing_joints_start_from_the_students_own(
         np.testing.assert_allclose(rows(found)[joint], expected[joint], atol=1e-4)
 
 
-def test_a_given_joint_gives_way_to_the_students_peak_and_keeps_its_score(
+def test_given_joint_moves_to_the_students_peak_and_keeps_its_score(
     still: Path, tmp_path: Path, images: list[Path]
 ) -> None:
     trusting = write_export(tmp_path / "trusting", trusts_student=True)
@@ -204,7 +204,7 @@ def test_cocos_visibility_counts_as_sure_and_is_kept(
     np.testing.assert_allclose(rows(first)[:, :2], rows(second)[:, :2], atol=1e-4)
 
 
-def test_without_bbox_the_crop_is_cut_by_the_given_joints(
+def test_without_bbox_the_crop_follows_the_given_joints(
     moving: Path, tmp_path: Path, images: list[Path]
 ) -> None:
     given = entry()
@@ -219,7 +219,7 @@ def test_without_bbox_the_crop_is_cut_by_the_given_joints(
     assert np.abs(rows(other) - rows(second)).max() > 0.1
 
 
-def test_poses_of_17_joints_give_their_12_to_an_export_of_14(
+def test_poses_of_17_joints_give_12_to_an_export_of_14(
     still: Path, tmp_path: Path, images: list[Path]
 ) -> None:
     given, nothing = entry(joints=17), entry(joints=17)
@@ -233,9 +233,7 @@ def test_poses_of_17_joints_give_their_12_to_an_export_of_14(
     np.testing.assert_allclose(rows(found), expected, atol=1e-4)
 
 
-def test_an_annotation_file_names_its_images(
-    still: Path, tmp_path: Path, images: list[Path]
-) -> None:
+def test_annotation_file_names_its_images(still: Path, tmp_path: Path, images: list[Path]) -> None:
     entries = [{"id": 3, "file_name": images[1].name}]
     given = [entry(3, id=1), entry(7, id=2)]
     found = run(still, tmp_path, {"images": entries, "annotations": given}, images[1:])
@@ -289,7 +287,7 @@ SHORT = entry()["keypoints"][:-1]
         ([entry(8)], "must have a pose in at least one of the 2 images"),
     ],
 )
-def test_a_broken_file_is_refused_by_file_entry_and_what_must_hold(
+def test_broken_file_is_refused_with_file_entry_and_what_must_hold(
     given: Any, message: str, still: Path, tmp_path: Path, images: list[Path]
 ) -> None:
     with pytest.raises(SystemExit, match=message) as raised:
@@ -298,7 +296,7 @@ def test_a_broken_file_is_refused_by_file_entry_and_what_must_hold(
     assert not (tmp_path / "out/keypoints.json").exists()
 
 
-def test_an_export_without_refiner_and_a_file_to_be_written_over_are_refused(
+def test_export_without_refiner_and_overwritten_file_are_refused(
     still: Path, tmp_path: Path, images: list[Path]
 ) -> None:
     plain = write_export(tmp_path / "plain", is_refined=False)

@@ -1,4 +1,4 @@
-"""An export on images: whom it looks at, where the joints come to lie, what is written."""
+"""An export on images: its people, its joints in the image, its files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ def known_five(five: Skeleton) -> Iterator[None]:
 
 
 def write_export(
-    folder: Path, codec_name: str = "dark", flip_test: bool = False, **faults: Any
+    folder: Path,
+    codec_name: str = "dark",
+    flip_test: bool = False,
+    faults: dict[str, Any] | None = None,
 ) -> Path:
     """An export of random weights whose student points somewhere else for each crop."""
     info: dict[str, Any] = {
@@ -56,11 +59,11 @@ def write_export(
     assert isinstance(estimator.student.final_layer, nn.Conv2d)
     nn.init.normal_(estimator.student.final_layer.weight, std=0.3)
     assert estimator.refiner is not None
-    for parameter in estimator.refiner.parameters():  # else it moves nothing
+    for parameter in estimator.refiner.parameters():  # zeros would move nothing
         nn.init.normal_(parameter, std=0.1)
     folder.mkdir()
     save_file(estimator.state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({**info, **faults}))
+    (folder / "config.json").write_text(json.dumps(info | (faults or {})))
     return folder
 
 
@@ -127,7 +130,7 @@ class Spot(nn.Module):
 
 
 @pytest.mark.parametrize(("codec", "zoom_down"), [("dark", 1.0), ("udp", 95 / 96)])
-def test_joints_lie_in_the_image_where_the_network_saw_them_in_the_crop(
+def test_joints_in_the_image_match_those_in_the_crop(
     codec: str, zoom_down: float, five: Skeleton
 ) -> None:
     image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
@@ -143,7 +146,7 @@ def test_joints_lie_in_the_image_where_the_network_saw_them_in_the_crop(
 
 @pytest.mark.parametrize("flip_test", [False, True])
 @pytest.mark.parametrize("codec", ["msra", "simcc"])
-def test_poses_are_those_of_the_studys_own_evaluation(
+def test_poses_equal_those_of_the_studys_evaluation(
     codec: str,
     flip_test: bool,
     tmp_path: Path,
@@ -179,7 +182,7 @@ def test_whole_image_is_one_person_without_boxes(
     assert [image.read_bytes() for image in images] == before
 
 
-def test_images_without_numbers_of_their_own_are_counted(
+def test_images_without_unique_numbers_are_counted(
     export: Path, images: list[Path], tmp_path: Path
 ) -> None:
     one, other = images[0].with_name("one.png"), images[0].with_name("two7.png")
@@ -213,7 +216,7 @@ def test_boxes_of_an_annotation_file_are_found_by_file_name(
         (901, images[1].name),
         (902, images[2].name),
     ]
-    # Who has no box is left out, and named.
+    # An image without boxes is left out, and named.
     assert not (tmp_path / "out" / f"{images[0].stem}.jpg").exists()
     warning = capsys.readouterr().err
     assert f"has no person's box for {images[0].name}; left out" in warning
@@ -268,7 +271,7 @@ def test_box_beyond_the_image_is_left_out_with_a_warning(
         ),
     ],
 )
-def test_boxes_that_cannot_be_meant_are_refused(
+def test_broken_or_unmatched_boxes_are_refused(
     export: Path, images: list[Path], tmp_path: Path, content: object, expected: str
 ) -> None:
     boxes = write_boxes(tmp_path, content)
@@ -276,7 +279,7 @@ def test_boxes_that_cannot_be_meant_are_refused(
     assert expected in error and str(boxes) in error
 
 
-def test_file_of_boxes_must_be_there_and_be_json(
+def test_file_of_boxes_must_exist_and_be_json(
     export: Path, images: list[Path], tmp_path: Path
 ) -> None:
     nowhere = tmp_path / "nowhere.json"
@@ -303,7 +306,7 @@ def test_image_named_twice_is_drawn_once(export: Path, images: list[Path], tmp_p
     assert len(run(export, tmp_path, images[0], images[0].parent, images[0])) == 3
 
 
-def test_inputs_are_not_written_over(export: Path, images: list[Path], tmp_path: Path) -> None:
+def test_inputs_are_not_overwritten(export: Path, images: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     inside = out / "7.jpg"
@@ -337,7 +340,7 @@ def test_folder_that_is_no_export_is_refused(
     assert expected in refusal(images[0].parent, tmp_path, images[0])
     faults = {"skeleton": "centaur", "codec": None, "refiner": None, "input_size": [64]}
     for key, value in faults.items():
-        broken = write_export(tmp_path / key, **{key: value})
+        broken = write_export(tmp_path / key, faults={key: value})
         assert expected in refusal(broken, tmp_path, images[0])
     (broken / "model.safetensors").write_bytes(b"no weights")
     (broken / "config.json").write_bytes((export / "config.json").read_bytes())
@@ -364,7 +367,7 @@ def poses_drawn(
     return drawn
 
 
-def test_sides_are_told_by_color(five: Skeleton) -> None:
+def test_sides_have_different_colors(five: Skeleton) -> None:
     drawn = poses_drawn(five, 1.0)
     assert tuple(drawn[40, 100]) == COLORS["left"]
     assert tuple(drawn[40, 20]) == COLORS["right"]
