@@ -1,8 +1,7 @@
-"""Say what a study found: ``python study/analyze.py studies/NAME``.
+"""Print and plot the results of a study: ``python study/analyze.py studies/NAME``.
 
-Everything comes from the Parquet files under ``STUDY/results``, so a study that still runs, or
-one copied from another machine, is read in the same way. AP is stored as 0 to 1 and shown as
-0 to 100.
+All of it comes from the Parquet files under ``STUDY/results``, so that a running study, or one
+copied from another machine, can be analyzed too. AP is stored as 0 to 1 and shown as 0 to 100.
 """
 
 import os
@@ -28,6 +27,7 @@ from rich.table import Table
 from search_spaces.space import SearchSpace, place_in
 from study.analysis.importance import MIN_TRIALS, beyond_chance, importance
 from study.analysis.tables import final_table, front_table, joint_table
+from study.display import percent
 from study.errors import InputError
 from study.search.objectives import may_win
 from study.search.staged import PARENT
@@ -45,59 +45,68 @@ from study.storage.tables import (
 from study.validation.confirm_table import confirm_table, read_verdicts, verdict_sentence
 
 NEAR_A_BOUND = 0.05
-"""Nearer than this share of the range; on a log scale, of the range of logarithms."""
+"""Distance from a bound that is reported: share of the range, or of that of its logarithm."""
 PLAIN_WIDTH = 120
+"""Width of the output in a file or a pipe, characters."""
 EXPLANATION = """\
-prints, from the Parquet files under STUDY/results alone:
-  how many trials ended in which state, and why any failed
-  the best trials with their parameters
-  what the known configs got, and what the search gained over them
-  the figures on the official validation set, once the study has ended, also joint by joint
-  the Pareto front: the trials that no other one beats in AP and cost
-  which parameters mattered, and which best values lie near a bound of their range
-and saves, under STUDY/plots:
-  learning_curves.png        AP by epoch of every trial
-  parallel_coordinates.png   every trial's parameters and AP
-  pareto_front.png           AP over latency and over parameters
-  oks_curves.png             the finalists' AP by OKS threshold, once the study has ended
-  joint_ap.png               the finalists' AP joint by joint, likewise
+prints, from the Parquet files under STUDY/results:
+  the number of trials in each state, and the reason of each failure
+  the best trials and their parameters
+  the gain of the search over the two controls (baseline, defaults), in points of AP
+  the finalists on the official validation set, also joint by joint (once the study has ended)
+  the Pareto front: trials that no other trial beats in both AP and cost
+  the importance of each parameter, and best values near a bound of their range
 
-example:
+saves in STUDY/plots:
+  learning_curves.png        AP by epoch, a curve per trial
+  parallel_coordinates.png   parameters and AP, a line per trial
+  pareto_front.png           AP over latency and over the number of parameters
+  oks_curves.png             AP of the finalists by OKS threshold (once the study has ended)
+  joint_ap.png               AP of the finalists by joint (once the study has ended)
+
+A study that is still running can be analyzed, too. AP is shown as 0 to 100.
+
+examples:
+  python study/analyze.py studies/drawn-joint-joint
   python study/analyze.py studies/drawn-joint-joint --top 10
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """What a study left in Parquet, as rows."""
+    """The tables of a study, as rows."""
 
     trials: list[TableRow]
     reports: list[TableRow]
     final: list[TableRow]
     joints: list[TableRow]
-    """AP of each finalist and joint; empty until there are finalists, as ``curves``."""
+    """AP by finalist and joint; empty until the study has ended, as are ``final``, ``curves``."""
     curves: list[TableRow]
     space: SearchSpace
     verdicts: Sequence[TableRow] = ()
-    """The configurations that were trained again, the winner first; empty if none was."""
+    """Configurations that were trained again, the winner first; empty if none was."""
 
     def ranked(self) -> list[TableRow]:
-        """The trials that ran to their end and keep to the constraints, the best first."""
+        """Return the complete trials that satisfy the constraints, the best first."""
         done = [row for row in self.trials if may_win(row)]
         return sorted(done, key=lambda row: (-row["objective"], row["trial"]))
 
-    def constrained(self) -> bool:
-        """Whether some trial does not keep to the constraints."""
+    def has_infeasible(self) -> bool:
+        """Whether any trial violates the constraints."""
         return any(row.get("feasible") is False for row in self.trials)
 
     def control(self, name: str) -> TableRow | None:
-        """The known config of that name that got furthest, if it was tried."""
-        tried = [row for row in self.trials if row["control"] == name]
-        return max(tried, key=lambda row: row["objective"] or 0.0, default=None)
+        """Return the best trial of a control: baseline or defaults; None before it has ended."""
+        runs = [row for row in self.trials if row["control"] == name]
+        return max(runs, key=lambda row: row["objective"] or 0.0, default=None)
 
 
 def read_evidence(study_folder: Path) -> Evidence:
-    """Raises InputError where the folder is no study or has no finished trial."""
+    """Read the tables of a study.
+
+    Raises:
+        InputError: the folder is no study, or has no finished trial.
+    """
     trials = read_trials(study_folder)
     return Evidence(
         trials=trials.to_pylist(),
@@ -111,11 +120,11 @@ def read_evidence(study_folder: Path) -> Evidence:
 
 
 def near_bounds(best: TableRow, space: SearchSpace) -> list[str]:
-    """A sentence for each parameter whose value in this trial lies near a bound of its range."""
+    """Return a sentence for each parameter of this trial that is near a bound of its range."""
     found = []
     for parameter in space.parameters:
         value = best.get(PARAMS + parameter.path)
-        if parameter.path == PARENT:  # a rank, of which there are no others
+        if parameter.path == PARENT:  # a rank: better or more parents don't exist
             continue
         if value is None or isinstance(parameter.distribution, CategoricalDistribution):
             continue
@@ -126,21 +135,22 @@ def near_bounds(best: TableRow, space: SearchSpace) -> list[str]:
         side, bound = ("lower", low) if share < 0.5 else ("upper", high)
         found.append(
             f"{parameter.path}={value:g} lies near the {side} bound of its range, {bound:g}: "
-            "what is best may lie beyond it; widen the range if it can go on"
+            "the best value may be outside; widen the range if values outside are possible"
         )
     return found
 
 
-def report(evidence: Evidence, top: int, box: rich.box.Box) -> Iterator[RenderableType]:
-    """What to print, in order: lines and tables."""
+def findings(evidence: Evidence, top: int, box: rich.box.Box) -> Iterator[RenderableType]:
+    """Yield the lines and tables to print, in order.
+
+    Args:
+        top: number of trials to list.
+    """
     yield from _overview(evidence)
     ranked = evidence.ranked()
     if not ranked:
-        yield (
-            "No trial ran to its end"
-            + (" and keeps to search.constraints" if evidence.constrained() else "")
-            + ", so there is no best one yet."
-        )
+        constraint = " satisfies search.constraints" if evidence.has_infeasible() else ""
+        yield f"No complete trial{constraint or ' yet'}, so there is no best trial."
         return
     yield _best_table(ranked[:top], evidence.space, box)
     yield _gain_table(evidence, ranked[0], box)
@@ -150,7 +160,7 @@ def report(evidence: Evidence, top: int, box: rich.box.Box) -> Iterator[Renderab
             yield confirm_table(evidence.verdicts, box)
             yield verdict_sentence(evidence.verdicts)
     else:
-        yield "Figures on the official validation set: none yet; they come when the study ends."
+        yield "Figures on the official validation set: none yet; the study adds them at its end."
     if evidence.joints:
         yield joint_table(evidence.joints, box)
     front = front_table(evidence.trials, box)
@@ -166,7 +176,7 @@ def _overview(evidence: Evidence) -> Iterator[str]:
     running = {row["trial"] for row in evidence.reports if row["trial"] is not None}.difference(
         row["trial"] for row in evidence.trials
     )
-    more = f"; {len(running)} more begun" if running else ""
+    more = f"; {len(running)} more started" if running else ""
     yield f"{evidence.trials[0]['study']}: {len(evidence.trials)} trials ended: {states}{more}"
     yield f"Question: {evidence.space.question}"
     for row in evidence.trials:
@@ -182,7 +192,7 @@ def _best_table(best: Sequence[TableRow], space: SearchSpace, box: rich.box.Box)
     for row in best:
         control = f" ({row['control']})" if row["control"] else ""
         table.add_column(f"{row['trial']}{control}", justify="right", overflow="fold")
-    table.add_row("AP", *(_points(row["objective"]) for row in best))
+    table.add_row("AP", *(percent(row["objective"]) for row in best))
     for name in ("latency_ms", "parameters"):
         if any(row.get(name) is not None for row in best):
             table.add_row(name, *(_text(row.get(name)) for row in best))
@@ -194,7 +204,7 @@ def _best_table(best: Sequence[TableRow], space: SearchSpace, box: rich.box.Box)
 
 
 def _gain_table(evidence: Evidence, best: TableRow, box: rich.box.Box) -> Table:
-    table = Table(title="Gain over the known configs, in points of AP", box=box)
+    table = Table(title="Gain over the controls, in points of AP", box=box)
     for name in ("", "trial", "AP", "over baseline", "over defaults"):
         table.add_column(name, justify="right" if name else "left")
     controls = [evidence.control("baseline"), evidence.control("defaults")]
@@ -203,7 +213,7 @@ def _gain_table(evidence: Evidence, best: TableRow, box: rich.box.Box) -> Table:
             table.add_row(name, "-", "-", "-", "-")
             continue
         gains = [_gain(row, control) for control in controls]
-        table.add_row(name, str(row["trial"]), _points(row["objective"]), *gains)
+        table.add_row(name, str(row["trial"]), percent(row["objective"]), *gains)
     return table
 
 
@@ -219,12 +229,12 @@ def _importances(evidence: Evidence, box: rich.box.Box) -> Iterator[RenderableTy
     shares = importance(evidence.trials, evidence.space)
     if not shares:
         yield (
-            "Importance of the parameters: cannot be told yet; it takes at least "
+            "Importance of the parameters: not computed; it needs at least "
             f"{MIN_TRIALS} trials, complete or pruned, of different AP."
         )
         return
     roles = {parameter.path: parameter.role for parameter in evidence.space.parameters}
-    table = Table(title="Importance: what sets the good trials apart", box=box)
+    table = Table(title="Importance: share of each parameter in whether a trial is good", box=box)
     table.add_column("parameter", no_wrap=True)
     for name in ("role", "share", "", "more than chance"):
         table.add_column(name, justify="right" if name == "share" else "left")
@@ -234,44 +244,16 @@ def _importances(evidence: Evidence, box: rich.box.Box) -> Iterator[RenderableTy
         table.add_row(path, roles[path], f"{100 * share:.0f} %", bar, sure)
     yield table
     if not certain:
-        yield "No share is above what chance alone can make of so few trials: take them as hints."
+        yield "No share exceeds what chance gives in this number of trials: treat them as hints."
     rare = [path for path in evidence.space.paths if path not in shares]
     if rare:
-        yield f"Asked for in too few trials to tell the importance: {', '.join(rare)}"
-
-
-def _points(ap: float | None) -> str:
-    return "-" if ap is None else f"{100 * ap:.1f}"
+        yield f"In too few trials to compute the importance: {', '.join(rare)}"
 
 
 def _text(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description="Say what a study found, and draw it.",
-        epilog=EXPLANATION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("study", metavar="STUDY", type=Path, help="its folder: <storage>/<name>")
-    parser.add_argument("--top", type=int, default=5, help="how many trials to list (default 5)")
-    options = parser.parse_args(arguments)
-    if options.top < 1:
-        parser.error(f"--top must be at least 1, got {options.top}")
-    try:
-        evidence = read_evidence(options.study)
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from error
-    is_terminal = sys.stdout.isatty()
-    console = Console(width=None if is_terminal else PLAIN_WIDTH, markup=False, highlight=False)
-    box = rich.box.SIMPLE_HEAD if is_terminal else rich.box.MARKDOWN
-    for part in report(evidence, options.top, box):
-        console.print(part, soft_wrap=isinstance(part, str))
-    for file in _draw(evidence, plots_folder(options.study)):
-        console.print(f"Saved {file}", soft_wrap=True)
 
 
 def _draw(evidence: Evidence, folder: Path) -> Iterator[Path]:
@@ -292,6 +274,34 @@ def _draw(evidence: Evidence, folder: Path) -> Iterator[Path]:
         yield draw_oks_curves(evidence.curves, folder / "oks_curves.png")
     if evidence.joints:
         yield draw_joint_bars(evidence.joints, folder / "joint_ap.png")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description="Print and plot the results of a study.",
+        epilog=EXPLANATION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "study", metavar="STUDY", type=Path, help="folder of the study: <storage>/<name>"
+    )
+    parser.add_argument(
+        "--top", type=int, default=5, help="number of best trials to list (default 5)"
+    )
+    options = parser.parse_args(arguments)
+    if options.top < 1:
+        parser.error(f"--top must be at least 1, got {options.top}")
+    try:
+        evidence = read_evidence(options.study)
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from error
+    is_terminal = sys.stdout.isatty()
+    console = Console(width=None if is_terminal else PLAIN_WIDTH, markup=False, highlight=False)
+    box = rich.box.SIMPLE_HEAD if is_terminal else rich.box.MARKDOWN
+    for part in findings(evidence, options.top, box):
+        console.print(part, soft_wrap=isinstance(part, str))
+    for file in _draw(evidence, plots_folder(options.study)):
+        console.print(f"Saved {file}", soft_wrap=True)
 
 
 if __name__ == "__main__":

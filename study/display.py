@@ -38,6 +38,14 @@ def percent(ap: float | None) -> str:
     return "-" if ap is None else f"{100 * ap:.1f}"
 
 
+def heading(figure: str) -> str:
+    """Format a figure's column as a heading: AP50, AP(M), AP(easy)."""
+    name, _, group = figure.partition("_")
+    if not group:
+        return name.upper()
+    return f"{name.upper()}({group.upper() if len(group) == 1 else group})"
+
+
 def remaining(status: dict[str, Any], elapsed: float) -> str | None:
     """Estimate the time until the last trial ends, from the epochs per second of this session.
 

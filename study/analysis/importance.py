@@ -1,4 +1,4 @@
-"""Which parameters decide whether a trial is a good one, and whether that may be chance."""
+"""Importance of each parameter: its share in making a trial good, and whether it is chance."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from study.search.staged import is_of_refiner
 from study.storage.tables import PARAMS, TableRow
 
 MIN_TRIALS = 8
+"""Fewest trials, of the study and of a parameter, that importance is computed from."""
 NUM_GOOD = 5
-"""PED-ANOVA wants at least so many trials among the good ones."""
+"""PED-ANOVA needs at least this many good trials."""
 NUM_SHUFFLES = 99
+"""Random orders of the APs that a share is compared with."""
 
 
 def importance(trials: Sequence[TableRow], space: SearchSpace) -> dict[str, float]:
-    """How much each parameter decided whether a trial is among the good ones; they sum to 1.
+    """Return the share of each parameter in whether a trial is good; the shares sum to 1.
 
-    PED-ANOVA (Watanabe et al., IJCAI 2023) compares where the good trials lie with where all do.
-    It takes low values for good ones, so what it is given is the negative AP. Pruned trials
-    count as worse than all that ran to their end: without them, what the search has learnt to
-    avoid would not show.
+    PED-ANOVA (Watanabe et al., IJCAI 2023) compares the values of the good trials with those of
+    all trials. It takes low objectives as good, so it gets the negative AP. Pruned trials rank
+    below all complete ones: without them, values that the search learned to avoid would not show.
 
     Returns:
-        Shares by config path, the largest first, of parameters that enough trials were asked
-        for: of a rare one, chance alone makes much. Empty where there are too few trials, or
-        too many equal ones, to say.
+        Shares by config path, the largest first. Parameters that few trials have are left out,
+        since chance alone gives them a large share. Empty if there are too few trials, or too
+        many of equal AP.
     """
     found: dict[str, float] = {}
     for stage in _stages(trials, space):
@@ -47,9 +48,9 @@ def importance(trials: Sequence[TableRow], space: SearchSpace) -> dict[str, floa
 
 
 def beyond_chance(trials: Sequence[TableRow], space: SearchSpace, seed: int = 0) -> set[str]:
-    """The parameters that matter more than ever when the APs are dealt out to trials at random.
+    """Return the parameters whose share exceeds that of every random assignment of the APs.
 
-    In a study of few trials nearly every share is chance; one in a hundred passes this by luck.
+    In a study of few trials nearly every share is chance; one in a hundred passes this test.
     """
     certain: set[str] = set()
     for frozen, losses, paths in _stages(trials, space):
@@ -57,8 +58,8 @@ def beyond_chance(trials: Sequence[TableRow], space: SearchSpace, seed: int = 0)
         draw = random.Random(seed)
         for _ in range(NUM_SHUFFLES):
             draw.shuffle(losses)
-            dealt = _divergences(frozen, losses, list(found))
-            found = {path: value for path, value in found.items() if value > dealt[path]}
+            by_chance = _divergences(frozen, losses, list(found))
+            found = {path: value for path, value in found.items() if value > by_chance[path]}
             if not found:
                 break
         certain |= set(found)
@@ -68,9 +69,10 @@ def beyond_chance(trials: Sequence[TableRow], space: SearchSpace, seed: int = 0)
 def _stages(
     trials: Sequence[TableRow], space: SearchSpace
 ) -> Iterator[tuple[list[FrozenTrial], list[float], list[str]]]:
-    """What trials say of their own parameters, in plan staged each stage's for itself.
+    """Yield trials, losses and parameters to judge; with plan=staged once for each stage.
 
-    The row of a refiner has its parent's values too, which are no evidence of their own.
+    Of a trial that refines another's student only the refiner's parameters are judged: the rest
+    are its parent's, which would count again.
     """
     students = [row for row in trials if row.get("parent_trial") is None]
     refiners = [row for row in trials if row.get("parent_trial") is not None]
@@ -84,7 +86,7 @@ def _stages(
 def _prepare(
     trials: Sequence[TableRow], space: SearchSpace
 ) -> tuple[list[FrozenTrial], list[float], list[str]]:
-    """Trials for Optuna, a loss for each, and the paths to judge: none where that is in vain."""
+    """Trials for Optuna, a loss for each, and the paths to judge; none if there are too few."""
     scored = [
         row
         for row in trials
@@ -95,10 +97,10 @@ def _prepare(
         return [], [], []
     frozen = []
     for row in scored:
-        asked = [p for p in space.parameters if row.get(PARAMS + p.path) is not None]
+        own = [p for p in space.parameters if row.get(PARAMS + p.path) is not None]
         trial = optuna.trial.create_trial(
-            params={p.path: row[PARAMS + p.path] for p in asked},
-            distributions={p.path: p.distribution for p in asked},
+            params={p.path: row[PARAMS + p.path] for p in own},
+            distributions={p.path: p.distribution for p in own},
             value=0.0,
         )
         frozen.append(trial)
@@ -113,7 +115,7 @@ def _num_good(losses: Sequence[float]) -> int:
 def _divergences(
     frozen: Sequence[FrozenTrial], losses: Sequence[float], paths: list[str]
 ) -> dict[str, float]:
-    """How far the good trials' values lie from all trials' by path, the farthest first."""
+    """Divergence of the good trials' values from all trials' by path, the largest first."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize")
@@ -123,7 +125,7 @@ def _divergences(
         study.add_trial(trial)
     evaluator = PedAnovaImportanceEvaluator(target_quantile=_num_good(losses) / len(losses))
     with warnings.catch_warnings():
-        # A condition that hardly any trial fails to meet; normalize, which is experimental.
+        # Of a threshold that nearly all trials pass, and of normalize, which is experimental.
         warnings.simplefilter("ignore")
         return optuna.importance.get_param_importances(
             study, evaluator=evaluator, params=paths, normalize=False

@@ -1,4 +1,4 @@
-"""The two plots of an analysis: learning curves, and every trial's parameters beside its AP."""
+"""Parallel coordinates: every trial as a line through its parameters to its AP."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ from matplotlib.figure import Figure
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from search_spaces.space import Parameter, SearchSpace
-from study.analysis.plots import ENDED_EARLY, save
+from study.analysis.figures import STOPPED_COLOR, save
 from study.storage.tables import PARAMS, TableRow
 
 UNUSED = -0.14
-"""Where a value stands that was not asked for: below the scales, which go from 0 to 1."""
+"""Height of a parameter that a trial does not have: below the scales, which span 0 to 1."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """One upright axis of the parallel coordinates."""
+    """One vertical axis: a parameter, or AP."""
 
     title: str
     column: str
     place: Callable[[Any], float]
-    """A value's height, 0 to 1."""
+    """Maps a value to its height, 0 to 1."""
     ticks: tuple[tuple[float, str], ...]
+    """Height and label of each."""
     spread: float = 0.0
-    """Width of the band that lines with the same choice are spread over, so that all are seen."""
+    """Height of the band over which lines of equal values are spread."""
 
 
 def draw_parallel_coordinates(trials: Sequence[TableRow], space: SearchSpace, file: Path) -> Path:
-    """Saves a line per trial through its parameters to its AP, colored by it; gray is pruned."""
+    """Plot a line per trial through its parameters to its AP, colored by AP; pruned ones gray."""
     scored = [row for row in trials if row["objective"] is not None]
     scored.sort(key=lambda row: (row["state"] == "COMPLETE", row["objective"], -row["trial"]))
     aps = [row["objective"] for row in scored] or [0.0, 1.0]
@@ -50,18 +51,19 @@ def draw_parallel_coordinates(trials: Sequence[TableRow], space: SearchSpace, fi
     for index, row in enumerate(scored):
         heights = [_height(scale, row, index) for scale in scales]
         is_best = index == len(scored) - 1
-        color = _color(norm(row["objective"])) if row["state"] == "COMPLETE" else ENDED_EARLY
+        color = _color(norm(row["objective"])) if row["state"] == "COMPLETE" else STOPPED_COLOR
         axes.plot(*_smooth(heights), color=color, linewidth=3.4 if is_best else 1.5)
     any_unused = [any(row.get(scale.column) is None for row in scored) for scale in scales]
     if min(done) < max(done):
-        _color_last_scale(axes, len(scales) - 1, *map(scales[-1].place, (min(done), max(done))))
+        low, high = scales[-1].place(min(done)), scales[-1].place(max(done))
+        _color_last_scale(axes, len(scales) - 1, low, high)
     _draw_scales(axes, scales, any_unused)
     axes.set_title("Trials: parameters and AP (thick: the best; gray: pruned)", loc="left")
     return save(figure, file)
 
 
 def _color(share: float) -> tuple[float, float, float, float]:
-    """From a light to a dark color, the palest left out, for it is hard to see on white."""
+    """From light (0) to dark (1), without the palest colors, which fade on white."""
     return colormaps["plasma_r"](0.12 + 0.88 * share)
 
 
@@ -87,7 +89,7 @@ def _scale(parameter: Parameter) -> Scale:
 
 
 def _tick_values(parameter: Parameter) -> list[float]:
-    """Bounds, and between them decades, whole numbers or fifths."""
+    """The bounds, and decades, steps or fifths of the range between them."""
     distribution = parameter.distribution
     assert not isinstance(distribution, CategoricalDistribution)
     low, high = float(distribution.low), float(distribution.high)
@@ -110,13 +112,13 @@ def _ap_scale(low: float, high: float) -> Scale:
 
 def _height(scale: Scale, row: TableRow, index: int) -> float:
     value = row.get(scale.column)
-    # Golden ratio: neighbors in the order land far apart in the band.
+    # By the golden ratio, consecutive trials land far apart in the band.
     offset = (index * 0.618 % 1.0 - 0.5) * (0.05 if value is None else scale.spread)
     return offset + (UNUSED if value is None else scale.place(value))
 
 
 def _smooth(heights: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """A curve that is level at every scale, so that crossings can be followed by eye."""
+    """A curve that is horizontal at every scale, so that the eye can follow crossings."""
     share = np.linspace(0, 1, 25)
     ease = 3 * share**2 - 2 * share**3
     xs = [place + share for place in range(len(heights) - 1)]
@@ -140,7 +142,7 @@ def _draw_scales(axes: Axes, scales: Sequence[Scale], any_unused: Sequence[bool]
 
 
 def _color_last_scale(axes: Axes, place: int, low: float, high: float) -> None:
-    """The colors of AP beside its scale, in place of a color bar."""
+    """Draw the colors of AP beside its scale, in place of a color bar."""
     strip = np.array([[_color(share)] for share in np.linspace(0, 1, 64)])
     extent = (place + 0.03, place + 0.1, low, high)
     axes.imshow(strip, extent=extent, origin="lower", aspect="auto", zorder=4)

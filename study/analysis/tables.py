@@ -1,8 +1,8 @@
-"""Tables to print: the winner, the finalists on val, AP by joint, the Pareto front."""
+"""Tables to print: the finalists on val, AP by joint, the Pareto front, and the last screen."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from study.config.schema import AP, COSTS, LATENCY, PARAMETERS
-from study.display import percent
+from study.display import heading, percent
 from study.search.objectives import UNITS, costs_in, pareto_front
 from study.storage.tables import AVERAGE_PRECISION, PARAMS, TableRow, read_final, read_trials
 from study.validation.confirm_table import confirm_table, read_verdicts, verdict_sentence
@@ -25,28 +25,58 @@ TITLES = {
     "best_refined": "best refined student",
     "winner": "winner",
 }
-ROLES = ("teacher", "baseline", "best_distilled", "best_refined", "winner")
+"""The finalists in the order that tables list them."""
 
 
-def final_table(final: Sequence[TableRow], box: rich.box.Box) -> Table:
-    """A row per finalist, with the figures that any of them has."""
-    figures = [column.name for column in AVERAGE_PRECISION]
-    shown = [name for name in figures if any(row[name] is not None for row in final)]
-    table = Table(title="On the official validation set", box=box)
-    for name in ("", "trial", "stage", *(_heading(name) for name in shown)):
-        table.add_column(name, justify="left" if name in ("", "stage") else "right")
-    for row in sorted(final, key=lambda row: ROLES.index(row["role"])):
+def finalists_table(
+    final: Sequence[TableRow],
+    figures: Mapping[str, str],
+    identity: Sequence[str],
+    *,
+    title: str,
+    box: rich.box.Box,
+) -> Table:
+    """Return a table with a row per finalist, the winner's in bold.
+
+    Args:
+        final: rows of ``final``.
+        figures: headings of the figures to show, by column.
+        identity: columns that identify the checkpoint: trial, stage, epoch.
+    """
+    rows = {row["role"]: row for row in final}
+    table = Table(title=title, title_justify="left", box=box)
+    table.add_column("")
+    for name in figures.values():
+        table.add_column(name, justify="right")
+    for name in identity:
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for role, finalist in TITLES.items():
+        if role not in rows:
+            continue
+        row = rows[role]
         table.add_row(
-            row["role"].replace("_", " "),
-            "-" if row["trial"] is None else str(row["trial"]),
-            row["stage"] or "-",
-            *(percent(row[name]) for name in shown),
+            finalist,
+            *(percent(row[name]) for name in figures),
+            *("-" if row[name] is None else str(row[name]) for name in identity),
+            style="bold" if role == "winner" else None,
         )
     return table
 
 
+def final_table(final: Sequence[TableRow], box: rich.box.Box) -> Table:
+    """Return the finalists with all official figures that any of them has."""
+    names = [column.name for column in AVERAGE_PRECISION]
+    return finalists_table(
+        final,
+        {name: heading(name) for name in names if any(row[name] is not None for row in final)},
+        ("trial", "stage", "epoch"),
+        title="On the official validation set",
+        box=box,
+    )
+
+
 def joint_table(joints: Sequence[TableRow], box: rich.box.Box) -> Table:
-    """A row per joint, a column per finalist."""
+    """Return a table with a row per joint and a column per finalist."""
     by_role = ap_by_role(joints, "joint")
     table = Table(title="AP of each joint alone, on the official validation set", box=box)
     table.add_column("joint")
@@ -58,9 +88,9 @@ def joint_table(joints: Sequence[TableRow], box: rich.box.Box) -> Table:
 
 
 def front_table(trials: Sequence[TableRow], box: rich.box.Box) -> Table | None:
-    """The trials that no other one beats in AP and cost; None where costs were not measured.
+    """Return the Pareto front of AP and cost; None if no costs were measured.
 
-    The costs are those among the study's objectives, of a study of AP alone all that there are.
+    The costs are those among the study's objectives, or all costs if AP is the only objective.
     """
     costs = costs_in(trials[0].get("objectives")) or list(COSTS)
     front = pareto_front(trials, costs)
@@ -78,74 +108,58 @@ def front_table(trials: Sequence[TableRow], box: rich.box.Box) -> Table | None:
 
 
 def ap_by_role(rows: Sequence[TableRow], key: str) -> dict[str, dict[str | float, float | None]]:
-    """AP by that column's value, of each finalist in the order of the story."""
+    """Return AP by the value of a column (joint, oks), for each finalist in table order."""
     return {
         role: {row[key]: row["ap"] for row in rows if row["role"] == role}
-        for role in ROLES
+        for role in TITLES
         if any(row["role"] == role for row in rows)
     }
 
 
-def _heading(figure: str) -> str:
-    name, _, kind = figure.partition("_")
-    return f"{name.upper()}({kind.upper() if len(kind) == 1 else kind})" if kind else name.upper()
-
-
 def show_finals(study_folder: Path, console: Console) -> None:
-    """Prints what each finalist got on val, and the commands that go on from here."""
-    rows = {row["role"]: row for row in read_final(study_folder).to_pylist()}
-    table = Table(title="AP on val (x100)", title_justify="left")
-    figures: tuple[str, ...] = ("ap", "ap50", "ap75")
-    place: tuple[str, ...] = ("trial", "stage", "epoch")
-    if any(row["ap_medium"] is not None for row in rows.values()):
-        # What CrowdPose is about; more than this would not fit into 80 columns.
-        figures, place = ("ap", "ap_easy", "ap_medium", "ap_hard"), ("trial", "epoch")
-    table.add_column("")
-    for name in figures:
-        table.add_column(name.upper() if "_" not in name else name[3:], justify="right")
-    for name in place:
-        table.add_column(name, justify="left" if name == "stage" else "right")
-    for role, title in TITLES.items():
-        if role in rows:
-            row = rows[role]
-            table.add_row(
-                title,
-                *(percent(row[name]) for name in figures),
-                *("-" if row[name] is None else str(row[name]) for name in place),
-                style="bold" if role == "winner" else None,
-            )
-    console.print(table)
+    """Print the last screen: finalists on val, verdicts, winner, and the next commands."""
+    final = read_final(study_folder).to_pylist()
+    figures = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
+    identity: tuple[str, ...] = ("trial", "stage", "epoch")
+    if any(row["ap_medium"] is not None for row in final):
+        # CrowdPose's figures; with more columns the table exceeds a width of 80.
+        figures = {"ap": "AP", "ap_easy": "easy", "ap_medium": "medium", "ap_hard": "hard"}
+        identity = ("trial", "epoch")
+    title = "AP on val (x100)"
+    console.print(finalists_table(final, figures, identity, title=title, box=rich.box.HEAVY_HEAD))
     if verdicts := read_verdicts(study_folder):
         console.print(confirm_table(verdicts))
         console.print(verdict_sentence(verdicts))
     trials = read_trials(study_folder)
     _show_front(front_of(trials), console)
-    if "winner" in rows:
-        _show_winner(rows["winner"], trials, study_folder, console)
+    winner = next((row for row in final if row["role"] == "winner"), None)
+    if winner is not None:
+        _show_winner(winner, trials, study_folder, console)
     else:
         console.print(
-            "no winner: no trial that came to its end keeps to search.constraints; raise them, or "
-            "give the search space cheaper values"
+            "no winner: no complete trial satisfies search.constraints; raise them, or give the "
+            "search space cheaper values"
         )
     console.print(f"look closer:  python study/analyze.py {study_folder}")
-    if "winner" in rows:
+    if winner is not None:
         console.print(f"take it away: python study/export.py {study_folder}")
 
 
 def _show_winner(winner: TableRow, trials: pa.Table, study_folder: Path, console: Console) -> None:
-    trial = next(t for t in trials.to_pylist() if t["trial"] == winner["trial"])
+    trial = next(row for row in trials.to_pylist() if row["trial"] == winner["trial"])
     console.print(f"winner: trial {trial['trial']}, {study_folder / winner['checkpoint']}")
-    for key, value in trial.items():
-        if key.startswith(PARAMS) and value is not None:
+    for name, value in trial.items():
+        if name.startswith(PARAMS) and value is not None:
             shown = f"{value:.3g}" if isinstance(value, float) else value
-            console.print(f"  {key.removeprefix(PARAMS)}={shown}")
+            console.print(f"  {name.removeprefix(PARAMS)}={shown}")
 
 
 def _show_front(front: list[dict[str, Any]], console: Console) -> None:
-    """Names its members where the search had several objectives."""
+    """Print the Pareto front if the search had several objectives."""
     costs = costs_in(front[0].get("objectives")) if front else []
-    if costs:
-        console.print(f"Pareto front of AP on the search slice and {' and '.join(costs)}:")
-        for row in front:
-            cost = f"{row[LATENCY]:.3g} ms a crop, {row[PARAMETERS]:,} parameters"
-            console.print(f"  trial {row['trial']}: AP {percent(row['objective'])}, {cost}")
+    if not costs:
+        return
+    console.print(f"Pareto front of AP on the search slice and {' and '.join(costs)}:")
+    for row in front:
+        cost = f"{row[LATENCY]:.3g} ms a crop, {row[PARAMETERS]:,} parameters"
+        console.print(f"  trial {row['trial']}: AP {percent(row['objective'])}, {cost}")

@@ -84,7 +84,11 @@ OWNERS = {
         "study/storage/tables.py",
         "study/validation/finalists.py",
     },
-    "matplotlib": {"study/analysis/parallel_coordinates.py", "study/analysis/plots.py"},
+    "matplotlib": {
+        "study/analysis/figures.py",
+        "study/analysis/parallel_coordinates.py",
+        "study/analysis/plots.py",
+    },
     "faster_coco_eval": {"study/metrics.py"},
     "mlflow": {"study/storage/trackers.py"},
     "onnx": {"study/deploy/onnx_export.py"},

@@ -1,4 +1,4 @@
-"""The analysis: figures from Parquet alone, in words that say what they are worth."""
+"""The analysis: figures from Parquet alone, and what they are worth."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def study(tmp_path: Path) -> Path:
 def printed(
     study: Path, capsys: pytest.CaptureFixture[str], *options: str, draws: bool = False
 ) -> str:
-    """What the command prints; drawing, which takes longest, is left out unless asked for."""
+    """What the command prints; plots, which take longest, are left out unless ``draws``."""
     with pytest.MonkeyPatch.context() as patch:
         if not draws:
             patch.setattr("study.analyze._draw", lambda evidence, folder: ())
@@ -78,13 +78,13 @@ def printed(
 
 
 def cells(text: str, first: str) -> list[list[str]]:
-    """The rows of tables that begin with that cell, without it."""
+    """The rows of tables that start with this cell, without it."""
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     return [line[1:] for line in lines if line and line[0] == first]
 
 
 @pytest.mark.parametrize(
-    ("values", "warned"),
+    ("values", "sentences"),
     [
         ({"p.a": 0.5, "p.b": 0.003, "p.depth": 3}, []),
         ({"p.a": 0.97}, ["p.a=0.97 lies near the upper bound of its range, 1:"]),
@@ -96,29 +96,28 @@ def cells(text: str, first: str) -> list[list[str]]:
         ({"p.kind": "x", "p.depth": None}, []),
     ],
 )
-def test_a_best_value_near_a_bound_is_warned_of(
-    values: dict[str, Any], warned: Sequence[str]
+def test_best_value_near_a_bound_is_reported(
+    values: dict[str, Any], sentences: Sequence[str]
 ) -> None:
     row = {f"params.{path}": value for path, value in values.items()}
     found = near_bounds(row, SPACE)
-    assert [sentence[: len(start)] for sentence, start in zip(found, warned, strict=True)] == list(
-        warned
-    )
+    assert len(found) == len(sentences)
+    assert all(text.startswith(start) for text, start in zip(found, sentences, strict=True))
 
 
-def test_no_range_of_parents_is_asked_for() -> None:
-    """The best parent, of rank 0, is no sign of a better one below it."""
+def test_range_of_parents_is_never_reported() -> None:
+    """Rank 0 is the best parent; there is none below it."""
     rank = Parameter(PARENT, IntDistribution(0, 2), "nuisance")
     space = dataclasses.replace(SPACE, parameters=(rank, *SPACE.parameters))
     assert near_bounds({"params.parent": 0, "params.p.a": 0.5}, space) == []
 
 
-def test_the_states_and_the_reason_of_a_failure_are_told(
+def test_states_and_reasons_of_failures_are_printed(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tables.write_running(study, 6, [{"trial": 6, "epoch": 1, "val_ap": 0.1}], SPACE)
     text = printed(study, capsys)
-    assert "made-up: 6 trials ended: 4 COMPLETE, 1 FAIL, 1 PRUNED; 1 more begun" in text
+    assert "made-up: 6 trials ended: 4 COMPLETE, 1 FAIL, 1 PRUNED; 1 more started" in text
     assert "Trial 4 failed: RuntimeError: loss is NaN [epoch 3]" in text
     assert "Question: Which of three?" in text
 
@@ -134,7 +133,7 @@ def test_the_best_trials_come_first_with_their_parameters(
     assert "p.depth=6 lies near the upper bound" in text
 
 
-def test_the_gain_over_the_known_configs_is_told(
+def test_gain_over_the_controls_is_printed(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = printed(study, capsys)
@@ -143,7 +142,7 @@ def test_the_gain_over_the_known_configs_is_told(
     assert cells(text, "best") == [["2", "31.0", "+11.0", "+6.0"]]
 
 
-def test_the_final_figures_come_in_the_order_of_the_story(
+def test_finalists_are_listed_from_teacher_to_winner(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "official validation set: none yet" in printed(study, capsys)
@@ -154,12 +153,12 @@ def test_the_final_figures_come_in_the_order_of_the_story(
     tables.write_final(study, rows, SPACE)
     text = printed(study, capsys)
     assert text.index("| teacher") < text.index("| winner")
-    assert cells(text, "winner") == [["2", "refine", "30.0", "40.0"]]
+    assert cells(text, "winner") == [["30.0", "40.0", "2", "refine", "-"]]
     assert "AP(easy)" in text
     assert "AP(M)" not in text
 
 
-def test_the_finalists_are_told_and_drawn_by_joint_and_by_oks(
+def test_finalists_are_printed_and_plotted_by_joint_and_by_oks(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     roles = (("winner", 0.4), ("teacher", 0.6), ("baseline", 0.3))
@@ -180,10 +179,8 @@ def test_the_finalists_are_told_and_drawn_by_joint_and_by_oks(
         assert (study / "plots" / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_few_trials_are_told_instead_of_an_importance(
-    study: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert "Importance of the parameters: cannot be told yet; it takes at least 8 trials" in (
+def test_few_trials_have_no_importance(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Importance of the parameters: not computed; it needs at least 8 trials" in (
         printed(study, capsys)
     )
 
@@ -198,7 +195,7 @@ def test_importance_is_printed_where_there_are_enough_trials(
     assert cells(text, "p.a")[-1][0] == "scientific"
     assert cells(text, "p.a")[-1][-1] == "yes"
     assert cells(text, "p.b")[-1][-1] == "not shown"
-    assert "Asked for in too few trials to tell the importance: p.depth" in text
+    assert "In too few trials to compute the importance: p.depth" in text
 
 
 def test_shares_that_may_be_chance_are_called_hints(
@@ -207,12 +204,12 @@ def test_shares_that_may_be_chance_are_called_hints(
     for number in range(10):
         row = trial(number, (0.1, 0.2)[number % 2], **{"params.p.a": number / 10})
         tables.write_trial(tmp_path, row, [], SPACE)
-    assert "chance alone can make of so few trials: take them as hints" in (
+    assert "exceeds what chance gives in this number of trials: treat them as hints" in (
         printed(tmp_path, capsys)
     )
 
 
-def test_both_images_are_saved_and_named(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plots_are_saved_and_named(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(study, capsys, draws=True)
     for name in ("learning_curves.png", "parallel_coordinates.png"):
         file = study / "plots" / name
@@ -220,13 +217,13 @@ def test_both_images_are_saved_and_named(study: Path, capsys: pytest.CaptureFixt
         assert file.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_study_whose_trials_all_failed_is_still_analysed(
+def test_study_whose_trials_all_failed_is_analyzed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tables.write_trial(tmp_path, trial(0, None, state="FAIL", error=None), [], SPACE)
     text = printed(tmp_path, capsys, draws=True)
     assert "Trial 0 failed: no reason was recorded" in text
-    assert "No trial ran to its end" in text
+    assert "No complete trial yet" in text
 
 
 def test_a_folder_that_is_no_study_ends_in_one_message(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Importance: the right sign, pruned trials, and no share made much of that chance made."""
+"""Importance: the deciding parameter, pruned trials, and shares that are chance."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPACE = SearchSpace(
 
 
 def sampled(count: int, ap: Callable[[float, float, str], float]) -> list[dict[str, Any]]:
-    """Trials drawn at random; ``ap`` takes a, b's place on its scale (0 to 1), and kind."""
+    """Random trials; ``ap`` takes a, the place of b on its scale (0 to 1), and kind."""
     draw = random.Random(0)
     rows = []
     for _ in range(count):
@@ -49,7 +49,7 @@ def test_the_parameter_that_decides_everything_is_the_most_important() -> None:
         assert sum(shares.values()) == pytest.approx(1.0)
 
 
-def test_importance_asks_what_makes_trials_good_not_what_makes_them_bad() -> None:
+def test_importance_is_of_what_makes_trials_good_not_bad() -> None:
     # Good is decided by a alone, in a narrow region; bad by b alone, in another.
     def ap(a: float, place: float, kind: str) -> float:
         return 0.3 + 0.2 * (abs(a - 0.5) < 0.06) - 0.2 * (abs(place - 0.5) < 0.06) + 1e-3 * a
@@ -71,7 +71,7 @@ def test_a_pruned_trial_is_never_among_the_good_ones() -> None:
     assert next(iter(importance(rows, SPACE))) == "p.a"
 
 
-def test_importance_is_not_told_from_few_or_equal_trials() -> None:
+def test_few_or_equal_trials_have_no_importance() -> None:
     assert importance([], SPACE) == {}
     assert importance(sampled(7, lambda a, place, kind: a), SPACE) == {}
     assert importance(sampled(30, lambda a, place, kind: 0.0), SPACE) == {}
@@ -79,18 +79,18 @@ def test_importance_is_not_told_from_few_or_equal_trials() -> None:
     assert importance(failed, SPACE) == {}
 
 
-def test_importance_leaves_out_what_few_trials_were_asked_for() -> None:
+def test_parameter_of_few_trials_has_no_importance() -> None:
     rows = sampled(12, lambda a, place, kind: a)
-    asked = sum("params.p.depth" in row for row in rows)
-    assert 0 < asked < 8
+    having = sum("params.p.depth" in row for row in rows)
+    assert 0 < having < 8
     assert set(importance(rows, SPACE)) == {"p.a", "p.b", "p.kind"}
 
 
-def test_what_decides_alone_is_more_than_chance() -> None:
+def test_only_deciding_parameter_is_more_than_chance() -> None:
     assert beyond_chance(sampled(40, lambda a, place, kind: a), SPACE) == {"p.a"}
 
 
-def test_chance_alone_stands_out_in_hardly_any_study() -> None:
+def test_chance_alone_passes_in_hardly_any_study() -> None:
     draw = random.Random(1)
     rows = sampled(16, lambda a, place, kind: 0.0)
     studies = [[{**row, "objective": draw.random()} for row in rows] for _ in range(10)]
@@ -118,8 +118,8 @@ STAGED = SearchSpace(
 )
 
 
-def test_a_parent_is_no_evidence_again_in_each_of_its_refiners() -> None:
-    """All refiners have one parent, and are the better half: its b decides nothing for that."""
+def test_parents_values_are_not_counted_again_in_its_refiners() -> None:
+    """All refiners have one parent and are the better half, which says nothing of its b."""
     draw = random.Random(0)
     students, refiners = [], []
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""The plots of an analysis: what stands where, what stands out, and no plot without it."""
+"""Plots: positions, labels and colors, also of few, equal or failed trials."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search_spaces.space import Parameter, SearchSpace
-from study.analysis import parallel_coordinates, plots
+from study.analysis import figures, parallel_coordinates, plots
 
 SPACE = SearchSpace(
     "made_up",
@@ -55,24 +55,24 @@ REPORTS = [
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are saved in the test."""
-    figures: list[Figure] = []
+    """The figures that a test saves."""
+    saved: list[Figure] = []
     save = plots.save
 
     def keep(figure: Figure, file: Path) -> Path:
-        figures.append(figure)
+        saved.append(figure)
         return save(figure, file)
 
     monkeypatch.setattr(plots, "save", keep)
     monkeypatch.setattr(parallel_coordinates, "save", keep)
-    return figures
+    return saved
 
 
 def words(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.axes[0].texts]
 
 
-def test_the_best_and_the_controls_are_named_with_their_best_ap(
+def test_best_trial_and_controls_are_named_with_their_best_ap(
     tmp_path: Path, drawn: list[Figure]
 ) -> None:
     file = plots.draw_learning_curves(TRIALS, REPORTS, tmp_path / "new" / "curves.png")
@@ -82,16 +82,16 @@ def test_the_best_and_the_controls_are_named_with_their_best_ap(
 
 
 def test_a_control_may_be_the_best() -> None:
-    assert plots._emphasis(TRIALS[:1]) == {0: ("best: baseline", plots.BASELINE)}
+    assert plots._named_trials(TRIALS[:1]) == {0: ("best: baseline", figures.BASELINE_COLOR)}
 
 
-def test_the_defaults_of_either_stage_are_told_apart() -> None:
+def test_defaults_of_the_two_stages_have_two_names() -> None:
     refined = trial(7, 0.35, control="defaults", parent_trial=2)
-    names = {number: name for number, (name, _) in plots._emphasis([*TRIALS, refined]).items()}
+    names = {number: name for number, (name, _) in plots._named_trials([*TRIALS, refined]).items()}
     assert (names[1], names[7]) == ("defaults", "defaults, refined")
 
 
-def test_the_words_for_the_stages_need_one_moment_of_change(
+def test_stages_are_named_only_if_all_trials_change_at_once(
     tmp_path: Path, drawn: list[Figure]
 ) -> None:
     early = curve(2, 0.2, 0.3, 0.4, stages="drr")
@@ -99,7 +99,7 @@ def test_the_words_for_the_stages_need_one_moment_of_change(
     assert "distill" not in words(drawn[0])
 
 
-def test_reports_without_an_ap_are_no_part_of_a_curve() -> None:
+def test_reports_without_an_ap_are_left_out_of_a_curve() -> None:
     assert [row["epoch"] for row in plots._curves(curve(0, None, 0.2, None, 0.3))[0]] == [2, 4]
 
 
@@ -122,9 +122,7 @@ def test_a_range_of_one_value_stands_in_the_middle() -> None:
         assert scale.place(value) == 0.5
 
 
-def test_a_value_that_was_not_asked_for_stands_below_the_scales(
-    tmp_path: Path, drawn: list[Figure]
-) -> None:
+def test_missing_value_stands_below_the_scales(tmp_path: Path, drawn: list[Figure]) -> None:
     depth = parallel_coordinates._scale(SPACE.parameters[2])
     assert parallel_coordinates._height(depth, trial(0, 0.1), index=7) < -0.1
     parallel_coordinates.draw_parallel_coordinates(TRIALS, SPACE, tmp_path / "parallel.png")
@@ -135,7 +133,7 @@ def test_a_value_that_was_not_asked_for_stands_below_the_scales(
 def test_pruned_trials_are_gray_and_the_best_is_thick(tmp_path: Path, drawn: list[Figure]) -> None:
     parallel_coordinates.draw_parallel_coordinates(TRIALS, SPACE, tmp_path / "parallel.png")
     pruned, baseline, defaults, best = drawn[0].axes[0].lines[:4]
-    assert pruned.get_color() == plots.ENDED_EARLY
+    assert pruned.get_color() == figures.STOPPED_COLOR
     assert len({str(line.get_color()) for line in (baseline, defaults, best)}) == 3
     assert best.get_linewidth() > defaults.get_linewidth() == pruned.get_linewidth()
 

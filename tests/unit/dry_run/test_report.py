@@ -128,7 +128,7 @@ def test_time_of_trials_includes_training_the_swap_resolver(
         ),
         (
             ["plan=staged"],
-            "first 6 trials .* largest search has 4; .* search.startup_trials",
+            "first 6 trials .* largest search has 4; .* lower search.startup_trials",
         ),
     ],
 )

@@ -220,7 +220,7 @@ def test_last_screen_says_that_no_trial_is_feasible(
     final_of(two_trials, "baseline")
     show_finals(two_trials, Display("plain").console)
     text = capsys.readouterr().out
-    assert "no winner: no trial that came to its end keeps to search.constraints" in text
+    assert "no winner: no complete trial satisfies search.constraints" in text
     assert "export.py" not in text
 
 
