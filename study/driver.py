@@ -167,7 +167,7 @@ def _search(
             .options(name=f"owner-{session}", num_cpus=0, max_restarts=-1, max_task_retries=-1)
             .remote(str(folder), config, resolved, space.to_json(), session)
         )
-        for line in get_result(owner.notes.remote()):
+        for line in get_result(owner.messages.remote()):
             display.notify(line)
         teacher = teacher_folder(teacher_spec(config, resolved), data)
         plan = StudyContext(
@@ -208,13 +208,13 @@ def _run_missing_trials(plan: StudyContext, owner: Any, concurrent: int, display
         display.notify(f"going on: of {asked_for} trials {finished} are finished, {begun} begun")
 
     def news(ended: set[int]) -> Any:
-        return ray.get(owner.news.remote(ended))
+        return ray.get(owner.updates_since.remote(ended))
 
     config, folder = plan.config, Path(plan.folder)
     with track_trials(config.log, config.name, folder, news, display.notify):
         while missing := get_result(owner.trials_to_run.remote()):
             run_trials(plan, owner, missing, min(concurrent, missing), display)
-            if halted := ray.get(owner.halted.remote()):
+            if halted := ray.get(owner.halt_reason.remote()):
                 raise InputError(halted)
             finished += missing
             if ray.get(owner.num_finished.remote()) < finished:

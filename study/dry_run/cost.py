@@ -78,7 +78,7 @@ def trial_lines(
         students, refiners = (sum(group.trials for group in groups) for groups in stages)
         yield f"plan=staged: {students} students to train, then {refiners} refiners"
     groups = list(itertools.chain(*stages))
-    most = f"epochs: at most {sum(group.most for group in groups)}"
+    most = f"epochs: at most {sum(group.max_epochs for group in groups)}"
     if not is_predictable(search):
         yield f"{most}; how many pruner={search.pruner} saves can't be predicted"
         return

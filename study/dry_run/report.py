@@ -48,7 +48,7 @@ from study.dry_run.timing import time_study
 from study.errors import InputError
 from study.launch.cluster import check_trial_fits, is_autoscaled, this_machine
 from study.search.forecast import StageEpochs, TrialGroup, trial_groups
-from study.search.samplers import sampler_notes
+from study.search.samplers import sampler_messages
 from study.search.stage import trials_handed_over
 from study.search.staged import distill_space
 from study.search.warm_start import check_warm_start, known_trial_lines
@@ -105,7 +105,7 @@ def show_plan(as_typed: StudyConfig, space: SearchSpace, folder: Path, notify: N
         "trials",
         trial_lines(search, stages, finished, concurrent, is_staged=resolved.is_staged),
         search_warnings(search, config.confirm, config.plan, groups(0), concurrent),
-        sampler_notes(search.sampler, first_space),
+        sampler_messages(search.sampler, first_space),
     )
     if search.warm_start and not settings_file(folder).exists():
         if planned is not None and teacher is not None:

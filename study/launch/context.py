@@ -58,7 +58,7 @@ class OwnerLink:
 
         A trial that goes on was measured before it was broken off.
         """
-        if self.is_first and not ray.get(self.owner.knows_costs.remote(self.number)):
+        if self.is_first and not ray.get(self.owner.has_costs.remote(self.number)):
             config = trial.config
             costs = measure_costs(
                 config.student, config.refine, config.trial, trial.resolved, workers.device
@@ -67,7 +67,7 @@ class OwnerLink:
 
     def is_halted(self) -> bool:
         """Whether the study is to end, and this trial to wait until it goes on."""
-        return ray.get(self.owner.halted.remote()) is not None
+        return ray.get(self.owner.halt_reason.remote()) is not None
 
     def fail(self, error: BaseException | str) -> None:
         """Ends the trial as failed, for this reason; a full disk ends the study instead."""
@@ -102,7 +102,7 @@ class OwnerLink:
                 traceback.print_exc(file=log)
             if self.is_first:
                 ray.get(
-                    self.owner.note_error.remote(self.number, f"{type(error).__name__}: {error}")
+                    self.owner.record_error.remote(self.number, f"{type(error).__name__}: {error}")
                 )
             raise
 

@@ -33,7 +33,7 @@ class OwnerSearcher(Searcher):
         self.numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        suggestion: dict[str, Any] | None = ray.get(self.owner.ask.remote(trial_id))
+        suggestion: dict[str, Any] | None = ray.get(self.owner.suggest.remote(trial_id))
         if suggestion is None:
             return str(Searcher.FINISHED)
         self.numbers[trial_id] = suggestion["number"]

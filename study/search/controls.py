@@ -1,4 +1,4 @@
-"""The two control trials, and the settings of any trial by its row in ``trials``."""
+"""The two control trials, and any trial's settings from its row in the table ``trials``."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from study.config.schema import STAGED, StudyConfig
 from study.search.staged import PARENT
 from study.storage.tables import PARAMS
 
-BASELINE, DEFAULTS = "baseline", "defaults"
+BASELINE = "baseline"
+"""The student alone, without a teacher; also its role among the finalists."""
+DEFAULTS = "defaults"
+"""The settings that the search starts from."""
 CONTROLS = (BASELINE, DEFAULTS)
-"""Which every study contains and which are never pruned."""
+"""Trials that every study runs and never prunes."""
 
 
 def baseline_values(epochs: int) -> dict[str, Any]:
-    """The student alone: no teacher, no stage 2.
+    """Return the baseline's values: no teacher and no stage 2.
 
     Args:
-        epochs: as many as both stages have together.
+        epochs: epochs of both stages together.
     """
     return {
         "distill.heatmap.kind": "none",
@@ -31,7 +34,7 @@ def baseline_values(epochs: int) -> dict[str, Any]:
 
 
 def trial_values(config: StudyConfig, row: Mapping[str, Any]) -> dict[str, Any]:
-    """By config path, what the trial of a ``trials`` row had of its own."""
+    """Return the values of a trial by config path, from its row in ``trials``."""
     values = {
         key.removeprefix(PARAMS): value
         for key, value in row.items()
@@ -46,5 +49,5 @@ def trial_values(config: StudyConfig, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def trial_config(config: StudyConfig, row: Mapping[str, Any]) -> StudyConfig:
-    """The settings that the trial of a ``trials`` row was run with."""
+    """Return the settings of a trial, from its row in ``trials``."""
     return with_values(config, trial_values(config, row))

@@ -1,4 +1,4 @@
-"""How many epochs the trials of a study will take: before it begins, and while it runs."""
+"""Forecast of the epochs that a study's trials will train, before it begins and while it runs."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from study.config.schema import STAGED, PlanConfig, SearchConfig
 from study.search.controls import CONTROLS
 from study.search.staged import num_distill_trials
 
-RULE = 2.0
-"""As many trials are what the pruner's rule counts for beside those that were seen."""
+RULE_WEIGHT = 2.0
+"""Weight of the pruner's rule in the forecast, in trials."""
 
 
 def is_predictable(search: SearchConfig) -> bool:
-    """Whether the pruner's rule alone says how many trials it leaves.
+    """Return whether the pruner's rule fixes the share of trials that it leaves.
 
-    The others compare with what earlier trials reached.
+    Other pruners compare with the APs of earlier trials.
     """
     return search.pruner in ("successive_halving", "none")
 
 
 def expected_epochs(budget: int, search: SearchConfig) -> list[float]:
-    """The share of the searched trials that train each epoch, from the first on.
+    """Return the share of the searched trials that train each epoch, from the first on.
 
-    Successive halving lets one in ``reduction_factor`` past each rung, once there are many
-    trials; the first ones it lets all through. A pruner that is not foreseen is taken to let all
-    through.
+    Successive halving lets one in ``reduction_factor`` of many trials pass each rung. Other
+    pruners count as if they let all trials pass.
     """
     shares, share, rung = [], 1.0, search.min_epochs
     for epoch in range(1, budget + 1):
@@ -40,7 +39,7 @@ def expected_epochs(budget: int, search: SearchConfig) -> list[float]:
 
 
 class TrialGroup(NamedTuple):
-    """Trials that are still to run and are alike in how long they train."""
+    """Trials still to run that have the same epochs and pruning."""
 
     trials: int
     distill_epochs: int
@@ -53,17 +52,17 @@ class TrialGroup(NamedTuple):
         return self.distill_epochs + self.refine_epochs
 
     @property
-    def most(self) -> int:
-        """Epochs, if none is pruned."""
+    def max_epochs(self) -> int:
+        """Epochs of the group if no trial is pruned."""
         return self.trials * self.budget
 
     def shares(self, search: SearchConfig) -> list[float]:
-        """The share of the trials that train each epoch."""
+        """Return the share of the trials that train each epoch."""
         return expected_epochs(self.budget, search) if self.can_be_pruned else [1.0] * self.budget
 
 
 class StageEpochs(NamedTuple):
-    """Epochs that a trial has in each stage."""
+    """Epochs of each stage of a trial."""
 
     distill: int
     refine: int
@@ -77,14 +76,14 @@ def trial_groups(
     finished: int = 0,
     handed_over: int | None = None,
 ) -> list[list[TrialGroup]]:
-    """The trials of each stage that are still to run, those that can be pruned last.
+    """Group the trials of each stage that are still to run; the last group can be pruned.
 
-    Plan joint has one stage, plan staged the students and then the refiners.
+    plan=joint has one stage; plan=staged has the students', then the refiners'.
 
     Args:
-        trials: of the whole study.
-        finished: how many of them are over.
-        handed_over: how many students there are, if no more are to come.
+        trials: number of trials of the whole study.
+        finished: number of trials that ended.
+        handed_over: number of students, if they were handed over to stage 2.
     """
     distill, refine = epochs
     if plan.kind != STAGED:
@@ -102,16 +101,16 @@ def trial_groups(
     for parts in stages:
         groups.append([])
         for number, controls, first, second in parts:
-            left, known = max(number - finished, 0), max(controls - finished, 0)
-            known = min(known, left)
-            groups[-1].append(TrialGroup(known, first, second, can_be_pruned=False))
-            groups[-1].append(TrialGroup(left - known, first, second, can_be_pruned=True))
+            left = max(number - finished, 0)
+            unpruned = min(max(controls - finished, 0), left)
+            groups[-1].append(TrialGroup(unpruned, first, second, can_be_pruned=False))
+            groups[-1].append(TrialGroup(left - unpruned, first, second, can_be_pruned=True))
             finished = max(finished - number, 0)
     return groups
 
 
 class TrialProgress(NamedTuple):
-    """A trial that was begun."""
+    """Progress of a started trial."""
 
     epochs: int
     budget: int
@@ -119,31 +118,30 @@ class TrialProgress(NamedTuple):
     is_control: bool
 
 
-def ahead(
-    groups: Sequence[TrialGroup], seen: Sequence[TrialProgress], search: SearchConfig
+def forecast_stage(
+    groups: Sequence[TrialGroup], started: Sequence[TrialProgress], search: SearchConfig
 ) -> dict[str, Any]:
-    """What is done of a stage and what is to come, as the display shows it.
+    """Forecast the epochs that a stage has left.
 
     Args:
-        groups: the stage's, of a study of which nothing is finished.
+        groups: all groups of the stage, as if no trial had ended.
 
     Returns:
-        ``trials`` of the stage in all, ``epochs`` done, those that are ``left`` by what the trials
-        that were seen and the pruner's rule let expect, and ``is_bound``: nothing lets expect
-        anything yet, so that ``left`` is the most there may be.
+        ``trials`` of the stage in all, ``epochs`` trained, ``left``: expected epochs to train, and
+        ``is_bound``: no trial has ended and the pruner has no rule, so ``left`` is the maximum.
     """
-    ended = [trial.epochs for trial in seen if trial.has_ended and not trial.is_control]
-    running = [trial.epochs for trial in seen if not (trial.has_ended or trial.is_control)]
-    left = sum(group.most for group in groups if not group.can_be_pruned)
-    left -= sum(t.budget if t.has_ended else t.epochs for t in seen if t.is_control)
+    ended = [trial.epochs for trial in started if trial.has_ended and not trial.is_control]
+    running = [trial.epochs for trial in started if not (trial.has_ended or trial.is_control)]
+    left = sum(group.max_epochs for group in groups if not group.can_be_pruned)
+    left -= sum(t.budget if t.has_ended else t.epochs for t in started if t.is_control)
     searched = groups[-1]
     shares = _shares(searched.budget, ended, running, search)
-    to_come = max(searched.trials - len(ended) - len(running), 0) * shares.sum()
-    under_way = sum(shares[n:].sum() / shares[n] for n in running if n < len(shares))
+    not_started = max(searched.trials - len(ended) - len(running), 0)
+    left_of_running = sum(shares[n:].sum() / shares[n] for n in running if n < len(shares))
     return {
         "trials": sum(group.trials for group in groups),
-        "epochs": sum(trial.epochs for trial in seen),
-        "left": max(left, 0) + float(to_come + under_way),
+        "epochs": sum(trial.epochs for trial in started),
+        "left": max(left, 0) + float(not_started * shares.sum() + left_of_running),
         "is_bound": not ended and not is_predictable(search),
     }
 
@@ -151,17 +149,17 @@ def ahead(
 def _shares(
     budget: int, ended: Sequence[int], running: Sequence[int], search: SearchConfig
 ) -> NDArray[np.float64]:
-    """The share of the searched trials that train each epoch, (budget,).
+    """Estimate the share of the searched trials that train each epoch, (budget,).
 
-    Kaplan and Meier's estimate: of all that came to an epoch, running ones too, some ended there.
-    A mean over those that ended would be one over the short ones, which end first.
+    The Kaplan-Meier estimate: of the trials that reach an epoch, running ones included, some end
+    there. A mean over ended trials would be biased, since short trials end first.
     """
     epochs = np.arange(1, budget)
-    gone = (np.array(ended)[:, None] == epochs).sum(axis=0, dtype=float)
-    came = (np.array([*ended, *running])[:, None] >= epochs).sum(axis=0, dtype=float)
+    ended_at = (np.array(ended)[:, None] == epochs).sum(axis=0, dtype=float)
+    reached = (np.array([*ended, *running])[:, None] >= epochs).sum(axis=0, dtype=float)
     if is_predictable(search):
         rule = np.array(expected_epochs(budget, search))
-        gone -= RULE * np.diff(rule)
-        came += RULE * rule[:-1]
-    stays = 1 - np.divide(gone, came, out=np.zeros_like(gone), where=came > 0)
-    return np.cumprod([1.0, *stays])[:budget]
+        ended_at -= RULE_WEIGHT * np.diff(rule)
+        reached += RULE_WEIGHT * rule[:-1]
+    stay = 1 - np.divide(ended_at, reached, out=np.zeros_like(ended_at), where=reached > 0)
+    return np.cumprod([1.0, *stay])[:budget]

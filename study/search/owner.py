@@ -1,8 +1,8 @@
-"""The owner of a study: gives out trials, takes their reports, prunes and ends them.
+"""The owner of a study: suggests trials, records their reports, prunes and ends them.
 
-One process, a named Ray actor, owns the Optuna studies and the tables; nobody else touches them.
-It decides, in one call, what a report leads to: go on, complete or prune. Every method may be
-called twice with the same arguments, so that a caller who was cut off simply asks again.
+One process, a named Ray actor, is the only one that opens the Optuna studies and writes the
+tables. A report is recorded and decided on (continue, complete or prune) in one call. All methods
+are idempotent, so that a caller who lost an answer repeats the call.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from study.config.schema import COSTS, StudyConfig
 from study.errors import InputError
 from study.launch.watchdog import stall_reason
 from study.search.controls import BASELINE, DEFAULTS, baseline_values
-from study.search.forecast import StageEpochs, TrialProgress, ahead, trial_groups
-from study.search.samplers import sampler_notes
+from study.search.forecast import StageEpochs, TrialProgress, forecast_stage, trial_groups
+from study.search.samplers import sampler_messages
 from study.search.stage import (
     HANDED_OVER,
+    REQUESTER,
     Parent,
     StageSearch,
     open_journal,
     open_study,
-    second_study_of,
+    refiners_study_name,
 )
 from study.search.staged import (
     REFINE_PATHS,
@@ -41,7 +42,7 @@ from study.search.staged import (
     num_distill_trials,
     refine_space,
 )
-from study.search.warm_start import enter_known_trials
+from study.search.warm_start import add_known_trials
 from study.storage import failpoints
 from study.storage.checkpoint import Checkpoints, Row, best_row
 from study.storage.paths import trial_folder
@@ -54,17 +55,17 @@ from study.storage.tables import (
 )
 
 FLUSH_S = 30.0
-"""Seconds between two writings of a running trial's rows."""
+"""Seconds between two writes of a running trial's rows."""
 STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-"""How a trial ends."""
+"""States in which a trial ends."""
 
 
 class StudyOwner:
-    """The only process that touches the Optuna studies and writes the study's tables.
+    """The process that owns the Optuna studies and the study's tables.
 
     Args:
-        session: names this run of the driver. A running trial of another session was left over
-            when its driver died; one of this session is alive, though the owner may have died.
+        session: id of this run of the driver. A running trial of another session is orphaned: its
+            driver died. A running trial of this session is alive, even if the owner restarted.
     """
 
     def __init__(
@@ -76,114 +77,118 @@ class StudyOwner:
         self.space = SearchSpace.from_json(space_json)
         self.session = session
         self.journal = open_journal(self.folder)
-        self.remarks: list[str] = []
+        self._messages: list[str] = []
         self.stages = [self._first_stage()]
         if resolved.is_staged:
             self._open_second_stage()
         self.teacher_rows: list[Row] = []
         self.teacher: Row | None = None
         self.flushed: dict[int, float] = {}
-        self.why_halted: str | None = None
+        self._halt_reason: str | None = None
         remove_leftovers(self.folder)
         self.repair_tables()
         self.orphaned = self.stages[-1].orphaned(session)
 
     def trials_to_run(self) -> int:
-        """How many trials are to run now, all of one stage; 0 when the study has them all.
+        """Return how many trials to run next, all of one stage; 0 if the study has them all.
 
-        When the students of plan staged are all there, this is the hand-over.
+        With plan=staged, this chooses the parents once all students have ended.
 
         Raises:
-            InputError: no student came to its end.
+            InputError: all students failed or were pruned.
         """
         if self.resolved.is_staged and len(self.stages) == 1:
             students = num_distill_trials(
                 self.config.search.trials, self.config.plan.distill_share
             )
-            if lacking := students - self.stages[0].num_finished():
-                return max(lacking, 0)
+            if missing := students - self.stages[0].num_finished():
+                return max(missing, 0)
             self._hand_over()
         return max(self.config.search.trials - self.num_finished(), 0)
 
-    def ask(self, tune_id: str) -> dict[str, Any] | None:
-        """A trial to run, by number, values and parent: one left over first, so that it goes on.
+    def suggest(self, tune_id: str) -> dict[str, Any] | None:
+        """Return a trial to run (see ``StageSearch.suggestion``), or None if the study is halted.
 
-        The same ``tune_id`` gets the same trial; nobody gets one once the study is halted.
+        Orphaned trials are resumed first. The same ``tune_id`` gets the same trial.
         """
-        if self.why_halted is not None:
+        if self._halt_reason is not None:
             return None
-        stage, asker = self.stages[-1], f"{self.session}/{tune_id}"
-        known = stage.asked_by(asker)
+        stage, requester = self.stages[-1], f"{self.session}/{tune_id}"
+        known = stage.requested_by(requester)
         if known is not None:
             return stage.suggestion(known)
         number = self.orphaned.pop(0) if self.orphaned else stage.new_trial()
         suggestion = stage.suggestion(number)
-        failpoints.point("asked")
-        stage.note(number, "asker", asker)
+        failpoints.point("suggested")
+        stage.set_attribute(number, REQUESTER, requester)
         return suggestion
 
     def report(self, number: int, row: Row) -> bool:
-        """Records an epoch and ends the trial if this decides it; returns whether it is to stop.
+        """Record an epoch, end the trial if it is complete or pruned, and return whether to stop.
 
-        The first value of an epoch stands; a finished trial is told to stop.
+        A second report of the same epoch is ignored; a finished trial always stops.
         """
         stage = self._stage(number)
         if stage.frozen(number).state.is_finished():
             return True
-        if state := stage.report(number, row):
+        if state := stage.record(number, row):
             self._end(number, state)
             return True
         self._flush(number)
         return False
 
     def report_costs(self, number: int, costs: dict[str, float]) -> None:
-        """Records what the trial's estimator costs, before its first epoch; the first stand."""
-        self._stage(number).report_costs(number, costs)
+        """Record the costs of the trial's estimator; costs recorded earlier stay."""
+        self._stage(number).record_costs(number, costs)
 
-    def knows_costs(self, number: int) -> bool:
-        """Whether they were recorded, perhaps by a try of the trial that broke off."""
-        known = self._stage(number).frozen(number).user_attrs
-        return all(name in known for name in COSTS)
+    def has_costs(self, number: int) -> bool:
+        """Return whether the costs are recorded, possibly by an earlier try of the trial."""
+        recorded = self._stage(number).frozen(number).user_attrs
+        return all(name in recorded for name in COSTS)
 
-    def notes(self) -> list[str]:
-        """What the user is to know of how this study searches, a line each."""
-        return self.remarks
+    def messages(self) -> list[str]:
+        """Return lines for the user about the sampler's limits and the warm start."""
+        return self._messages
 
     def halt(self, reason: str) -> None:
-        """From now on no trial is given out or fails: those that run go on another time."""
-        self.why_halted = self.why_halted or reason
+        """Suggest and fail no more trials; running ones are resumed with the study."""
+        self._halt_reason = self._halt_reason or reason
 
-    def halted(self) -> str | None:
-        """Why the study is to end before it is finished; None if it is not."""
-        return self.why_halted
+    def halt_reason(self) -> str | None:
+        """Return why the study was halted, or None."""
+        return self._halt_reason
 
     def fail(self, number: int, reason: str) -> None:
-        """Ends the trial as failed, unless it has ended already or the study is halted."""
-        trial = self._stage(number).frozen(number)
-        if not trial.state.is_finished() and self.why_halted is None:
-            known = stall_reason(trial_folder(self.folder, number)) or trial.user_attrs.get(
-                "error"
-            )
-            self.note_error(number, known or reason)
-            self._end(number, TrialState.FAIL)
+        """End the trial as failed, unless it has ended or the study is halted.
 
-    def note_error(self, number: int, error: str) -> None:
-        """Keeps why a try of the trial broke; another try may follow."""
-        self._stage(number).note(number, "error", error)
+        Args:
+            reason: used if the trial neither stalled nor recorded an error.
+        """
+        trial = self._stage(number).frozen(number)
+        if trial.state.is_finished() or self._halt_reason is not None:
+            return
+        stalled = stall_reason(trial_folder(self.folder, number))
+        self.record_error(number, stalled or trial.user_attrs.get("error") or reason)
+        self._end(number, TrialState.FAIL)
+
+    def record_error(self, number: int, error: str) -> None:
+        """Keep the error of one try of the trial; another try may follow."""
+        self._stage(number).set_attribute(number, "error", error)
 
     def report_teacher(self, row: Row) -> None:
-        """Records an epoch of the teacher's training, or how far the asking is since."""
+        """Record an epoch of the teacher's training, or the progress of its predictions."""
         self.teacher = row
-        if row["epoch"] not in {known["epoch"] for known in self.teacher_rows}:
+        if row["epoch"] not in {earlier["epoch"] for earlier in self.teacher_rows}:
             self.teacher_rows.append(row)
-            rows = [{"study": self.config.name, **known} for known in self.teacher_rows]
+            rows = [{"study": self.config.name, **earlier} for earlier in self.teacher_rows]
             write_teacher(self.folder, rows, self.space)
 
     def num_finished(self) -> int:
+        """Count the trials that ended, in whatever state."""
         return sum(stage.num_finished() for stage in self.stages)
 
     def status(self) -> dict[str, Any]:
-        """What the display shows: trials by state, the best, the baseline, stages, the teacher."""
+        """Return what the display shows."""
         trials = self._trials()
         best = max(
             (number for number, trial in trials.items() if may_be_best(trial)),
@@ -216,19 +221,19 @@ class StudyOwner:
             "teacher": self.teacher,
         }
 
-    def news(self, ended: Container[int]) -> list[tuple[Row, list[Row]]]:
-        """The row and the reports of each trial that was begun, but for these."""
-        found = []
+    def updates_since(self, ended: Container[int]) -> list[tuple[Row, list[Row]]]:
+        """Return the row and the reports of every started trial except those in ``ended``."""
+        updates = []
         for number, trial in self._trials().items():
             if number not in ended and "started" in trial.user_attrs:
-                # Of a running trial the last checkpoint may make room for the next meanwhile.
+                # A running trial may delete this checkpoint while we read it.
                 with contextlib.suppress(FileNotFoundError):
                     rows = self._rows(number)
-                    found.append((self._trial_row(number, rows), rows))
-        return found
+                    updates.append((self._trial_row(number, rows), rows))
+        return updates
 
     def _progress(self) -> list[dict[str, Any]]:
-        """Of each stage, one still to come too: what is done and what is left."""
+        """Return the forecast of each stage, including one that has not begun."""
         handed_over = self.stages[1].first_number if len(self.stages) > 1 else None
         config = self.config
         planned = trial_groups(
@@ -237,35 +242,35 @@ class StudyOwner:
             StageEpochs(config.distill.epochs, config.refine.epochs),
             handed_over=handed_over,
         )
-        begun = [[_seen(trial) for trial in stage.trials()] for stage in self.stages]
-        begun += [[]] * (len(planned) - len(begun))
+        started = [[_progress_of(trial) for trial in stage.trials()] for stage in self.stages]
+        started += [[]] * (len(planned) - len(started))
         return [
-            ahead(groups, seen, self.config.search)
-            for groups, seen in zip(planned, begun, strict=True)
+            forecast_stage(groups, trials, self.config.search)
+            for groups, trials in zip(planned, started, strict=True)
         ]
 
     def _trials(self) -> dict[int, FrozenTrial]:
-        """The study's own, by number."""
+        """Return the study's trials by number, without those of older studies."""
         return {stage.number(trial): trial for stage in self.stages for trial in stage.trials()}
 
     def _stage(self, number: int) -> StageSearch:
         return next(stage for stage in reversed(self.stages) if number >= stage.first_number)
 
     def _first_stage(self) -> StageSearch:
-        """The only one of plan joint; the students of plan staged."""
+        """Open the only stage of plan=joint, or the students' stage of plan=staged."""
         config, name, space = self.config, self.config.name, self.space
         fixed = {}
         if self.resolved.is_staged:
             name, space, fixed = f"{name}/distill", distill_space(space), {"refine.epochs": 0}
         study = open_study(self.folder, name, config.search.objectives, self.journal)
-        self.remarks += sampler_notes(config.search.sampler, space)
-        self.remarks += enter_known_trials(study, config.search, self.folder, space)
+        self._messages += sampler_messages(config.search.sampler, space)
+        self._messages += add_known_trials(study, config.search, self.folder, space)
         baseline = baseline_values(config.distill.epochs + config.refine.epochs)
         controls = {BASELINE: baseline, DEFAULTS: {}}
         return StageSearch(study, config, space, controls=controls, fixed=fixed)
 
     def _hand_over(self) -> None:
-        """Freezes the best students as parents, and how many trials came before stage 2."""
+        """Choose the refiners' parents among the students, and store them in Optuna."""
         stage = self.stages[0]
         students = [
             trial
@@ -275,12 +280,12 @@ class StudyOwner:
         if not students:
             reasons = "".join(f"\n  trial {n}: {e}" for n, e in self.status()["errors"].items())
             raise InputError(
-                "a student must have come to its end for refiners to start from, got none but "
-                f"the baseline; raise search.trials, or lower search.min_epochs{reasons}"
+                "refiners need at least one complete student to start from, got none but the "
+                f"baseline; raise search.trials or lower search.min_epochs{reasons}"
             )
-        able = [trial for trial in students if is_feasible(trial)]
-        parents = choose_parents(able or students, self.config.plan.parents)
-        frozen = {
+        feasible = [trial for trial in students if is_feasible(trial)]
+        parents = choose_parents(feasible or students, self.config.plan.parents)
+        handed_over = {
             "first_number": len(stage.trials()),
             "parents": [
                 {"trial": number, "values": stage.suggestion(number)["values"]}
@@ -288,23 +293,23 @@ class StudyOwner:
             ],
         }
         failpoints.point("handing over")
-        study = self._second_study()
-        study.set_user_attr(HANDED_OVER, frozen)
+        study = self._refiners_study()
+        study.set_user_attr(HANDED_OVER, handed_over)
         self._open_second_stage()
 
-    def _second_study(self) -> optuna.Study:
-        name, objectives = second_study_of(self.config.name), self.config.search.objectives
+    def _refiners_study(self) -> optuna.Study:
+        name, objectives = refiners_study_name(self.config.name), self.config.search.objectives
         return open_study(self.folder, name, objectives, self.journal)
 
     def _open_second_stage(self) -> None:
-        """Adds the refiners' stage, if there was a hand-over."""
-        study = self._second_study()
-        frozen = study.user_attrs.get(HANDED_OVER)
-        if not frozen:
+        """Open the refiners' stage, if its parents are chosen."""
+        study = self._refiners_study()
+        handed_over = study.user_attrs.get(HANDED_OVER)
+        if not handed_over:
             return
         parents = [
             Parent(parent["trial"], without_refiner(parent["values"]))
-            for parent in frozen["parents"]
+            for parent in handed_over["parents"]
         ]
         self.stages.append(
             StageSearch(
@@ -313,14 +318,14 @@ class StudyOwner:
                 refine_space(self.space, len(parents)),
                 controls={DEFAULTS: {}},
                 fixed={},
-                first_number=frozen["first_number"],
+                first_number=handed_over["first_number"],
                 first_epoch=self.config.distill.epochs,
                 parents=parents,
             )
         )
 
     def _end(self, number: int, state: TrialState) -> None:
-        self._stage(number).tell(number, state)
+        self._stage(number).end_trial(number, state)
         self._write(number)
 
     def _write(self, number: int) -> None:
@@ -328,7 +333,7 @@ class StudyOwner:
         write_trial(self.folder, self._trial_row(number, rows), rows, self.space)
 
     def repair_tables(self) -> None:
-        """Writes the trials that Optuna knows as finished and the tables do not."""
+        """Write finished trials that the tables lack: the owner died before it wrote them."""
         written = written_trials(self.folder)
         for number, trial in self._trials().items():
             if trial.state.is_finished() and number not in written:
@@ -341,23 +346,27 @@ class StudyOwner:
             write_running(self.folder, number, self._rows(number), self.space)
 
     def _rows(self, number: int) -> list[Row]:
-        """The trial's reports; its checkpoint has them all, since it comes before each report."""
+        """Return the trial's reports: the recorded rows of its last checkpoint.
+
+        A trial saves each epoch before it reports it, so that none is missing.
+        """
         last = Checkpoints(trial_folder(self.folder, number)).last()
         stage = self._stage(number)
-        known = stage.epochs_of(number)
+        recorded = stage.epochs_of(number)
         parent = stage.parent_of(stage.frozen(number))
-        own = {
+        columns = {
             "study": self.config.name,
             "trial": number,
             "parent_trial": parent.trial if parent else None,
         }
-        return [{**own, **row} for row in (last.rows if last else []) if row["epoch"] in known]
+        rows = last.rows if last else []
+        return [columns | row for row in rows if row["epoch"] in recorded]
 
     def _trial_row(self, number: int, rows: list[Row]) -> Row:
         stage = self._stage(number)
         trial = stage.frozen(number)
         parent = stage.parent_of(trial)
-        params = {**(parent.values if parent else {}), **trial.params}
+        params = dict(parent.values if parent else {}) | trial.params
         started = datetime.datetime.fromtimestamp(trial.user_attrs["started"], datetime.UTC)
         seconds = rows[-1]["seconds"] if rows else 0.0
         settings = self.config.trial
@@ -392,7 +401,7 @@ class StudyOwner:
         return row
 
 
-def _seen(trial: FrozenTrial) -> TrialProgress:
+def _progress_of(trial: FrozenTrial) -> TrialProgress:
     return TrialProgress(
         epochs=max(trial.intermediate_values, default=0),
         budget=trial.user_attrs.get("budget", 0),
@@ -402,15 +411,15 @@ def _seen(trial: FrozenTrial) -> TrialProgress:
 
 
 def may_be_best(trial: FrozenTrial) -> bool:
-    """Whether the trial came to its end and keeps to the constraints."""
+    """Return whether the trial is complete and feasible."""
     return trial.state == TrialState.COMPLETE and is_feasible(trial)
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether the trial keeps to all constraints that it was held against."""
+    """Return whether the trial satisfies all its constraints."""
     return all(excess <= 0 for excess in trial.constraints.values())
 
 
 def without_refiner(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a student had of its own: a refiner that starts from it has stage 2 besides."""
+    """Return a student's values without those of stage 2, for a refiner that starts from it."""
     return {path: v for path, v in values.items() if not path.startswith(REFINE_PATHS)}

@@ -1,7 +1,7 @@
-"""What chooses the values to try and what ends trials early, by name.
+"""Optuna samplers and pruners by the names that the settings use.
 
-A sampler is built for each trial, seeded by study and trial: one sampler for all would repeat its
-draws after every restart. What it learns from lies in the Optuna study alone.
+Each trial has a sampler of its own, seeded by study and trial: a single sampler would repeat its
+draws after a restart. Its only state is the Optuna study.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from study.config.schema import SearchConfig
 
 
 class SobolSampler(QMCSampler):
-    """Sobol's sequence over all parameters; a trial's number says which point is its own.
+    """Sobol sequence over all parameters, indexed by the trial.
 
-    Optuna's counts the points that it has given, so that a restart skips some, and leaves out
-    parameters that the first trial did not have. Here a trial that has no use for a parameter
-    passes over its coordinate.
+    Optuna's sampler counts the points it has drawn, so that a restart skips some, and omits
+    parameters that the first trial lacks. Here a trial ignores the coordinates of parameters that
+    it lacks.
     """
 
     def __init__(self, space: SearchSpace, point: int, seed: int) -> None:
@@ -61,12 +61,11 @@ class SobolSampler(QMCSampler):
 
 
 class ConditionalTPE(TPESampler):
-    """TPE that models a parameter jointly with what it depends on, and with nothing else.
+    """TPE that models a parameter given its conditions, and independent parameters one by one.
 
-    A weight is learned from the trials of the same kind alone: the model of both is that of the
-    kind times that of the weight given the kind. Parameters that are independent of each other
-    are modeled one by one. Optuna's own joint models are another thing: ``multivariate`` leaves
-    out what only some trials have, and ``group`` models it apart from what it depends on.
+    A loss weight is modeled from trials with the same kind of loss: p(kind) p(weight | kind).
+    Optuna's joint models differ: ``multivariate`` omits parameters that only some trials have, and
+    ``group`` models them apart from their conditions.
     """
 
     def __init__(self, space: SearchSpace, startup_trials: int, seed: int) -> None:
@@ -91,14 +90,19 @@ class ConditionalTPE(TPESampler):
         search_space: dict[str, BaseDistribution],
         study: optuna.Study,
     ) -> dict[str, NDArray[Any]]:
-        alike = [t for t in trials if self.given.items() <= t.params.items()]
-        return super()._get_internal_repr(alike, search_space, study)
+        matching = [t for t in trials if self.given.items() <= t.params.items()]
+        return super()._get_internal_repr(matching, search_space, study)
 
 
 def build_sampler(
     settings: SearchConfig, study_seed: int, space: SearchSpace, number: int, point: int
 ) -> BaseSampler:
-    """``search.sampler`` for the trial of that number, the ``point``-th that is no control."""
+    """Build ``search.sampler`` for a trial.
+
+    Args:
+        number: the trial's number in the study.
+        point: its number among the trials that are no controls.
+    """
     seed = seed_of(study_seed, "sampler", number) % 2**32
     if settings.sampler == "random":
         return RandomSampler(seed=seed)
@@ -122,26 +126,30 @@ def build_sampler(
 
 
 def build_pruner(settings: SearchConfig, budget: int) -> BasePruner:
-    """``search.pruner``, which ends no trial of ``budget`` epochs before ``search.min_epochs``."""
+    """Build ``search.pruner`` for trials of ``budget`` epochs; it starts at ``min_epochs``."""
     first, factor = settings.min_epochs, settings.reduction_factor
     if settings.pruner == "successive_halving":
         return SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor)
     if settings.pruner == "hyperband":
         return HyperbandPruner(
-            # Given, because Optuna's own guess depends on which trial it sees complete first.
-            **{"min_resource": first, "max_resource": max(first, budget)},
+            min_resource=first,
+            # Optuna's default, "auto", depends on the trial that completes first.
+            max_resource=max(first, budget),
             reduction_factor=factor,
         )
-    when = {"n_startup_trials": settings.startup_trials, "n_warmup_steps": first}
     if settings.pruner == "median":
-        return MedianPruner(**when)
+        return MedianPruner(n_startup_trials=settings.startup_trials, n_warmup_steps=first)
     if settings.pruner == "percentile":
-        return PercentilePruner(settings.percentile, **when)
+        return PercentilePruner(
+            settings.percentile,
+            n_startup_trials=settings.startup_trials,
+            n_warmup_steps=first,
+        )
     return NopPruner()
 
 
-def sampler_notes(sampler: str, space: SearchSpace) -> Iterator[str]:
-    """A line where the sampler models some of the parameters alone."""
+def sampler_messages(sampler: str, space: SearchSpace) -> Iterator[str]:
+    """Yield a line for the user if the sampler can't model some of the parameters."""
     if sampler not in ("gp", "cmaes", "nsga2"):
         return
     others = {

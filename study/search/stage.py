@@ -1,8 +1,8 @@
-"""One Optuna study: what it asks for, what it is told, and how its trials end.
+"""The Optuna study of one stage: suggests trials, records their epochs, prunes and ends them.
 
-Plan ``joint`` has one, plan ``staged`` two in one journal: in one study the stages would share
-rungs, and refiners start at their parents' AP. Trials are known by their number in the whole
-study, reports by their epoch in it; in Optuna both count from the stage's own beginning.
+plan=joint has one stage; plan=staged has two, each with an Optuna study in the same journal: a
+single one would compare students with refiners, which start at their parents' AP. Numbers of
+trials and epochs count over the whole study here, and from the stage's beginning in Optuna.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ from study.storage.paths import journal_file
 
 EPOCHS = ("distill.epochs", "refine.epochs")
 HANDED_OVER = "handed_over"
-"""Attribute of the Optuna study of plan staged's stage 2: its parents, frozen."""
+"""Attribute of the refiners' Optuna study: the students that were chosen as parents."""
+REQUESTER = "asker"
+"""User attribute of a trial: the session and Tune trial that requested it."""
 
 
-class WholeLines(JournalFileBackend):
-    """Optuna's journal without a half line, which nobody could read once another followed it.
+class TruncatingJournal(JournalFileBackend):
+    """Journal backend that truncates a partial last line before appending.
 
-    A full disk leaves one, or a power cut.
+    A full disk or a power cut leaves such a line; Optuna could not read what is appended to it.
     """
 
     def __init__(self, file: Path) -> None:
@@ -59,8 +61,8 @@ class WholeLines(JournalFileBackend):
 
 
 def open_journal(folder: Path) -> BaseStorage:
-    """The Optuna studies in a study's folder; this process must be the only one that has them."""
-    return JournalStorage(WholeLines(journal_file(folder)))
+    """Open the storage of a study's Optuna studies; only one process may have it open."""
+    return JournalStorage(TruncatingJournal(journal_file(folder)))
 
 
 def open_study(
@@ -69,7 +71,7 @@ def open_study(
     objectives: Sequence[str] = (AP,),
     journal: BaseStorage | None = None,
 ) -> optuna.Study:
-    """An Optuna study in a study's folder, new if it is not there yet."""
+    """Load an Optuna study from a study's folder, or create it."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = journal or open_journal(folder)
     study = optuna.create_study(
@@ -78,24 +80,24 @@ def open_study(
         load_if_exists=True,
         directions=["maximize" if name == AP else "minimize" for name in objectives],
     )
-    return study if len(objectives) == 1 else SeveralObjectives(name, storage)
+    return study if len(objectives) == 1 else MultiObjectiveStudy(name, storage)
 
 
-def second_study_of(name: str) -> str:
-    """What the Optuna study of plan staged's stage 2 is called."""
+def refiners_study_name(name: str) -> str:
+    """Return the name of the Optuna study of the refiners of plan=staged."""
     return f"{name}/refine"
 
 
 def trials_handed_over(folder: Path, name: str) -> int | None:
-    """How many trials of plan staged came before its stage 2; None if there was no hand-over yet.
+    """Count the students of plan=staged if they were handed over to stage 2, or return None.
 
-    It only reads, so a study that runs is not disturbed, nor a line that it is just writing.
+    Only reads: a running study, or a line that it is writing, is not disturbed.
     """
     if not journal_file(folder).is_file():
         return None
     journal = JournalStorage(JournalFileBackend(str(journal_file(folder))))
     try:
-        study = optuna.load_study(study_name=second_study_of(name), storage=journal)
+        study = optuna.load_study(study_name=refiners_study_name(name), storage=journal)
     except KeyError:
         return None
     frozen = study.user_attrs.get(HANDED_OVER)
@@ -108,21 +110,20 @@ class Parent:
 
     trial: int
     values: Mapping[str, Any]
-    """What it had of its own, by config path."""
+    """Its values by config path."""
 
 
 class StageSearch:
-    """One Optuna study and the trials that are its own.
+    """The search of one stage, on an Optuna study.
 
     Known trials of older studies come first in the Optuna study and have no number here.
 
     Args:
-        controls: the values of known configs, by name, that are tried first.
-        fixed: what every trial has by config path, whatever it is asked to try.
-        first_number: how many trials of the whole study came before this stage.
-        first_epoch: epochs that a trial of this stage had been trained for before it began.
-        parents: where the trials of this stage start from, the best one first; empty if from
-            nothing.
+        controls: values of the control trials by name; they are tried first.
+        fixed: values of all trials by config path.
+        first_number: number of the stage's first trial in the whole study.
+        first_epoch: epochs that were trained before a trial of this stage begins.
+        parents: students that the trials start from, by descending AP; empty in stage 1.
     """
 
     def __init__(
@@ -145,119 +146,122 @@ class StageSearch:
         self.first_number = first_number
         self.first_epoch = first_epoch
         self.parents = parents
-        self.by_ap = by_ap(study, build_pruner(config.search, self._budget(fixed)))
+        self.ap_study = ap_only(study, build_pruner(config.search, self._budget(fixed)))
         self.num_known = sum(
             WARM_FROM in trial.user_attrs for trial in study.get_trials(deepcopy=False)
         )
         self._enqueue_controls()
 
     def trials(self) -> list[FrozenTrial]:
-        """The stage's own, by number."""
+        """Return the stage's trials by number, without the known ones."""
         return self.study.get_trials(deepcopy=False)[self.num_known :]
 
     def number(self, trial: FrozenTrial | optuna.Trial) -> int:
+        """Return the trial's number in the whole study."""
         return self.first_number + trial.number - self.num_known
 
     def frozen(self, number: int) -> FrozenTrial:
-        # Looked up alone: a list of all trials for each report is what long searches would pay.
-        storage, place = self.study._storage, number - self.first_number + self.num_known
-        id_ = storage.get_trial_id_from_study_id_trial_number(self.study._study_id, place)
+        """Return Optuna's record of a trial."""
+        # One look-up: listing all trials at each report would slow down long searches.
+        storage, optuna_number = self.study._storage, number - self.first_number + self.num_known
+        id_ = storage.get_trial_id_from_study_id_trial_number(self.study._study_id, optuna_number)
         return storage.get_trial(id_)
 
-    def note(self, number: int, key: str, value: Any) -> None:
-        """Keeps an attribute of the trial."""
+    def set_attribute(self, number: int, key: str, value: Any) -> None:
+        """Set a user attribute of the trial."""
         self.study._storage.set_trial_user_attr(self.frozen(number)._trial_id, key, value)
 
     def num_finished(self) -> int:
+        """Count the trials that ended, in whatever state."""
         return sum(trial.state.is_finished() for trial in self.trials())
 
     def parent_of(self, trial: FrozenTrial) -> Parent | None:
-        """Where the trial starts from; None if from nothing."""
+        """Return the student that the trial starts from, or None."""
         return self.parents[trial.params[PARENT]] if PARENT in trial.params else None
 
-    def asked_by(self, asker: str) -> int | None:
-        """The trial that this one asked for; None if it has not asked yet."""
-        known = (t for t in self.trials() if t.user_attrs.get("asker") == asker)
+    def requested_by(self, requester: str) -> int | None:
+        """Return the number of the trial that was given to a requester, or None."""
+        known = (t for t in self.trials() if t.user_attrs.get(REQUESTER) == requester)
         return next(map(self.number, known), None)
 
     def orphaned(self, session: str) -> list[int]:
-        """The trials that were running when the driver of an earlier session died."""
+        """Return the trials that were running when the driver of an earlier session died."""
         return [
             self.number(trial)
             for trial in self.trials()
             if trial.state == TrialState.RUNNING
-            and not trial.user_attrs.get("asker", "").startswith(f"{session}/")
+            and not trial.user_attrs.get(REQUESTER, "").startswith(f"{session}/")
         ]
 
     def new_trial(self) -> int:
-        """The next trial, known configs first."""
+        """Create the next trial, controls first, and return its number."""
         self.study.sampler = self._sampler(
             self.first_number + sum(t.state != TrialState.WAITING for t in self.trials())
         )
         return self.number(self.study.ask())
 
     def suggestion(self, number: int) -> dict[str, Any]:
-        """The trial's number, values and parent (null if it has none); the same when asked again.
+        """Return a trial's ``number``, ``values`` by config path, and ``parent`` (number or None).
 
-        Values are by config path.
+        Every call for the same trial returns the same.
         """
         self.study.sampler = self._sampler(number)
         trial = optuna.trial.Trial(self.study, self.frozen(number)._trial_id)
-        own = {**self.fixed, **trial.user_attrs.get("values", {})}
+        own = dict(self.fixed) | trial.user_attrs.get("values", {})
         parent = None
         if self.parents:
             parent = self.parents[trial.suggest_int(PARENT, 0, len(self.parents) - 1)]
-            own = {**parent.values, **own}
-        defaults = {**flatten(to_plain(self.config)), **own}
-        values = {**self.space.suggest(trial, defaults), **own}
+            own = dict(parent.values) | own
+        defaults = flatten(to_plain(self.config)) | own
+        values = self.space.suggest(trial, defaults) | own
         values.pop(PARENT, None)
         if "started" not in trial.user_attrs:
-            self.note(number, "budget", self._budget(values))
-            self.note(number, "started", time.time())
-        return {"number": number, "values": values, "parent": parent and parent.trial}
+            self.set_attribute(number, "budget", self._budget(values))
+            self.set_attribute(number, "started", time.time())
+        return {"number": number, "values": values, "parent": parent.trial if parent else None}
 
-    def report(self, number: int, row: Row) -> TrialState | None:
-        """Records an epoch; returns how the trial is to end now, None if it is to go on.
+    def record(self, number: int, row: Row) -> TrialState | None:
+        """Record an epoch's AP; return the state to end the trial in, or None to continue.
 
-        The first value of an epoch stands.
+        A second value of the same epoch is ignored.
         """
         frozen = self.frozen(number)
         epoch, value = int(row["epoch"]) - self.first_epoch, float(row["val_ap"])
-        trial = optuna.trial.Trial(self.by_ap, frozen._trial_id)
+        trial = optuna.trial.Trial(self.ap_study, frozen._trial_id)
         if epoch not in frozen.intermediate_values:
             trial.report(value, epoch)
         if epoch >= frozen.user_attrs["budget"]:
             return TrialState.COMPLETE
-        # Asked of controls too, so that the others are measured against them.
+        # Called for controls too, so that the pruner compares other trials with them.
         if trial.should_prune() and "control" not in frozen.user_attrs:
             return TrialState.PRUNED
         return None
 
-    def report_costs(self, number: int, costs: Mapping[str, float]) -> None:
-        """Records what the trial's estimator costs, before its first epoch; the first stand."""
+    def record_costs(self, number: int, costs: Mapping[str, float]) -> None:
+        """Record the costs of the trial's estimator; costs recorded earlier stay."""
         frozen = self.frozen(number)
         limits = vars(self.config.search.constraints)
-        trial = optuna.trial.Trial(self.by_ap, frozen._trial_id)
+        trial = optuna.trial.Trial(self.ap_study, frozen._trial_id)
         for name, excess in violations(limits, dict(costs)).items():
             if name not in frozen.constraints:
                 trial.set_constraint(name, excess)
         for name in COSTS:
             if name not in frozen.user_attrs:
-                self.note(number, name, costs[name])
+                self.set_attribute(number, name, costs[name])
 
-    def tell(self, number: int, state: TrialState) -> None:
-        """Ends the trial: its objective is the best epoch's AP, or of a pruned one the last's."""
+    def end_trial(self, number: int, state: TrialState) -> None:
+        """End the trial; its objective is the best epoch's AP, of a pruned trial the last's."""
         trial = self.frozen(number)
         curve = trial.intermediate_values
         costs = [trial.user_attrs[name] for name in self.config.search.objectives[1:]]
         if state == TrialState.PRUNED and costs:
-            tell_pruned(self.study, trial._trial_id, [curve[max(curve)], *costs])
+            end_pruned(self.study, trial._trial_id, [curve[max(curve)], *costs])
         else:
             values = [max(curve.values()), *costs] if state == TrialState.COMPLETE else None
             self.study.tell(trial.number, values, state=state)
 
     def epochs_of(self, number: int) -> set[int]:
-        """The epochs, counted in the whole study, that were reported."""
+        """Return the recorded epochs of a trial, counted over both stages."""
         return {self.first_epoch + epoch for epoch in self.frozen(number).intermediate_values}
 
     def _enqueue_controls(self) -> None:
@@ -267,8 +271,8 @@ class StageSearch:
                 start = self.parents[0].values if self.parents else {}
                 config = with_values(self.config, {**start, **self.fixed, **values})
                 params = self.space.values_in({PARENT: 0, **flatten(to_plain(config))})
-                attrs = {"control": control, "values": dict(values)}
-                self.study.enqueue_trial(params, user_attrs=attrs)
+                attributes = {"control": control, "values": dict(values)}
+                self.study.enqueue_trial(params, user_attrs=attributes)
 
     def _sampler(self, number: int) -> BaseSampler:
         point = number - self.first_number - len(self.controls)
@@ -277,22 +281,22 @@ class StageSearch:
         )
 
     def _budget(self, values: Mapping[str, Any]) -> int:
-        """The epochs that a trial of these values has in this stage."""
+        """Return the epochs of a trial with these values in this stage."""
         epochs = (values.get(path, value_at(self.config, path)) for path in EPOCHS)
         return sum(epochs) - self.first_epoch
 
 
-class SeveralObjectives(optuna.Study):
-    """A study of several objectives whose trials have curves, of AP."""
+class MultiObjectiveStudy(optuna.Study):
+    """A study of several objectives whose trials report a curve of AP."""
 
     @property
     def direction(self) -> StudyDirection:
-        """That of the curves; TPE asks for it to rank the pruned trials."""
+        """Direction of the AP curves, by which TPE ranks pruned trials."""
         return StudyDirection.MAXIMIZE
 
 
-class _ApAlone:
-    """A storage that names AP as the only objective; everything else is the true one's."""
+class _ApOnlyStorage:
+    """A storage that declares AP as the only objective, and otherwise delegates."""
 
     def __init__(self, storage: Any) -> None:
         self._storage = storage
@@ -304,21 +308,20 @@ class _ApAlone:
         return [StudyDirection.MAXIMIZE]
 
 
-def by_ap(study: optuna.Study, pruner: BasePruner) -> optuna.Study:
-    """The study that trials report to and are pruned in: the same, of one objective."""
+def ap_only(study: optuna.Study, pruner: BasePruner) -> optuna.Study:
+    """Return the study with AP as its only objective: Optuna prunes no multi-objective study."""
     if len(study.directions) == 1:
         study.pruner = pruner
         return study
     study.pruner = NopPruner()
-    storage: Any = _ApAlone(study._storage)
+    storage: Any = _ApOnlyStorage(study._storage)
     return optuna.Study(study_name=study.study_name, storage=storage, pruner=pruner)
 
 
-def tell_pruned(study: optuna.Study, trial_id: int, values: list[float]) -> None:
-    """Ends the trial as pruned, with its last AP and its costs for values.
+def end_pruned(study: optuna.Study, trial_id: int, values: list[float]) -> None:
+    """End a trial of several objectives as pruned, with its last AP and its costs as values.
 
-    Of one objective Optuna does the same; of several it would leave none, and TPE can't do
-    without.
+    Optuna does so for one objective. For several it would store no values, which TPE needs.
     """
     study._storage.set_trial_state_values(trial_id, TrialState.PRUNED, values)
     study._thread_local.cached_all_trials = None

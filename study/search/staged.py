@@ -1,7 +1,7 @@
-"""Plan ``staged``, coarse to fine: which parameters, trials and parents either stage has.
+"""plan=staged: the parameters and trials of each stage, and the refiners' parents.
 
-Students are searched first. At the hand-over the best of them become parents, and from then on
-trials are refiners: which parent one starts from, by its rank, is a parameter like others.
+Stage 1 searches students. At the hand-over the best of them become parents. Stage 2 searches
+refiners; the rank of the parent that a refiner starts from is one of its parameters.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from search_spaces.space import Parameter, SearchSpace, place_in
 from study.config.schema import STAGED, PlanConfig
 
 PARENT = "parent"
-"""The parameter that chooses among the parents: 0 is the one of the highest AP."""
+"""Parameter of a refiner: its parent's rank by AP, from 0."""
 REFINE_PATHS = "refine."
 
 
 def with_parent(plan: PlanConfig, space: SearchSpace) -> SearchSpace:
-    """The space and, in plan staged, the parameter that chooses the parent."""
+    """Return the space, for plan=staged with the parent's rank as its first parameter."""
     if plan.kind != STAGED:
         return space
     parameters = (_rank_among(plan.parents), *space.parameters)
@@ -30,13 +30,13 @@ def with_parent(plan: PlanConfig, space: SearchSpace) -> SearchSpace:
 
 
 def distill_space(space: SearchSpace) -> SearchSpace:
-    """What the students of plan staged vary: everything but the refiner."""
+    """Return the search space of students: all parameters but those of stage 2."""
     own = (parameter for parameter in space.parameters if not is_of_refiner(parameter))
     return dataclasses.replace(space, parameters=tuple(own))
 
 
 def refine_space(space: SearchSpace, num_parents: int) -> SearchSpace:
-    """What the refiners of plan staged vary, the parent's rank among them."""
+    """Return the search space of refiners: the parent's rank and the parameters of stage 2."""
     own = (p for p in space.parameters if is_of_refiner(p) and p.path != PARENT)
     return dataclasses.replace(space, parameters=(_rank_among(num_parents), *own))
 
@@ -46,12 +46,12 @@ def _rank_among(num_parents: int) -> Parameter:
 
 
 def is_of_refiner(parameter: Parameter) -> bool:
-    """Whether it is stage 2's in plan staged, as the parent's rank is."""
+    """Return whether plan=staged searches the parameter in stage 2."""
     return parameter.path == PARENT or parameter.path.startswith(REFINE_PATHS)
 
 
 def staged_faults(plan: PlanConfig, refine_epochs: int, space: SearchSpace) -> Iterator[str]:
-    """What keeps these settings and this space from being a staged study; nothing if joint."""
+    """Yield what makes plan=staged impossible with these settings and this space."""
     if plan.kind != STAGED:
         return
     if not refine_epochs:
@@ -66,15 +66,15 @@ def staged_faults(plan: PlanConfig, refine_epochs: int, space: SearchSpace) -> I
 
 
 def num_distill_trials(trials: int, share: float) -> int:
-    """How many of so many trials are students: both controls at least, and never all."""
+    """Return how many of ``trials`` are students: at least both controls, never all."""
     return min(max(round(share * trials), 2), trials - 1)
 
 
 def choose_parents(students: Sequence[FrozenTrial], count: int) -> list[FrozenTrial]:
-    """The best students, spread over what was searched, the highest AP first.
+    """Choose good and diverse students, by descending AP.
 
-    The best one of all, then, among the 2 x ``count`` best, whichever is farthest from those that
-    were chosen: two students of nearly the same weights would teach refiners the same.
+    The best student is chosen first, then repeatedly, of the 2 x ``count`` best, the one farthest
+    from those already chosen: refiners learn little from two nearly equal students.
     """
     ranked = sorted(students, key=lambda trial: (-trial.values[0], trial.number))
     pool = ranked[: 2 * count]
@@ -86,7 +86,7 @@ def choose_parents(students: Sequence[FrozenTrial], count: int) -> list[FrozenTr
 
 
 def _distance(one: FrozenTrial, other: FrozenTrial) -> float:
-    """From 0 to 1: the mean over the parameters that either has."""
+    """Mean distance, 0..1, over the parameters of both."""
     gaps = [_gap(path, one, other) for path in {*one.params, *other.params}]
     return math.fsum(gaps) / max(len(gaps), 1)
 

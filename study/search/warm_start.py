@@ -1,8 +1,8 @@
-"""Trials of older studies as known trials of a new one: what fits enters, the rest is listed.
+"""Warm start: trials of older studies as known trials of a new one.
 
-An older trial fits if this study could have run it: the same data and teacher, the same plan,
-values that its search space can give, and every other setting of student and stages as it is here.
-Of a staged study the students can, its refiners can't: they start from students of its own.
+A trial fits if the new study could have run it: the same data, teacher and plan, values inside its
+search space, and equal other settings of the student and the stages. Refiners of plan=staged never
+fit, since they start from students of their own study.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from study.storage.study_file import read_settings
 from study.storage.tables import PARAMS, TableRow, read_reports, read_trials
 
 WARM_FROM = "warm_from"
-"""User attribute of a known trial: the older study, the trial's number, when it was begun."""
+"""User attribute of a known trial: the older study, the trial's number and start time."""
 DONE = "warm_started"
-"""Attribute of a study whose known trials have all entered."""
+"""Attribute of an Optuna study whose known trials are all added."""
 SECTIONS = ("student.", "distill.", "refine.")
-STUDENTS = SECTIONS[:2]
-"""What a student of plan staged depends on."""
+"""Settings that a trial of plan=joint depends on."""
+STUDENT_SECTIONS = SECTIONS[:2]
+"""Settings that a student of plan=staged depends on."""
 
 
 def check_older_studies(warm_start: Sequence[str], folder: Path) -> None:
-    """Returns if every folder of ``search.warm_start`` is a study, of whatever data.
+    """Check that every folder of ``search.warm_start`` holds a study.
 
-    A study that was begun already is not checked: its known trials have entered.
+    Nothing is checked once this study has begun: its known trials are added then.
 
     Raises:
-        InputError: one is not.
+        InputError: a folder holds no study.
     """
     if settings_file(folder).exists():
         return
@@ -58,38 +59,42 @@ def check_older_studies(warm_start: Sequence[str], folder: Path) -> None:
 def check_warm_start(
     warm_start: Sequence[str], folder: Path, fingerprint: str, teacher: str
 ) -> None:
-    """Returns if every folder of ``search.warm_start`` is a study of these data and this teacher.
+    """Check that every folder of ``search.warm_start`` is a study of this data and teacher.
 
-    A study that was begun already is not checked: its known trials have entered.
+    Nothing is checked once this study has begun: its known trials are added then.
 
     Args:
-        folder: the new study's.
+        folder: folder of the new study.
+        teacher: name of the teacher's folder.
 
     Raises:
-        InputError: one is not.
+        InputError: a folder holds no study, or one of other data or another teacher.
     """
     if settings_file(folder).exists():
         return
     for older in warm_start:
         settings = read_settings(Path(older))
-        for what, key, here in (
+        for name, key, here in (
             ("data", "data_fingerprint", fingerprint),
             ("teacher", "teacher", teacher),
         ):
             if settings.get(key) != here:
                 raise InputError(
-                    f"search.warm_start must name studies of the same data and teacher, got "
-                    f"{older}, whose {what} is another ({settings.get(key)}, here {here}): AP of "
-                    "the two can't be compared; leave it out"
+                    "search.warm_start must name studies of the same data and teacher, got "
+                    f"{older} with another {name} ({settings.get(key)}, here {here}): their APs "
+                    "can't be compared; leave it out"
                 )
 
 
-def enter_known_trials(
+def add_known_trials(
     study: optuna.Study, search: SearchConfig, folder: Path, space: SearchSpace
 ) -> list[str]:
-    """Adds what fits to the Optuna study, once, before any trial of its own; says what came of it.
+    """Add the trials that fit to the Optuna study, before its first own trial.
 
-    A kill in between loses and doubles none.
+    They are added once: a kill in between neither loses nor repeats a trial.
+
+    Returns:
+        Lines for the user: how many trials were added, and why the others were not.
     """
     if not search.warm_start or DONE in study.user_attrs:
         return []
@@ -97,11 +102,11 @@ def enter_known_trials(
     known = {trial.user_attrs.get(WARM_FROM) for trial in study.get_trials(deepcopy=False)}
     lines: list[str] = []
     for older in map(Path, search.warm_start):
-        fitting, left_out = _sorted(older, own, search, space)
+        fitting, left_out = _trials_that_fit(older, own, search, space)
         for trial in fitting:
             if trial.user_attrs[WARM_FROM] not in known:
                 study.add_trial(trial)
-        lines += _told(older, len(fitting), left_out)
+        lines += _describe(older, len(fitting), left_out)
     study.set_user_attr(DONE, True)
     return lines
 
@@ -109,23 +114,23 @@ def enter_known_trials(
 def known_trial_lines(
     own: Mapping[str, Any], search: SearchConfig, space: SearchSpace
 ) -> Iterator[str]:
-    """What ``enter_known_trials`` would say of a study that is still to begin.
+    """Yield the lines that ``add_known_trials`` would return for a study that has not begun.
 
     Args:
-        own: its settings, nested, with paths as they were typed, which is how studies keep them.
+        own: its settings, nested, with paths as the user typed them, as studies store them.
     """
     for older in map(Path, search.warm_start):
-        fitting, left_out = _sorted(older, own, search, space)
-        yield from _told(older, len(fitting), left_out)
+        fitting, left_out = _trials_that_fit(older, own, search, space)
+        yield from _describe(older, len(fitting), left_out)
 
 
-def _sorted(
+def _trials_that_fit(
     older: Path, own: Mapping[str, Any], search: SearchConfig, space: SearchSpace
 ) -> tuple[list[FrozenTrial], dict[str, list[int]]]:
-    """The trials that fit, and the numbers of the others by the reason.
+    """Return the trials that fit, and the numbers of the others by the reason.
 
     Args:
-        own: the new study's settings, nested.
+        own: settings of the new study, nested.
     """
     settings, here = flatten(read_settings(older)["config"]), flatten(own)
     reports = read_reports(older).to_pylist()
@@ -133,7 +138,7 @@ def _sorted(
     left_out: dict[str, list[int]] = {}
     for row in read_trials(older).to_pylist():
         curve = {r["epoch"]: r["val_ap"] for r in reports if r["trial"] == row["trial"]}
-        values = {**settings, **_params(row)}
+        values = settings | _params(row)
         reason = next(_misfits(row, curve, values, here, space, search), None)
         if reason:
             left_out.setdefault(reason, []).append(row["trial"])
@@ -142,7 +147,7 @@ def _sorted(
     return fitting, left_out
 
 
-def _told(older: Path, known: int, left_out: Mapping[str, list[int]]) -> Iterator[str]:
+def _describe(older: Path, known: int, left_out: Mapping[str, list[int]]) -> Iterator[str]:
     yield f"warm start: {known} trials of {older} are known"
     for reason, numbers in left_out.items():
         yield f"warm start: trial {', '.join(map(str, numbers))} of {older} left out: {reason}"
@@ -164,25 +169,25 @@ def _misfits(
     space: SearchSpace,
     search: SearchConfig,
 ) -> Iterator[str]:
-    """Why the older trial, of these values, could be none of this study's; nothing if it could."""
+    """Yield why the older trial with these values does not fit."""
     if values["plan.kind"] != own["plan.kind"]:
-        yield f"it is of plan={values['plan.kind']}, this study of plan={own['plan.kind']}"
+        yield f"it has plan={values['plan.kind']}, this study plan={own['plan.kind']}"
     if row["parent_trial"] is not None:
-        yield "it refines a student that this study does not have"
+        yield "it refines a student of its own study"
     if row["control"] == BASELINE:
-        yield "the baseline is no point of a search space"
+        yield "the baseline is outside every search space"
     if row["state"] == "FAIL":
         yield "it failed"
     elif not curve or row["objective"] is None:
-        yield "it ended before its first epoch did"
-    for cost in _costs_asked(search):
+        yield "it ended before its first epoch"
+    for cost in _required_costs(search):
         if row.get(cost) is None:
             yield f"its {cost} was not measured"
-    sections = STUDENTS if own["plan.kind"] == STAGED else SECTIONS
-    yield from _settings_apart(values, own, space, sections)
+    sections = STUDENT_SECTIONS if own["plan.kind"] == STAGED else SECTIONS
+    yield from _differences(values, own, space, sections)
 
 
-def _settings_apart(
+def _differences(
     values: Mapping[str, Any],
     own: Mapping[str, Any],
     space: SearchSpace,
@@ -196,14 +201,14 @@ def _settings_apart(
     active = space.values_in(values)
     for parameter in space.parameters:
         if parameter.path in active and not parameter.accepts(active[parameter.path]):
-            yield f"the search space can't give {parameter.path}={active[parameter.path]}"
+            yield f"{parameter.path}={active[parameter.path]} is outside the search space"
     for path, here in own.items():
         is_fixed = path.startswith(sections) and path not in space.paths
         if is_fixed and values.get(path, here) != here:
-            yield f"{path} was {values[path]} there and is {here} here"
+            yield f"{path} is {values[path]} there and {here} here"
 
 
-def _costs_asked(search: SearchConfig) -> list[str]:
+def _required_costs(search: SearchConfig) -> list[str]:
     limits = vars(search.constraints)
     limited = [name for name, limit in limits.items() if limit is not None]
     return [*search.objectives[1:], *limited]

@@ -61,7 +61,7 @@ def cpu_by_trial(folder: Path, sampler: str, trials: int, settings: list[str]) -
     generator, clock = np.random.default_rng(0), Clock()
     found = []
     for index in range(trials):
-        suggestion = clock(owner.ask, f"trial{index}")
+        suggestion = clock(owner.suggest, f"trial{index}")
         assert suggestion is not None
         number = suggestion["number"]
         checkpoints = Checkpoints(trial_folder(owner.folder, number))

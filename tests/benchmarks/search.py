@@ -176,9 +176,9 @@ class Ours:
         exchange(self.search.study, number, self.search.space, values)
 
     def report(self, number: int, epoch: int, ap: float) -> bool:
-        state = self.search.report(number, {"epoch": epoch, "val_ap": ap})
+        state = self.search.record(number, {"epoch": epoch, "val_ap": ap})
         if state is not None:
-            self.search.tell(number, state)
+            self.search.end_trial(number, state)
         return state is not None
 
 

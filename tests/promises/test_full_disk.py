@@ -16,7 +16,7 @@ from study_command import LAUNCHERS, LIMIT_S, evidence, has_epoch, run, start, w
 from study.search.stage import (
     HANDED_OVER,
     open_study,
-    second_study_of,
+    refiners_study_name,
     trials_handed_over,
 )
 from study.storage.files import is_full_disk
@@ -41,19 +41,21 @@ def test_a_full_disk_is_told_by_its_number_by_its_words_and_by_what_came_of_it()
 
 def test_half_a_line_at_the_journals_end_spoils_no_later_one(tmp_path: Path) -> None:
     open_study(tmp_path, "study").set_user_attr("kept", 1)
-    with (journal_file(tmp_path)).open("ab") as journal:
+    with journal_file(tmp_path).open("ab") as journal:
         journal.write(b'{"op_code": 2, "wor')
     open_study(tmp_path, "study").set_user_attr("next", 2)
     assert open_study(tmp_path, "study").user_attrs == {"kept": 1, "next": 2}
 
 
 def test_a_look_at_the_journal_leaves_a_line_that_is_being_written(tmp_path: Path) -> None:
-    open_study(tmp_path, second_study_of("study")).set_user_attr(HANDED_OVER, {"first_number": 3})
-    with (journal_file(tmp_path)).open("ab") as journal:
+    open_study(tmp_path, refiners_study_name("study")).set_user_attr(
+        HANDED_OVER, {"first_number": 3}
+    )
+    with journal_file(tmp_path).open("ab") as journal:
         journal.write(b'{"op_code": 2, "wor')
-    before = (journal_file(tmp_path)).read_bytes()
+    before = journal_file(tmp_path).read_bytes()
     assert trials_handed_over(tmp_path, "study") == 3
-    assert (journal_file(tmp_path)).read_bytes() == before
+    assert journal_file(tmp_path).read_bytes() == before
 
 
 @pytest.fixture

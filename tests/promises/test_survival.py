@@ -27,7 +27,7 @@ from study.storage.tables import read_trials
 pytestmark = pytest.mark.slow
 
 POINTS = {
-    "asked": 2,  # inside the owner's ask, of the third trial
+    "suggested": 2,  # inside the owner's ask, of the third trial
     "saved": 4,  # an epoch is on disk and nobody knows of it
     "renaming trials": 1,  # a part of the table is written and bears no name yet
     "handed over": 2,  # stage 1 is over, stage 2 has not begun
@@ -37,7 +37,7 @@ STAGED = {
     "inline": ("search.trials=6", {"handing over": 0, "handed over": 1}),
     "train": (
         "search.trials=4",
-        {"asked": 0, "saved": 1, "renaming trials": 0, "handing over": 0, "handed over": 0},
+        {"suggested": 0, "saved": 1, "renaming trials": 0, "handing over": 0, "handed over": 0},
     ),
 }
 """At the hand-over the owner dies before the parents are frozen, a refiner before its start."""

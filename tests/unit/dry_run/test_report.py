@@ -234,10 +234,10 @@ def test_plan_has_the_searchs_notes_and_the_trials_of_a_warm_start(
     lines = plan_of(config)
     assert any("search.sampler=gp can't model what only some trials have" in x for x in lines)
     assert f"warm start: 0 trials of {older} are known" in lines
-    reason = "the baseline is no point of a search space"
+    reason = "the baseline is outside every search space"
     assert f"warm start: trial 0 of {older} left out: {reason}" in lines
     OmegaConf.save(OmegaConf.create({**kept, "teacher": "another"}), settings_file(older))
-    with pytest.raises(InputError, match="whose teacher is another"):
+    with pytest.raises(InputError, match="with another teacher"):
         plan_of(config)
 
 

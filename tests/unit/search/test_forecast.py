@@ -1,4 +1,4 @@
-"""How many epochs are to come: by the pruner's rule, and by the trials that were seen."""
+"""Forecast epochs: from the pruner's rule and from the trials so far."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ import pytest
 
 from study.config.compose import compose
 from study.config.schema import StudyConfig
-from study.search.forecast import StageEpochs, TrialProgress, ahead, expected_epochs, trial_groups
+from study.search.forecast import (
+    StageEpochs,
+    TrialProgress,
+    expected_epochs,
+    forecast_stage,
+    trial_groups,
+)
 
 JOINT = ("search.trials=10", "distill.epochs=3", "refine.epochs=1", "search.min_epochs=1")
-"""Two controls of 4 epochs; the others pass epochs 1 and 2 at a half each."""
+"""Two controls of 4 epochs; half of the other trials pass epoch 1, a quarter epoch 2."""
 
 
 @pytest.mark.parametrize(
@@ -64,13 +70,13 @@ def test_more_trials_after_the_hand_over_are_refiners() -> None:
     assert [group[:3] for group in (*students, *refiners) if group.trials] == [(12, 0, 2)]
 
 
-def left_of(seen: list[TrialProgress], *overrides: str) -> tuple[float, bool]:
+def left_of(started: list[TrialProgress], *overrides: str) -> tuple[float, bool]:
     config = compose([*JOINT, *overrides])
     (groups,) = trial_groups(
         config.plan, config.search.trials, StageEpochs(config.distill.epochs, config.refine.epochs)
     )
-    stage = ahead(groups, seen, config.search)
-    assert stage["trials"] == 10 and stage["epochs"] == sum(trial.epochs for trial in seen)
+    stage = forecast_stage(groups, started, config.search)
+    assert stage["trials"] == 10 and stage["epochs"] == sum(trial.epochs for trial in started)
     return stage["left"], stage["is_bound"]
 
 
@@ -81,41 +87,41 @@ def trial(epochs: int, *, ended: bool = True, control: bool = False) -> TrialPro
 CONTROLS = [trial(4, control=True), trial(4, control=True)]
 
 
-def test_before_a_trial_ends_the_pruners_rule_says_how_long_they_take() -> None:
-    """8 of 1 + 1/2 + 1/4 + 1/4 epochs, and two controls that nobody prunes."""
+def test_forecast_before_a_trial_ends_follows_the_pruners_rule() -> None:
+    """8 trials of 1 + 1/2 + 1/4 + 1/4 epochs, and two controls, which are never pruned."""
     assert left_of([]) == (pytest.approx(2 * 4 + 8 * 2), False)
     running = [trial(3, ended=False, control=True), trial(0, ended=False, control=True)]
     assert left_of(running) == (pytest.approx(1 + 4 + 8 * 2), False)
 
 
-def test_a_running_trial_goes_on_as_those_that_came_as_far() -> None:
-    """Of those that passed the first rung half pass the second: 1 + 1/2 + 1/2 epochs more."""
+def test_forecast_of_a_running_trial_follows_trials_that_reached_its_epoch() -> None:
+    """Of the trials past the first rung half pass the second: 1 + 1/2 + 1/2 epochs more."""
     left, _ = left_of([*CONTROLS, trial(1, ended=False)], "search.pruner=none")
     assert left == pytest.approx(7 * 4 + 3)
     left, _ = left_of([*CONTROLS, trial(1, ended=False)])
-    # It passed the rung, beside the rule's two trials of which one does: 2 of 3 pass.
+    # This trial passed the rung, and one of the rule's two trials: 2 of 3 pass.
     assert left == pytest.approx(7 * (1 + 2 / 3 * 2) + 2)
 
 
-def test_trials_that_ended_teach_what_is_to_come_controls_do_not() -> None:
-    """All 4 ended after the first epoch, of the rule's 2 one: 1 of 6 goes on, for 2 epochs."""
+def test_forecast_follows_ended_trials_but_not_controls() -> None:
+    """All 4 ended after epoch 1, and one of the rule's 2: 1 of 6 continues, for 2 epochs."""
     left, _ = left_of([*CONTROLS, *[trial(1)] * 4])
     assert left == pytest.approx(4 * (1 + 1 / 6 * 2))
     assert left_of(CONTROLS)[0] == pytest.approx(8 * 2)
 
 
-def test_a_control_that_failed_has_no_epochs_to_come() -> None:
+def test_failed_control_has_no_epochs_left() -> None:
     assert left_of([trial(1, control=True), CONTROLS[0]])[0] == pytest.approx(8 * 2)
 
 
 @pytest.mark.parametrize("pruner", ["median", "percentile", "hyperband"])
-def test_what_compares_with_other_trials_is_bounded_until_one_has_ended(pruner: str) -> None:
+def test_forecast_of_an_unpredictable_pruner_is_a_bound_until_a_trial_ends(pruner: str) -> None:
     overrides = f"search.pruner={pruner}"
     assert left_of([*CONTROLS, trial(1, ended=False)], overrides) == (7 * 4 + 3, True)
     left, is_bound = left_of([*CONTROLS, trial(1), trial(1, ended=False)], overrides)
     assert (left, is_bound) == (pytest.approx(6 * (1 + 1 / 2 * 3) + 3), False)
 
 
-def test_nothing_is_left_of_a_search_that_is_over() -> None:
+def test_finished_search_has_no_epochs_left() -> None:
     assert left_of([*CONTROLS, *[trial(2)] * 8]) == (0, False)
     assert left_of([*CONTROLS, *[trial(2)] * 9]) == (0, False)

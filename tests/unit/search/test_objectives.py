@@ -1,4 +1,4 @@
-"""Several objectives, constraints and what trials cost: who may win, and who is on the front."""
+"""Several objectives, constraints and costs: the winner and the Pareto front."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COSTS = ({"latency_ms": 1.0, "parameters": 900}, {"latency_ms": 2.0, "parameters
 
 
 @pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
@@ -47,7 +47,7 @@ def start(folder: Path, *overrides: str, session: str = "a") -> StudyOwner:
 
 
 def run_trial(owner: StudyOwner, name: str, aps: list[float], costs: dict[str, float]) -> int:
-    number = int(owner.ask(name)["number"])
+    number = int(owner.suggest(name)["number"])
     owner.report_costs(number, costs)
     for epoch, ap in enumerate(aps, 1):
         owner.report(number, {"stage": "distill", "epoch": epoch, "seconds": 1.0, "val_ap": ap})
@@ -59,14 +59,14 @@ def row_of(number: int, ap: float | None, latency: float, **changes: Any) -> dic
     return {**row, "parameters": 1000, "feasible": True, "control": None, **changes}
 
 
-def test_front_holds_what_no_other_trial_beats() -> None:
+def test_front_holds_the_trials_that_no_other_dominates() -> None:
     rows = [
         row_of(0, 0.30, 5.0),
         row_of(1, 0.20, 3.0),
         row_of(2, 0.25, 4.0),
         row_of(3, 0.25, 4.5),  # slower than 2, no better
         row_of(4, 0.19, 3.0),  # as fast as 1, worse
-        row_of(5, 0.20, 3.0),  # equal to 1: neither beats the other
+        row_of(5, 0.20, 3.0),  # equal to 1: neither dominates the other
         row_of(6, 0.90, 1.0, state="PRUNED"),
         row_of(7, 0.90, 1.0, feasible=False),
         row_of(8, None, 1.0, state="FAIL"),
@@ -76,7 +76,7 @@ def test_front_holds_what_no_other_trial_beats() -> None:
     assert [row["trial"] for row in pareto_front(rows[:6], [])] == [0]
 
 
-def test_violation_is_the_share_beyond_the_limit() -> None:
+def test_violation_is_the_relative_excess_over_the_limit() -> None:
     limits = {"latency_ms": 20.0, "parameters": None}
     assert violations(limits, {"latency_ms": 25.0, "parameters": 9e9}) == {"latency_ms": 0.25}
     assert violations(limits, {"latency_ms": 20.0})["latency_ms"] == 0
@@ -93,18 +93,18 @@ def test_several_objectives_reach_the_optuna_study_and_the_table(tmp_path: Path)
     assert owner.status()["best"] == {"trial": 0, "ap": 0.2}
 
 
-def test_first_costs_of_a_trial_stand_over_a_restart(tmp_path: Path) -> None:
+def test_costs_recorded_first_stay_after_a_restart(tmp_path: Path) -> None:
     limit = "search.constraints.latency_ms=1.5"
     owner = start(tmp_path, limit)
-    owner.report_costs(owner.ask("t0")["number"], COSTS[0])
+    owner.report_costs(owner.suggest("t0")["number"], COSTS[0])
     again = start(tmp_path, limit, session="b")
-    again.report_costs(again.ask("t0")["number"], COSTS[1])
+    again.report_costs(again.suggest("t0")["number"], COSTS[1])
     assert again.stages[0].frozen(0).constraints == {"latency_ms": pytest.approx(1.0 / 1.5 - 1)}
     assert again.stages[0].frozen(0).user_attrs["latency_ms"] == 1.0
 
 
-class Here:
-    """An owner asked as an actor is, in this process."""
+class LocalActor:
+    """An owner in this process with the interface of a Ray actor."""
 
     def __init__(self, owner: StudyOwner) -> None:
         self.owner = owner
@@ -113,7 +113,7 @@ class Here:
         return SimpleNamespace(remote=getattr(self.owner, name))
 
 
-def test_a_trial_that_goes_on_is_not_measured_again(
+def test_costs_of_a_resumed_trial_are_not_measured_again(
     tmp_path: Path,
     mini_config: StudyConfig,
     mini_data: PreparedData,
@@ -126,16 +126,16 @@ def test_a_trial_that_goes_on_is_not_measured_again(
     plan = StudyContext(mini_config, resolve(mini_config), mini_data, str(tmp_path), "", "owner")
     for session in ("a", "b"):
         owner = start(tmp_path, session=session)
-        suggestion = owner.ask("t0")
+        suggestion = owner.suggest("t0")
         assert suggestion is not None and suggestion["number"] == 0
-        monkeypatch.setattr(context.ray, "get_actor", lambda name, owner=owner: Here(owner))
+        monkeypatch.setattr(context.ray, "get_actor", lambda name, owner=owner: LocalActor(owner))
         link = OwnerLink(plan, suggestion["number"])
         link.report_costs(trial_of(plan, suggestion), workers)
     assert owner.stages[0].frozen(0).user_attrs["latency_ms"] == 1.0
     assert next(measured) == COSTS[1]
 
 
-def test_trial_beyond_a_constraint_is_never_the_best(tmp_path: Path) -> None:
+def test_infeasible_trial_is_never_the_best(tmp_path: Path) -> None:
     owner = start(tmp_path, "search.constraints.latency_ms=1.5")
     run_trial(owner, "t0", [0.2, 0.2], COSTS[0])
     run_trial(owner, "t1", [0.9, 0.9], COSTS[1])
@@ -144,7 +144,7 @@ def test_trial_beyond_a_constraint_is_never_the_best(tmp_path: Path) -> None:
 
 
 def test_pruned_trial_of_several_objectives_keeps_values_that_tpe_can_read(tmp_path: Path) -> None:
-    """One complete trial beside pruned ones: TPE has to rank these too."""
+    """One trial is complete, so that TPE must rank the pruned ones."""
     settings = ["search.pruner=successive_halving", "search.min_epochs=1"]
     settings += ["search.objectives=[ap,latency_ms]", "search.startup_trials=2"]
     owner = start(tmp_path, *settings, "search.constraints.latency_ms=1.5")
@@ -163,7 +163,7 @@ def tables(*rows: dict[str, Any]) -> tuple[pa.Table, pa.Table]:
     return pa.Table.from_pylist(list(rows)), pa.Table.from_pylist(reports)
 
 
-def test_winner_is_the_best_of_the_front_and_keeps_to_the_constraints() -> None:
+def test_winner_is_the_best_feasible_trial_of_the_front() -> None:
     objectives = {"objectives": "ap,latency_ms"}
     trials, reports = tables(
         row_of(0, 0.30, 2.0, control="baseline", feasible=False, **objectives),
@@ -173,19 +173,21 @@ def test_winner_is_the_best_of_the_front_and_keeps_to_the_constraints() -> None:
     )
     found = finalists(trials, reports)
     assert {role: row["trial"] for role, row in found.items()} == {
-        **{"baseline": 0, "best_distilled": 1, "winner": 2}
+        "baseline": 0,
+        "best_distilled": 1,
+        "winner": 2,
     }
     assert [row["trial"] for row in front_of(trials)] == [2]
 
 
-def test_no_winner_where_no_trial_is_feasible() -> None:
+def test_no_trial_wins_if_none_is_feasible() -> None:
     trials, reports = tables(row_of(0, 0.3, 2.0, control="baseline", feasible=False))
     assert list(finalists(trials, reports)) == ["baseline"]
 
 
 @pytest.fixture
 def two_trials(tmp_path: Path) -> Path:
-    """The better one is beyond the constraint."""
+    """A study of two trials; the better one is infeasible."""
     owner = start(
         tmp_path, "search.objectives=[ap,latency_ms]", "search.constraints.parameters=950"
     )
@@ -205,7 +207,7 @@ def final_of(folder: Path, *roles: str) -> None:
     write_final(folder, rows, load_space("smoke"))
 
 
-def test_last_screen_names_the_front(two_trials: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_last_screen_lists_the_front(two_trials: Path, capsys: pytest.CaptureFixture[str]) -> None:
     final_of(two_trials, "winner")
     show_finals(two_trials, Display("plain").console)
     text = capsys.readouterr().out
@@ -214,7 +216,7 @@ def test_last_screen_names_the_front(two_trials: Path, capsys: pytest.CaptureFix
     assert "trial 1:" not in text and "winner: trial 0" in text
 
 
-def test_last_screen_says_that_no_trial_is_feasible(
+def test_last_screen_reports_that_no_trial_is_feasible(
     two_trials: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     final_of(two_trials, "baseline")
@@ -224,7 +226,7 @@ def test_last_screen_says_that_no_trial_is_feasible(
     assert "export.py" not in text
 
 
-def test_analysis_prints_and_draws_the_front(
+def test_analysis_prints_and_plots_the_front(
     two_trials: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main([str(two_trials)])
@@ -235,7 +237,7 @@ def test_analysis_prints_and_draws_the_front(
     assert image.is_file() and image.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_costs_are_those_of_the_last_stages_estimator(mini_config: StudyConfig) -> None:
+def test_costs_are_of_the_last_stages_estimator(mini_config: StudyConfig) -> None:
     device = torch.device("cpu")
 
     def count(*networks: nn.Module) -> int:
@@ -258,7 +260,7 @@ def test_costs_are_those_of_the_last_stages_estimator(mini_config: StudyConfig) 
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["search.objectives=[]"], "search.objectives must be ap, then any of latency_ms"),
         (["search.objectives=[latency_ms,ap]"], "try [ap,latency_ms]"),
@@ -272,7 +274,7 @@ def test_costs_are_those_of_the_last_stages_estimator(mini_config: StudyConfig) 
         (["search.percentile=101"], "search.percentile must lie within 0 and 100"),
     ],
 )
-def test_impossible_searches_are_refused(overrides: list[str], said: str) -> None:
+def test_impossible_searches_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match="impossible settings") as error:
         compose(overrides)
-    assert said in str(error.value)
+    assert message in str(error.value)

@@ -1,4 +1,4 @@
-"""Samplers and pruners by name: the same decisions whether or not the study was interrupted."""
+"""Samplers and pruners by name: interruptions do not change their decisions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from study.config.compose import compose
 from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.search.owner import StudyOwner
-from study.search.samplers import build_sampler, sampler_notes
+from study.search.samplers import build_sampler, sampler_messages
 
 BASICS = ("name=study", "distill.epochs=3", "refine.epochs=1", "search.startup_trials=3")
 TRIALS = 7
 GP_TRIALS = 6
-"""Three of them modeled; a model of gp takes a fifth of a second."""
+"""Three of them use the model; gp takes 0.2 s to fit one."""
 SAMPLERS = ("tpe", "gp", "cmaes", "nsga2", "qmc", "random")
 PRUNERS = ("successive_halving", "hyperband", "median", "percentile")
 CHOICE = "distill.structure.kind"
@@ -32,8 +32,8 @@ Answers = list[bool]
 
 
 @pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that dies loses nothing by it, only a machine that does."""
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip fsync, which protects against power cuts only."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
@@ -51,13 +51,13 @@ def start(config: StudyConfig, session: str = "a") -> StudyOwner:
 
 
 def curve(values: dict[str, Any]) -> list[float]:
-    """Best at a rate of 3e-3, and rising."""
+    """Return a rising curve of APs, highest at a learning rate of 3e-3."""
     best = 0.5 - 0.1 * abs(math.log10(values.get("distill.optimizer.lr", 1e-3) / 3e-3))
     return [best * share for share in (0.3, 0.6, 0.8, 1.0)]
 
 
 def run_trial(owner: StudyOwner, index: int, aps: list[float] | None = None) -> Answers:
-    suggestion = owner.ask(f"t{index}")
+    suggestion = owner.suggest(f"t{index}")
     number = suggestion["number"]
     owner.report_costs(number, {"latency_ms": 2.0 + index % 3, "parameters": 1000 + index})
     answers: Answers = []
@@ -70,13 +70,13 @@ def run_trial(owner: StudyOwner, index: int, aps: list[float] | None = None) -> 
 
 
 def search(config: StudyConfig, trials: int = TRIALS, *, interrupted: bool) -> list[Any]:
-    """What every trial was given and was answered; interrupted, each has an owner of its own."""
+    """Return each trial's suggestion and answers; if interrupted, each trial has a new owner."""
     found: list[Any] = []
     owner = start(config)
     for index in range(trials):
         if interrupted:
             owner = start(config, f"session {index}")
-        suggestion = owner.ask(f"t{index}")
+        suggestion = owner.suggest(f"t{index}")
         found.append((suggestion, run_trial(owner, index)))
     return found
 
@@ -100,8 +100,8 @@ def test_every_sampler_suggests_the_same_after_restarts(sampler: str, tmp_path: 
 
 
 @pytest.mark.parametrize("directions", [["maximize"], ["maximize", "minimize"]])
-def test_tpe_learns_a_weight_from_trials_of_its_own_kind(directions: list[str]) -> None:
-    """Weights of 0.05 are good for one kind, of 5 for the other."""
+def test_tpe_models_a_weight_from_trials_of_the_same_kind(directions: list[str]) -> None:
+    """The best weight is 0.05 for one kind and 5 for the other."""
     config, space = compose(["search.startup_trials=3"]), load_space("distill")
     study = optuna.create_study(directions=directions)
     rng = np.random.RandomState(0)
@@ -130,12 +130,12 @@ def test_tpe_learns_a_weight_from_trials_of_its_own_kind(directions: list[str]) 
 
 
 def space_default(space: SearchSpace, path: str) -> Any:
-    """A value that the parameter may have."""
+    """Return a valid value of the parameter."""
     return next(p.extremes()[0] for p in space.parameters if p.path == path)
 
 
 @pytest.mark.parametrize("pruner", PRUNERS)
-def test_no_pruner_is_moved_by_restarts_or_other_objectives(pruner: str, tmp_path: Path) -> None:
+def test_restarts_and_other_objectives_do_not_change_pruning(pruner: str, tmp_path: Path) -> None:
     settings = [f"search.pruner={pruner}", "search.min_epochs=1", "search.startup_trials=2"]
     settings += ["search.sampler=random"]
     whole, broken = (config_in(tmp_path / name, *settings) for name in ("whole", "broken"))
@@ -159,8 +159,8 @@ def test_controls_are_never_pruned_and_no_trial_before_min_epochs(
     assert min(lengths) == 2
 
 
-def test_baseline_is_asked_for_no_weight_of_a_loss_that_it_lacks(tmp_path: Path) -> None:
-    values = start(config_in(tmp_path)).ask("t0")["values"]
+def test_baseline_has_no_weight_of_a_loss_that_it_lacks(tmp_path: Path) -> None:
+    values = start(config_in(tmp_path)).suggest("t0")["values"]
     assert values[CHOICE] == "none" and "distill.structure.weight" not in values
 
 
@@ -177,7 +177,7 @@ def test_median_keeps_the_better_half_and_percentile_its_share(
 
 
 def test_sobol_points_spread_over_all_parameters(tmp_path: Path) -> None:
-    """Of the first 2^k points of a scrambled sequence each 2^k-th of a range holds one."""
+    """Of the first 2^k points of a scrambled sequence, one lies in each 2^k-th of a range."""
     config, space = config_in(tmp_path, "search.sampler=qmc"), load_space("joint")
     study = optuna.create_study()
     found = []
@@ -202,15 +202,15 @@ def all_values(space: SearchSpace, trial: optuna.Trial) -> dict[str, Any]:
     )
 
 
-def test_what_a_sampler_can_not_model_is_said_in_one_line(tmp_path: Path) -> None:
+def test_message_lists_parameters_that_a_sampler_cannot_model(tmp_path: Path) -> None:
     config, space = config_in(tmp_path), load_space("joint")
 
-    def notes(sampler: str) -> list[str]:
+    def messages(sampler: str) -> list[str]:
         config.search.sampler = sampler
-        return [*sampler_notes(config.search.sampler, space)]
+        return [*sampler_messages(config.search.sampler, space)]
 
-    assert [notes(sampler) for sampler in ("tpe", "qmc", "random")] == [[], [], []]
-    (cmaes,), (gp,), (nsga2,) = notes("cmaes"), notes("gp"), notes("nsga2")
+    assert [messages(sampler) for sampler in ("tpe", "qmc", "random")] == [[], [], []]
+    (cmaes,), (gp,), (nsga2,) = messages("cmaes"), messages("gp"), messages("nsga2")
     assert CHOICE in cmaes and CHOICE not in gp and CHOICE not in nsga2
     assert all("distill.structure.weight" in line for line in (cmaes, gp, nsga2))
     assert "distill.optimizer.lr" not in cmaes

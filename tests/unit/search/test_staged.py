@@ -1,4 +1,4 @@
-"""Plan staged: students first, then refiners that start from the best of them."""
+"""plan=staged: students first, then refiners that start from the best students."""
 
 from __future__ import annotations
 
@@ -39,9 +39,15 @@ DISTILL, REFINE, TRIALS = 3, 2, 8
 def config(tmp_path: Path) -> StudyConfig:
     return compose(
         [
-            *("plan=staged", "name=study", f"storage={tmp_path}", "plan.parents=2"),
-            *(f"distill.epochs={DISTILL}", f"refine.epochs={REFINE}", f"search.trials={TRIALS}"),
-            *("search.pruner=none", "search.startup_trials=2"),
+            "plan=staged",
+            "name=study",
+            f"storage={tmp_path}",
+            "plan.parents=2",
+            f"distill.epochs={DISTILL}",
+            f"refine.epochs={REFINE}",
+            f"search.trials={TRIALS}",
+            "search.pruner=none",
+            "search.startup_trials=2",
         ]
     )
 
@@ -54,8 +60,8 @@ def start(config: StudyConfig, session: str = "a") -> StudyOwner:
 
 
 def run_trial(owner: StudyOwner, name: str, ap: float) -> dict[str, Any]:
-    """A trial that gets this AP in its last epoch; returns what it was asked to be."""
-    suggestion = owner.ask(name)
+    """Run a trial that reaches this AP in its last epoch; return its suggestion."""
+    suggestion = owner.suggest(name)
     number, first = suggestion["number"], 0 if suggestion["parent"] is None else DISTILL
     epochs = DISTILL + REFINE if first else suggestion["values"].get("distill.epochs", DISTILL)
     checkpoints = Checkpoints(trial_folder(owner.folder, number))
@@ -81,16 +87,16 @@ def test_students_come_first_and_have_no_stage_2(config: StudyConfig) -> None:
     assert suggestion["values"]["distill.epochs"] == DISTILL + REFINE
     suggestion = run_trial(owner, "defaults", 0.2)
     assert suggestion["values"]["refine.epochs"] == 0
-    asked = {path for path in suggestion["values"] if path != "refine.epochs"}
-    assert asked
-    assert not any(path.startswith("refine.") for path in asked)
+    paths = {path for path in suggestion["values"] if path != "refine.epochs"}
+    assert paths
+    assert not any(path.startswith("refine.") for path in paths)
 
 
-def test_refiners_start_from_the_best_students_but_the_baseline(config: StudyConfig) -> None:
+def test_refiners_start_from_the_best_students_except_the_baseline(config: StudyConfig) -> None:
     owner = start(config)
     run_students(owner)
     assert owner.trials_to_run() == 4
-    suggestion = owner.ask("r0")
+    suggestion = owner.suggest("r0")
     assert (suggestion["number"], suggestion["parent"]) == (4, 2)
     student = owner.stages[0].frozen(2).params
     values = suggestion["values"]
@@ -99,7 +105,7 @@ def test_refiners_start_from_the_best_students_but_the_baseline(config: StudyCon
     assert PARENT not in values
 
 
-def test_refiners_count_epochs_and_numbers_on(config: StudyConfig) -> None:
+def test_refiners_continue_the_numbering_of_epochs_and_trials(config: StudyConfig) -> None:
     owner = start(config)
     run_students(owner)
     owner.trials_to_run()
@@ -126,7 +132,7 @@ def test_refiners_count_epochs_and_numbers_on(config: StudyConfig) -> None:
     ]
 
 
-def test_row_of_a_refiner_tells_its_whole_configuration(config: StudyConfig) -> None:
+def test_row_of_a_refiner_has_its_complete_settings(config: StudyConfig) -> None:
     owner = start(config)
     run_students(owner)
     owner.trials_to_run()
@@ -142,15 +148,15 @@ def test_parents_stay_frozen_over_restarts_and_more_trials(config: StudyConfig) 
     owner = start(config)
     run_students(owner)
     owner.trials_to_run()
-    first = owner.ask("r0")
+    first = owner.suggest("r0")
     config.search.trials = 20
     again = start(config, "b")
     assert again.trials_to_run() == 16
     assert again.stages[1].parents == owner.stages[1].parents
-    assert again.ask("other") == first
+    assert again.suggest("other") == first
 
 
-def test_the_students_are_counted_once_they_are_handed_over(config: StudyConfig) -> None:
+def test_students_are_counted_once_they_are_handed_over(config: StudyConfig) -> None:
     folder = Path(config.storage) / "study"
     assert trials_handed_over(folder, "study") is None
     assert not folder.exists()
@@ -166,10 +172,10 @@ def test_the_students_are_counted_once_they_are_handed_over(config: StudyConfig)
     assert [stage["trials"] for stage in owner.status()["stages"]] == [4, 16]
 
 
-def test_kill_before_the_hand_over_changes_no_parent(config: StudyConfig) -> None:
+def test_kill_before_the_hand_over_does_not_change_the_parents(config: StudyConfig) -> None:
     owner = start(config)
     run_students(owner)
-    owner._second_study()  # it is there, and a kill came before its parents were
+    owner._refiners_study()  # a kill came after it was created and before its parents were stored
     again = start(config, "b")
     assert len(again.stages) == 1
     assert again.trials_to_run() == 4
@@ -178,12 +184,12 @@ def test_kill_before_the_hand_over_changes_no_parent(config: StudyConfig) -> Non
     assert again.stages[1].parents == owner.stages[1].parents
 
 
-def test_no_hand_over_without_a_student(config: StudyConfig) -> None:
+def test_hand_over_without_a_complete_student_is_refused(config: StudyConfig) -> None:
     owner = start(config)
     run_trial(owner, "baseline", 0.9)
     for index in range(3):
-        owner.fail(owner.ask(f"s{index}")["number"], "it was told to fail")
-    with pytest.raises(InputError, match=r"none but the baseline[\s\S]*trial 1: it was told"):
+        owner.fail(owner.suggest(f"s{index}")["number"], "it was made to fail")
+    with pytest.raises(InputError, match=r"none but the baseline[\s\S]*trial 1: it was made"):
         owner.trials_to_run()
 
 
@@ -205,7 +211,7 @@ def student(number: int, ap: float, lr: float, kind: str) -> FrozenTrial:
     return frozen
 
 
-def test_parents_are_good_and_unlike_one_another() -> None:
+def test_parents_are_good_and_diverse() -> None:
     best = student(0, 0.5, 1e-3, "mse")
     twin = student(1, 0.49, 1.1e-3, "mse")
     other = student(2, 0.4, 1e-4, "kl")
@@ -216,7 +222,7 @@ def test_parents_are_good_and_unlike_one_another() -> None:
     assert choose_parents([twin, best], 3) == [best, twin]
 
 
-def test_spaces_of_the_stages_share_no_parameter() -> None:
+def test_stages_share_no_parameter() -> None:
     config = compose(["plan=staged"])
     space = with_parent(config.plan, load_space("staged"))
     first, second = distill_space(space).paths, refine_space(space, 2).paths
@@ -224,7 +230,7 @@ def test_spaces_of_the_stages_share_no_parameter() -> None:
     assert set(first) | set(second) == set(space.paths)
 
 
-def test_space_of_one_stage_is_refused() -> None:
+def test_space_without_parameters_of_both_stages_is_refused() -> None:
     config = compose(["plan=staged", "search_space=distill", "refine.epochs=0"])
     faults = list(staged_faults(config.plan, config.refine.epochs, load_space("distill")))
     assert len(faults) == 2

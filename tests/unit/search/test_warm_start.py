@@ -1,4 +1,4 @@
-"""Older studies' trials as known ones: what enters, what is left out and why, and what counts."""
+"""Known trials of older studies: which are added, which are left out, and why."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CURVE = (0.1, 0.3, 0.2)
 
 
 @pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
@@ -41,7 +41,7 @@ def write_settings(folder: Path, config: StudyConfig, data: str = "d", teacher: 
 def older_study(
     folder: Path, *rows: dict[str, Any], space: SearchSpace | None = None, overrides: Any = ()
 ) -> Path:
-    """A study of these trials, each a change to a complete one of VALUES and CURVE."""
+    """Write a study of these trials, each a change to a complete one of VALUES and CURVE."""
     write_settings(folder, compose([*BASICS, "name=older", *overrides]))
     for number, changes in enumerate(rows):
         values = changes.pop("values", VALUES)
@@ -70,14 +70,14 @@ def known(owner: StudyOwner) -> list[Any]:
 
 
 def run_trial(owner: StudyOwner, name: str) -> int:
-    number = int(owner.ask(name)["number"])
+    number = int(owner.suggest(name)["number"])
     owner.report_costs(number, {"latency_ms": 3.0, "parameters": 2000})
     for epoch in (1, 2, 3):
         owner.report(number, {"stage": "distill", "epoch": epoch, "seconds": 1.0, "val_ap": 0.1})
     return number
 
 
-def test_known_trials_enter_with_their_curves_and_values(tmp_path: Path) -> None:
+def test_known_trials_are_added_with_their_curves_and_values(tmp_path: Path) -> None:
     pruned = {"state": "PRUNED", "curve": (0.2, 0.1)}
     older = older_study(tmp_path / "older", {"control": "defaults"}, pruned)
     complete, stopped = known(start(tmp_path, [older]))
@@ -87,8 +87,8 @@ def test_known_trials_enter_with_their_curves_and_values(tmp_path: Path) -> None
     assert complete.user_attrs[WARM_FROM].startswith("older/0 begun 2026-01-02 03:04:05")
 
 
-def test_known_trials_are_none_of_the_studys_own(tmp_path: Path) -> None:
-    """Numbers, counts, the table and the best are as without them."""
+def test_known_trials_are_not_trials_of_the_study(tmp_path: Path) -> None:
+    """They change no number, count, table or best trial."""
     older = older_study(tmp_path / "older", {"curve": (0.9, 0.9, 0.9)}, {})
     owner = start(tmp_path, [older])
     numbers = [run_trial(owner, f"t{index}") for index in range(3)]
@@ -99,24 +99,25 @@ def test_known_trials_are_none_of_the_studys_own(tmp_path: Path) -> None:
     assert owner.stages[0].frozen(0).user_attrs["control"] == "baseline"
 
 
-def test_restarts_double_no_known_trial_and_change_no_suggestion(tmp_path: Path) -> None:
-    older = older_study(tmp_path / "older", *({"values": {**VALUES, DEPTH: d}} for d in (2, 4, 6)))
+def test_restarts_repeat_no_known_trial_and_change_no_suggestion(tmp_path: Path) -> None:
+    rows = [{"values": {**VALUES, DEPTH: depth}} for depth in (2, 4, 6)]
+    older = older_study(tmp_path / "older", *rows)
     found = []
-    for place in ("whole", "broken"):
-        folder = tmp_path / place
+    for name in ("whole", "interrupted"):
+        folder = tmp_path / name
         owner = start(folder, [older])
-        asked = []
+        suggestions = []
         for index in range(4):
-            if place == "broken":
+            if name == "interrupted":
                 owner = start(folder, [older], session=f"s{index}")
-            asked.append(owner.ask(f"t{index}"))
+            suggestions.append(owner.suggest(f"t{index}"))
             run_trial(owner, f"t{index}")
-        found.append(asked)
+        found.append(suggestions)
         assert len(known(owner)) == 3
     assert found[0] == found[1]
 
 
-def test_kill_among_the_known_trials_loses_and_doubles_none(
+def test_kill_while_known_trials_are_added_loses_and_repeats_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     older = older_study(tmp_path / "older", {}, {}, {})
@@ -136,7 +137,7 @@ def test_kill_among_the_known_trials_loses_and_doubles_none(
     assert origins == ["older/0", "older/1", "older/2"]
 
 
-def test_trials_that_an_older_study_gains_later_stay_out(tmp_path: Path) -> None:
+def test_later_trials_of_an_older_study_are_not_added(tmp_path: Path) -> None:
     older = older_study(tmp_path / "older", {})
     start(tmp_path, [older])
     older_study(tmp_path / "older", {}, {})
@@ -146,12 +147,12 @@ def test_trials_that_an_older_study_gains_later_stay_out(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"control": "baseline"}, "the baseline is no point of a search space"),
+        ({"control": "baseline"}, "the baseline is outside every search space"),
         ({"state": "FAIL", "curve": ()}, "it failed"),
-        ({"state": "PRUNED", "curve": ()}, "it ended before its first epoch did"),
+        ({"state": "PRUNED", "curve": ()}, "it ended before its first epoch"),
         ({"latency_ms": None}, "its latency_ms was not measured"),
-        ({"values": {**VALUES, LR: 0.5}}, f"the search space can't give {LR}=0.5"),
-        ({"values": {**VALUES, DEPTH: 7}}, f"the search space can't give {DEPTH}=7"),
+        ({"values": {**VALUES, LR: 0.5}}, f"{LR}=0.5 is outside the search space"),
+        ({"values": {**VALUES, DEPTH: 7}}, f"{DEPTH}=7 is outside the search space"),
     ],
 )
 def test_trial_that_does_not_fit_is_listed_with_its_reason(
@@ -159,14 +160,14 @@ def test_trial_that_does_not_fit_is_listed_with_its_reason(
 ) -> None:
     older = older_study(tmp_path / "older", {}, change)
     owner = start(tmp_path, [older], "search.objectives=[ap,latency_ms]")
-    assert owner.notes() == [
+    assert owner.messages() == [
         f"warm start: 1 trials of {older} are known",
         f"warm start: trial 1 of {older} left out: {reason}",
     ]
     assert known(owner)[0].values == [0.3, 2.0]
 
 
-def test_parameter_that_is_fixed_here_is_dropped_if_it_had_the_same_value(tmp_path: Path) -> None:
+def test_parameter_that_is_fixed_here_is_dropped_if_its_value_is_equal(tmp_path: Path) -> None:
     wide = load_space("joint")
     values = {**VALUES, "refine.levels": 3}
     rows = [{"values": values}, {"values": {**values, "refine.levels": 2}}]
@@ -174,12 +175,12 @@ def test_parameter_that_is_fixed_here_is_dropped_if_it_had_the_same_value(tmp_pa
     owner = start(tmp_path, [older])
     (trial,) = known(owner)
     assert trial.params == VALUES
-    assert owner.notes()[1].endswith(
-        "trial 1 of " + f"{older} left out: refine.levels was 2 there and is 3 here"
+    assert owner.messages()[1].endswith(
+        "trial 1 of " + f"{older} left out: refine.levels is 2 there and 3 here"
     )
 
 
-def test_parameter_that_was_fixed_there_is_known_by_its_setting(tmp_path: Path) -> None:
+def test_parameter_that_was_fixed_there_has_the_value_of_its_setting(tmp_path: Path) -> None:
     older = older_study(
         tmp_path / "older", {"values": {LR: 2e-3, WEIGHT: 0.5}}, overrides=["refine.depth=5"]
     )
@@ -187,35 +188,34 @@ def test_parameter_that_was_fixed_there_is_known_by_its_setting(tmp_path: Path) 
     assert trial.params == {**VALUES, DEPTH: 5}
 
 
-def test_trial_of_other_settings_does_not_fit(tmp_path: Path) -> None:
+def test_trial_with_other_settings_does_not_fit(tmp_path: Path) -> None:
     older = older_study(tmp_path / "older", {}, {}, overrides=["student.size=small"])
     owner = start(tmp_path, [older])
     assert known(owner) == []
-    assert owner.notes()[1] == (
-        f"warm start: trial 0, 1 of {older} left out: student.size was small there and is tiny "
-        "here"
+    assert owner.messages()[1] == (
+        f"warm start: trial 0, 1 of {older} left out: student.size is small there and tiny here"
     )
 
 
-def test_constraints_hold_for_known_trials_too(tmp_path: Path) -> None:
+def test_known_trials_have_constraints(tmp_path: Path) -> None:
     older = older_study(tmp_path / "older", {})
     (trial,) = known(start(tmp_path, [older], "search.constraints.latency_ms=1"))
     assert trial.constraints == {"latency_ms": 1.0}
 
 
 @pytest.mark.parametrize(("data", "teacher"), [("other", "t"), ("d", "other")])
-def test_study_of_other_data_or_another_teacher_is_refused(
+def test_study_with_other_data_or_another_teacher_is_refused(
     data: str, teacher: str, tmp_path: Path
 ) -> None:
     older = older_study(tmp_path / "older", {})
     config = compose([*BASICS, f"search.warm_start=[{older}]"])
     check_warm_start(config.search.warm_start, tmp_path / "new", "d", "t")
-    what = "data" if data == "other" else "teacher"
-    with pytest.raises(InputError, match=f"whose {what} is another .*here other"):
+    name = "data" if data == "other" else "teacher"
+    with pytest.raises(InputError, match=f"with another {name} .*here other"):
         check_warm_start(config.search.warm_start, tmp_path / "new", data, teacher)
 
 
-def test_folder_that_is_no_study_is_refused_before_the_study_begins(tmp_path: Path) -> None:
+def test_folder_without_a_study_is_refused_before_the_study_begins(tmp_path: Path) -> None:
     config = compose([*BASICS, f"search.warm_start=[{tmp_path}/nothing]"])
     with pytest.raises(InputError, match="must be a study's folder"):
         check_warm_start(config.search.warm_start, tmp_path / "new", "d", "t")
