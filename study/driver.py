@@ -1,4 +1,7 @@
-"""A whole study: prepare the data, make the teacher, run the trials, score the finalists."""
+"""A whole study: prepare the data, train the teacher, search, confirm, score the finalists.
+
+This module runs in the process that the user starts; training runs in Ray's processes.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +29,11 @@ from study.launch.cluster import (
     check_trial_fits,
     get_result,
     num_concurrent_trials,
-    ray_address,
     ray_folder,
     ray_started,
     resources_in_use,
     this_machine,
+    will_start_ray,
 )
 from study.launch.context import StudyContext
 from study.launch.crop_tasks import cut_by_size
@@ -43,7 +47,7 @@ from study.storage.paths import TARGETS, audit_folder, lock_file, table_folder
 from study.storage.study_file import check_settings, write_settings
 from study.storage.tables import write_final
 from study.storage.trackers import require_packages, track_trials
-from study.teachers.adapters import check_files
+from study.teachers.adapters import TeacherSpec, check_files
 from study.teachers.make import is_ready, prepare_teacher, teacher_folder
 from study.teachers.target_error import describe_targets
 from study.training.training_data import prepare_start
@@ -53,67 +57,72 @@ from study.validation.confirm_table import is_confirmed
 from study.validation.finalists import num_finished, score_finalists
 
 
+@dataclass(frozen=True)
+class _Study:
+    """A checked study, as the steps below share it."""
+
+    typed: StudyConfig
+    """Settings with paths as the user typed them, as ``study.yaml`` keeps them."""
+    config: StudyConfig
+    """The same settings with absolute paths."""
+    resolved: Resolved
+    teacher: TeacherSpec
+    space: SearchSpace
+    folder: Path
+    display: Display
+
+
 def run_study(config: StudyConfig) -> Path:
-    """Runs the study, or goes on with it, and shows the winner; returns the study's folder.
+    """Run or resume a study, show its winner, and return its folder.
 
     Raises:
-        InputError: something that the user can mend; whatever was finished before is kept.
+        InputError: an input is wrong, no trial completed, the disk is full, or Ctrl-C was pressed.
+            What is finished by then is kept.
     """
-    require_packages(config.log)
-    display = Display(config.display, resources_in_use)
-    space = load_checked_space(config)
-    as_typed, config = config, with_absolute_paths(config)
-    resolved = resolve(config)
-    spec = teacher_spec(config, resolved)
-    folder = Path(config.storage) / config.name
-    as_shown = Path(as_typed.storage).expanduser() / config.name
-    _require_writable(folder)
-    check_settings(as_typed, folder)
-    check_older_studies(config.search.warm_start, folder)
+    study = _check(config)
+    display, folder = study.display, study.folder
     if config.plan_only:
-        check_files(spec, config.student, config.refine, display.notify)
-        show_plan(as_typed, space, folder, display.notify)
+        _check_files(study)
+        show_plan(study.typed, study.space, folder, display.notify)
         return folder
-    with (
-        report_full_disk(folder),
-        _locked(lock_file(folder), display),
-        contextlib.ExitStack() as early,
-    ):
-        if (
-            num_finished(folder) >= config.search.trials
-            and table_folder(folder, "final").is_dir()
-            and is_confirmed(folder, config.confirm)
-        ):
+    with report_full_disk(folder), _locked(lock_file(folder), display):
+        if _is_finished(study):
             display.notify(f"the study in {folder} is finished; search.trials=N adds trials")
-            show_finals(as_shown, display.console)
-            return folder
-        check_files(spec, config.student, config.refine, display.notify)
-        if not ray.is_initialized() and ray_address() == "local":
-            check_trial_fits([this_machine()], config.trial)  # as Ray would say after the crops
-        with display.meters() as meter:
-            start_ray = partial(early.enter_context, ray_started(display))
-            cut = partial(cut_by_size, start_ray=start_ray)
-            data = prepare_data(
-                config.data, resolved, meter, display.notify, cut, audit_folder(folder)
-            )
-        prepare_teacher(spec, data, display.notify)
-        prepare_start(config.refine, data, resolved.skeleton, display.notify)
-        teacher = teacher_folder(spec, data).name
-        check_warm_start(config.search.warm_start, folder, data.fingerprint, teacher)
-        write_settings(as_typed, folder, data.fingerprint, teacher)
-        display.notify(
-            "{} people to train on, {} to score trials on, {} in val".format(*data.num_people)
-        )
-        _search(config, resolved, space, folder, data, display)
-        show_finals(as_shown, display.console)
+        else:
+            with contextlib.ExitStack() as ray_for_crops:
+                data = _prepare(study, ray_for_crops)
+                _search_and_score(study, data)
+        show_finals(Path(study.typed.storage).expanduser() / config.name, display.console)
     return folder
 
 
-def _require_writable(folder: Path) -> None:
-    """Returns if the folder is there, or can be made, and files in it.
+def _check(config: StudyConfig) -> _Study:
+    """Check the settings and resolve what follows from them, before any data is read."""
+    require_packages(config.log)
+    display = Display(config.display, resources_in_use)
+    space = load_checked_space(config)
+    absolute = with_absolute_paths(config)
+    resolved = resolve(absolute)
+    folder = Path(absolute.storage) / config.name
+    _check_writable(folder)
+    check_settings(config, folder)
+    check_older_studies(absolute.search.warm_start, folder)
+    return _Study(
+        typed=config,
+        config=absolute,
+        resolved=resolved,
+        teacher=teacher_spec(absolute, resolved),
+        space=space,
+        folder=folder,
+        display=display,
+    )
+
+
+def _check_writable(folder: Path) -> None:
+    """Check that the study's folder can be created and written to.
 
     Raises:
-        InputError: it can't.
+        InputError: it can't; says which folder prevents it.
     """
     first = next(path for path in (folder, *folder.parents) if path.exists())
     if not first.is_dir() or not os.access(first, os.W_OK | os.X_OK):
@@ -125,12 +134,12 @@ def _require_writable(folder: Path) -> None:
 
 
 def load_checked_space(config: StudyConfig) -> SearchSpace:
-    """The search space, every value of which is one that the schema takes.
+    """Load the search space and check every value against the schema.
 
-    That of plan staged has the parameter that chooses the parent besides.
+    For plan=staged, add the parameter that chooses the parent.
 
     Raises:
-        InputError: it is not.
+        InputError: the space does not exist, or has a value that the schema refuses.
     """
     try:
         space = load_space(config.search_space)
@@ -139,116 +148,171 @@ def load_checked_space(config: StudyConfig) -> SearchSpace:
             raise InputError("impossible settings:\n  " + "\n  ".join(faults))
         for parameter in space.parameters:
             for value in parameter.probes():
-                try:
-                    with_values(config, {parameter.path: value})
-                except InputError as error:
-                    raise InputError(
-                        f"search space {space.name}: {parameter.path} may become {value!r}, but "
-                        f"{error}"
-                    ) from None
+                _check_value(config, space.name, parameter.path, value)
     except SpaceError as error:
         raise InputError(str(error)) from None
     return with_parent(config.plan, space)
 
 
-def _search(
-    config: StudyConfig,
-    resolved: Resolved,
-    space: SearchSpace,
-    folder: Path,
-    data: PreparedData,
-    display: Display,
-) -> None:
-    session = os.urandom(4).hex()
-    with ray_folder(folder), ray_started(display):
+def _check_value(config: StudyConfig, space: str, path: str, value: Any) -> None:
+    try:
+        with_values(config, {path: value})
+    except InputError as error:
+        raise InputError(
+            f"search space {space}: {path} may become {value!r}, but {error}"
+        ) from None
+
+
+def _check_files(study: _Study) -> None:
+    check_files(study.teacher, study.config.student, study.config.refine, study.display.notify)
+
+
+def _is_finished(study: _Study) -> bool:
+    return (
+        num_finished(study.folder) >= study.config.search.trials
+        and table_folder(study.folder, "final").is_dir()
+        and is_confirmed(study.folder, study.config.confirm)
+    )
+
+
+def _prepare(study: _Study, ray_for_crops: contextlib.ExitStack) -> PreparedData:
+    """Audit and crop the data, check everything against it, and write ``study.yaml``.
+
+    Args:
+        ray_for_crops: keeps Ray running if crops are cut by its tasks.
+    """
+    config, folder, notify = study.config, study.folder, study.display.notify
+    _check_files(study)
+    if will_start_ray():
+        check_trial_fits([this_machine()], config.trial)  # before the crops, not after them
+    with study.display.meters() as meter:
+        start_ray = partial(ray_for_crops.enter_context, ray_started(study.display))
+        cut = partial(cut_by_size, start_ray=start_ray)
+        data = prepare_data(config.data, study.resolved, meter, notify, cut, audit_folder(folder))
+    prepare_teacher(study.teacher, data, notify)
+    prepare_start(config.refine, data, study.resolved.skeleton, notify)
+    teacher = teacher_folder(study.teacher, data).name
+    check_warm_start(config.search.warm_start, folder, data.fingerprint, teacher)
+    write_settings(study.typed, folder, data.fingerprint, teacher)
+    train, search, val = data.num_people
+    notify(f"{train} people to train on, {search} to score trials on, {val} in val")
+    return data
+
+
+def _search_and_score(study: _Study, data: PreparedData) -> None:
+    """Train the teacher, search, confirm and score the finalists, all on Ray."""
+    config, display = study.config, study.display
+    with ray_folder(study.folder), ray_started(display):
         concurrent = num_concurrent_trials(config.search, config.trial)
-        owner = (
-            ray.remote(StudyOwner)
-            .options(name=f"owner-{session}", num_cpus=0, max_restarts=-1, max_task_retries=-1)
-            .remote(str(folder), config, resolved, space.to_json(), session)
-        )
-        for line in get_result(owner.messages.remote()):
-            display.notify(line)
-        teacher = teacher_folder(teacher_spec(config, resolved), data)
-        plan = StudyContext(
+        owner, owner_name = _start_owner(study)
+        context = StudyContext(
             config=config,
-            resolved=resolved,
+            resolved=study.resolved,
             data=data,
-            folder=str(folder),
-            targets=str(teacher / TARGETS),
-            owner=f"owner-{session}",
+            folder=str(study.folder),
+            targets=str(teacher_folder(study.teacher, data) / TARGETS),
+            owner=owner_name,
         )
-        _make_teacher(plan, teacher, owner, display)
-        _run_missing_trials(plan, owner, concurrent, display)
-        status = ray.get(owner.status.remote())
-        get_result(owner.repair_tables.remote())
-        if not status["states"]["COMPLETE"]:
-            reasons = "\n".join(f"  trial {n}: {error}" for n, error in status["errors"].items())
-            raise InputError(f"no trial came to its end:\n{reasons}")
-        confirm_study(plan, space, resolved.launcher, concurrent, display)
-        display.notify("scoring the finalists on val")
-        finals = get_result(
-            ray.remote(score_finalists)
-            .options(num_cpus=config.trial.cpus, num_gpus=config.trial.gpus)
-            .remote(plan.config, plan.resolved, plan.data, plan.folder)
-        )
-        write_final(folder, finals.final, space, finals.joints, finals.curves)
+        _prepare_targets(context, owner, display)
+        _run_missing_trials(context, owner, concurrent, display)
+        _check_any_complete(owner)
+        confirm_study(context, study.space, concurrent, display)
+        _score_finalists(context, study.space, display)
 
 
-def _run_missing_trials(plan: StudyContext, owner: Any, concurrent: int, display: Display) -> None:
-    """Runs trials until the study has them all.
+def _start_owner(study: _Study) -> tuple[Any, str]:
+    """Start the actor that owns the Optuna study; return its handle and its name."""
+    session = os.urandom(4).hex()
+    name = f"owner-{session}"
+    owner = (
+        ray.remote(StudyOwner)
+        .options(name=name, num_cpus=0, max_restarts=-1, max_task_retries=-1)
+        .remote(str(study.folder), study.config, study.resolved, study.space.to_json(), session)
+    )
+    for line in get_result(owner.messages.remote()):
+        study.display.notify(line)
+    return owner, name
+
+
+def _prepare_targets(context: StudyContext, owner: Any, display: Display) -> None:
+    """Train the teacher and predict its targets, unless this or another study did."""
+    folder = Path(context.targets).parent
+    with _locked(lock_file(folder), display, wait_for="training the same teacher"):
+        if is_ready(folder):
+            display.notify("the teacher is ready")
+            return
+        epochs = context.config.teacher.epochs
+        with display.watching(
+            lambda: ray.get(owner.status.remote()),
+            lambda status, elapsed: teacher_panel(status, epochs, elapsed),
+            lambda status, elapsed: teacher_line(status, epochs, elapsed),
+        ):
+            train_teacher(context)
+        display.notify("the teacher is trained" if epochs else "the teacher's targets are stored")
+        display.notify(describe_targets(folder))
+
+
+def _run_missing_trials(
+    context: StudyContext, owner: Any, concurrent: int, display: Display
+) -> None:
+    """Run trials until the study has all of them.
 
     Raises:
-        InputError: Ctrl-C, or a full disk.
+        InputError: the disk is full, or Ctrl-C was pressed.
     """
+    config, folder = context.config, Path(context.folder)
     finished = ray.get(owner.num_finished.remote())
-    begun = len(ray.get(owner.status.remote())["running"])
-    if finished or begun:
-        asked_for = plan.config.search.trials
-        display.notify(f"going on: of {asked_for} trials {finished} are finished, {begun} begun")
+    orphaned = len(ray.get(owner.status.remote())["running"])
+    if finished or orphaned:
+        display.notify(
+            f"resuming: of {config.search.trials} trials {finished} are finished, "
+            f"{orphaned} were running"
+        )
 
-    def news(ended: set[int]) -> Any:
+    def updates_since(ended: set[int]) -> Any:
         return ray.get(owner.updates_since.remote(ended))
 
-    config, folder = plan.config, Path(plan.folder)
-    with track_trials(config.log, config.name, folder, news, display.notify):
+    with track_trials(config.log, config.name, folder, updates_since, display.notify):
         while missing := get_result(owner.trials_to_run.remote()):
-            run_trials(plan, owner, missing, min(concurrent, missing), display)
-            if halted := ray.get(owner.halt_reason.remote()):
-                raise InputError(halted)
+            run_trials(context, owner, missing, min(concurrent, missing), display)
+            if reason := ray.get(owner.halt_reason.remote()):
+                raise InputError(reason)
             finished += missing
             if ray.get(owner.num_finished.remote()) < finished:
                 raise InputError("interrupted; run the same command again to resume")
 
 
-def _make_teacher(plan: StudyContext, folder: Path, owner: Any, display: Display) -> None:
-    """Returns when the teacher is there, trained by this study or by another that shares it."""
-    with _locked(lock_file(folder), display, wait_for="training the same teacher"):
-        if is_ready(folder):
-            display.notify("the teacher is there already")
-        else:
-            _train_teacher(plan, owner, display)
-            display.notify(describe_targets(folder))
+def _check_any_complete(owner: Any) -> None:
+    """Raise if no trial completed, with the errors of all; write rows that the tables lack."""
+    status = ray.get(owner.status.remote())
+    get_result(owner.repair_tables.remote())
+    if not status["states"]["COMPLETE"]:
+        reasons = "\n".join(f"  trial {n}: {error}" for n, error in status["errors"].items())
+        raise InputError(f"no trial completed:\n{reasons}")
 
 
-def _train_teacher(plan: StudyContext, owner: Any, display: Display) -> None:
-    epochs = plan.config.teacher.epochs
-    with display.watching(
-        lambda: ray.get(owner.status.remote()),
-        lambda status, elapsed: teacher_panel(status, epochs, elapsed),
-        lambda status, elapsed: teacher_line(status, epochs, elapsed),
-    ):
-        train_teacher(plan)
-    display.notify("the teacher is trained" if epochs else "the teacher's targets are stored")
+def _score_finalists(context: StudyContext, space: SearchSpace, display: Display) -> None:
+    """Score the finalists on val in a Ray task, and write their tables."""
+    display.notify("scoring the finalists on val")
+    settings = context.config.trial
+    task = ray.remote(score_finalists).options(num_cpus=settings.cpus, num_gpus=settings.gpus)
+    finals = get_result(
+        task.remote(context.config, context.resolved, context.data, context.folder)
+    )
+    write_final(Path(context.folder), finals.final, space, finals.joints, finals.curves)
 
 
 @contextlib.contextmanager
 def _locked(file: Path, display: Display, wait_for: str = "") -> Iterator[None]:
-    """One driver at a time; the lock dies with the process.
+    """Hold a lock file, so that one driver at a time works in its folder.
+
+    The operating system releases the lock with the process.
 
     Args:
-        wait_for: what another driver is said to be doing while this one waits for it; if empty,
-            this one is refused.
+        wait_for: what the driver that holds the lock is doing, to wait for it. If empty, raise.
+
+    Raises:
+        InputError: another driver holds the lock, or the folder can't be created.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -257,7 +321,7 @@ def _locked(file: Path, display: Display, wait_for: str = "") -> Iterator[None]:
         if is_full_disk(error):
             raise
         raise InputError(
-            f"a study must have a folder that can be made and written to, got {file.parent} "
+            f"the study needs a folder that can be created and written to, got {file.parent} "
             f"({error.strerror}); change storage or name"
         ) from error
     with lock:

@@ -1,7 +1,8 @@
 """Trials as Ray jobs: inline, or under Ray Train.
 
-context       what trials share; link to the owner
-trials        run a trial or the teacher's training
+context       values that all jobs share
+jobs          train a trial as a Ray job
+trials        jobs of the search and the teacher
 ray_train     workers under Ray Train, resources released
 tune_adapter  what Ray Tune sees of a study
 cluster       start or join Ray; trials that fit

@@ -1,4 +1,4 @@
-"""The Ray that a study runs on: start or join it, and count the trials that fit."""
+"""The Ray cluster of a study: start or join it, and count the trials that fit."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ from study.display import Display
 from study.errors import InputError
 from study.storage.paths import ray_storage
 
+LOCAL = "local"
+"""Address of a new Ray on this machine."""
 _ROUNDING = 1e-9
-"""Ten tenths of a CPU are a CPU, though 1 // 0.1 is 9."""
+"""Lets ten workers of 0.1 CPUs fit on a CPU, although 1 // 0.1 is 9."""
 
 
 def num_trials_that_fit(nodes: Sequence[Mapping[str, float]], trial: TrialConfig) -> int:
-    """Trials that fit at once: a worker on one node, and on one GPU if it has a share of one.
+    """Count the trials that fit at once; a worker needs one node, and one GPU for a share of it.
 
     Args:
-        nodes: the resources of each node, CPU and GPU.
+        nodes: the CPU and GPU of each node.
     """
     workers = 0
     for node in nodes:
@@ -46,35 +48,35 @@ def num_trials_that_fit(nodes: Sequence[Mapping[str, float]], trial: TrialConfig
 
 
 def check_trial_fits(nodes: Sequence[Mapping[str, float]], trial: TrialConfig) -> int:
-    """``num_trials_that_fit``, of which one at least must be.
+    """Count the trials that fit at once, and raise if none fits.
 
     Raises:
-        InputError: not even one trial finds room.
+        InputError: no trial fits.
     """
-    room = num_trials_that_fit(nodes, trial)
-    if room < 1:
+    num_trials = num_trials_that_fit(nodes, trial)
+    if num_trials < 1:
         cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
         raise InputError(
             f"a trial needs {trial.num_workers} workers of {trial.cpus:g} CPUs and "
             f"{trial.gpus:g} GPUs, each on one node, but there are {cpus:g} CPUs and {gpus:g} "
             f"GPUs on {len(nodes)} nodes; lower trial.cpus, trial.gpus or trial.num_workers"
         )
-    return room
+    return num_trials
 
 
 def this_machine() -> dict[str, float]:
-    """Its CPUs and GPUs."""
+    """Return the CPU and GPU of this machine, as a node."""
     return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
 
 
 def is_autoscaled(search: SearchConfig) -> bool:
-    """Whether trials are asked of a cluster, which may grow to what is asked of it."""
-    return bool(search.concurrent) and os.environ.get("RAY_ADDRESS", "local") != "local"
+    """Return whether a cluster runs the trials and may grow to ``search.concurrent``."""
+    return bool(search.concurrent) and ray_address() != LOCAL
 
 
 @contextlib.contextmanager
 def ray_folder(study_folder: Path) -> Iterator[None]:
-    """Create an empty folder for Ray's own files and delete it on exit."""
+    """Create an empty ``ray_storage``, whatever a killed driver left there; delete it on exit."""
     folder = ray_storage(study_folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,65 +87,86 @@ def ray_folder(study_folder: Path) -> Iterator[None]:
 
 
 def resources_in_use() -> dict[str, tuple[float, float]]:
-    """CPU and GPU: how many are in use of how many there are; without what there is none of."""
-    there_are, free = ray.cluster_resources(), ray.available_resources()
+    """Return (in use, in all) of CPU and GPU, without those that the cluster lacks."""
+    total, free = ray.cluster_resources(), ray.available_resources()
     return {
-        name: (there_are[name] - free.get(name, 0.0), there_are[name])
+        name: (total[name] - free.get(name, 0.0), total[name])
         for name in ("CPU", "GPU")
-        if there_are.get(name)
+        if total.get(name)
     }
 
 
-def get_result(reference: Any) -> Any:
-    """What a task or an actor gives; its InputError as it was raised, without Ray's traceback."""
+def get_result(reference: Any, *errors: type[Exception]) -> Any:
+    """Return the result of a Ray task or actor call, and re-raise its error without Ray's wrapper.
+
+    Args:
+        errors: types to re-raise, InputError by default. Others stay wrapped in RayTaskError.
+    """
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, InputError):
+        if isinstance(error.cause, errors or InputError):
             raise error.cause from None
         raise
 
 
 def num_concurrent_trials(search: SearchConfig, trial: TrialConfig) -> int:
-    """How many trials run at once.
+    """Return how many trials run at once: ``search.concurrent``, or as many as fit.
 
     Raises:
-        InputError: not even one finds room.
+        InputError: no trial fits.
     """
     if is_autoscaled(search):
         return search.concurrent
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = check_trial_fits(nodes, trial)
-    return min(search.concurrent or room, room)
+    num_trials = check_trial_fits(nodes, trial)
+    return min(search.concurrent or num_trials, num_trials)
 
 
 def ray_address() -> str:
-    """Return the cluster to join, RAY_ADDRESS, or ``local`` for a Ray of the study's own."""
-    return os.environ.get("RAY_ADDRESS", "local")
+    """Return the address of the cluster to join, RAY_ADDRESS, or LOCAL."""
+    return os.environ.get("RAY_ADDRESS", LOCAL)
+
+
+def will_start_ray() -> bool:
+    """Return whether the study starts a Ray of its own."""
+    return not ray.is_initialized() and ray_address() == LOCAL
 
 
 @contextlib.contextmanager
 def ray_started(display: Display) -> Iterator[None]:
-    """A Ray of this study's own, or the cluster that RAY_ADDRESS names; what runs goes on."""
+    """Start Ray, or join the cluster at RAY_ADDRESS; a Ray that already runs is used and kept."""
     if ray.is_initialized():
         yield
         return
     address = ray_address()
-    display.notify("starting Ray" if address == "local" else f"joining the cluster at {address}")
+    display.notify("starting Ray" if address == LOCAL else f"joining the cluster at {address}")
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    # Workers must run this very code, and not an installed copy of another age, nor what lies in
-    # the folder that the command is typed in: there they look first.
-    home = str(Path(study.__file__).parent.parent)
-    options: dict[str, Any] = {"include_dashboard": False}
-    if address == "local":
-        paths = (home, os.environ.get("PYTHONPATH", ""))
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    else:
-        options = {"runtime_env": {"py_modules": [models, search_spaces, study]}}
+    # Workers must import these very packages, not an installed copy of another version. They
+    # search the driver's working folder first, hence chdir.
+    home = Path(study.__file__).parent.parent
     with contextlib.chdir(home):
-        ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
+        if address == LOCAL:
+            _start_ray(home)
+        else:
+            _join_cluster(address)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_ray(home: Path) -> None:
+    paths = (str(home), os.environ.get("PYTHONPATH", ""))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    ray.init(address=LOCAL, include_dashboard=False, log_to_driver=False, configure_logging=False)
+
+
+def _join_cluster(address: str) -> None:
+    ray.init(
+        address=address,
+        log_to_driver=False,
+        configure_logging=False,
+        runtime_env={"py_modules": [models, search_spaces, study]},
+    )

@@ -1,4 +1,4 @@
-"""Run a worker function under Ray Train, and release what a killed controller left behind."""
+"""Run a function on workers under Ray Train, and release what a killed controller held."""
 
 from __future__ import annotations
 
@@ -25,54 +25,53 @@ from study.workers import Workers, configure_process
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt, within and from then on.
+    """Raise KeyboardInterrupt on Ctrl-C in the block, and restore the handler after it.
 
-    Ray Train's own answer is an exit of status 0, even long after its training is over.
+    Ray Train's handler exits with status 0, and stays installed after the training.
     """
-    answer = signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(signal.SIGINT)
     try:
         yield
     except SystemExit:
         raise KeyboardInterrupt from None
     finally:
-        if signal.getsignal(signal.SIGINT) is not answer:
-            signal.signal(signal.SIGINT, answer)
+        if signal.getsignal(signal.SIGINT) is not handler:
+            signal.signal(signal.SIGINT, handler)
 
 
-def run_under_train(
-    worker: Callable[[dict[str, Any]], None],
-    config: dict[str, Any],
-    plan: StudyContext,
-    job: str,
-) -> None:
-    """Runs ``worker(config)`` on all workers of a trial under Ray Train, and waits for the end.
+def run_under_train(worker: Callable[[Workers], None], context: StudyContext, job: str) -> None:
+    """Run ``worker`` on ``trial.num_workers`` workers under Ray Train, and wait for its end.
 
-    Ray Train starts a broken worker again, up to ``trial.max_failures`` times; it goes on from the
-    study's own checkpoints. Those are not Ray Train's, which refuses to go on once one of its
-    checkpoints was dropped by anybody else. As often, all of Ray Train is started again.
+    Ray Train restarts failed workers up to ``trial.max_failures`` times, and this function Ray
+    Train itself as often if its controller died. Workers resume from the study's own checkpoints:
+    Ray Train can't resume from its own once the study has deleted one.
 
     Args:
-        job: tells what is run from all else that the study runs; names a file.
+        job: unique name among all jobs of the study, part of a file's name.
+
+    Raises:
+        ray.train.TrainingFailedError: the workers failed too often.
+        ray.exceptions.RayActorError: the controller died too often.
     """
-    retries = plan.config.trial.max_failures
+    retries = context.config.trial.max_failures
     while True:
-        release_placement_group(plan.folder, job)
+        release_placement_group(context.folder, job)
         try:
-            _trainer(partial(worker, {**config, "job": job}), plan).fit()
+            _trainer(partial(_run_as_worker, worker, context, job), context).fit()
             return
-        except ray.exceptions.RayActorError:  # its controller died
+        except ray.exceptions.RayActorError:  # the controller died
             if not retries:
                 raise
             retries -= 1
 
 
-def _trainer(worker: Callable[[], None], plan: StudyContext) -> LeanTrainer:
-    settings = plan.config.trial
+def _trainer(train_loop: Callable[[], None], context: StudyContext) -> LeanTrainer:
+    settings = context.config.trial
     resources = {"CPU": settings.cpus}
     if settings.gpus:
         resources["GPU"] = settings.gpus
     return LeanTrainer(
-        worker,
+        train_loop,
         scaling_config=ScalingConfig(
             num_workers=settings.num_workers,
             use_gpu=settings.gpus > 0,
@@ -80,62 +79,53 @@ def _trainer(worker: Callable[[], None], plan: StudyContext) -> LeanTrainer:
         ),
         run_config=RunConfig(
             name=f"train-{uuid.uuid4().hex[:12]}",
-            storage_path=str(ray_storage(Path(plan.folder))),
+            storage_path=str(ray_storage(Path(context.folder))),
             failure_config=FailureConfig(max_failures=settings.max_failures),
         ),
     )
 
 
 class LeanTrainer(TorchTrainer):
-    """Without two of Ray Train's own callbacks, each a further process for each trial.
+    """TorchTrainer without two default callbacks that each start a process per trial.
 
-    One is to free what a killed controller held, but is at a loss without Ray's dashboard, or
-    beside another Ray; ``release_placement_group`` does it everywhere. The other hands out the
-    shards of Ray's data sets, of which there are none.
+    PlacementGroupCleanerCallback releases what a killed controller held, but fails without Ray's
+    dashboard or next to another Ray; ``release_placement_group`` always works. DatasetsCallback
+    splits Ray datasets, which a study does not use.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
-        idle = ("PlacementGroupCleanerCallback", "DatasetsCallback")
-        return [callback for callback in callbacks if type(callback).__name__ not in idle]
+        unused = ("PlacementGroupCleanerCallback", "DatasetsCallback")
+        return [callback for callback in callbacks if type(callback).__name__ not in unused]
 
 
-def job_of_trial(number: int) -> str:
-    """What ``run_under_train`` knows the trial by."""
-    return f"trial-{number}"
-
-
-def _record_placement_group(plan: StudyContext, job: str) -> None:
-    group = get_current_placement_group()
-    assert group is not None
-    write_atomic(_record_path(plan.folder, job), group.id.hex())
-
-
-def release_placement_group(study_folder: str | Path, job: str) -> None:
-    """The CPUs and GPUs of an earlier try whose controller was killed are free.
-
-    Ray itself frees them only when the driver ends.
-    """
-    note = _record_path(study_folder, job)
-    if note.is_file():
-        group = ray.PlacementGroupID(bytes.fromhex(note.read_text()))
-        remove_placement_group(PlacementGroup(group))
-        note.unlink()
-
-
-def _record_path(study_folder: str | Path, job: str) -> Path:
-    return ray_storage(Path(study_folder)) / f"{job}.held"
-
-
-def join_workers(config: dict[str, Any]) -> Workers:
-    """This process as one of Ray Train's workers, with the threads of its CPUs.
-
-    Args:
-        config: as ``run_under_train`` hands it to each worker.
-    """
+def _run_as_worker(worker: Callable[[Workers], None], context: StudyContext, job: str) -> None:
+    """Set up this process as one of Ray Train's workers, and run ``worker``."""
     resources = ray.get_runtime_context().get_assigned_resources()
     configure_process(resources.get("CPU", 1))
     workers = Workers(ray.train.torch.get_device())
     if workers.rank == 0:
-        _record_placement_group(config["plan"], config["job"])
-    return workers
+        _record_placement_group(context.folder, job)
+    worker(workers)
+
+
+def _record_placement_group(study_folder: str | Path, job: str) -> None:
+    group = get_current_placement_group()
+    assert group is not None
+    write_atomic(_record_path(study_folder, job), group.id.hex())
+
+
+def release_placement_group(study_folder: str | Path, job: str) -> None:
+    """Release the placement group that a killed controller left behind.
+
+    Ray itself releases its CPUs and GPUs only when the driver ends.
+    """
+    record = _record_path(study_folder, job)
+    if record.is_file():
+        group = ray.PlacementGroupID(bytes.fromhex(record.read_text()))
+        remove_placement_group(PlacementGroup(group))
+        record.unlink()
+
+
+def _record_path(study_folder: str | Path, job: str) -> Path:
+    return ray_storage(Path(study_folder)) / f"{job}.held"

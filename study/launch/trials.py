@@ -1,121 +1,177 @@
-"""Starts trials and the teacher's training: in a Tune process, or under Ray Train on workers.
+"""Trials of the search and the teacher's training as Ray jobs.
 
-Reports go to the owner of the Optuna study, whose answer, go on or stop, ends the loop on all
-workers by itself; nothing is stopped from outside, so that no resources are left behind.
+The owner of the Optuna study answers each report with whether to stop, which ends the loop on all
+workers. Nothing is stopped from outside, so that no resources stay held.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import traceback
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
-import ray.train.torch
-import torch
 from ray import tune
 from ray.train import TrainingFailedError
 
+from study.config.compose import with_values
 from study.errors import InputError
-from study.launch.context import OwnerLink, StudyContext, brief, last_line, trial_of
-from study.launch.ray_train import interruptible, job_of_trial, join_workers, run_under_train
-from study.launch.watchdog import exit_on_stall, stall_reason
+from study.launch.context import StudyContext
+from study.launch.jobs import last_line, ray_columns, run_inline, run_with_workers
+from study.launch.ray_train import interruptible, run_under_train
 from study.storage.checkpoint import Row
 from study.storage.files import disk_full_message, is_full_disk
+from study.storage.paths import error_log, trial_folder
 from study.teachers.make import make_teacher
-from study.trial import run_trial, teacher_spec
-from study.workers import Workers, configure_process
+from study.training.networks import measure_costs
+from study.trial import Trial, teacher_spec
+from study.workers import Workers
 
 
-def inline_trial(suggestion: dict[str, Any], plan: StudyContext) -> None:
-    """A trial in its own Tune process: one worker, no further process."""
-    settings = plan.config.trial
-    link = OwnerLink(plan, suggestion["number"])
-    configure_process(settings.cpus)
-    workers = Workers(torch.device("cuda" if settings.gpus else "cpu"))
-    _run(suggestion, plan, link, workers, tune.report)
+@dataclass(frozen=True)
+class TrialJob:
+    """A trial of the search as a job."""
+
+    context: StudyContext
+    suggestion: dict[str, Any]
+    """The trial's ``number``, ``values`` by config path, and ``parent``: a number or None."""
+
+    @property
+    def number(self) -> int:
+        return int(self.suggestion["number"])
+
+    @property
+    def name(self) -> str:
+        return job_name(self.number)
+
+    @property
+    def folder(self) -> Path:
+        return trial_folder(Path(self.context.folder), self.number)
+
+    def trial(self) -> Trial:
+        """Return the trial with its data on this machine."""
+        context, parent = self.context, self.suggestion["parent"]
+        return Trial(
+            number=self.number,
+            config=with_values(context.config, self.suggestion["values"]),
+            resolved=context.resolved,
+            data=context.data.here(),
+            folder=self.folder,
+            targets=Path(context.targets),
+            parent=None if parent is None else trial_folder(Path(context.folder), parent),
+        )
+
+    def open_record(self, *, is_first: bool) -> OwnerLink:
+        """Connect a worker to the owner of the Optuna study."""
+        return OwnerLink(self.context, self.number, is_first=is_first)
 
 
-def train_trial(suggestion: dict[str, Any], plan: StudyContext) -> None:
-    """A trial whose workers run under Ray Train; its Tune process only waits for them."""
-    loop_config = {"plan": plan, "suggestion": suggestion}
-    job = job_of_trial(suggestion["number"])
-    try:
-        run_under_train(_trial_worker, loop_config, plan, job)
-    except TrainingFailedError as error:
-        OwnerLink(plan, suggestion["number"]).fail(error)
+class OwnerLink:
+    """The record of a trial: reports to the owner of the Optuna study from the first worker."""
+
+    def __init__(self, context: StudyContext, number: int, *, is_first: bool) -> None:
+        self.number = number
+        self.study_folder = Path(context.folder)
+        self.is_first = is_first
+        self.owner = ray.get_actor(context.owner)
+
+    def is_closed(self) -> bool:
+        """Return whether the study is halted; the trial is resumed with the study."""
+        return ray.get(self.owner.halt_reason.remote()) is not None
+
+    def start(self, trial: Trial, workers: Workers) -> None:
+        """Measure and report the costs of the trial's estimator, unless an earlier try did."""
+        if self.is_first and not ray.get(self.owner.has_costs.remote(self.number)):
+            config = trial.config
+            costs = measure_costs(
+                config.student, config.refine, config.trial, trial.resolved, workers.device
+            )
+            ray.get(self.owner.report_costs.remote(self.number, costs))
+
+    def report(self, row: Row) -> bool:
+        """Report an epoch; return the owner's answer, whether to stop."""
+        return self.is_first and bool(ray.get(self.owner.report.remote(self.number, row)))
+
+    def finish(self, trial: Trial, workers: Workers) -> None:
+        """Do nothing: the owner ended the trial at its last report."""
+
+    def fail(self, reason: str) -> None:
+        """End the trial as failed."""
+        if self.is_first:
+            ray.get(self.owner.fail.remote(self.number, reason))
+
+    def record_error(self, error: Exception) -> None:
+        """Append the traceback to the trial's error log, and report the error.
+
+        A full disk halts the study instead.
+        """
+        if self._halt_if_disk_full(error):
+            return
+        log = error_log(trial_folder(self.study_folder, self.number))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file:
+            traceback.print_exception(error, file=file)
+        if self.is_first:
+            message = f"{type(error).__name__}: {error}"
+            ray.get(self.owner.record_error.remote(self.number, message))
+
+    def give_up(self, error: Exception) -> None:
+        """End the trial as failed; a full disk halts the study instead."""
+        if not self._halt_if_disk_full(error):
+            self.fail(last_line(error))
+
+    def _halt_if_disk_full(self, error: Exception) -> bool:
+        if is_full := is_full_disk(error):
+            ray.get(self.owner.halt.remote(disk_full_message(self.study_folder)))
+        return is_full
 
 
-def train_teacher(plan: StudyContext) -> None:
-    """Makes the study's teacher under Ray Train.
+def job_name(number: int) -> str:
+    """Return the name of a trial's job."""
+    return f"trial-{number}"
+
+
+def inline_trial(suggestion: dict[str, Any], context: StudyContext) -> None:
+    """Train a trial in its Tune process."""
+    run_inline(TrialJob(context, suggestion), tune.report)
+
+
+def train_trial(suggestion: dict[str, Any], context: StudyContext) -> None:
+    """Train a trial with workers under Ray Train; its Tune process only waits."""
+    run_with_workers(TrialJob(context, suggestion))
+
+
+def train_teacher(context: StudyContext) -> None:
+    """Train the teacher and predict its targets under Ray Train.
 
     Raises:
-        InputError: it could not be trained; says why.
+        InputError: the training failed, or the disk is full.
         KeyboardInterrupt: Ctrl-C was pressed.
     """
     try:
         with interruptible():
-            run_under_train(_teacher_worker, {"plan": plan}, plan, "teacher")
+            run_under_train(partial(_teacher_worker, context), context, "teacher")
     except TrainingFailedError as error:
         if is_full_disk(error):
-            raise InputError(disk_full_message(Path(plan.targets).parent)) from error
-        raise InputError(f"the teacher could not be trained: {last_line(error)}") from error
+            raise InputError(disk_full_message(Path(context.targets).parent)) from error
+        raise InputError(f"the teacher's training failed: {last_line(error)}") from error
 
 
-def _trial_worker(config: dict[str, Any]) -> None:
-    plan, suggestion = config["plan"], config["suggestion"]
-    workers = join_workers(config)
-    link = OwnerLink(plan, suggestion["number"], is_first=workers.rank == 0)
-    _run(suggestion, plan, link, workers, ray.train.report)
+def _teacher_worker(context: StudyContext, workers: Workers) -> None:
+    owner = ray.get_actor(context.owner)
 
-
-def _run(
-    suggestion: dict[str, Any],
-    plan: StudyContext,
-    link: OwnerLink,
-    workers: Workers,
-    tell: Callable[[dict[str, Any]], None],
-) -> None:
-    """The trial on this worker; one that hung fails, since another try would hang again.
-
-    Nothing happens once the study has been halted.
-
-    Args:
-        tell: Ray's own report of an epoch.
-    """
-    if link.is_halted():
-        return
-    if reason := stall_reason(link.folder):
-        link.fail(reason)
-        return
-    timeout_s = plan.config.trial.timeout_s
-    with link.watching(), exit_on_stall(link.folder, workers.rank, timeout_s) as heartbeat:
-
-        def report(row: Row) -> bool:
-            heartbeat()
-            stop = link.report(row)
-            tell(brief(row))
-            return stop
-
-        trial = trial_of(plan, suggestion)
-        link.report_costs(trial, workers)
-        run_trial(trial, workers, report)
-
-
-def _teacher_worker(config: dict[str, Any]) -> None:
-    plan = config["plan"]
-    workers = join_workers(config)
-    owner = ray.get_actor(plan.owner)
-
-    def report(row: Row) -> bool:
+    def send_epoch(row: Row) -> bool:
         if workers.rank == 0:
             ray.get(owner.report_teacher.remote(row))
-        ray.train.report(brief(row))
+        ray.train.report(ray_columns(row))
         return False
 
-    def tell(row: Row) -> None:
+    def progress(row: Row) -> None:
         if workers.rank == 0:
-            owner.report_teacher.remote(row)  # nobody waits for it
+            owner.report_teacher.remote(row)  # without waiting for an answer
 
-    spec = teacher_spec(plan.config, plan.resolved)
-    make_teacher(spec, plan.config.student, plan.data.here(), workers, report, tell)
+    spec = teacher_spec(context.config, context.resolved)
+    make_teacher(spec, context.config.student, context.data.here(), workers, send_epoch, progress)

@@ -1,4 +1,4 @@
-"""What Tune sees of a study: a searcher that only asks the study's owner, and a silent display."""
+"""Run trials under Ray Tune: a searcher that forwards to the study's owner, a silent reporter."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ from ray.tune.search import Searcher
 
 from study.display import Display, epochs_done, trials_line, trials_panel
 from study.launch.context import StudyContext
-from study.launch.ray_train import job_of_trial, release_placement_group
-from study.launch.trials import inline_trial, train_trial
+from study.launch.jobs import HEAD_SHARE
+from study.launch.ray_train import release_placement_group
+from study.launch.trials import inline_trial, job_name, train_trial
 from study.storage.paths import ray_storage
-
-WORKERS_WAIT = {"cpu": 0, "node:__internal_head__": 0.001}
-"""What the process of a trial under Ray Train takes while it waits: not nothing, and no CPU."""
 
 
 class OwnerSearcher(Searcher):
-    """What Tune sees of the study: suggestions, and an ear for trials that Tune gave up on."""
+    """Tune's search algorithm: gets trials from the owner and reports lost ones to it."""
 
     def __init__(self, owner: Any, study_folder: Path) -> None:
         super().__init__(metric="val_ap", mode="max")
@@ -44,49 +42,50 @@ class OwnerSearcher(Searcher):
     ) -> None:
         if error:
             number = self.numbers[trial_id]
-            release_placement_group(self.study_folder, job_of_trial(number))
-            reason = "its process died again and again, without a word"
+            release_placement_group(self.study_folder, job_name(number))
+            reason = "its process died in every try, without an error message"
             ray.get(self.owner.fail.remote(number, reason))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study itself is durable."""
+        """Do nothing: the study's own files are durable."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the study itself is durable."""
+        """Do nothing: the study's own files are durable."""
 
 
 class SilentProgress(TrialProgressCallback):
-    """Takes the place of Tune's own, which tells at any verbosity of trials without a result."""
+    """Silences Tune's progress reporter, which prints even at verbose=0."""
 
     def _print(self, msg: str) -> None:
-        """Nothing: the study has a display of its own."""
+        pass
 
 
 def run_trials(
-    plan: StudyContext, owner: Any, missing: int, concurrent: int, display: Display
+    context: StudyContext, owner: Any, num_trials: int, concurrent: int, display: Display
 ) -> None:
-    """Run missing trials under Ray Tune, with the live table of trials."""
-    config = plan.config
+    """Run trials under Ray Tune, ``concurrent`` at once, with the live table of trials."""
+    settings = context.config.trial
     before = {"epochs_before": epochs_done(ray.get(owner.status.remote()))}
-    if plan.resolved.launcher == "inline":
-        resources = {"cpu": config.trial.cpus, "gpu": config.trial.gpus}
-        trainable = tune.with_resources(partial(inline_trial, plan=plan), resources)
+    if context.resolved.launcher == "inline":
+        resources = {"cpu": settings.cpus, "gpu": settings.gpus}
+        trainable = tune.with_resources(partial(inline_trial, context=context), resources)
     else:
-        trainable = tune.with_resources(partial(train_trial, plan=plan), WORKERS_WAIT)
+        resources = {"cpu": 0, **HEAD_SHARE}
+        trainable = tune.with_resources(partial(train_trial, context=context), resources)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            num_samples=missing,
-            search_alg=OwnerSearcher(owner, Path(plan.folder)),
+            num_samples=num_trials,
+            search_alg=OwnerSearcher(owner, Path(context.folder)),
             max_concurrent_trials=concurrent,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name=f"tune-{uuid.uuid4().hex[:12]}",
-            storage_path=str(ray_storage(Path(plan.folder))),
+            storage_path=str(ray_storage(Path(context.folder))),
             verbose=0,
             callbacks=[SilentProgress()],
-            failure_config=tune.FailureConfig(max_failures=config.trial.max_failures),
+            failure_config=tune.FailureConfig(max_failures=settings.max_failures),
         ),
     )
     with display.watching(

@@ -1,8 +1,8 @@
-"""Ends a process whose trial hangs, whatever it hangs in, so that its CPUs and GPUs are free.
+"""Exit a process whose trial stalls, so that its CPUs and GPUs are released.
 
-The watch is a thread of faulthandler's own, in C: it needs neither Python's lock nor the hanging
-thread's good will, notes where each thread stands, and exits. What it wrote tells the next try of
-the trial, and the owner of the study, that another try would only hang again.
+faulthandler's watchdog thread is written in C. It needs neither the GIL nor cooperation of the
+stalled thread: it dumps the stack of each thread to a file and exits. From that file the next try
+of the trial, and the owner of the study, know that the trial would stall again.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from study.storage.paths import stall_log, stall_logs
 
 @contextlib.contextmanager
 def exit_on_stall(folder: Path, rank: int, timeout_s: float) -> Iterator[Callable[[], None]]:
-    """Within, this process exits once ``timeout_s`` seconds pass without a call of what is given.
+    """Exit the process if the yielded heartbeat isn't called for ``timeout_s`` seconds.
 
     Args:
-        folder: the trial's, where each worker notes where it stood.
-        timeout_s: 0 = it may take any time.
+        folder: the trial's folder, where each worker dumps its stack.
+        timeout_s: seconds; 0 = no limit.
     """
     if not timeout_s:
         yield lambda: None
@@ -42,13 +42,13 @@ def exit_on_stall(folder: Path, rank: int, timeout_s: float) -> Iterator[Callabl
 
 
 def stall_reason(folder: Path) -> str | None:
-    """That a trial hung, and where to read where; None if none did."""
+    """Return why the trial stalled, with the file of its stack, or None."""
     for file in stall_logs(folder):
         if file.stat().st_size:
             first = file.read_text().splitlines()[0]  # Timeout (0:01:00)!
             waited = first.partition("(")[2].partition(")")[0]
             return (
-                f"it hung: no epoch ended within trial.timeout_s ({waited}); {file.name} in its "
-                "folder says where it stood"
+                f"it stalled: no epoch ended within trial.timeout_s ({waited}); {file.name} in "
+                "its folder has the stack"
             )
     return None

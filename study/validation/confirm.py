@@ -1,34 +1,30 @@
-"""Is the winner real? The best trials and the baseline, trained again from new seeds.
+"""Confirm the winner: train the best trials and the baseline again, from new seeds.
 
-Each run is a task of Ray, its training in the task itself or under Ray Train, as the trials'. A
-run's checkpoints and its result lie in ``confirm/<trial>-<run>``; the result is written last and
-whole, so that a run goes on where a kill stopped it and is never run twice. Nothing is pruned.
+Each run is a Ray job like a trial, but never pruned. Its checkpoints and its result are in
+``confirm/<trial>-<run>``. The result is written last and atomically, so that a killed run resumes
+and a finished one is never repeated.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-import ray.train
-import torch
-from ray.train import TrainingFailedError
 
 from search_spaces.space import SearchSpace
 from study.cache.crop_store import open_crop_store
 from study.config.derived import seed_of
 from study.data.coco_results import write_poses
 from study.display import Display, confirm_line, confirm_panel
-from study.errors import TrainingDiverged
-from study.launch.context import StudyContext, brief, last_line
-from study.launch.ray_train import join_workers, release_placement_group, run_under_train
-from study.launch.watchdog import exit_on_stall, stall_reason
+from study.launch.context import StudyContext
+from study.launch.jobs import last_line, run_all
+from study.launch.watchdog import stall_reason
 from study.metrics import average_precision
 from study.search.controls import BASELINE, trial_config
 from study.storage.checkpoint import Checkpoints, Row, best_row
@@ -42,8 +38,9 @@ from study.storage.paths import (
 )
 from study.training.evaluation import detect_people
 from study.training.networks import load_estimator
-from study.trial import Trial, run_trial
+from study.trial import Trial
 from study.validation.bootstrap import (
+    Matches,
     draws_of_mean,
     interval,
     match_people,
@@ -61,171 +58,125 @@ from study.validation.confirm_table import (
     write_run,
     write_verdicts,
 )
-from study.workers import Workers, configure_process
+from study.workers import Workers
 
 
 @dataclass(frozen=True)
 class ConfirmRun:
-    """One configuration and one seed."""
+    """One configuration trained from one new seed, as a job."""
 
-    trial: dict[str, Any]
-    """The row of ``trials``."""
+    context: StudyContext
+    row: Mapping[str, Any]
+    """The trial's row in ``trials``."""
     run: int
-    """From 0; equal runs of all configurations have equal seeds."""
+    """From 0; runs of the same number have the same seed in all configurations."""
 
-    def folder(self, study_folder: Path) -> Path:
-        """The folder of its checkpoints, its poses and its result."""
-        return run_folder(study_folder, self.trial["trial"], self.run)
+    @property
+    def name(self) -> str:
+        return f"confirm-{self.row['trial']}-{self.run}"
 
-    def as_trial(self, plan: StudyContext) -> Trial:
-        """What is trained."""
+    @property
+    def folder(self) -> Path:
+        """Folder of the run's checkpoints, poses and result."""
+        return run_folder(Path(self.context.folder), self.row["trial"], self.run)
+
+    @property
+    def seed(self) -> int:
+        """Seed that no trial of the search has."""
+        return seed_of(self.context.config.seed, "confirm", self.run)
+
+    @property
+    def is_done(self) -> bool:
+        return run_result_file(self.folder).is_file()
+
+    def trial(self) -> Trial:
+        """Return the trial to train, with its data on this machine."""
+        context = self.context
         return Trial(
-            number=self.trial["trial"],
-            config=trial_config(plan.config, self.trial),
-            resolved=plan.resolved,
-            data=plan.data.here(),
-            folder=self.folder(Path(plan.folder)),
-            targets=Path(plan.targets),
-            own_seed=self.seed(plan),
+            number=self.row["trial"],
+            config=trial_config(context.config, self.row),
+            resolved=context.resolved,
+            data=context.data.here(),
+            folder=self.folder,
+            targets=Path(context.targets),
+            own_seed=self.seed,
         )
 
-    def seed(self, plan: StudyContext) -> int:
-        """A seed that no trial of the search had."""
-        return seed_of(plan.config.seed, "confirm", self.run)
+    def open_record(self, *, is_first: bool) -> RunRecord:
+        """Open the run's record on a worker."""
+        return RunRecord(self, is_first=is_first)
+
+
+class RunRecord:
+    """The record of a confirming run: its result file, written by the first worker."""
+
+    def __init__(self, run: ConfirmRun, *, is_first: bool) -> None:
+        self.run = run
+        self.is_first = is_first
+        self.owner: Any = None
+
+    def is_closed(self) -> bool:
+        """Return whether the run has a result."""
+        return self.run.is_done
+
+    def start(self, trial: Trial, workers: Workers) -> None:
+        """Connect to the owner of the Optuna study, which dies with the driver."""
+        self.owner = ray.get_actor(self.run.context.owner)
+
+    def report(self, row: Row) -> bool:
+        """Abort the run if its driver was killed: the resumed study has a run of its own."""
+        ray.get(self.owner.num_finished.remote())
+        return False
+
+    def finish(self, trial: Trial, workers: Workers) -> None:
+        """Score the run on val and write its result."""
+        result = _score(trial, workers)
+        if self.is_first:
+            write_result(self.run.folder, result)
+
+    def fail(self, reason: str) -> None:
+        """Write the reason as the run's result."""
+        if self.is_first:
+            write_result(self.run.folder, {"error": reason})
+
+    def record_error(self, error: Exception) -> None:
+        """Do nothing: only the last try's error is kept."""
+
+    def give_up(self, error: Exception) -> None:
+        """Write the error as the run's result; raise it if the disk is full."""
+        if is_full_disk(error):
+            raise error
+        self.fail(stall_reason(self.run.folder) or last_line(error))
 
 
 def confirm_study(
-    plan: StudyContext, space: SearchSpace, launcher: str, concurrent: int, display: Display
+    context: StudyContext, space: SearchSpace, concurrent: int, display: Display
 ) -> None:
-    """The best trials and the baseline are run again, told in Parquet, and judged."""
-    settings, folder = plan.config.confirm, Path(plan.folder)
+    """Train the best trials and the baseline again, and write the tables of runs and verdicts."""
+    settings, folder = context.config.confirm, Path(context.folder)
     trials = chosen_trials(folder, settings)
-    runs = [ConfirmRun(trial, run) for run in range(settings.seeds) for trial in trials]
-    left = [run for run in runs if not run_result_file(run.folder(folder)).is_file()]
+    runs = [ConfirmRun(context, row, run) for run in range(settings.seeds) for row in trials]
     if not runs:
         if table_folder(folder, CONFIRMED).is_dir():
             write_verdicts(folder, [], space)
         return
-    done = f"; {len(runs) - len(left)} are there already" if len(left) < len(runs) else ""
+    left = [run for run in runs if not run.is_done]
+    done = f"; {len(runs) - len(left)} are done already" if len(left) < len(runs) else ""
     display.notify(
         f"confirming: {len(trials)} configurations from {settings.seeds} new seeds each{done}"
     )
-    with display.watching(lambda: _status(folder, runs), confirm_panel, confirm_line):
-        for run in _run_all(left, plan, launcher, concurrent):
-            _write_row(run, plan, space)
-    known = {(row["trial"], row["run"]) for row in read_runs(folder)}
+    with display.watching(lambda: _status(runs), confirm_panel, confirm_line):
+        for run in run_all(left, context, concurrent):
+            _write_row(run, space)
+    written = {(row["trial"], row["run"]) for row in read_runs(folder)}
     for run in runs:
-        if (run.trial["trial"], run.run) not in known:
-            _write_row(run, plan, space)
-    write_verdicts(folder, _judge(plan, trials), space)
-
-
-def _run_all(
-    runs: Sequence[ConfirmRun], plan: StudyContext, launcher: str, concurrent: int
-) -> Iterator[ConfirmRun]:
-    """Gives each run when its result is there; some are under way at once."""
-    settings = plan.config.trial
-    if launcher == "inline":
-        needs: dict[str, Any] = {"num_cpus": settings.cpus, "num_gpus": settings.gpus}
-        task = ray.remote(run_inline)
-    else:
-        needs = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
-        task = ray.remote(run_with_workers)
-    retries = {"max_retries": settings.max_failures, "retry_exceptions": True}
-    left = list(runs)
-    pending: dict[Any, ConfirmRun] = {}
-    while left or pending:
-        while left and len(pending) < concurrent:
-            run = left.pop(0)
-            pending[task.options(**needs, **retries).remote(run, plan)] = run
-        (ended,), _ = ray.wait(list(pending), num_returns=1)
-        run = pending.pop(ended)
-        try:
-            ray.get(ended)
-        except ray.exceptions.RayError as error:
-            if is_full_disk(error):
-                raise
-            release_placement_group(plan.folder, _job_of(run))
-            folder = run.folder(Path(plan.folder))
-            write_result(folder, {"error": stall_reason(folder) or last_line(error)})
-        yield run
-
-
-def run_inline(run: ConfirmRun, plan: StudyContext) -> None:
-    """The run in this process, its result on disk."""
-    settings = plan.config.trial
-    configure_process(settings.cpus)
-    workers = Workers(torch.device("cuda" if settings.gpus else "cpu"))
-    confirm(run, plan, workers, _end_with_driver(plan))
-
-
-def run_with_workers(run: ConfirmRun, plan: StudyContext) -> None:
-    """The run under Ray Train, its result on disk; this process only waits."""
-    try:
-        run_under_train(_worker, {"plan": plan, "run": run}, plan, _job_of(run))
-    except TrainingFailedError as error:
-        if is_full_disk(error):
-            raise
-        folder = run.folder(Path(plan.folder))
-        write_result(folder, {"error": stall_reason(folder) or last_line(error)})
-
-
-def _job_of(run: ConfirmRun) -> str:
-    return f"confirm-{run.trial['trial']}-{run.run}"
-
-
-def _worker(config: dict[str, Any]) -> None:
-    run, plan = config["run"], config["plan"]
-    workers = join_workers(config)
-    check = _end_with_driver(plan)
-
-    def tell(row: Row) -> None:
-        check(row)
-        ray.train.report(brief(row))
-
-    confirm(run, plan, workers, tell)
-
-
-def _end_with_driver(plan: StudyContext) -> Callable[[Row], None]:
-    """Breaks a run whose driver was killed, which else went on beside its successor's.
-
-    The owner of the Optuna study dies with the driver.
-    """
-    owner = ray.get_actor(plan.owner)
-    return lambda row: ray.get(owner.num_finished.remote())
-
-
-def confirm(
-    run: ConfirmRun,
-    plan: StudyContext,
-    workers: Workers,
-    tell: Callable[[Row], None] = lambda row: None,
-) -> None:
-    """Trains the run on from where it was, scores it on val, and keeps the result."""
-    trial = run.as_trial(plan)
-    if run_result_file(trial.folder).is_file():
-        return
-    timeout_s = plan.config.trial.timeout_s
-    result: dict[str, Any] = {"error": stall_reason(trial.folder)}
-    if not result["error"]:
-        try:
-            with exit_on_stall(trial.folder, workers.rank, timeout_s) as heartbeat:
-
-                def report(row: Row) -> bool:
-                    heartbeat()
-                    tell(row)
-                    return False
-
-                run_trial(trial, workers, report)
-                result = _score(trial, workers)
-        except TrainingDiverged as error:
-            result = {"error": str(error)}
-    if workers.rank == 0:
-        write_result(trial.folder, result)
+        if (run.row["trial"], run.run) not in written:
+            _write_row(run, space)
+    write_verdicts(folder, _judge(context, trials), space)
 
 
 def _score(trial: Trial, workers: Workers) -> dict[str, Any]:
-    """The figures of the run's best epoch on val; its poses are on disk then."""
+    """Score the run's best epoch on val and write its poses; other workers return nothing."""
     checkpoints = Checkpoints(trial.folder)
     last = checkpoints.last()
     assert last is not None
@@ -240,98 +191,109 @@ def _score(trial: Trial, workers: Workers) -> dict[str, Any]:
     if workers.rank:
         return {}
     write_poses(poses, run_keypoints_file(trial.folder))
-    truth, kind = Path(trial.data.val_truth), resolved.evaluation
-    figures = average_precision(truth, poses, skeleton, kind)
+    truth = Path(trial.data.val_truth)
+    figures = average_precision(truth, poses, skeleton, resolved.evaluation)
     return {
-        **{"error": None, "stage": best["stage"], "epoch": best["epoch"]},
-        **{"search_ap": best["val_ap"], "duration_s": last.rows[-1]["seconds"]},
+        "error": None,
+        "stage": best["stage"],
+        "epoch": best["epoch"],
+        "search_ap": best["val_ap"],
+        "duration_s": last.rows[-1]["seconds"],
         **{name: value for name, value in figures.items() if not math.isnan(value)},
     }
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
-    """The result is on disk, whole."""
+    """Write a run's result atomically."""
     write_atomic(run_result_file(folder), json.dumps(result))
 
 
-def _write_row(run: ConfirmRun, plan: StudyContext, space: SearchSpace) -> None:
-    folder = Path(plan.folder)
-    own = run.folder(folder)
-    result = json.loads(run_result_file(own).read_text())
-    keypoints = str(run_keypoints_file(own).relative_to(folder))
+def _write_row(run: ConfirmRun, space: SearchSpace) -> None:
+    study_folder = Path(run.context.folder)
+    result = json.loads(run_result_file(run.folder).read_text())
+    keypoints = str(run_keypoints_file(run.folder).relative_to(study_folder))
     row = {
-        **{"study": plan.config.name, "trial": run.trial["trial"]},
-        **{"control": run.trial["control"], "run": run.run, "seed": run.seed(plan)},
-        **{"keypoints": None if result["error"] else keypoints},
+        "study": run.context.config.name,
+        "trial": run.row["trial"],
+        "control": run.row["control"],
+        "run": run.run,
+        "seed": run.seed,
+        "keypoints": None if result["error"] else keypoints,
         **result,
     }
-    write_run(folder, row, space)
+    write_run(study_folder, row, space)
 
 
-def _judge(plan: StudyContext, trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row per configuration, the highest mean first; those with a failed run are left out."""
-    config, folder = plan.config, Path(plan.folder)
-    runs = [row for row in read_runs(folder) if row["run"] < config.confirm.seeds]
-    by_trial = {
-        trial["trial"]: sorted(
-            (row for row in runs if row["trial"] == trial["trial"]), key=lambda row: row["run"]
-        )
-        for trial in trials
-    }
-    sound = [t for t in trials if not any(row["error"] for row in by_trial[t["trial"]])]
+def _judge(context: StudyContext, trials: Sequence[Row]) -> list[Row]:
+    """Return a verdict per configuration, by descending mean AP, without those that failed."""
+    config, folder = context.config, Path(context.folder)
+    runs = _runs_by_trial(folder, trials, config.confirm.seeds)
+    sound = [t for t in trials if not any(row["error"] for row in runs[t["trial"]])]
     if not sound:
         return []
-    sound.sort(key=lambda t: -np.mean([row["ap"] for row in by_trial[t["trial"]]]))
-    truth = Path(plan.data.val_truth)
-    matched = [
-        [
-            match_people(
-                truth,
-                json.loads((folder / row["keypoints"]).read_text()),
-                plan.resolved.skeleton,
-                plan.resolved.evaluation,
-            )
-            for row in by_trial[t["trial"]]
-        ]
-        for t in sound
-    ]
+    mean_ap = {t["trial"]: np.mean([row["ap"] for row in runs[t["trial"]]]) for t in sound}
+    sound.sort(key=lambda t: -mean_ap[t["trial"]])
+    matches = [[_matches_of(row, context) for row in runs[t["trial"]]] for t in sound]
     rng = np.random.RandomState(config.seed % 2**32)
-    scores = [[lambda w, m=m: weighted_ap(m, w) for m in seeds] for seeds in matched]
-    drawn = resampled_scores(scores, len(matched[0][0].people), rng)
+    scores = [[lambda w, m=m: weighted_ap(m, w) for m in seeds] for seeds in matches]
+    drawn = resampled_scores(scores, len(matches[0][0].people), rng)
     roles = _roles(sound)
     verdicts = []
-    for place, trial in enumerate(sound):
-        low, high = interval(draws_of_mean(drawn[:, place], rng))
-        ahead = draws_of_mean(drawn[:, 0] - drawn[:, place], rng)
+    for rank, trial in enumerate(sound):
+        low, high = interval(draws_of_mean(drawn[:, rank], rng))
+        lead = draws_of_mean(drawn[:, 0] - drawn[:, rank], rng)
         verdicts.append(
             {
-                **{"study": config.name, "role": roles[place], "trial": trial["trial"]},
-                **{"control": trial["control"], "num_seeds": config.confirm.seeds},
-                "ap": float(np.mean([row["ap"] for row in by_trial[trial["trial"]]])),
-                **{"ap_low": low, "ap_high": high},
-                "winner_beats": probability_above_zero(ahead) if place else None,
+                "study": config.name,
+                "role": roles[rank],
+                "trial": trial["trial"],
+                "control": trial["control"],
+                "num_seeds": config.confirm.seeds,
+                "ap": float(mean_ap[trial["trial"]]),
+                "ap_low": low,
+                "ap_high": high,
+                "winner_beats": probability_above_zero(lead) if rank else None,
             }
         )
     return verdicts
 
 
+def _runs_by_trial(folder: Path, trials: Sequence[Row], seeds: int) -> dict[int, list[Row]]:
+    """Return the rows of each trial's first ``seeds`` runs, by run."""
+    runs = sorted(read_runs(folder), key=lambda row: row["run"])
+    return {
+        trial["trial"]: [
+            row for row in runs if row["trial"] == trial["trial"] and row["run"] < seeds
+        ]
+        for trial in trials
+    }
+
+
+def _matches_of(row: Row, context: StudyContext) -> Matches:
+    poses = json.loads((Path(context.folder) / row["keypoints"]).read_text())
+    truth, resolved = Path(context.data.val_truth), context.resolved
+    return match_people(truth, poses, resolved.skeleton, resolved.evaluation)
+
+
 def _roles(ranked: Sequence[Row]) -> list[str]:
+    """Return the role of each configuration, the winner first."""
     roles = [WINNER]
     for trial in ranked[1:]:
-        is_baseline = trial["control"] == BASELINE
-        roles.append(BASELINE if is_baseline else OTHER if RUNNER_UP in roles else RUNNER_UP)
+        if trial["control"] == BASELINE:
+            roles.append(BASELINE)
+        else:
+            roles.append(OTHER if RUNNER_UP in roles else RUNNER_UP)
     return roles
 
 
-def _status(folder: Path, runs: Sequence[ConfirmRun]) -> dict[str, Any]:
-    """What the display shows, seen from the runs' folders."""
+def _status(runs: Sequence[ConfirmRun]) -> dict[str, Any]:
+    """Return what the display shows, from the runs' folders."""
     running = []
     done = 0
     for run in runs:
-        own = run.folder(folder)
-        if run_result_file(own).is_file():
+        if run.is_done:
             done += 1
-        elif own.is_dir():
-            epoch = max((epoch for epoch, _ in epoch_folders(own)), default=0)
-            running.append({"trial": run.trial["trial"], "run": run.run, "epoch": epoch})
+        elif run.folder.is_dir():
+            epoch = max((epoch for epoch, _ in epoch_folders(run.folder)), default=0)
+            running.append({"trial": run.row["trial"], "run": run.run, "epoch": epoch})
     return {"states": {"COMPLETE": done}, "runs": len(runs), "running": running}

@@ -167,7 +167,7 @@ def killed_at_ten_moments(storage: Path, name: str, seed: int, *settings: str) -
         for epoch in epochs_in(folder):
             with contextlib.suppress(FileNotFoundError):  # an older one than is needed
                 kept[Path(epoch) / STATE] = (Path(epoch) / STATE).read_text()
-    assert "going on" in run(storage, name, *settings)
+    assert "resuming" in run(storage, name, *settings)
     assert kept and all(file.read_text() == text for file, text in kept.items() if file.exists())
     return folder
 

@@ -52,5 +52,5 @@ def test_a_trial_that_tune_gives_up_on_holds_nothing(tmp_path: Path) -> None:
     said, _ = driver.communicate(timeout=LIMIT_S)
     assert driver.returncode == 0, said
     killed, after = read_trials(tmp_path / "train").to_pylist()
-    assert killed["state"] == "FAIL" and "died again and again" in killed["error"]
+    assert killed["state"] == "FAIL" and "died in every try" in killed["error"]
     assert after["state"] == "COMPLETE"

@@ -23,8 +23,9 @@ import ray
 from optuna.trial import TrialState
 
 import study.driver
-from study.config import InputError, compose
-from study.search import StudyOwner
+from study.config.compose import compose
+from study.errors import InputError
+from study.search.owner import StudyOwner
 
 folder, cpus, dashboard, *studies = sys.argv[1:]
 told = Path(folder) / "pruned"
@@ -32,7 +33,7 @@ told = Path(folder) / "pruned"
 
 class PrunesAtOnce(StudyOwner):
     def report(self, number, row):
-        self._stage(number).report(number, row)
+        self._stage(number).record(number, row)
         self._end(number, TrialState.PRUNED)
         told.write_text("")
         return True
@@ -62,7 +63,7 @@ for settings in studies:
     try:
         study.driver.run_study(compose(settings.split()))
     except InputError as error:
-        assert "no trial came to its end" in str(error), error
+        assert "no trial completed" in str(error), error
     watch.join(60)
     print("waited", *waited)
 """

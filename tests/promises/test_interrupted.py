@@ -64,7 +64,7 @@ def test_ctrl_c_keeps_every_epoch_and_a_second_driver_is_refused(
     kept = Checkpoints(folder / "trials/0").last()
     assert kept is not None
 
-    assert "the teacher is there already" in run(tmp_path, launcher, *settings)
+    assert "the teacher is ready" in run(tmp_path, launcher, *settings)
     reports = read_reports(folder).to_pylist()
     assert (reports[0]["trial"], reports[0]["epoch"]) == (0, 1)
     told = {(row["trial"], row["epoch"]): row for row in reports}

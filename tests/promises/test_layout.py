@@ -44,8 +44,8 @@ OWNERS = {
     "ray": {
         "study/driver.py",
         "study/launch/cluster.py",
-        "study/launch/context.py",
         "study/launch/crop_tasks.py",
+        "study/launch/jobs.py",
         "study/launch/ray_train.py",
         "study/launch/trials.py",
         "study/launch/tune_adapter.py",

@@ -32,8 +32,8 @@ def test_process_that_hangs_in_c_exits_and_says_where_it_stood(tmp_path: Path) -
     assert done.returncode == 1 and time.monotonic() - started < 20
     assert "line 7 in <module>" in (tmp_path / "hang-0.log").read_text()
     assert stall_reason(tmp_path) == (
-        "it hung: no epoch ended within trial.timeout_s (0:00:00.300000); hang-0.log in its "
-        "folder says where it stood"
+        "it stalled: no epoch ended within trial.timeout_s (0:00:00.300000); hang-0.log in its "
+        "folder has the stack"
     )
 
 
@@ -108,7 +108,7 @@ def test_study_goes_on_without_the_trials_that_hang(launcher: str, storage: Path
     assert len(trials) == 3 and len(hung) == 1  # the controls have 0.2
     for trial in trials:
         assert trial["state"] == "FAIL" if trial in hung else trial["state"] != "FAIL"
-    assert all("it hung: no epoch ended within" in trial["error"] for trial in hung)
+    assert all("it stalled: no epoch ended within" in trial["error"] for trial in hung)
     log = storage / launcher / "trials" / str(hung[0]["trial"]) / "hang-0.log"
     assert "training_batches" in log.read_text()
     assert read_final(storage / launcher).num_rows

@@ -20,8 +20,9 @@ from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.display import Display
 from study.errors import InputError
-from study.launch import context
-from study.launch.context import OwnerLink, StudyContext, trial_of
+from study.launch import trials as launch_trials
+from study.launch.context import StudyContext
+from study.launch.trials import TrialJob
 from study.search.objectives import pareto_front, violations
 from study.search.owner import StudyOwner
 from study.storage.tables import read_trials, write_final, write_trial
@@ -121,16 +122,20 @@ def test_costs_of_a_resumed_trial_are_not_measured_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     measured = iter(COSTS)
-    monkeypatch.setattr(context, "measure_costs", lambda *_: next(measured))
-    monkeypatch.setattr(context.ray, "get", lambda answer: answer)
-    plan = StudyContext(mini_config, resolve(mini_config), mini_data, str(tmp_path), "", "owner")
+    monkeypatch.setattr(launch_trials, "measure_costs", lambda *_: next(measured))
+    monkeypatch.setattr(launch_trials.ray, "get", lambda answer: answer)
+    context = StudyContext(
+        mini_config, resolve(mini_config), mini_data, str(tmp_path), "", "owner"
+    )
     for session in ("a", "b"):
         owner = start(tmp_path, session=session)
         suggestion = owner.suggest("t0")
         assert suggestion is not None and suggestion["number"] == 0
-        monkeypatch.setattr(context.ray, "get_actor", lambda name, owner=owner: LocalActor(owner))
-        link = OwnerLink(plan, suggestion["number"])
-        link.report_costs(trial_of(plan, suggestion), workers)
+        monkeypatch.setattr(
+            launch_trials.ray, "get_actor", lambda name, owner=owner: LocalActor(owner)
+        )
+        job = TrialJob(context, suggestion)
+        job.open_record(is_first=True).start(job.trial(), workers)
     assert owner.stages[0].frozen(0).user_attrs["latency_ms"] == 1.0
     assert next(measured) == COSTS[1]
 
