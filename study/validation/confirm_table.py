@@ -1,6 +1,6 @@
-"""The evidence of the confirming runs in Parquet, and what it comes to.
+"""Tables of the confirming runs and of their verdicts.
 
-``results/confirm`` has a part per finished run, ``results/confirmed`` one row per configuration.
+``results/confirm`` has a file per finished run, ``results/confirmed`` a row per configuration.
 """
 
 from __future__ import annotations
@@ -32,28 +32,30 @@ from study.storage.tables import (
 
 CONFIRM, CONFIRMED = "confirm", "confirmed"
 WINNER, RUNNER_UP, OTHER = "winner", "runner_up", "other"
-"""``role`` in CONFIRMED, beside BASELINE."""
+"""Values of ``role`` in CONFIRMED, in addition to BASELINE."""
 
 RUNS = (
     Column("study", TEXT, "name of the study"),
     Column("trial", WHOLE, "number of the trial whose configuration was trained again"),
-    Column("control", TEXT, "that trial's: baseline or defaults; null for a searched one"),
-    Column("run", WHOLE, "from 0; runs of the same number have the same seed"),
-    Column("seed", WHOLE, "seed that everything random in the run is drawn from"),
-    Column("error", TEXT, "why it failed; null if it did not"),
-    Column("stage", TEXT, "the stage of its best epoch by AP on the search slice"),
+    Column(
+        "control", TEXT, "control of that trial: baseline or defaults; null for a searched one"
+    ),
+    Column("run", WHOLE, "number of the run, from 0; runs of equal number have equal seeds"),
+    Column("seed", WHOLE, "seed of everything random in the run"),
+    Column("error", TEXT, "why the run failed; null if it succeeded"),
+    Column("stage", TEXT, "stage of the run's best epoch by AP on the search slice"),
     Column("epoch", WHOLE, "that epoch, whose checkpoint was scored"),
     Column("search_ap", REAL, "AP on the search slice in that epoch"),
     Column("duration_s", REAL, "training time, seconds"),
-    Column("keypoints", TEXT, "its poses on val, relative to the study's folder"),
+    Column("keypoints", TEXT, "file of the run's poses on val, relative to the study's folder"),
     *(Column(name, type_, f"{meaning}; on val") for name, type_, meaning in AVERAGE_PRECISION),
 )
 VERDICTS = (
     Column("study", TEXT, "name of the study"),
     Column("role", TEXT, "winner, baseline, runner_up or other"),
-    Column("trial", WHOLE, "number of the trial whose configuration it is"),
-    Column("control", TEXT, "that trial's"),
-    Column("num_seeds", WHOLE, "how often it was trained"),
+    Column("trial", WHOLE, "number of the trial with this configuration"),
+    Column("control", TEXT, "control of that trial"),
+    Column("num_seeds", WHOLE, "number of seeds it was trained from"),
     Column("ap", REAL, "mean AP on val over the seeds"),
     Column("ap_low", REAL, "lower bound of the 95 % interval of that mean, over people and seeds"),
     Column("ap_high", REAL, "its upper bound"),
@@ -62,7 +64,7 @@ VERDICTS = (
 
 
 def chosen_trials(study_folder: Path, settings: ConfirmConfig) -> list[dict[str, Any]]:
-    """The rows of ``trials`` to confirm: the best that may win, then the baseline."""
+    """Return the rows of ``trials`` to confirm: the best that may win, then the baseline."""
     if not settings.trials:
         return []
     trials = read_trials(study_folder).to_pylist()
@@ -73,50 +75,50 @@ def chosen_trials(study_folder: Path, settings: ConfirmConfig) -> list[dict[str,
 
 
 def write_run(study_folder: Path, row: TableRow, space: SearchSpace) -> None:
-    """The run's row is on disk."""
+    """Write the row of a finished run."""
     part = table_folder(study_folder, CONFIRM) / f"{row['trial']:05d}-{row['run']}.parquet"
     write_part(part, RUNS, [row], space)
 
 
 def read_runs(study_folder: Path) -> list[dict[str, Any]]:
-    """The finished runs by trial and number."""
+    """Return the rows of the finished runs, by trial and run."""
     return list(read_table(study_folder, CONFIRM, RUNS).to_pylist())
 
 
 def write_verdicts(study_folder: Path, rows: Sequence[TableRow], space: SearchSpace) -> None:
-    """The verdicts are on disk in place of any earlier ones."""
+    """Write the verdicts in place of any earlier ones."""
     part = table_folder(study_folder, CONFIRMED) / "confirmed.parquet"
     write_part(part, VERDICTS, rows, space)
 
 
 def read_verdicts(study_folder: Path) -> list[dict[str, Any]]:
-    """A row per configuration, the highest mean first; empty where nothing is confirmed."""
+    """Return a row per configuration, by descending mean AP; empty if nothing is confirmed."""
     return list(read_table(study_folder, CONFIRMED, VERDICTS).to_pylist())
 
 
 def confirmed_winner(study_folder: Path) -> int | None:
-    """The trial whose configuration has the highest mean; None where nothing is confirmed."""
+    """Return the trial with the highest mean AP, or None if nothing is confirmed."""
     rows = read_verdicts(study_folder)
     return next((row["trial"] for row in rows if row["role"] == WINNER), None)
 
 
 def is_confirmed(study_folder: Path, settings: ConfirmConfig) -> bool:
-    """Whether nothing is left to run or to judge for these settings."""
-    wanted = {t["trial"] for t in chosen_trials(study_folder, settings)}
+    """Return whether all runs and verdicts of these settings are written."""
+    chosen = {t["trial"] for t in chosen_trials(study_folder, settings)}
     runs = {(row["trial"], row["run"]): row["error"] for row in read_runs(study_folder)}
-    pairs = [(trial, run) for trial in wanted for run in range(settings.seeds)]
+    pairs = [(trial, run) for trial in chosen for run in range(settings.seeds)]
     if not all(pair in runs for pair in pairs):
         return False
-    sound = wanted - {trial for trial, run in pairs if runs[trial, run]}
-    told = {row["trial"]: row["num_seeds"] for row in read_verdicts(study_folder)}
-    return told == dict.fromkeys(sound, settings.seeds)
+    sound = chosen - {trial for trial, run in pairs if runs[trial, run]}
+    judged = {row["trial"]: row["num_seeds"] for row in read_verdicts(study_folder)}
+    return judged == dict.fromkeys(sound, settings.seeds)
 
 
 def confirm_table(verdicts: Sequence[TableRow], box: rich.box.Box | None = None) -> Table:
-    """A row per configuration: mean AP and its interval, and whether the winner is better."""
-    runs = verdicts[0]["num_seeds"]
+    """Return a table of mean AP, its interval, and the probability that the winner is better."""
+    num_seeds = verdicts[0]["num_seeds"]
     table = Table(
-        title=f"Trained again from {runs} new seeds: mean AP on val (x100), 95 % interval",
+        title=f"Trained again from {num_seeds} new seeds: mean AP on val (x100), 95 % interval",
         title_justify="left",
         box=box or rich.box.HEAVY_HEAD,
     )
@@ -136,7 +138,7 @@ def confirm_table(verdicts: Sequence[TableRow], box: rich.box.Box | None = None)
 
 
 def verdict_sentence(verdicts: Sequence[TableRow]) -> str:
-    """With what probability the winner beats the baseline, and the runner-up."""
+    """State the probabilities that the winner beats the baseline and the runner-up."""
     winner = next(row for row in verdicts if row["role"] == WINNER)
     others = {row["role"]: row["winner_beats"] for row in verdicts}
     parts = [
@@ -149,7 +151,7 @@ def verdict_sentence(verdicts: Sequence[TableRow]) -> str:
 
 
 def probability(value: float) -> str:
-    """As it is shown: never certain, since it comes from a thousand draws."""
+    """Format a probability; a thousand draws never prove certainty."""
     if value > 0.995:
         return "above 0.99"
     return "below 0.01" if value < 0.005 else f"{value:.2f}"

@@ -1,4 +1,4 @@
-"""After the search: the finalists scored on the validation people, and the last screen."""
+"""Choose the finalists of a search, and score them on the people of val."""
 
 from __future__ import annotations
 
@@ -26,54 +26,60 @@ from study.teachers.make import best_of, load_teacher, teacher_folder
 from study.training.evaluation import Estimator, detect_people
 from study.training.networks import load_estimator
 from study.trial import teacher_spec
-from study.validation.confirm_table import confirmed_winner
+from study.validation.confirm_table import WINNER, confirmed_winner
 from study.workers import Workers
+
+TEACHER = "teacher"
+"""Role of the teacher, besides those that ``finalists`` returns."""
 
 
 def num_finished(study_folder: Path) -> int:
-    """Trials whose evidence is complete; 0 in a folder that is no study yet."""
+    """Count the trials in the tables; 0 before the study has begun."""
     return len(written_trials(study_folder))
 
 
 def finalists(
     trials: pa.Table, reports: pa.Table, confirmed: int | None = None
 ) -> dict[str, dict[str, Any]]:
-    """The report that each role stands for: the best epoch of its stage by AP on the search slice.
+    """Choose the report of each role: the best epoch of its stage by AP on the search slice.
 
-    Only trials that came to their end count, and but for the baseline only those that keep to the
-    constraints; the winner is on the Pareto front. The baseline is no distilled student.
+    Only complete trials count and, except for the baseline, only feasible ones. The winner is on
+    the Pareto front. The baseline does not count as a distilled student.
 
     Args:
-        confirmed: the trial that won when the best were trained again; None if none was.
+        confirmed: trial that won the confirming runs, or None.
+
+    Returns:
+        Rows of ``reports`` by role, without roles that no trial can have.
     """
     complete = {t["trial"]: t for t in trials.to_pylist() if t["state"] == "COMPLETE"}
     rows = [row for row in reports.to_pylist() if row["trial"] in complete]
 
-    def best(wanted: list[dict[str, Any]]) -> dict[str, Any] | None:
-        return max(wanted, key=lambda r: (r["val_ap"], -r["trial"], -r["epoch"]), default=None)
+    def best(candidates: list[dict[str, Any]]) -> dict[str, Any] | None:
+        return max(candidates, key=lambda r: (r["val_ap"], -r["trial"], -r["epoch"]), default=None)
 
     baselines = {n for n, trial in complete.items() if trial["control"] == BASELINE}
-    able = {number for number, trial in complete.items() if may_win(trial)}
-    taught = [row for row in rows if row["trial"] in able.difference(baselines)]
+    feasible = {number for number, trial in complete.items() if may_win(trial)}
+    distilled = [row for row in rows if row["trial"] in feasible.difference(baselines)]
     winners = {trial["trial"] for trial in front_of(trials)} if confirmed is None else {confirmed}
     roles = {
-        "baseline": best([row for row in rows if row["trial"] in baselines]),
-        "best_distilled": best([row for row in taught if row["stage"] == "distill"]),
-        "best_refined": best([row for row in taught if row["stage"] == "refine"]),
-        "winner": best([row for row in rows if row["trial"] in winners]),
+        BASELINE: best([row for row in rows if row["trial"] in baselines]),
+        "best_distilled": best([row for row in distilled if row["stage"] == "distill"]),
+        "best_refined": best([row for row in distilled if row["stage"] == "refine"]),
+        WINNER: best([row for row in rows if row["trial"] in winners]),
     }
     return {role: row for role, row in roles.items() if row is not None}
 
 
 def front_of(trials: pa.Table) -> list[dict[str, Any]]:
-    """The trials that no other one beats in what the search was to reach, the highest AP first."""
+    """Return the Pareto front of the study's objectives, by descending AP."""
     rows = trials.to_pylist()
     return pareto_front(rows, costs_in(rows[0].get("objectives")) if rows else [])
 
 
 @dataclasses.dataclass(frozen=True)
-class Finals:
-    """What the finalists got on val, as rows of the final tables."""
+class FinalTables:
+    """Rows of the three tables of the finalists on val."""
 
     final: list[TableRow]
     joints: list[TableRow]
@@ -81,8 +87,8 @@ class Finals:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Judged:
-    """What one estimator found on val, and what that is worth; NaN where it is about nobody."""
+class _Score:
+    """An estimator's poses on val and their AP; NaN where no person counts."""
 
     poses: list[dict[str, Any]]
     num_people: int
@@ -93,64 +99,71 @@ class _Judged:
 
 def score_finalists(
     config: StudyConfig, resolved: Resolved, data: PreparedData, study_folder: str
-) -> Finals:
-    """The teacher and each finalist, scored on val; their poses lie in ``results/`` then.
+) -> FinalTables:
+    """Score the teacher and each finalist on val, and write their poses to ``results/``.
 
-    Predictions are of training people alone: such a teacher has no row.
+    A teacher of stored predictions has no row: they are of training people only.
     """
     folder, data = Path(study_folder), data.here()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trials = read_trials(folder)
     by_number = {trial["trial"]: trial for trial in trials.to_pylist()}
-    finals = Finals([], [], [])
+    finals = FinalTables([], [], [])
     nms, detections = config.data.val.oks_nms, config.data.val.detections
     if config.teacher.name != PREDICTIONS:
-        row, judged = _judge_teacher(teacher_spec(config, resolved), data, nms, device)
-        _add(finals, config.name, detections, folder, row, judged)
-    known: dict[tuple[int, int], _Judged] = {}  # the winner is one of the others too
+        row, score = _score_teacher(teacher_spec(config, resolved), data, nms, device)
+        _add(finals, config.name, detections, folder, row, score)
+    scores: dict[tuple[int, int], _Score] = {}  # the winner has another role, too
     for role, report in finalists(trials, read_reports(folder), confirmed_winner(folder)).items():
         number, epoch = key = report["trial"], report["epoch"]
         checkpoint = Checkpoints(trial_folder(folder, number)).at(epoch)
-        if key not in known:
+        if key not in scores:
             trial = trial_config(config, by_number[number])
             estimator = load_estimator(
                 checkpoint, trial.student, trial.distill, trial.refine, trial.trial, resolved
             )
-            known[key] = _judge(estimator.to(device), resolved, data, nms, device)
-        row = {"role": role, "trial": number, "stage": checkpoint.stage, "epoch": epoch}
-        row["checkpoint"] = str(checkpoint.folder.relative_to(folder))
-        _add(finals, config.name, detections, folder, row, known[key])
+            scores[key] = _score(estimator.to(device), resolved, data, nms, device)
+        row = {
+            "role": role,
+            "trial": number,
+            "stage": checkpoint.stage,
+            "epoch": epoch,
+            "checkpoint": str(checkpoint.folder.relative_to(folder)),
+        }
+        _add(finals, config.name, detections, folder, row, scores[key])
     return finals
 
 
-def _judge_teacher(
+def _score_teacher(
     spec: TeacherSpec, data: PreparedData, nms: float, device: torch.device
-) -> tuple[TableRow, _Judged]:
+) -> tuple[TableRow, _Score]:
     folder = teacher_folder(spec, data)
     best = best_of(folder) if spec.teacher.epochs else None
     teacher = load_teacher(spec, folder, device)
     row = {
-        **{"role": "teacher", "trial": None, "stage": "teacher"},
+        "role": TEACHER,
+        "trial": None,
+        "stage": "teacher",
         "epoch": best.epoch if best else 0,
         "checkpoint": str(best.folder) if best else spec.teacher.init,
     }
-    return row, _judge(teacher, spec.resolved, data.for_teacher(), nms, device)
+    return row, _score(teacher, spec.resolved, data.for_teacher(), nms, device)
 
 
-def _judge(
+def _score(
     estimator: Estimator,
     resolved: Resolved,
     data: PreparedData,
     nms: float,
     device: torch.device,
-) -> _Judged:
-    """The official figures: also of ground-truth boxes HRNet's come after OKS-NMS."""
+) -> _Score:
+    """Predict and score the people of val, with OKS-NMS even on labeled boxes, as HRNet does."""
     store, skeleton = open_crop_store(Path(data.val)), resolved.skeleton
     poses = detect_people(estimator, store, skeleton, Workers(device), nms_threshold=nms)
     truth, kind = Path(data.val_truth), resolved.evaluation
-    return _Judged(
-        poses,
-        len(store),
+    return _Score(
+        poses=poses,
+        num_people=len(store),
         figures=average_precision(truth, poses, skeleton, kind),
         by_joint=ap_by_joint(truth, poses, skeleton, kind),
         by_threshold=ap_by_threshold(truth, poses, skeleton, kind),
@@ -158,32 +171,32 @@ def _judge(
 
 
 def _add(
-    finals: Finals,
+    finals: FinalTables,
     study: str,
     detections: str | None,
     folder: Path,
     row: TableRow,
-    judged: _Judged,
+    score: _Score,
 ) -> None:
-    """The finalist's rows are in the tables, and its poses on disk."""
+    """Add the finalist's rows to the tables and write its poses."""
     keypoints = finalist_keypoints_file(folder, row["role"])
-    write_poses(judged.poses, keypoints)
-    who = {"study": study, "split": "val", **row}
-    checkpoint = who.pop("checkpoint")
+    write_poses(score.poses, keypoints)
+    shared = {"study": study, "split": "val", **row}
+    checkpoint = shared.pop("checkpoint")
     finals.final.append(
         {
-            **who,
-            "num_people": judged.num_people,
+            **shared,
+            "num_people": score.num_people,
             "detections": detections,
             "checkpoint": checkpoint,
             "keypoints": str(keypoints.relative_to(folder)),
-            **{name: _or_none(value) for name, value in judged.figures.items()},
+            **{name: _or_none(value) for name, value in score.figures.items()},
         }
     )
-    for joint, ap in judged.by_joint.items():
-        finals.joints.append({**who, "joint": joint, "ap": _or_none(ap)})
-    for threshold, ap in judged.by_threshold.items():
-        finals.curves.append({**who, "oks": threshold, "ap": _or_none(ap)})
+    for joint, ap in score.by_joint.items():
+        finals.joints.append({**shared, "joint": joint, "ap": _or_none(ap)})
+    for threshold, ap in score.by_threshold.items():
+        finals.curves.append({**shared, "oks": threshold, "ap": _or_none(ap)})
 
 
 def _or_none(value: float) -> float | None:

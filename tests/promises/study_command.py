@@ -1,4 +1,4 @@
-"""Small studies as users run them, what they found out, and how to kill their processes."""
+"""Small studies as users run them, their results, and how to kill their processes."""
 
 from __future__ import annotations
 
@@ -23,24 +23,42 @@ CPUS = os.cpu_count() or 1
 LIMIT_S = 900
 KILLS = 10
 STATE = "state.json"
-"""In the folder of every epoch that is kept: what was reported, seconds included."""
+"""File of every saved epoch: its report, seconds included."""
 
 SETTINGS = (
-    *("data.num_train_images=36", "data.num_val_images=8", "data.input_size=[64,64]"),
-    *("teacher.size=tiny", "teacher.epochs=1", "refine.width=16"),
-    *("search.min_epochs=1", "search.reduction_factor=2"),
-    *("search.startup_trials=2", "search.concurrent=1", "confirm.seeds=2", "display=plain"),
+    "data.num_train_images=36",
+    "data.num_val_images=8",
+    "data.input_size=[64,64]",
+    "teacher.size=tiny",
+    "teacher.epochs=1",
+    "refine.width=16",
+    "search.min_epochs=1",
+    "search.reduction_factor=2",
+    "search.startup_trials=2",
+    "search.concurrent=1",
+    "confirm.seeds=2",
+    "display=plain",
 )
 INLINE = (
-    *("trial.launcher=inline", "distill.epochs=4", "refine.epochs=2", "search.trials=5"),
+    "trial.launcher=inline",
+    "distill.epochs=4",
+    "refine.epochs=2",
+    "search.trials=5",
     "confirm.trials=1",
 )
 TRAIN = (
-    *("trial.launcher=train", "trial.num_workers=2", f"trial.cpus={CPUS / 2}"),
-    *("distill.epochs=6", "refine.epochs=4", "search.trials=3", "confirm.trials=0"),
+    "trial.launcher=train",
+    "trial.num_workers=2",
+    f"trial.cpus={CPUS / 2}",
+    "distill.epochs=6",
+    "refine.epochs=4",
+    "search.trials=3",
+    "confirm.trials=0",
 )
-"""A trial has the whole machine, so that the next would wait for ever if it kept any of it. Ten
-epochs are but a second beside the start of Ray Train."""
+"""A trial takes the whole machine: the next would wait forever if any of it stayed held.
+
+Ten epochs take a second, less than the start of Ray Train.
+"""
 LAUNCHERS = {"inline": INLINE, "train": TRAIN}
 TIMES = {"seconds", "images_per_s", "study"}
 
@@ -51,7 +69,7 @@ def command(storage: Path, name: str, *more: str) -> list[str]:
 
 
 def run(storage: Path, name: str, *more: str, faulty: Path | None = None) -> str:
-    """What the study says, which ends well."""
+    """Run a study to its successful end, and return its output."""
     done = ended(storage, name, *more, faulty=faulty)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -60,23 +78,25 @@ def run(storage: Path, name: str, *more: str, faulty: Path | None = None) -> str
 def ended(
     storage: Path, name: str, *more: str, faulty: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """The study after its end, whatever that is.
+    """Run a study to its end, and return its process.
 
     Args:
-        faulty: the folder that says at which points processes are killed.
+        faulty: folder that lists the points at which processes are killed.
     """
-    known = {**os.environ, **({failpoints.FOLDER: str(faulty)} if faulty else {})}
+    environment = dict(os.environ)
+    if faulty:
+        environment[failpoints.FOLDER] = str(faulty)
     return subprocess.run(
         command(storage, name, *more),
         capture_output=True,
         text=True,
-        env=known,
+        env=environment,
         timeout=LIMIT_S,
     )
 
 
 def start(storage: Path, name: str, *more: str) -> subprocess.Popen[str]:
-    """The study's driver, leader of a group as if typed at a terminal; says all to its stdout."""
+    """Start a study's driver as the leader of a process group, with all output on stdout."""
     return subprocess.Popen(
         command(storage, name, *more),
         stdout=subprocess.PIPE,
@@ -87,7 +107,7 @@ def start(storage: Path, name: str, *more: str) -> subprocess.Popen[str]:
 
 
 def arm(folder: Path, points: Mapping[str, int]) -> None:
-    """Each point kills the process that comes to it after it was passed so often."""
+    """Make each point kill the process that reaches it after this many passes."""
     for name, passed in points.items():
         (folder / name).write_text(str(passed))
 
@@ -97,7 +117,7 @@ def has_killed(folder: Path, points: Mapping[str, int]) -> bool:
 
 
 def evidence(folder: Path, optuna_study: str = "") -> dict[str, Any]:
-    """All that a study found out, without what a clock says of it."""
+    """Return all results of a study, without times."""
     trials = [
         (trial.number, trial.state.name, trial.params, trial.intermediate_values, trial.value)
         for trial in open_study(folder, optuna_study or folder.name).get_trials()
@@ -106,25 +126,25 @@ def evidence(folder: Path, optuna_study: str = "") -> dict[str, Any]:
     rows.sort(key=lambda row: (row["trial"], row["epoch"]))
     reports = [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
     final = [(row["role"], row["trial"], row["ap"]) for row in read_final(folder).to_pylist()]
-    told = {row["trial"]: row["objective"] for row in read_trials(folder).to_pylist()}
-    return {"trials": trials, "reports": reports, "final": final, "told": told}
+    objectives = {row["trial"]: row["objective"] for row in read_trials(folder).to_pylist()}
+    return {"trials": trials, "reports": reports, "final": final, "objectives": objectives}
 
 
 def epochs_in(folder: Path) -> set[str]:
-    """The epochs of trials and of runs that confirm them, as far as they are kept."""
-    # Unlike Path.glob it minds no folder that goes while it looks.
+    """Return the saved epochs of all trials and confirming runs."""
+    # Unlike Path.glob, glob.glob ignores folders that are deleted meanwhile.
     return {str(Path(file).parent) for file in glob.glob(f"{folder}/*/*/epoch-*/{STATE}")}
 
 
 def has_epoch(trial: Path) -> bool:
-    """Whether any epoch of this trial is kept; the first may be gone before one looks."""
+    """Return whether any epoch of this trial is saved; the first may be deleted already."""
     return bool(glob.glob(f"{trial}/epoch-*"))
 
 
 def wait_until(
     happens: Callable[[], bool], driver: subprocess.Popen[str], limit_s: float = LIMIT_S
 ) -> bool:
-    """Whether it happened before the driver ended."""
+    """Wait for an event; return whether it happened before the driver ended."""
     deadline = time.monotonic() + limit_s
     while not happens():
         if driver.poll() is not None:
@@ -135,7 +155,7 @@ def wait_until(
 
 
 def kill_driver(driver: subprocess.Popen[str]) -> bool:
-    """Kill -9 of the driver alone; whether it was still running."""
+    """Kill -9 the driver alone; return whether it was still running."""
     was_running = driver.poll() is None
     if was_running:
         os.kill(driver.pid, signal.SIGKILL)
@@ -146,10 +166,10 @@ def kill_driver(driver: subprocess.Popen[str]) -> bool:
 
 
 def killed_at_ten_moments(storage: Path, name: str, seed: int, *settings: str) -> Path:
-    """The folder of a study whose driver was killed again and again, then left alone.
+    """Run a study whose driver is killed KILLS times, then to its end; return its folder.
 
-    A kill comes seconds after the start, or as soon as another epoch is kept, since the study
-    would else end before the last. No epoch that was kept then is trained again.
+    Every third kill comes as soon as another epoch is saved, the others seconds after the start:
+    otherwise the study would end before the last. No epoch saved by then is trained again.
     """
     rng, folder = random.Random(seed), storage / name
     kept: dict[Path, str] = {}
@@ -165,7 +185,7 @@ def killed_at_ten_moments(storage: Path, name: str, seed: int, *settings: str) -
         time.sleep(rng.uniform(0, 0.1))
         assert kill_driver(driver), f"the study ended after {kill} kills"
         for epoch in epochs_in(folder):
-            with contextlib.suppress(FileNotFoundError):  # an older one than is needed
+            with contextlib.suppress(FileNotFoundError):  # deleted: no longer needed
                 kept[Path(epoch) / STATE] = (Path(epoch) / STATE).read_text()
     assert "resuming" in run(storage, name, *settings)
     assert kept and all(file.read_text() == text for file, text in kept.items() if file.exists())
@@ -173,7 +193,7 @@ def killed_at_ten_moments(storage: Path, name: str, seed: int, *settings: str) -
 
 
 def kill_actor(driver: subprocess.Popen[str], kind: str) -> None:
-    """Kill -9 of a process of this driver's Ray whose title names an actor of this class."""
+    """Kill -9 an actor of this class in the driver's Ray, found by its process title."""
 
     def found() -> list[int]:
         return [pid for pid in descendants(driver.pid) if f"ray::{kind}" in title_of(pid)]
@@ -183,7 +203,7 @@ def kill_actor(driver: subprocess.Popen[str], kind: str) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes that a process started, and those that they started, and so on."""
+    """Return the ids of all descendants of a process."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,4 +1,4 @@
-"""A cluster that grows and shrinks under a study: its trials take what comes, and survive."""
+"""A cluster that grows and shrinks during a study: trials use new nodes and survive lost ones."""
 
 from __future__ import annotations
 
@@ -16,20 +16,25 @@ from study.storage.tables import read_reports, read_trials
 pytestmark = pytest.mark.slow
 
 SETTINGS = (
-    *(*INLINE, "confirm.trials=0", "search.trials=4", "trial.cpus=1"),
-    *("search.concurrent=2", "search.sampler=random", "search.pruner=none"),
+    *INLINE,
+    "confirm.trials=0",
+    "search.trials=4",
+    "trial.cpus=1",
+    "search.concurrent=2",
+    "search.sampler=random",
+    "search.pruner=none",
 )
 
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head that runs no trial, and nobody else yet."""
+    """A cluster of a head alone, which runs no trial."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     yield cluster
     cluster.shutdown()
 
 
-def test_trials_run_on_nodes_that_come_and_outlive_those_that_go(
+def test_trials_run_on_added_nodes_and_survive_removed_ones(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -38,12 +43,12 @@ def test_trials_run_on_nodes_that_come_and_outlive_those_that_go(
     first = cluster.add_node(num_cpus=1)
     trials = tmp_path / "changing" / "trials"
     assert wait_until(lambda: has_epoch(trials / "0"), driver)
-    assert not (trials / "1").exists()  # there was room for one alone
+    assert not (trials / "1").exists()  # one trial takes the only node
     cluster.add_node(num_cpus=1)
     assert wait_until(lambda: has_epoch(trials / "1"), driver)
     cluster.remove_node(first, allow_graceful=False)
-    said, _ = driver.communicate(timeout=LIMIT_S)
-    assert driver.returncode == 0, said
+    output, _ = driver.communicate(timeout=LIMIT_S)
+    assert driver.returncode == 0, output
     rows = read_reports(tmp_path / "changing").to_pylist()
     assert set(Counter((row["trial"], row["epoch"]) for row in rows).values()) == {1}
     states = [row["state"] for row in read_trials(tmp_path / "changing").to_pylist()]

@@ -1,4 +1,4 @@
-"""The cluster file passes Ray's own check, and the commands that are documented can be typed."""
+"""The cluster file passes Ray's own check, and the documented commands are valid."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cluster() -> dict[str, Any]:
 
 
 def prepared(config: dict[str, Any]) -> dict[str, Any]:
-    """The config as ``ray up`` completes and checks it before it asks the cloud for anything."""
+    """Complete and check the config as ``ray up`` does before it requests machines."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     complete: dict[str, Any] = prepare_config(copy.deepcopy(config))
@@ -41,14 +41,14 @@ def prepared(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def typed_commands() -> list[str]:
-    """Every command line in the READMEs' shell blocks that begins with ``ray``."""
+    """Return every command line in the READMEs' shell blocks that begins with ``ray``."""
     blocks = [re.findall(r"```sh\n(.*?)```", file.read_text(), re.DOTALL) for file in READMES]
     lines = [line.strip() for file in blocks for block in file for line in block.splitlines()]
     return [line for line in lines if line.startswith("ray ")]
 
 
 def parsed(command: str) -> dict[str, Any]:
-    """What Ray's command line understands."""
+    """Parse a command as Ray's command line does."""
     from ray.scripts.scripts import cli
 
     _, name, *arguments = shlex.split(command)
@@ -81,11 +81,11 @@ def test_broken_cluster_file_does_not_pass(cluster: dict[str, Any], change: Chan
         prepared(cluster)
 
 
-def test_everything_mounted_is_in_the_checkout(cluster: dict[str, Any]) -> None:
+def test_mounted_paths_are_in_the_checkout(cluster: dict[str, Any]) -> None:
     assert [path for path in cluster["file_mounts"].values() if not (ROOT / path).exists()] == []
 
 
-def test_everything_that_an_installation_needs_is_mounted(cluster: dict[str, Any]) -> None:
+def test_mounted_paths_suffice_for_an_installation(cluster: dict[str, Any]) -> None:
     mounted = set(cluster["file_mounts"].values())
     assert mounted == {"models", "search_spaces", "study", "pyproject.toml", "README.md"}
     targets = {Path(target).parent.as_posix() for target in cluster["file_mounts"]}
@@ -98,13 +98,13 @@ def test_head_runs_no_trial_and_joins_the_cluster(cluster: dict[str, Any]) -> No
     assert any("RAY_ADDRESS=auto" in command for command in cluster["head_setup_commands"])
 
 
-def test_workers_come_when_they_are_needed(cluster: dict[str, Any]) -> None:
+def test_workers_are_started_on_demand(cluster: dict[str, Any]) -> None:
     worker = cluster["available_node_types"]["gpu_worker"]
     assert worker["min_workers"] == 0
     assert worker["max_workers"] <= cluster["max_workers"]
 
 
-def test_every_node_mounts_what_the_container_and_the_studies_use(cluster: dict[str, Any]) -> None:
+def test_every_node_mounts_the_shared_folder(cluster: dict[str, Any]) -> None:
     assert any("mount -t nfs4" in command for command in cluster["initialization_commands"])
     assert "--volume=/shared:/shared" in cluster["docker"]["run_options"]
     for command in typed_commands():
@@ -114,7 +114,7 @@ def test_every_node_mounts_what_the_container_and_the_studies_use(cluster: dict[
             assert Path(config.data.root).is_relative_to("/shared")
 
 
-def test_images_have_a_ray_and_a_python_that_the_package_takes(cluster: dict[str, Any]) -> None:
+def test_images_have_supported_versions_of_ray_and_python(cluster: dict[str, Any]) -> None:
     for role in ("head_image", "worker_image"):
         ray, python = re.findall(r"ray:([\d.]+)-py(\d+)-", cluster["docker"][role])[0]
         assert tuple(map(int, ray.split("."))) >= (2, 60)
@@ -124,14 +124,14 @@ def test_images_have_a_ray_and_a_python_that_the_package_takes(cluster: dict[str
     assert project["requires-python"] == ">=3.11"
 
 
-def test_every_documented_ray_command_can_be_typed() -> None:
+def test_every_documented_ray_command_is_valid() -> None:
     commands = typed_commands()
     assert {command.split()[1] for command in commands} >= {"up", "submit", "exec", "down"}
     for command in commands:
         assert (ROOT / parsed(command)["cluster_config_file"]) == CLUSTER
 
 
-def test_documented_submit_gives_the_script_its_settings() -> None:
+def test_documented_submit_passes_settings_to_the_script() -> None:
     commands = [command for command in typed_commands() if command.startswith("ray submit")]
     assert len(commands) >= len(READMES)
     for command in commands:

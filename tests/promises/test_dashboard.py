@@ -1,4 +1,4 @@
-"""optuna-dashboard, by the command in study/README.md, on a study that runs."""
+"""optuna-dashboard, by the command in study/README.md, on a running study."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def running(tmp_path: Path) -> optuna.Study:
-    """A study, one trial of which has ended and one runs."""
+    """A study with one complete and one running trial."""
     study = open_study(tmp_path, "drawn")
     study.tell(study.ask({"weight": optuna.distributions.FloatDistribution(0, 1)}), 0.25)
     study.ask().report(0.125, step=1)
@@ -34,7 +34,7 @@ def running(tmp_path: Path) -> optuna.Study:
 
 @pytest.fixture
 def port(tmp_path: Path, running: optuna.Study) -> Iterator[int]:
-    """Where the dashboard listens."""
+    """Port of a running dashboard."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
@@ -54,7 +54,7 @@ def port(tmp_path: Path, running: optuna.Study) -> Iterator[int]:
     dashboard.wait()
 
 
-def asked(port: int, path: str) -> Any:
+def get_json(port: int, path: str) -> Any:
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -65,25 +65,25 @@ def asked(port: int, path: str) -> Any:
             time.sleep(0.2)
 
 
-def test_the_dashboard_shows_trials_as_they_come(port: int, running: optuna.Study) -> None:
-    (study,) = asked(port, "studies")["study_summaries"]
+def test_dashboard_shows_new_trials(port: int, running: optuna.Study) -> None:
+    (study,) = get_json(port, "studies")["study_summaries"]
     assert study["study_name"] == "drawn"
 
     def trials() -> list[tuple[str, list[float] | None]]:
-        found = asked(port, f"studies/{study['study_id']}?after=0")["trials"]
+        found = get_json(port, f"studies/{study['study_id']}?after=0")["trials"]
         return [(trial["state"], trial.get("values")) for trial in found]
 
     assert trials() == [("Complete", [0.25]), ("Running", None)]
     running.tell(running.ask(), 0.5)
     now = [("Complete", [0.25]), ("Running", None), ("Complete", [0.5])]
     deadline = time.monotonic() + 60
-    while trials() != now:  # it looks at the journal every ten seconds
+    while trials() != now:  # it reads the journal every ten seconds
         assert time.monotonic() < deadline
         time.sleep(1)
 
 
-def test_the_dashboard_is_a_page_on_this_machine_alone(port: int) -> None:
-    asked(port, "studies")
+def test_dashboard_listens_on_this_machine_only(port: int) -> None:
+    get_json(port, "studies")
     sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     listening = {line[1] for line in sockets if line[3] == "0A"}
     assert {place for place in listening if place.endswith(f":{port:04X}")} == {

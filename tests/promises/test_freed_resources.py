@@ -1,4 +1,4 @@
-"""A pruned trial's CPUs are free for others at once, whatever else of Ray runs on the machine."""
+"""A pruned trial's CPUs are free at once, even if another Ray runs on the machine."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from study.errors import InputError
 from study.search.owner import StudyOwner
 
 folder, cpus, dashboard, *studies = sys.argv[1:]
-told = Path(folder) / "pruned"
+pruned = Path(folder) / "pruned"
 
 
 class PrunesAtOnce(StudyOwner):
     def report(self, number, row):
         self._stage(number).record(number, row)
         self._end(number, TrialState.PRUNED)
-        told.write_text("")
+        pruned.write_text("")
         return True
 
 
 def wait_until_free():
-    while not told.exists():
+    while not pruned.exists():
         time.sleep(0.02)
     started = time.monotonic()
     while ray.available_resources().get("CPU", 0) < float(cpus):
@@ -57,7 +57,7 @@ ray.init(
 )
 for settings in studies:
     waited = []
-    told.unlink(missing_ok=True)
+    pruned.unlink(missing_ok=True)
     watch = threading.Thread(target=wait_until_free, daemon=True)
     watch.start()
     try:
@@ -67,7 +67,7 @@ for settings in studies:
     watch.join(60)
     print("waited", *waited)
 """
-"""Runs studies of one trial, pruned after an epoch; says how long it kept CPUs from then on."""
+"""Runs studies of one trial, pruned after an epoch; prints how long its CPUs stayed held."""
 ANOTHER = """
 import ray, time
 ray.init(address="local", include_dashboard=False)
@@ -84,7 +84,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def another_ray() -> Iterator[None]:
-    """Another user's Ray on this machine."""
+    """Run another user's Ray on this machine."""
     command = [sys.executable, "-c", ANOTHER]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -99,10 +99,10 @@ def another_ray() -> Iterator[None]:
 
 @pytest.mark.parametrize("other", ["alone", "beside another Ray"])
 @pytest.mark.parametrize("dashboard", ["dashboard", "no dashboard"])
-def test_a_pruned_trials_cpus_are_free_at_once(
+def test_pruned_trials_cpus_are_free_at_once(
     dashboard: str, other: str, storage: Path, tmp_path: Path
 ) -> None:
-    """A trial has all CPUs; the time is taken from the decision to prune it on."""
+    """A trial takes all CPUs; the time counts from the decision to prune it."""
     common = (*SETTINGS, f"storage={storage}", "data=drawn")
     studies = [
         " ".join(
@@ -111,10 +111,10 @@ def test_a_pruned_trials_cpus_are_free_at_once(
         for launcher in LAUNCHERS
     ]
     command = [sys.executable, "-c", SCRIPT, str(tmp_path), str(CPUS), dashboard, *studies]
-    known = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with another_ray() if other != "alone" else contextlib.nullcontext():
         done = subprocess.run(
-            command, capture_output=True, text=True, env=known, cwd=ROOT, timeout=900
+            command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=900
         )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith("waited")]

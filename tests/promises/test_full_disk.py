@@ -1,4 +1,4 @@
-"""A study whose disk is full stops and says so; with room made, the same command goes on."""
+"""A study whose disk is full stops with a message, and resumes once there is space."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZE_MIB = 64
 BALLAST = "ballast"
 
 
-def test_a_full_disk_is_told_by_its_number_by_its_words_and_by_what_came_of_it() -> None:
+def test_full_disk_is_recognized_by_number_by_text_and_as_a_cause() -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert is_full_disk(full)
     assert is_full_disk(OSError(errno.EDQUOT, "whatever"))
@@ -39,7 +39,7 @@ def test_a_full_disk_is_told_by_its_number_by_its_words_and_by_what_came_of_it()
     assert not is_full_disk(None)
 
 
-def test_half_a_line_at_the_journals_end_spoils_no_later_one(tmp_path: Path) -> None:
+def test_partial_last_line_of_the_journal_is_truncated(tmp_path: Path) -> None:
     open_study(tmp_path, "study").set_user_attr("kept", 1)
     with journal_file(tmp_path).open("ab") as journal:
         journal.write(b'{"op_code": 2, "wor')
@@ -47,7 +47,7 @@ def test_half_a_line_at_the_journals_end_spoils_no_later_one(tmp_path: Path) -> 
     assert open_study(tmp_path, "study").user_attrs == {"kept": 1, "next": 2}
 
 
-def test_a_look_at_the_journal_leaves_a_line_that_is_being_written(tmp_path: Path) -> None:
+def test_counting_students_leaves_a_line_that_is_being_written(tmp_path: Path) -> None:
     open_study(tmp_path, refiners_study_name("study")).set_user_attr(
         HANDED_OVER, {"first_number": 3}
     )
@@ -60,7 +60,7 @@ def test_a_look_at_the_journal_leaves_a_line_that_is_being_written(tmp_path: Pat
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder with a file system of its own; skips the test where none may be mounted."""
+    """A folder on a small file system of its own; skips the test if none can be mounted."""
     folder = tmp_path / "disk"
     folder.mkdir()
     sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
@@ -73,13 +73,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> None:
-    """Takes the last byte of the folder's disk."""
+    """Fill the disk of the folder."""
     with (folder / BALLAST).open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(1 << 20))
 
 
-def test_a_journal_whose_disk_is_full_keeps_whole_lines(small_disk: Path) -> None:
+def test_journal_on_a_full_disk_keeps_whole_lines(small_disk: Path) -> None:
     study = open_study(small_disk, "study")
     fill(small_disk)
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
@@ -93,7 +93,7 @@ def test_a_journal_whose_disk_is_full_keeps_whole_lines(small_disk: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", list(LAUNCHERS))
-def test_a_study_whose_disk_fills_up_stops_and_goes_on_once_there_is_room(
+def test_study_whose_disk_fills_up_stops_and_resumes_once_there_is_space(
     launcher: str, tmp_path: Path, small_disk: Path
 ) -> None:
     settings = (*LAUNCHERS[launcher], "search.trials=3", "confirm.trials=0")
@@ -102,11 +102,11 @@ def test_a_study_whose_disk_fills_up_stops_and_goes_on_once_there_is_room(
     driver = start(tmp_path, small_disk.name, *settings)
     assert wait_until(lambda: has_epoch(small_disk / "trials/1"), driver)
     fill(small_disk)
-    said, _ = driver.communicate(timeout=LIMIT_S)
-    assert driver.returncode == 1, said
-    assert "Traceback" not in said
-    assert f"disk full: no space left on the disk of {small_disk}; free some" in said
-    assert "run the same command again to resume" in said
+    output, _ = driver.communicate(timeout=LIMIT_S)
+    assert driver.returncode == 1, output
+    assert "Traceback" not in output
+    assert f"disk full: no space left on the disk of {small_disk}; free some" in output
+    assert "run the same command again to resume" in output
     ended = read_trials(small_disk).to_pylist()
     assert ended and all(trial["state"] != "FAIL" for trial in ended)
 

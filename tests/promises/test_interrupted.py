@@ -1,4 +1,4 @@
-"""Ctrl-C keeps every epoch and says how to go on; a second driver of a study is refused."""
+"""Ctrl-C keeps every epoch and prints how to resume; a second driver of a study is refused."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ HINT = "interrupted; run the same command again to resume"
 
 
 def interrupt(driver: subprocess.Popen[str]) -> str:
-    """Ctrl-C, which the terminal sends to the whole group; returns what the study said."""
+    """Press Ctrl-C, which the terminal sends to the whole group; return the study's output."""
     os.killpg(driver.pid, signal.SIGINT)
-    said, _ = driver.communicate(timeout=LIMIT_S)
-    assert driver.returncode == 1, said
-    assert "Traceback" not in said
-    return said
+    output, _ = driver.communicate(timeout=LIMIT_S)
+    assert driver.returncode == 1, output
+    assert "Traceback" not in output
+    return output
 
 
 def is_training(driver: subprocess.Popen[str]) -> bool:
@@ -67,8 +67,8 @@ def test_ctrl_c_keeps_every_epoch_and_a_second_driver_is_refused(
     assert "the teacher is ready" in run(tmp_path, launcher, *settings)
     reports = read_reports(folder).to_pylist()
     assert (reports[0]["trial"], reports[0]["epoch"]) == (0, 1)
-    told = {(row["trial"], row["epoch"]): row for row in reports}
+    by_epoch = {(row["trial"], row["epoch"]): row for row in reports}
     assert kept.rows[0]["epoch"] == 1
     for row in kept.rows:  # none was trained again
-        assert told[0, row["epoch"]]["seconds"] == row["seconds"]
+        assert by_epoch[0, row["epoch"]]["seconds"] == row["seconds"]
     assert [row["trial"] for row in read_trials(folder).to_pylist()] == [0, 1]

@@ -1,4 +1,4 @@
-"""Kill -9 of anything, at any moment: the study ends with the trials of an undisturbed one."""
+"""A study that is killed anywhere, at any time, resumes and ends as an undisturbed one."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from study.storage.tables import read_trials
 pytestmark = pytest.mark.slow
 
 POINTS = {
-    "suggested": 2,  # inside the owner's ask, of the third trial
-    "saved": 4,  # an epoch is on disk and nobody knows of it
-    "renaming trials": 1,  # a part of the table is written and bears no name yet
+    "suggested": 2,  # while the owner suggests the third trial
+    "saved": 4,  # an epoch is saved but not reported
+    "renaming trials": 1,  # a file of the table is written but not renamed
     "handed over": 2,  # stage 1 is over, stage 2 has not begun
 }
-"""How often each point is passed before it kills."""
+"""Passes of each point before it kills."""
 STAGED = {
     "inline": ("search.trials=6", {"handing over": 0, "handed over": 1}),
     "train": (
@@ -40,7 +40,7 @@ STAGED = {
         {"suggested": 0, "saved": 1, "renaming trials": 0, "handing over": 0, "handed over": 0},
     ),
 }
-"""At the hand-over the owner dies before the parents are frozen, a refiner before its start."""
+"""The owner dies before it stores the parents, a refiner before it starts."""
 
 
 @pytest.fixture(scope="module")
@@ -51,19 +51,19 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=list(LAUNCHERS))
 def launcher(request: pytest.FixtureRequest) -> str:
-    """All tests of one launcher, which share ``whole``, run before those of the next."""
+    """Launcher; all tests of one, which share ``whole``, run before those of the next."""
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
 def whole(storage: Path, launcher: str) -> dict[str, Any]:
-    """What the undisturbed study found out."""
+    """Results of the undisturbed study."""
     name = f"{launcher}-whole"
     run(storage, name, *LAUNCHERS[launcher])
     return evidence(storage / name)
 
 
-def test_a_driver_killed_at_ten_moments_changes_nothing(
+def test_driver_killed_ten_times_changes_nothing(
     storage: Path, whole: dict[str, Any], launcher: str
 ) -> None:
     folder = killed_at_ten_moments(storage, f"{launcher}-killed", 7, *LAUNCHERS[launcher])
@@ -72,9 +72,7 @@ def test_a_driver_killed_at_ten_moments_changes_nothing(
     assert "is finished" in run(storage, folder.name, *LAUNCHERS[launcher])
 
 
-def test_actors_killed_outright_change_nothing(
-    storage: Path, whole: dict[str, Any], launcher: str
-) -> None:
+def test_killed_actors_change_nothing(storage: Path, whole: dict[str, Any], launcher: str) -> None:
     name = f"{launcher}-actors"
     folder = storage / name
     driver = start(storage, name, *LAUNCHERS[launcher])
@@ -87,12 +85,12 @@ def test_actors_killed_outright_change_nothing(
         kill_actor(driver, kind)
     if launcher == "train":
         kill_actor(driver, "StudyOwner")
-    said, _ = driver.communicate(timeout=LIMIT_S)
-    assert driver.returncode == 0, said
+    output, _ = driver.communicate(timeout=LIMIT_S)
+    assert driver.returncode == 0, output
     assert evidence(folder) == whole
 
 
-def test_processes_that_die_at_the_worst_points_change_nothing(
+def test_processes_killed_at_the_worst_points_change_nothing(
     storage: Path, tmp_path: Path
 ) -> None:
     arm(tmp_path, POINTS)
@@ -103,14 +101,19 @@ def test_processes_that_die_at_the_worst_points_change_nothing(
     assert evidence(storage / "inline-faulty") == evidence(storage / "inline-whole")
 
 
-def test_a_staged_study_killed_at_its_hand_over_ends_as_undisturbed(
+def test_staged_study_killed_at_its_hand_over_ends_as_an_undisturbed_one(
     storage: Path, launcher: str, tmp_path: Path
 ) -> None:
     trials, points = STAGED[launcher]
     name = f"{launcher}-staged"
     settings = (
-        *(*LAUNCHERS[launcher], "distill.epochs=1", "refine.epochs=1", trials),
-        *("plan=staged", "search_space=joint", "plan.parents=2"),
+        *LAUNCHERS[launcher],
+        "distill.epochs=1",
+        "refine.epochs=1",
+        trials,
+        "plan=staged",
+        "search_space=joint",
+        "plan.parents=2",
     )
     run(storage, name, *settings)
     arm(tmp_path, points)

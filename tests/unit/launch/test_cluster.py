@@ -1,4 +1,4 @@
-"""How many trials fit: shares of CPUs and GPUs, on nodes that no worker crosses."""
+"""Number of trials that fit: shares of CPUs and GPUs, each worker on one node."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def trial(**settings: Any) -> TrialConfig:
 
 
 @pytest.mark.parametrize(
-    ("settings", "nodes", "room"),
+    ("settings", "nodes", "expected"),
     [
         ({"cpus": 1.0}, [{"CPU": 2.0}], 2),
         ({"cpus": 0.5}, [{"CPU": 2.0}], 4),
@@ -36,8 +36,10 @@ def trial(**settings: Any) -> TrialConfig:
         ({"cpus": 1.0, "gpus": 1.0}, [{"CPU": 4.0}], 0),
     ],
 )
-def test_room_of(settings: dict[str, Any], nodes: list[dict[str, float]], room: int) -> None:
-    assert num_trials_that_fit(nodes, trial(**settings)) == room
+def test_number_of_trials_that_fit(
+    settings: dict[str, Any], nodes: list[dict[str, float]], expected: int
+) -> None:
+    assert num_trials_that_fit(nodes, trial(**settings)) == expected
 
 
 def test_trial_that_fits_nowhere_is_refused() -> None:
@@ -45,13 +47,13 @@ def test_trial_that_fits_nowhere_is_refused() -> None:
         check_trial_fits([{"CPU": 2.0}, {"CPU": 2.0}], trial(cpus=3.0))
 
 
-def test_more_than_one_gpu_must_be_whole() -> None:
+def test_more_than_one_gpu_must_be_a_whole_number() -> None:
     assert compose(["trial.gpus=0.5"]).trial.gpus == 0.5
     with pytest.raises(InputError, match=r"got trial\.gpus=1\.5; change to trial\.gpus=2"):
         compose(["trial.gpus=1.5"])
 
 
-def test_a_study_runs_as_many_as_it_asks_for_and_has_room_for(
+def test_concurrent_trials_are_limited_by_the_setting_and_by_the_cluster(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from study.launch.cluster import num_concurrent_trials

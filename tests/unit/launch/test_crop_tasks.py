@@ -1,4 +1,4 @@
-"""Crops cut by Ray's tasks: the same store, all nodes' cores, no pixel through Ray."""
+"""Crops cut by Ray tasks: the same store, progress, and errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVERYONE = np.arange(13)
 
 
 def never() -> None:
-    raise AssertionError("Ray is not to be started")
+    raise AssertionError("Ray was started")
 
 
 def test_few_people_are_cut_without_ray(
@@ -36,7 +36,7 @@ def test_few_people_are_cut_without_ray(
     assert np.array_equal(store.crops(EVERYONE), five_store.crops(EVERYONE))
 
 
-def test_many_people_are_cut_by_ray_which_is_started_once(
+def test_many_people_are_cut_by_ray_tasks_and_ray_starts_once(
     five_people: People, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_parts: None
 ) -> None:
     started: list[bool] = []
@@ -56,7 +56,7 @@ def test_many_people_are_cut_by_ray_which_is_started_once(
 
 
 def cut_in_ray(people: People, broken: People, folder: Path, answers: Any) -> None:
-    """Makes both stores, in a process of its own, whose Ray ends with it."""
+    """Make both stores; runs in a process of its own, which ends its Ray."""
     crop_parts.PEOPLE_PER_PART = 4
     crop_tasks.ray.init(
         address="local",
@@ -65,18 +65,20 @@ def cut_in_ray(people: People, broken: People, folder: Path, answers: Any) -> No
         log_to_driver=False,
         configure_logging=False,
     )
-    told: list[int] = []
+    reported: list[int] = []
     try:
-        make_crop_store(people, SIZE, folder, lambda done, _: told.append(done), cut=cut_by_ray)
+        make_crop_store(
+            people, SIZE, folder, lambda done, _: reported.append(done), cut=cut_by_ray
+        )
         make_crop_store(broken, SIZE, folder / "broken", cut=cut_by_ray)
     except InputError as error:
-        answers.put((told, str(error)))
+        answers.put((reported, str(error)))
     finally:
         crop_tasks.ray.shutdown()
 
 
 @pytest.mark.slow
-def test_ray_makes_the_same_store_tells_its_progress_and_stops_at_a_fault(
+def test_ray_tasks_make_the_same_store_report_progress_and_stop_at_an_error(
     five_people: People, five_store: CropStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[3]))
@@ -87,10 +89,10 @@ def test_ray_makes_the_same_store_tells_its_progress_and_stops_at_a_fault(
     answers = context.Queue()
     driver = context.Process(target=cut_in_ray, args=(five_people, broken, tmp_path, answers))
     driver.start()
-    told, error = answers.get(timeout=300)
+    reported, error = answers.get(timeout=300)
     driver.join()
     assert driver.exitcode == 0
-    assert sorted(np.diff([0, *told]).tolist()) == [4, 4, 5] and told[-1] == 13
+    assert sorted(np.diff([0, *reported]).tolist()) == [4, 4, 5] and reported[-1] == 13
     assert "bad.png" in error and error.endswith("replace the file")
     assert not list((tmp_path / "broken").rglob("people.arrow"))
     (path,) = tmp_path.glob("crops-*")

@@ -1,4 +1,4 @@
-"""What Tune sees of a study."""
+"""Ray Tune prints nothing of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def end_without_result(callback: TrialProgressCallback) -> None:
     callback.on_trial_complete(1, [trial], trial)
 
 
-def test_a_trial_that_ends_without_a_result_is_no_news_of_tunes(
+def test_tune_prints_nothing_when_a_trial_ends_without_a_result(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     end_without_result(TrialProgressCallback())

@@ -1,4 +1,4 @@
-"""A trial that hangs is ended, with a reason, and what it held is free for the others."""
+"""A stalled trial ends with a reason and releases its resources."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from pathlib import Path
 from study.launch.watchdog import exit_on_stall
 with exit_on_stall(Path(sys.argv[1]), 0, 0.3) as heartbeat:
     heartbeat()
-    re.match("(a+)+$", "a" * 60 + "b")  # for ages, without ever giving up Python's lock
+    re.match("(a+)+$", "a" * 60 + "b")  # takes ages and never releases the GIL
 """
 
 
-def test_process_that_hangs_in_c_exits_and_says_where_it_stood(tmp_path: Path) -> None:
+def test_process_that_stalls_in_c_exits_and_dumps_its_stack(tmp_path: Path) -> None:
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", HANGS, str(tmp_path)], cwd=ROOT)
     assert done.returncode == 1 and time.monotonic() - started < 20
@@ -37,27 +37,25 @@ def test_process_that_hangs_in_c_exits_and_says_where_it_stood(tmp_path: Path) -
     )
 
 
-def test_trial_that_goes_on_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_trial_with_heartbeats_leaves_no_file(tmp_path: Path) -> None:
     with exit_on_stall(tmp_path, 0, 0.4) as heartbeat:
         assert stall_reason(tmp_path) is None
         for _ in range(6):
             time.sleep(0.1)
             heartbeat()
-    time.sleep(0.5)  # nothing waits any more
+    time.sleep(0.5)  # longer than the limit: no watchdog is left
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_limit_nothing_is_watched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_limit_of_zero_starts_no_watchdog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(faulthandler, "dump_traceback_later")
     with exit_on_stall(tmp_path / "trial", 0, 0.0) as heartbeat:
         heartbeat()
     assert not (tmp_path / "trial").exists()
 
 
-def checkout_that_hangs(folder: Path) -> Path:
-    """A copy of the packages: a trial of color 0.3 or more waits for ever for its third batch."""
+def checkout_that_stalls(folder: Path) -> Path:
+    """Copy the packages so that a trial with color >= 0.3 stalls at its third batch."""
     for package in ("models", "search_spaces", "study"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / package, folder / package, ignore=ignored)
@@ -78,37 +76,42 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["inline", "train"])
-def test_study_goes_on_without_the_trials_that_hang(launcher: str, storage: Path) -> None:
-    """A trial takes all CPUs, so that nothing else can run while it holds them."""
-    checkout = checkout_that_hangs(storage / f"checkout-{launcher}")
+def test_study_finishes_without_the_trials_that_stall(launcher: str, storage: Path) -> None:
+    """A trial takes all CPUs, so that no other can run while it holds them."""
+    checkout = checkout_that_stalls(storage / f"checkout-{launcher}")
     space = storage / "stalls.yaml"
     space.write_text(
-        "question: Does a trial that hangs end alone?\n"
+        "question: Does a trial that stalls end alone?\n"
         "parameters:\n"
         "  distill.augment.color: {low: 0.2, high: 1.0, role: nuisance}\n"
     )
     settings = (
-        *(f"storage={storage}", f"name={launcher}", f"search_space={space}", "display=plain"),
-        *("data.num_train_images=48", "data.num_val_images=12", "teacher.epochs=1"),
-        *(
-            "distill.epochs=1",
-            "refine.epochs=1",
-            "search.trials=3",
-            "confirm.trials=0",
-            f"trial.cpus={os.cpu_count()}",
-        ),
-        *("trial.timeout_s=30", "trial.max_failures=1", f"trial.launcher={launcher}"),
+        f"storage={storage}",
+        f"name={launcher}",
+        f"search_space={space}",
+        "display=plain",
+        "data.num_train_images=48",
+        "data.num_val_images=12",
+        "teacher.epochs=1",
+        "distill.epochs=1",
+        "refine.epochs=1",
+        "search.trials=3",
+        "confirm.trials=0",
+        f"trial.cpus={os.cpu_count()}",
+        "trial.timeout_s=30",
+        "trial.max_failures=1",
+        f"trial.launcher={launcher}",
     )
     command = [sys.executable, str(checkout / "study" / "tune.py"), *settings]
-    # Ray's workers look for modules where the driver was started, before anywhere else.
+    # Ray's workers search the folder where the driver was started first.
     done = subprocess.run(command, cwd=storage, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     trials = read_trials(storage / launcher).to_pylist()
-    hung = [trial for trial in trials if trial["params.distill.augment.color"] >= 0.3]
-    assert len(trials) == 3 and len(hung) == 1  # the controls have 0.2
+    stalled = [trial for trial in trials if trial["params.distill.augment.color"] >= 0.3]
+    assert len(trials) == 3 and len(stalled) == 1  # the controls have 0.2
     for trial in trials:
-        assert trial["state"] == "FAIL" if trial in hung else trial["state"] != "FAIL"
-    assert all("it stalled: no epoch ended within" in trial["error"] for trial in hung)
-    log = storage / launcher / "trials" / str(hung[0]["trial"]) / "hang-0.log"
+        assert trial["state"] == "FAIL" if trial in stalled else trial["state"] != "FAIL"
+    assert all("it stalled: no epoch ended within" in trial["error"] for trial in stalled)
+    log = storage / launcher / "trials" / str(stalled[0]["trial"]) / "hang-0.log"
     assert "training_batches" in log.read_text()
     assert read_final(storage / launcher).num_rows

@@ -1,4 +1,4 @@
-"""The finalists on val, on labeled and on detected boxes: figures, poses, the last screen."""
+"""Finalists on val, with labeled and with detected boxes: AP, poses, the last screen."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from study.training.distill import DistillTask
 from study.training.networks import build_distill_task, build_refine_task, build_refiner
 from study.trial import teacher_spec
 from study.validation import finalists
-from study.validation.finalists import Finals, score_finalists
+from study.validation.finalists import FinalTables, score_finalists
 
 ROOT = Path(__file__).resolve().parents[3]
 SPACE = load_space("smoke")
@@ -48,14 +48,14 @@ def truth_of(config: StudyConfig) -> dict[str, Any]:
 
 
 def with_boxes(config: StudyConfig, boxes: list[dict[str, Any]], **values: Any) -> StudyConfig:
-    """The same study on these boxes, which lie beside its data."""
+    """Return the config with these boxes as detections; their file is next to the data."""
     name = f"boxes-{len(boxes)}.json"
     (Path(config.data.root) / name).write_text(json.dumps(boxes))
     return with_values(config, {"data.val.detections": name, **values})
 
 
 def labeled_boxes(config: StudyConfig, shake: float = 0.0) -> list[dict[str, Any]]:
-    """The boxes of the ground truth with score 1, or moved by up to that share of their size."""
+    """Return the labeled boxes with score 1, moved by up to ``shake`` of their size."""
     rng = np.random.RandomState(0)
     people = truth_of(config)["annotations"]
     moves = rng.uniform(-shake, shake, (len(people), 4))
@@ -67,8 +67,8 @@ def labeled_boxes(config: StudyConfig, shake: float = 0.0) -> list[dict[str, Any
     ]
 
 
-def pointing_anywhere(task: DistillTask) -> DistillTask:
-    """The task, with a random head."""
+def with_random_head(task: DistillTask) -> DistillTask:
+    """Randomize the head of the task's student."""
     nn.init.normal_(task.student.final_layer.weight, std=1.0)  # type: ignore[union-attr,arg-type]
     return task
 
@@ -83,7 +83,7 @@ def prepared(config: StudyConfig) -> PreparedData:
 def config(
     mini_config: StudyConfig, easy: str, tmp_path_factory: pytest.TempPathFactory
 ) -> StudyConfig:
-    """Wide sigmas: networks that were never trained score some AP."""
+    """Settings with wide sigmas: untrained networks score some AP."""
     storage = tmp_path_factory.mktemp("storage")
     values = {"storage": str(storage), "data.root": str(storage / "drawn")}
     return with_values(mini_config, {**values, "data.skeleton": easy, "data.num_val_images": 8})
@@ -91,7 +91,7 @@ def config(
 
 @pytest.fixture(scope="module")
 def study(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study of two trials whose networks point at random places."""
+    """A study of two trials with random networks."""
     folder = tmp_path_factory.mktemp("finals")
     for number, control in ((0, "baseline"), (1, "defaults")):
         own = with_values(
@@ -100,7 +100,7 @@ def study(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> Path
             if control == "baseline"
             else {},
         )
-        distilled = pointing_anywhere(
+        distilled = with_random_head(
             build_distill_task(own.student, own.distill, own.trial, resolve(own), seed=number)
         )
         rows = [{"trial": number, "stage": "distill", "epoch": 1, "val_ap": 0.1 + number / 10}]
@@ -118,23 +118,23 @@ def study(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def scored(config: StudyConfig, study: Path) -> tuple[Finals, PreparedData]:
-    """With a teacher that was never trained."""
+def scored(config: StudyConfig, study: Path) -> tuple[FinalTables, PreparedData]:
+    """Score the finalists of the study and a random teacher."""
     data = prepared(config)
     rows = [{"stage": "teacher", "epoch": 1, "val_ap": 0.4}]
     spec = teacher_spec(config, resolve(config))
-    task = pointing_anywhere(build_task(spec))
+    task = with_random_head(build_task(spec))
     Checkpoints(teacher_epochs(teacher_folder(spec, data))).save(task.state_dict(), {}, rows)
     return score_finalists(config, resolve(config), data, str(study)), data
 
 
 @pytest.fixture(scope="module")
-def on_labeled(config: StudyConfig, study: Path) -> tuple[Finals, PreparedData]:
+def on_labeled(config: StudyConfig, study: Path) -> tuple[FinalTables, PreparedData]:
     return scored(config, study)
 
 
-def test_every_finalist_has_its_figures_its_joints_and_its_curve(
-    on_labeled: tuple[Finals, PreparedData],
+def test_every_finalist_has_ap_joints_and_a_curve(
+    on_labeled: tuple[FinalTables, PreparedData],
 ) -> None:
     tables, data = on_labeled
     roles = ["teacher", "baseline", "best_distilled", "best_refined", "winner"]
@@ -151,8 +151,8 @@ def test_every_finalist_has_its_figures_its_joints_and_its_curve(
     assert winner == tables.final[-2]
 
 
-def test_the_written_poses_score_the_figures_again(
-    on_labeled: tuple[Finals, PreparedData], study: Path, config: StudyConfig
+def test_written_poses_reproduce_the_ap(
+    on_labeled: tuple[FinalTables, PreparedData], study: Path, config: StudyConfig
 ) -> None:
     tables, data = on_labeled
     skeleton = SKELETONS[config.data.skeleton]
@@ -165,8 +165,8 @@ def test_the_written_poses_score_the_figures_again(
     assert not list((study / "results").glob(".*"))
 
 
-def test_labeled_boxes_as_detections_change_no_figure(
-    on_labeled: tuple[Finals, PreparedData], study: Path, config: StudyConfig
+def test_labeled_boxes_as_detections_change_no_ap(
+    on_labeled: tuple[FinalTables, PreparedData], study: Path, config: StudyConfig
 ) -> None:
     detected = with_boxes(config, labeled_boxes(config))
     tables, data = scored(detected, study)
@@ -177,8 +177,8 @@ def test_labeled_boxes_as_detections_change_no_figure(
             assert row[name] == pytest.approx(known[name], abs=1e-9)
 
 
-class Seer(nn.Module):
-    """Knows everybody in the image, and sees in each box the person who lies nearest to it."""
+class Oracle(nn.Module):
+    """Predicts in each box the labeled keypoints of the nearest person."""
 
     def __init__(self, store: CropStore, truth: dict[str, Any]) -> None:
         super().__init__()
@@ -193,45 +193,48 @@ class Seer(nn.Module):
         seen = np.array([p["keypoints"] for p in people], float).reshape(len(people), -1, 3)
         stored = apply_affine(seen[away.argmin(axis=1), :, :2], store.image_to_stored)
         affine = plain_affines(len(stored), self.frame)
-        self.answers = transform_points(affine.new_tensor(stored), affine)
+        self.predictions = transform_points(affine.new_tensor(stored), affine)
         self.shown = 0
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        keypoints = self.answers[self.shown : self.shown + len(crops)]
+        keypoints = self.predictions[self.shown : self.shown + len(crops)]
         self.shown += len(crops)
         return keypoints, keypoints.new_full(keypoints.shape[:2], 0.9)
 
 
-def judged(config: StudyConfig) -> finalists._Judged:
-    """What a seer gets on the study's val."""
+def oracle_score(config: StudyConfig) -> finalists._Score:
+    """Return the oracle's score on val."""
     data = prepared(config)
-    seer: Any = Seer(open_crop_store(Path(data.val)), truth_of(config))
+    oracle: Any = Oracle(open_crop_store(Path(data.val)), truth_of(config))
     nms = config.data.val.oks_nms
-    return finalists._judge(seer, resolve(config), data, nms, seer.answers.device)
+    return finalists._score(oracle, resolve(config), data, nms, oracle.predictions.device)
 
 
-def test_people_found_in_shaken_boxes_are_in_their_place(config: StudyConfig) -> None:
+def test_keypoints_from_shaken_boxes_are_in_place(config: StudyConfig) -> None:
     narrow = with_values(config, {"data.skeleton": "coco"})
     boxes = labeled_boxes(narrow, shake=0.05)
-    assert judged(with_boxes(narrow, boxes)).figures["ap"] == pytest.approx(1)
+    assert oracle_score(with_boxes(narrow, boxes)).figures["ap"] == pytest.approx(1)
 
 
-def test_people_found_twice_count_once_and_false_alarms_by_their_score(
+def test_person_found_twice_counts_once(
     config: StudyConfig,
 ) -> None:
     narrow = with_values(config, {"data.skeleton": "coco"})
     boxes = labeled_boxes(narrow)
     twice = boxes + [{**box, "score": 0.6} for box in labeled_boxes(narrow, shake=0.02)]
-    once, doubled = judged(with_boxes(narrow, boxes)), judged(with_boxes(narrow, twice))
+    once, doubled = (
+        oracle_score(with_boxes(narrow, boxes)),
+        oracle_score(with_boxes(narrow, twice)),
+    )
     assert len(doubled.poses) == len(once.poses) < doubled.num_people == len(twice)
     assert doubled.figures == pytest.approx(once.figures, nan_ok=True)
-    all_kept = judged(with_boxes(narrow, twice, **{"data.val.oks_nms": 1.0}))
+    all_kept = oracle_score(with_boxes(narrow, twice, **{"data.val.oks_nms": 1.0}))
     assert len(all_kept.poses) == len(twice)
     scores = {round(pose["score"], 6) for pose in all_kept.poses}
     assert scores == {0.9, 0.54}  # box score x mean joint score
 
 
-def test_boxes_where_nobody_is_are_false_alarms(config: StudyConfig) -> None:
+def test_boxes_without_a_person_are_false_positives(config: StudyConfig) -> None:
     narrow = with_values(config, {"data.skeleton": "coco"})
     truth = truth_of(narrow)
     empty = dict(truth["images"][0], id=9999)
@@ -246,7 +249,10 @@ def test_boxes_where_nobody_is_are_false_alarms(config: StudyConfig) -> None:
     store = open_crop_store(Path(data.val))
     assert 9999 in images and 9999 in store.image_ids
     assert len(store) == len(boxes) + 1
-    assert judged(alarmed).figures["ap50"] < judged(with_boxes(more, boxes)).figures["ap50"]
+    assert (
+        oracle_score(alarmed).figures["ap50"]
+        < oracle_score(with_boxes(more, boxes)).figures["ap50"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -260,7 +266,7 @@ def test_boxes_where_nobody_is_are_false_alarms(config: StudyConfig) -> None:
         ),
     ],
 )
-def test_the_last_screen_fits_and_has_the_figures_of_crowds_where_there_are_any(
+def test_last_screen_fits_80_columns_and_has_the_ap_of_crowds(
     crowds: dict[str, float], heading: list[str], winner: str, tmp_path: Path
 ) -> None:
     tables.write_trial(tmp_path, {"trial": 3, "state": "COMPLETE"}, [], SPACE)
@@ -276,12 +282,22 @@ def test_the_last_screen_fits_and_has_the_figures_of_crowds_where_there_are_any(
 
 
 @pytest.mark.slow
-def test_a_whole_study_scores_its_finalists_on_a_detectors_boxes(tmp_path: Path) -> None:
+def test_whole_study_scores_its_finalists_on_detected_boxes(tmp_path: Path) -> None:
     small = (
-        *("data=drawn", "data.num_train_images=24", "data.num_val_images=8", "data.root=drawn"),
-        *("data.input_size=[64,64]", "data.search_fraction=0.25", "search_space=smoke"),
-        *("teacher.size=tiny", "teacher.epochs=1", "distill.epochs=1", "refine.epochs=1"),
-        *("refine.width=16", "search.trials=2", "trial.launcher=inline"),
+        "data=drawn",
+        "data.num_train_images=24",
+        "data.num_val_images=8",
+        "data.root=drawn",
+        "data.input_size=[64,64]",
+        "data.search_fraction=0.25",
+        "search_space=smoke",
+        "teacher.size=tiny",
+        "teacher.epochs=1",
+        "distill.epochs=1",
+        "refine.epochs=1",
+        "refine.width=16",
+        "search.trials=2",
+        "trial.launcher=inline",
     )
     config = compose([*small, f"data.root={tmp_path / 'drawn'}", f"storage={tmp_path}"])
     prepared(config)
@@ -303,7 +319,7 @@ def test_a_whole_study_scores_its_finalists_on_a_detectors_boxes(tmp_path: Path)
 
 
 def script(home: Path, name: str, *arguments: str) -> str:
-    """What a script prints."""
+    """Run a script and return its output."""
     command = [sys.executable, str(ROOT / "study" / name), *arguments]
     done = subprocess.run(command, cwd=home, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
