@@ -58,7 +58,7 @@ def pytest_terminal_summary(
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of reference numbers and real images; skips the test where it is missing."""
+    """Folder of reference numbers and real images; the test is skipped if it is missing."""
     folder = Path(os.environ.get("POSE_STUDY_SHARED", ROOT.parent / "shared"))
     if not folder.is_dir():
         pytest.skip(f"{folder} is missing: it holds the reference numbers and real images")
@@ -67,33 +67,34 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Torch on one thread: tiny networks are faster so, and sums come out the same."""
+    """Run torch on one thread: tiny networks are faster, and sums have one order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    torch.testing.assert_close(torch.zeros(1), torch.zeros(1))  # imports for seconds, once
+    torch.testing.assert_close(
+        torch.zeros(1), torch.zeros(1)
+    )  # its first call imports for seconds
     yield
     torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
 def five() -> Skeleton:
-    """Five joints, so that a literal 17 fails."""
+    """A skeleton of five joints, so that a literal 17 fails."""
     return FIVE
 
 
 @pytest.fixture(scope="session")
 def five_people(tmp_path_factory: pytest.TempPathFactory) -> People:
-    """13 people of 5 joints, not all seen, in 8 images; two in an image overlap."""
+    """13 people of 5 joints, some unlabeled, in 8 images; two people in an image overlap."""
     root = tmp_path_factory.mktemp("five")
     rng = np.random.RandomState(3)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     (root / "images").mkdir()
     for image in range(1, 9):
-        picture = cv2.resize(rng.randint(0, 256, (20, 24, 3), np.uint8), (120, 100))
-        cv2.imwrite(str(root / f"images/{image}.png"), picture)
-        size = {"height": 100, "width": 120}
-        images.append({"id": image, "file_name": f"{image}.png", **size})
+        pixels = cv2.resize(rng.randint(0, 256, (20, 24, 3), np.uint8), (120, 100))
+        cv2.imwrite(str(root / f"images/{image}.png"), pixels)
+        images.append({"id": image, "file_name": f"{image}.png", "height": 100, "width": 120})
         for place in range(1 if image % 3 == 0 else 2):
             annotations.append(_person(rng, 10 * image + place, image, 20 + 25 * place))
     annotations.pop()  # an odd number of people
@@ -105,18 +106,26 @@ def five_people(tmp_path_factory: pytest.TempPathFactory) -> People:
 
 def _person(rng: np.random.RandomState, number: int, image: int, left: int) -> dict[str, Any]:
     points = rng.uniform((left, 20), (left + 40, 90), (5, 2)).round(2)
-    seen = np.where(rng.rand(5) < 0.75, 2, 0)
-    seen[0] = 2
-    keypoints = np.where(seen[:, None] > 0, np.c_[points, seen], 0).ravel().tolist()
-    box = {"bbox": [left, 20, 40, 70], "area": 1500.0 + number, "iscrowd": 0}
-    labeled = {"keypoints": keypoints, "num_keypoints": int((seen > 0).sum())}
-    return {"id": number, "image_id": image, "category_id": 1, **box, **labeled}
+    visibility = np.where(rng.rand(5) < 0.75, 2, 0)
+    visibility[0] = 2
+    keypoints = np.where(visibility[:, None] > 0, np.c_[points, visibility], 0)
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": 1,
+        "iscrowd": 0,
+        "bbox": [left, 20, 40, 70],
+        "area": 1500.0 + number,
+        "num_keypoints": int((visibility > 0).sum()),
+        "keypoints": keypoints.ravel().tolist(),
+    }
 
 
 @pytest.fixture
 def five_data(five_people: People, tmp_path: Path) -> Path:
-    """Their files in a folder that the test may change, and ``val.json`` of the same images in
-    ``others``, whose people have ids that are higher by 1000.
+    """The files of ``five_people`` in a folder that the test may change.
+
+    ``val.json`` has the same people, their ids higher by 1000, and its images are in ``others``.
     """
     root = tmp_path / "data"
     shutil.copytree(five_people.annotations.parent, root)
@@ -130,7 +139,7 @@ def five_data(five_people: People, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def five_store(five_people: People, tmp_path_factory: pytest.TempPathFactory) -> CropStore:
-    """Their crops for an input that is higher than wide, (96, 64)."""
+    """Crops of ``five_people``, 96 high and 64 wide."""
     return open_crop_store(
         make_crop_store(five_people, (96, 64), tmp_path_factory.mktemp("five-cache"))
     )
@@ -138,14 +147,14 @@ def five_store(five_people: People, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of four people, batches of two: the five-joint people fill three parts."""
+    """Cut crops in parts of four people and batches of two: ``five_people`` fill three parts."""
     monkeypatch.setattr(crop_parts, "PEOPLE_PER_PART", 4)
     monkeypatch.setattr(crop_parts, "PEOPLE_PER_BATCH", 2)
 
 
 @pytest.fixture(scope="module")
 def easy() -> Iterator[str]:
-    """Name of a COCO skeleton of so wide sigmas that networks score some AP after one epoch."""
+    """Name of a COCO skeleton with sigmas so wide that one epoch of training scores some AP."""
     skeleton = dataclasses.replace(COCO, name="easy", oks_sigmas=(EASY_SIGMA,) * 17)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SKELETONS, "easy", skeleton)
@@ -161,22 +170,33 @@ def workers() -> Workers:
 
 @pytest.fixture(scope="session")
 def mini_config(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
-    """A study of 24 drawn images, both networks tiny, 2 + 2 epochs."""
+    """A study of 24 drawn images and tiny networks, with two epochs a stage."""
     return compose(
         [
             f"storage={tmp_path_factory.mktemp('mini')}",
-            *("data=drawn", "data.num_train_images=24", "data.num_val_images=2", "data.seed=3"),
-            *("data.input_size=[64,64]", "data.search_fraction=0.25", "teacher.size=tiny"),
-            *("teacher.epochs=1", "teacher.flip_test=false", "teacher.views=2"),
-            *("distill.epochs=2", "refine.epochs=2", "refine.width=16"),
-            *(f"{stage}.batch_size=16" for stage in ("teacher", "distill", "refine")),
+            "data=drawn",
+            "data.num_train_images=24",
+            "data.num_val_images=2",
+            "data.seed=3",
+            "data.input_size=[64,64]",
+            "data.search_fraction=0.25",
+            "teacher.size=tiny",
+            "teacher.epochs=1",
+            "teacher.batch_size=16",
+            "teacher.flip_test=false",
+            "teacher.views=2",
+            "distill.epochs=2",
+            "distill.batch_size=16",
+            "refine.epochs=2",
+            "refine.batch_size=16",
+            "refine.width=16",
         ]
     )
 
 
 @pytest.fixture(scope="session")
 def mini_data(mini_config: StudyConfig) -> PreparedData:
-    """The mini study's people, prepared."""
+    """The prepared data of the mini study."""
     return prepare_data(
         mini_config.data,
         resolve(mini_config),
@@ -187,7 +207,7 @@ def mini_data(mini_config: StudyConfig) -> PreparedData:
 
 @pytest.fixture(scope="session")
 def mini_targets(mini_data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A made-up teacher's word on the mini study's people: near the truth, with rival modes."""
+    """Random teacher targets for the mini study: modes near the truth, and weaker rivals."""
     store = open_crop_store(Path(mini_data.train))
     rng = np.random.RandomState(5)
     count, joints = store.visibility.shape
@@ -196,7 +216,7 @@ def mini_targets(mini_data: PreparedData, tmp_path_factory: pytest.TempPathFacto
     modes[..., 2] = np.sort(rng.rand(count, joints, 3))[..., ::-1]
     modes[..., 3] = rng.uniform(0.8, 1.3, (count, joints, 3))
     relation = torch.from_numpy(rng.uniform(-1, 1, (count, joints, joints)))
-    said = TeacherTargets(torch.from_numpy(modes), torch.ones(count, joints), relation)
+    targets = TeacherTargets(torch.from_numpy(modes), torch.ones(count, joints), relation)
     path = tmp_path_factory.mktemp("targets") / TARGETS
-    write_teacher_store(path, stored_size(store.input_size), count, said.part)
+    write_teacher_store(path, stored_size(store.input_size), count, targets.part)
     return path

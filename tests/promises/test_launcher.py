@@ -1,4 +1,4 @@
-"""The scripts work from anywhere, with the modules that lie beside them, or else the installed."""
+"""The commands work from anywhere, with their checkout's modules or else the installed ones."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("models", "search_spaces", "study")
-SCRIPTS = ("tune", "analyze", "export", "predict")
+SCRIPTS = ("tune", "dataset", "analyze", "export", "predict")
 BENCHMARKS = sorted(file.name for file in (ROOT / "tests" / "benchmarks").glob("*.py"))
 
 EXPLAIN = """
 import contextlib, io, json, runpy, sys
 folder, *scripts = sys.argv[1:]
 sys.path.insert(0, folder)
-said = {}
+printed = {}
 for script in scripts:
     sys.argv = [f"{folder}/{script}", "--help"]
     with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
         runpy.run_path(sys.argv[0], run_name="__main__")
-    said[script] = text.getvalue()
-print(json.dumps(said))
+    printed[script] = text.getvalue()
+print(json.dumps(printed))
 """
 
 
 def copy_packages(folder: Path, seed: int) -> Path:
-    """A copy of the packages that is told from others by its default seed."""
+    """Copy the packages and set the default seed, by which a test recognizes the copy."""
     for package in PACKAGES:
         shutil.copytree(
             ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
@@ -49,7 +49,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(script: str | Path, *arguments: str, cwd: Path, path: str = "") -> str:
-    """What the script prints; it ends well and complains about nothing."""
+    """Run a script without warnings or errors and return what it prints."""
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [sys.executable, str(script), *arguments],
@@ -82,7 +82,7 @@ def test_launcher_works_through_a_symlink(checkout: Path, tmp_path: Path) -> Non
 
 
 def test_launcher_copied_alone_uses_the_installed_package(tmp_path: Path) -> None:
-    """As ``ray submit`` leaves it: in a home that may have folders of the packages' names."""
+    """``ray submit`` copies a script into a home that may have folders of the packages' names."""
     site = copy_packages(tmp_path / "site", seed=4712)
     home = tmp_path / "home"
     (home / "models").mkdir(parents=True)
@@ -92,33 +92,42 @@ def test_launcher_copied_alone_uses_the_installed_package(tmp_path: Path) -> Non
     assert seed_of(run(home / "tune.py", "--cfg", cwd=tmp_path, path=str(site))) == 4712
 
 
-def test_checkout_goes_before_an_installed_copy(checkout: Path, tmp_path: Path) -> None:
+def test_checkout_is_preferred_to_an_installed_copy(checkout: Path, tmp_path: Path) -> None:
     site = copy_packages(tmp_path / "site", seed=4712)
     output = run(checkout / "study" / "tune.py", "--cfg", cwd=tmp_path, path=str(site))
     assert seed_of(output) == 4711
 
 
 @pytest.mark.parametrize(
-    "script", [pytest.param(name, marks=[pytest.mark.slow][: name != "tune"]) for name in SCRIPTS]
+    "script", ["tune", *(pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS[1:])]
 )
-def test_help_is_given_from_another_directory(script: str, tmp_path: Path) -> None:
+def test_help_is_printed_from_another_directory(script: str, tmp_path: Path) -> None:
     output = run(ROOT / "study" / f"{script}.py", "--help", cwd=tmp_path)
     assert output.startswith(f"usage: {script}.py")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_workers_run_the_code_of_the_command_and_not_of_the_folder_it_is_typed_in(
+def test_workers_run_the_code_of_the_command_and_not_of_the_working_directory(
     tmp_path: Path,
 ) -> None:
     for package in PACKAGES:
         (tmp_path / package).mkdir()
-        (tmp_path / package / "__init__.py").write_text("raise ImportError('of another age')")
+        (tmp_path / package / "__init__.py").write_text("raise ImportError('wrong package')")
     out = run(
         ROOT / "study" / "tune.py",
-        *("storage=s", "display=plain", "data.num_train_images=16", "data.num_val_images=4"),
-        *("data.input_size=[64,64]", "teacher.size=tiny", "teacher.epochs=1", "distill.epochs=1"),
-        *("refine.epochs=0", "search.trials=2", "search_space=smoke", "confirm.trials=0"),
+        "storage=s",
+        "display=plain",
+        "data.num_train_images=16",
+        "data.num_val_images=4",
+        "data.input_size=[64,64]",
+        "teacher.size=tiny",
+        "teacher.epochs=1",
+        "distill.epochs=1",
+        "refine.epochs=0",
+        "search.trials=2",
+        "search_space=smoke",
+        "confirm.trials=0",
         cwd=tmp_path,
     )
     assert "winner: trial" in out
@@ -138,7 +147,7 @@ def test_unknown_setting_ends_with_one_line_and_exit_code_1(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_script_loads_nothing_but_os_and_sys_before_its_path_is_right(script: str) -> None:
+def test_script_imports_only_os_and_sys_before_it_sets_its_path(script: str) -> None:
     body = ast.parse((ROOT / "study" / f"{script}.py").read_text()).body
     at = next(
         i for i, node in enumerate(body) if "sys.path[0] = os.path.dirname(HERE)" in text(node)
@@ -147,7 +156,7 @@ def test_script_loads_nothing_but_os_and_sys_before_its_path_is_right(script: st
     assert [text(node) for node in early] == ["import os", "import sys"]
 
 
-def test_tune_defines_nothing_that_a_worker_would_look_for_in_main() -> None:
+def test_tune_defines_only_main_so_that_workers_need_nothing_of_it() -> None:
     body = ast.parse((ROOT / "study" / "tune.py").read_text()).body
     defined = [node for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
     assert [node.name for node in defined] == ["main"]
@@ -159,7 +168,7 @@ def text(node: ast.AST) -> str:
 
 @pytest.fixture(scope="module")
 def explained() -> dict[str, str]:
-    """What each benchmark says to --help, all in one process: importing is what takes time."""
+    """Help of each benchmark, all printed by one process, because imports take the time."""
     folder = ROOT / "tests" / "benchmarks"
     command = [sys.executable, "-c", EXPLAIN, str(folder), *BENCHMARKS]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -169,7 +178,7 @@ def explained() -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
-def test_every_benchmark_starts_and_explains_itself(
+def test_every_benchmark_starts_and_prints_its_help(
     benchmark: str, explained: dict[str, str]
 ) -> None:
     assert f"usage: {benchmark}" in explained[benchmark]

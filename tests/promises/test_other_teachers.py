@@ -1,4 +1,4 @@
-"""Whole studies whose teacher somebody else has trained: from their files to the final figures."""
+"""Whole studies with a teacher that was trained elsewhere, from its files to the final table."""
 
 from __future__ import annotations
 
@@ -20,16 +20,27 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 SMALL = (
-    *("data=drawn", "data.num_train_images=24", "data.num_val_images=2", "data.seed=3"),
-    *("data.input_size=[64,64]", "data.search_fraction=0.25", "search_space=poses"),
-    *("teacher.epochs=0", "distill.epochs=1", "refine.epochs=1", "refine.width=16"),
-    *("search.trials=2", "confirm.trials=0", "name=whole", "trial.launcher=inline"),
+    "name=whole",
+    "data=drawn",
+    "data.num_train_images=24",
+    "data.num_val_images=2",
+    "data.seed=3",
+    "data.input_size=[64,64]",
+    "data.search_fraction=0.25",
+    "search_space=poses",
+    "teacher.epochs=0",
+    "distill.epochs=1",
+    "refine.epochs=1",
+    "refine.width=16",
+    "search.trials=2",
+    "confirm.trials=0",
+    "trial.launcher=inline",
 )
 ROLES = {"baseline", "best_distilled", "best_refined", "winner"}
 
 
 def study_of(home: Path, *overrides: str) -> tuple[Path, str]:
-    """Runs a study of two trials; returns its folder and what it printed."""
+    """Run a study of two trials; return its folder and what it printed."""
     command = [sys.executable, str(ROOT / "study/tune.py"), *SMALL, *overrides]
     done = subprocess.run(command, cwd=home, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -63,7 +74,7 @@ def test_a_study_learns_from_predictions_alone(tmp_path: Path) -> None:
     (tmp_path / "poses.json").write_text(json.dumps(entries))
     folder, printed = study_of(tmp_path, "teacher.name=predictions", "teacher.init=poses.json")
     assert "people to train on have a prediction; the rest are untaught" in printed
-    check_evidence(folder, ROLES)  # of val there are no predictions: no teacher's row
+    check_evidence(folder, ROLES)  # no teacher: the file has no predictions for val
     assert reports_of(folder, trial=1)[0]["loss.structure"] > 0
     arguments = [sys.executable, str(ROOT / "study/analyze.py"), str(folder)]
     subprocess.run(arguments, cwd=tmp_path, capture_output=True, check=True)
@@ -82,7 +93,9 @@ def test_a_square_onnx_file_teaches_and_is_scored_on_val(tmp_path: Path) -> None
     onnx.save(model, tmp_path / "pose.onnx")
     folder, printed = study_of(
         tmp_path,
-        *("teacher.name=onnx", "teacher.init=pose.onnx", "teacher.input_size=[96,96]"),
+        "teacher.name=onnx",
+        "teacher.init=pose.onnx",
+        "teacher.input_size=[96,96]",
     )
     assert "the teacher's targets are stored" in printed
     check_evidence(folder, {"teacher", *ROLES})

@@ -1,4 +1,4 @@
-"""The same command on real images, with overrides alone: a study, its analysis, an export."""
+"""Studies on real images, by the same command with other settings: analyzed and exported."""
 
 from __future__ import annotations
 
@@ -28,19 +28,17 @@ QUICK = (
 
 
 def script(folder: Path, name: str, *arguments: str) -> str:
-    """What the script prints, started in this folder."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "study" / name), *arguments],
-        **{"cwd": folder, "capture_output": True, "text": True},
-    )
+    """Run a script in this folder and return what it prints."""
+    command = [sys.executable, str(ROOT / "study" / name), *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def study_on(home: Path, *overrides: str) -> Path:
-    """Runs a study of two trials, its analysis and its export; returns its folder.
+    """Run a study of two trials, its analysis and its export; return the study's folder.
 
-    Its paths are relative, as people type them; Ray's workers have other working directories.
+    Paths are relative, although Ray's workers have other working directories.
     """
     script(home, "tune.py", "name=real", *QUICK, *overrides)
     assert "baseline" in script(home, "analyze.py", "studies/real")

@@ -1,4 +1,4 @@
-"""``study/tune.py`` on what cannot work: one clear message, exit code 1, and nothing was begun."""
+"""``study/tune.py`` on impossible input: one clear message, exit code 1, and nothing started."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.slow  # it imports ray, though it must not start it
+pytestmark = pytest.mark.slow  # ray is imported, though never started
 
 Document = dict[str, Any]
 TRAIN = "annotations/person_keypoints_train2017.json"
 VAL = "annotations/person_keypoints_val2017.json"
 PERSON = 12
-"""The annotation that the tests spoil; it is in image 2."""
+"""Annotation that the tests change; it is in image 2."""
 
 
 def write_split(root: Path, annotations: str, images: str, first: int) -> None:
-    """Four images with one person each, the first of that number."""
+    """Write four images of one person each, numbered from ``first``."""
     (root / images).mkdir(parents=True)
     rng = np.random.RandomState(first)
     document: Document = {"images": [], "annotations": []}
@@ -37,8 +37,13 @@ def write_split(root: Path, annotations: str, images: str, first: int) -> None:
         keypoints = [value for joint in range(17) for value in (20.0 + joint, 30.0 + joint, 2)]
         document["annotations"].append(
             {
-                **{"id": 10 + number, "image_id": number, "category_id": 1, "iscrowd": 0},
-                **{"bbox": [10, 20, 40, 60], "area": 1200, "num_keypoints": 17},
+                "id": 10 + number,
+                "image_id": number,
+                "category_id": 1,
+                "iscrowd": 0,
+                "bbox": [10, 20, 40, 60],
+                "area": 1200,
+                "num_keypoints": 17,
                 "keypoints": keypoints,
             }
         )
@@ -48,7 +53,7 @@ def write_split(root: Path, annotations: str, images: str, first: int) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A sound data set in COCO's layout."""
+    """A data set without faults, in COCO's layout."""
     root = tmp_path / "coco"
     write_split(root, TRAIN, "train2017", first=1)
     write_split(root, VAL, "val2017", first=5)
@@ -57,7 +62,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray is not started, whatever happens."""
+    """Fail the test if Ray is started."""
     # The script puts the checkout first on the path when it is loaded.
     monkeypatch.setattr(sys, "path", list(sys.path))
     import ray
@@ -71,7 +76,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 def refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *settings: str
 ) -> str:
-    """The message that the script ends with."""
+    """Run the script, which must fail, and return its message."""
     from study.tune import main
 
     monkeypatch.setattr(sys, "argv", ["tune.py", "display=plain", *settings])
@@ -89,7 +94,7 @@ def refused(
 def refusal(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., str]:
-    """Runs a study on the data, which must be refused with nothing kept but its audit."""
+    """Runner of a study on the data that must be refused and keep no file but its audit."""
 
     def run(*settings: str) -> str:
         storage = tmp_path / "studies"
@@ -103,7 +108,7 @@ def refusal(
 
 
 def change(data: Path, **changes: Any) -> None:
-    """Spoils the one annotation of the training file."""
+    """Change annotation PERSON of the training file."""
     document = json.loads((data / TRAIN).read_text())
     next(a for a in document["annotations"] if a["id"] == PERSON).update(changes)
     (data / TRAIN).write_text(json.dumps(document))
@@ -143,14 +148,14 @@ def test_no_labeled_person(refusal: Callable[..., str], data: Path) -> None:
     assert str(data / TRAIN) in message
 
 
-def test_a_image_that_is_missing(refusal: Callable[..., str], data: Path) -> None:
+def test_image_that_is_missing(refusal: Callable[..., str], data: Path) -> None:
     (data / "train2017" / "2.jpg").unlink()
     message = refusal()
     assert "image missing: 1" in message
     assert f"{data / 'train2017' / '2.jpg'}, annotation {PERSON}: there is no such file" in message
 
 
-def test_a_image_that_is_truncated(refusal: Callable[..., str], data: Path) -> None:
+def test_image_that_is_truncated(refusal: Callable[..., str], data: Path) -> None:
     image = data / "train2017" / "2.jpg"
     image.write_bytes(image.read_bytes()[:-100])
     message = refusal()
@@ -158,14 +163,16 @@ def test_a_image_that_is_truncated(refusal: Callable[..., str], data: Path) -> N
     assert f"{image}, annotation {PERSON}: the JPEG is cut off" in message
 
 
-def test_a_box_of_zero_size(refusal: Callable[..., str], data: Path) -> None:
+def test_box_of_zero_size(refusal: Callable[..., str], data: Path) -> None:
     change(data, bbox=[10, 20, 0, 60])
     message = refusal()
     assert "box of zero size: 1" in message
     assert f"{data / TRAIN}, annotation {PERSON}: the box [10.0, 20.0, 0.0, 60.0]" in message
 
 
-def test_faults_of_several_kinds_are_told_at_once(refusal: Callable[..., str], data: Path) -> None:
+def test_faults_of_several_kinds_are_listed_in_one_message(
+    refusal: Callable[..., str], data: Path
+) -> None:
     change(data, bbox=[10, 20, 0, 60], keypoints=[1, 2])
     (data / "train2017" / "3.jpg").unlink()
     message = refusal()
@@ -180,7 +187,7 @@ def space_file(folder: Path, entry: str) -> Path:
     return file
 
 
-def test_a_search_space_key_that_is_no_config_path(
+def test_search_space_key_that_is_no_config_path(
     refusal: Callable[..., str], tmp_path: Path
 ) -> None:
     file = space_file(tmp_path, "distil.optimizer.lr: {low: 1e-4, high: 1e-2, role: nuisance}")
@@ -190,7 +197,7 @@ def test_a_search_space_key_that_is_no_config_path(
     assert not (tmp_path / "studies").exists()
 
 
-def test_a_bound_the_wrong_way_round(refusal: Callable[..., str], tmp_path: Path) -> None:
+def test_lower_bound_above_the_upper_one(refusal: Callable[..., str], tmp_path: Path) -> None:
     file = space_file(tmp_path, "refine.depth: {low: 6, high: 1, role: scientific}")
     message = refusal(f"search_space={file}")
     assert message == (
@@ -199,7 +206,7 @@ def test_a_bound_the_wrong_way_round(refusal: Callable[..., str], tmp_path: Path
     assert not (tmp_path / "studies").exists()
 
 
-def test_a_bound_that_the_settings_do_not_take(
+def test_bound_outside_the_range_of_its_setting(
     refusal: Callable[..., str], tmp_path: Path
 ) -> None:
     file = space_file(tmp_path, "refine.depth: {low: 1, high: 60, role: scientific}")
@@ -208,7 +215,9 @@ def test_a_bound_that_the_settings_do_not_take(
     assert "refine.depth must lie within 1 and 6" in message
 
 
-def test_a_step_that_the_settings_do_not_take(refusal: Callable[..., str], tmp_path: Path) -> None:
+def test_step_that_its_setting_does_not_accept(
+    refusal: Callable[..., str], tmp_path: Path
+) -> None:
     file = space_file(tmp_path, "refine.width: {low: 32, high: 64, role: scientific}")
     message = refusal(f"search_space={file}")
     assert "mine: refine.width may become 33, but impossible settings" in message
@@ -225,7 +234,7 @@ def test_no_such_weights(refusal: Callable[..., str]) -> None:
 
 
 @pytest.mark.parametrize("plan_only", ["false", "true"])
-def test_older_studies_that_are_none_are_refused_before_the_data_are_read(
+def test_folders_that_are_no_studies_are_refused_before_the_data_are_read(
     plan_only: str, refusal: Callable[..., str], data: Path
 ) -> None:
     message = refusal(
@@ -247,15 +256,15 @@ def test_poses_that_are_no_list_are_refused_before_the_data_are_read(
     setting: str, others: Sequence[str], plan_only: str, refusal: Callable[..., str], data: Path
 ) -> None:
     file = data / "poses.json"
-    told = [f"{setting}={file}", "data.root=/no/such/folder", f"plan_only={plan_only}", *others]
-    assert f"{setting} must be a" in refusal(*told)
+    settings = [f"{setting}={file}", "data.root=/no/such/folder", f"plan_only={plan_only}"]
+    assert f"{setting} must be a" in refusal(*settings, *others)
     file.write_text("{}")
-    message = refusal(*told)
+    message = refusal(*settings, *others)
     assert f"COCO keypoint results, with at least one entry, got {{}} in {file}" in message
 
 
 @pytest.mark.parametrize("plan_only", ["false", "true"])
-def test_a_storage_that_is_a_file(plan_only: str, refusal: Callable[..., str], data: Path) -> None:
+def test_storage_that_is_a_file(plan_only: str, refusal: Callable[..., str], data: Path) -> None:
     message = refusal(f"storage={data / TRAIN}", f"plan_only={plan_only}")
     assert message == (
         f"error: storage must be a folder that can be written to, got storage={data / TRAIN}, "
@@ -263,7 +272,7 @@ def test_a_storage_that_is_a_file(plan_only: str, refusal: Callable[..., str], d
     )
 
 
-def test_a_trial_that_this_machine_has_no_room_for(
+def test_trial_that_needs_more_than_this_machine_has(
     refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -290,14 +299,14 @@ def test_settings_that_no_study_wrote(
 
 
 @pytest.mark.parametrize("storage", [f"{__file__}/studies", "/proc/studies"])
-def test_a_storage_that_cannot_be_made(storage: str, refusal: Callable[..., str]) -> None:
-    """Root may write into any folder, and yet not make one in /proc."""
+def test_storage_that_cannot_be_created(storage: str, refusal: Callable[..., str]) -> None:
+    """Root may write into any folder, but cannot create one in /proc."""
     message = refusal(f"storage={storage}")
     assert "a folder that can be" in message and storage in message
     assert "; change storage" in message
 
 
-def test_an_unknown_override(refusal: Callable[..., str], tmp_path: Path) -> None:
+def test_unknown_override(refusal: Callable[..., str], tmp_path: Path) -> None:
     message = refusal("refine.dept=3")
     assert message == "error: unknown setting refine.dept; did you mean refine.depth?"
     assert not (tmp_path / "studies").exists()
