@@ -1,0 +1,97 @@
+"""Images and poses that a user gives, and the export's model card, as plain functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.skeleton import COCO, CROWDPOSE
+from study.deploy.given_poses import GivenPoses
+from study.deploy.inputs import check_targets, find_images, number_of, whole_images
+from study.deploy.model_card import model_card
+from study.errors import InputError
+
+SCORES: dict[str, Any] = {"num_people": 3, "ap": 0.125, "ap50": None}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    """Two image files, beside a text file, in a folder."""
+    files = [tmp_path / "images" / name for name in ("000785.jpg", "b.PNG", "notes.txt")]
+    files[0].parent.mkdir()
+    for file in files:
+        file.touch()
+    return files[:2]
+
+
+def test_images_of_files_and_folders_are_found_once(images: list[Path], tmp_path: Path) -> None:
+    assert find_images([images[1], images[0].parent]) == [images[1], images[0]]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"must hold images \(\.jpg .*empty"):
+        find_images([tmp_path / "empty"])
+    with pytest.raises(InputError, match=r"must exist.*none\.jpg; correct its path"):
+        find_images([tmp_path / "none.jpg"])
+
+
+def test_outputs_that_would_overwrite_are_refused(images: list[Path], tmp_path: Path) -> None:
+    check_targets(images, tmp_path / "boxes.json", tmp_path / "out")
+    with pytest.raises(InputError, match=r"--out .*images.*000785\.jpg"):
+        check_targets(images, None, images[0].parent)
+    with pytest.raises(InputError, match="would both be drawn to"):
+        check_targets([images[0], tmp_path / "000785.png"], None, tmp_path / "out")
+
+
+def test_an_image_has_the_number_of_its_name_or_its_place(images: list[Path]) -> None:
+    assert [number_of(image) for image in images] == [785, None]
+    numbered = whole_images([images[0], Path("7.jpg")])
+    assert [person.image_id for person in numbered.values()] == [785, 7]
+    assert [person.image_id for person in whole_images(images).values()] == [1, 2]
+    assert all(person.boxes is None for person in numbered.values())
+
+
+def test_given_joints_are_paired_by_name_and_their_scores_clipped() -> None:
+    keypoints = np.zeros((17, 3))
+    keypoints[COCO.joints.index("left_hip")] = 30, 40, 2
+    keypoints[COCO.joints.index("nose")] = 10, 20, 1
+    image = Path("1.jpg")
+    entry = {"image_id": 1, "keypoints": keypoints.ravel().tolist(), "score": 3.0}
+    poses = GivenPoses(Path("poses.json"), [entry], {image: [0]}, theirs=COCO, ours=CROWDPOSE)
+    (start,) = poses.starts(image)
+    assert start[CROWDPOSE.joints.index("left_hip")].tolist() == [30, 40, 1]
+    assert np.count_nonzero(start) == 3  # CrowdPose has no nose
+    assert poses.scores(image).tolist() == [1]
+
+
+def test_card_states_the_settings_the_figures_and_the_joints() -> None:
+    info = {
+        "source": {
+            "study": "mine",
+            "trial": 4,
+            "stage": "refine",
+            "epoch": 6,
+            "data": "crowdpose",
+            "data_fingerprint": "f00d",
+            "versions": {"torch": "2.13.0"},
+        },
+        "student": {"name": "hrnet", "size": "tiny"},
+        "refiner": {"levels": 3, "candidates": 2},
+        "input_size": [96, 64],
+        "joints": ["head", "neck"],
+        "box_centre": [31.5, 47.5],
+        "box_padding": 1.25,
+        "crop_span": [64.0, 96.0],
+        "flip_test": False,
+        "pixel_mean": [123.0],
+        "pixel_std": [58.0],
+        "search": SCORES,
+        "val": None,
+    }
+    card = model_card(info, {"refine.depth": 2}, 12345)
+    assert "# mine, trial 4" in card and "12,345 parameters" in card
+    assert "refined by IGP-GCN in 3 levels from one of 2 peaks a joint" in card
+    assert "| scored on | people | AP |" in card and "| 3 | 12.5 |" in card
+    assert "CrowdPose" in card and "51.2 wide and 76.8 high" in card
+    assert "`refine.depth=2`" in card and "head, neck" in card and "torch 2.13.0" in card
