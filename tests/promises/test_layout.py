@@ -351,6 +351,25 @@ def test_no_class_is_named_for_nothing() -> None:
     assert [name for name in names if re.search("Base(?!line)|Helper|Manager|Utils?$", name)] == []
 
 
+def test_code_in_strings_imports_what_exists() -> None:
+    """Tests hand such code to other processes, where a renamed module is found late."""
+    modules = {module_of(file): tree for file, tree in SOURCES.items()}
+    written = re.compile(
+        r"(?:from|import) ((?:models|search_spaces|study)[.\w]*)(?: import (\w+))?"
+    )
+    found, missing = 0, []
+    for file, tree in {**SOURCES, **TESTS}.items():
+        texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+        for module, name in written.findall("\n".join(map(str, texts))):
+            found += 1
+            is_module = f"{module}.{name}" in modules
+            is_defined = module in modules and (not name or name in ast.unparse(modules[module]))
+            if not is_module and not is_defined:
+                missing.append(f"{file}: {module} {name}")
+    assert missing == []
+    assert found > 5
+
+
 def test_readme_names_every_folder() -> None:
     readme = (ROOT / "README.md").read_text()
     folders = {f"{path.name}/" for path in packages()}

@@ -200,7 +200,8 @@ def test_it_is_asked_about_everyone_as_it_comes_and_after_training(
 
 def test_no_library_of_images_is_loaded() -> None:
     script = (
-        "import sys\nfrom study.vitpose import _library\n_library().VitPoseForPoseEstimation\n"
+        "import sys\nfrom study.teachers.vitpose import _library\n"
+        "_library().VitPoseForPoseEstimation\n"
         "print(*{name.split('.')[0] for name in sys.modules})"
     )
     done = subprocess.run(
