@@ -1,4 +1,4 @@
-"""The rules of the layout: who may import whom, what a name may be, how long a file may grow."""
+"""Rules of the layout: allowed imports, owners of libraries, names and lengths of files."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ LAYERS = (
     "study.deploy",
     "study.driver",
 )
-"""Packages and modules in the order of imports: each imports only what stands above it."""
+"""Packages and modules in the order of imports: each imports only earlier ones."""
 CORE = ("data", "cache", "training", "teachers", "metrics", "trial")
-"""Packages and modules of study/ that a notebook may import: no Ray, no Optuna."""
+"""Packages and modules of study/ that load neither Ray nor Optuna, for notebooks."""
 OWNERS = {
     "ray": {
         "study/driver.py",
@@ -106,14 +106,14 @@ def files_of(package: str) -> list[str]:
 
 
 def layer_of(file: str) -> int:
-    """Place in LAYERS; commands come last, and the docstring of study/ first."""
+    """Place in LAYERS; that of commands is last, that of ``study/__init__.py`` first."""
     module = module_of(file)
     if module == "study":
         return 0
     found = [n for n, layer in enumerate(LAYERS) if f"{module}.".startswith(f"{layer}.")]
     if module.removeprefix("study.") in COMMANDS:
         return len(LAYERS)
-    assert len(found) == 1, f"{file} must stand in one place of LAYERS"
+    assert len(found) == 1, f"{file} must be in one layer of LAYERS"
     return found[0]
 
 
@@ -122,13 +122,13 @@ def modules_in(folder: Path) -> list[str]:
 
 
 def packages() -> list[Path]:
-    """Every folder of ours with Python modules."""
+    """Folders of the three packages that hold modules."""
     found = {(ROOT / file).parent for file in SOURCES}
     return sorted(folder for folder in found if modules_in(folder))
 
 
 def loaded_after(*modules: str) -> set[str]:
-    """The top-level modules that a fresh interpreter has loaded after these imports."""
+    """Top-level modules that a fresh interpreter has loaded after these imports."""
     script = (
         f"import sys, {', '.join(modules)}\nprint(*{{name.split('.')[0] for name in sys.modules}})"
     )
@@ -138,7 +138,7 @@ def loaded_after(*modules: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_models_load_nothing_but_torch_and_what_it_needs() -> None:
+def test_models_load_only_torch_and_its_dependencies() -> None:
     modules = [file.removesuffix(".py").replace("/", ".") for file in files_of("models")]
     loaded = loaded_after(*(name.removesuffix(".__init__") for name in modules))
     assert "torch" in loaded
@@ -173,7 +173,7 @@ def test_objectives_load_no_optuna() -> None:
 
 
 @pytest.mark.parametrize("library", sorted(OWNERS))
-def test_heavy_dependency_is_imported_by_its_owners_alone(library: str) -> None:
+def test_heavy_library_is_imported_only_by_its_owners(library: str) -> None:
     found = {
         file
         for file, tree in SOURCES.items()
@@ -182,7 +182,7 @@ def test_heavy_dependency_is_imported_by_its_owners_alone(library: str) -> None:
     assert found == OWNERS[library]
 
 
-def test_imports_go_one_way_in_the_order_of_the_layers() -> None:
+def test_imports_follow_the_order_of_the_layers() -> None:
     allowed = {
         "models": {"models"},
         "search_spaces": {"search_spaces"},
@@ -198,7 +198,7 @@ def test_imports_go_one_way_in_the_order_of_the_layers() -> None:
     assert wrong == []
 
 
-def test_every_layer_is_there() -> None:
+def test_every_layer_has_files() -> None:
     places = {layer_of(file) for file in SOURCES}
     assert places == set(range(len(LAYERS) + 1))
 
@@ -216,14 +216,14 @@ def test_package_docstrings_list_their_modules() -> None:
         assert {name: n for name, n in counts.items() if not 3 <= n <= 8} == {}, folder
 
 
-def test_package_files_hold_a_docstring_and_nothing_else() -> None:
+def test_package_files_hold_only_a_docstring() -> None:
     files = [file for file in SOURCES if file.endswith("/__init__.py")]
     assert len(files) > 10
     files.remove("study/__init__.py")
     assert [file for file in files if len(SOURCES[file].body) > 1] == []
 
 
-def test_packages_have_few_modules() -> None:
+def test_packages_have_at_most_fifteen_modules() -> None:
     counts = {
         folder.relative_to(ROOT).as_posix(): len(modules_in(folder)) for folder in packages()
     }
@@ -231,7 +231,7 @@ def test_packages_have_few_modules() -> None:
     assert {name: count for name, count in counts.items() if count > 15} == {}
 
 
-def test_no_file_imports_itself_by_way_of_others() -> None:
+def test_imports_have_no_cycle() -> None:
     left = {file: imported_files(file) - {file} for file in SOURCES}
     while free := [file for file, needed in left.items() if not needed & left.keys()]:
         for file in free:
@@ -261,18 +261,18 @@ def test_no_test_folder_hides_a_package() -> None:
     assert [path.name for path in (ROOT / "tests").iterdir() if path.name in PACKAGES] == []
 
 
-def test_device_is_never_chosen_by_hand() -> None:
-    by_hand = {file: r"\.cuda\(" for file in SOURCES}
-    by_hand |= {file: r"\.cuda\(|\.cpu\(|\.to\((torch\.)?device" for file in files_of("models")}
-    assert [file for file in SOURCES if re.search(by_hand[file], (ROOT / file).read_text())] == []
+def test_device_is_not_hard_coded() -> None:
+    banned = {file: r"\.cuda\(" for file in SOURCES}
+    banned |= {file: r"\.cuda\(|\.cpu\(|\.to\((torch\.)?device" for file in files_of("models")}
+    assert [file for file in SOURCES if re.search(banned[file], (ROOT / file).read_text())] == []
 
 
-def test_align_corners_is_always_written() -> None:
+def test_align_corners_is_always_explicit() -> None:
     places = []
     for file, tree in SOURCES.items():
         for name, call in calls(tree):
             keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-            # Between whole pixels there are no corners, and torch refuses the word.
+            # torch rejects align_corners for nearest neighbors.
             is_nearest = name not in GRIDS and "nearest" in keywords.get("mode", "nearest")
             if name in SAMPLERS and not is_nearest and "align_corners" not in keywords:
                 places.append(f"{file}:{call.lineno}")
@@ -280,7 +280,7 @@ def test_align_corners_is_always_written() -> None:
     assert {name for tree in SOURCES.values() for name, _ in calls(tree)} & GRIDS
 
 
-def test_files_and_functions_are_short_enough_to_read() -> None:
+def test_files_have_at_most_500_lines_and_functions_at_most_80() -> None:
     long = []
     for file, tree in {**SOURCES, **TESTS}.items():
         if len((ROOT / file).read_text().splitlines()) > 500:
@@ -298,23 +298,23 @@ def test_code_and_settings_are_ascii() -> None:
     assert [str(file) for file in files if not file.read_text("utf-8").isascii()] == []
 
 
-def test_modules_classes_and_public_functions_say_what_they_are() -> None:
-    silent = []
+def test_modules_classes_and_public_functions_have_docstrings() -> None:
+    missing = []
     for file, tree in SOURCES.items():
         functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
         classes = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
         public = [node for node in functions if not node.name.startswith("_")]
         if tree.body and not ast.get_docstring(tree):
-            silent.append(file)
-        silent += [
+            missing.append(file)
+        missing += [
             f"{file}: {node.name}"
             for node in (*classes, *public)
             if not ast.get_docstring(node) and node.name != "main"
         ]
-    assert "\n".join(silent) == ""
+    assert "\n".join(missing) == ""
 
 
-def test_every_function_is_annotated_whole() -> None:
+def test_every_function_is_fully_annotated() -> None:
     bare = []
     for file, tree in SOURCES.items():
         for node in ast.walk(tree):
@@ -341,7 +341,7 @@ def test_few_functions_take_the_whole_config() -> None:
     assert 0 < len(taking) <= 30, "\n".join(taking)
 
 
-def test_no_class_is_named_for_nothing() -> None:
+def test_no_class_is_a_base_helper_manager_or_util() -> None:
     names = [
         node.name
         for tree in SOURCES.values()
