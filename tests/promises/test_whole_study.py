@@ -16,7 +16,6 @@ from torch import nn
 
 from study.storage.tables import read_final, read_reports, read_trials
 
-pytestmark = pytest.mark.slow
 NAME = "whole"
 GOLDEN = Path(__file__).parent / "golden" / "whole_study.json"
 """Loss and AP of every epoch, and the machine that recorded them.
