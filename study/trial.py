@@ -1,7 +1,8 @@
-"""One trial: stage 1, then stage 2, on one worker or several.
+"""One trial: stage 1 (distill), then stage 2 (refine), on one worker or several.
 
-This module knows no Ray: ``launch/trials.py`` runs it in a Tune process or under Ray Train. Its
-``report`` sends each epoch to the owner of the Optuna study, which answers whether to go on.
+This module imports no Ray: ``launch/trials.py`` runs it in a Ray Tune process or under Ray Train.
+Its ``report`` callback sends each epoch to the owner of the Optuna study and returns whether the
+trial must stop.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from study.cache.prepare import PreparedData
 from study.config.derived import Resolved, seed_of
 from study.config.schema import ONLINE, RANDOM, STUDENT, StudyConfig
 from study.storage import failpoints
-from study.storage.checkpoint import Checkpoints, best_row
+from study.storage.checkpoint import Checkpoints
 from study.teachers.adapters import TeacherSpec
 from study.teachers.make import open_online_teacher
-from study.training.batches import epoch_rows
+from study.training.batches import Labels, epoch_rows
 from study.training.distill import SCALE_BATCHES, DistillTask
 from study.training.evaluation import predict_crops
 from study.training.left_right import train_swap_resolver
@@ -41,24 +42,24 @@ from study.workers import Workers
 
 @dataclass(frozen=True)
 class Trial:
-    """What one trial is: its settings, its data, and where it keeps its epochs."""
+    """A trial: its settings, its data, and the folder of its checkpoints."""
 
     number: int
     config: StudyConfig
-    """The study's settings with the trial's values in place."""
+    """The study's settings, with the trial's values in place."""
     resolved: Resolved
-    data: PreparedData
+    prepared: PreparedData
     folder: Path
     targets: Path | None
-    """What the teacher says of the people to train on; None where labels alone teach."""
+    """The teacher store; None trains on labels alone."""
     own_seed: int | None = None
-    """In place of the seed that its number gives it."""
+    """Replaces the seed that follows from the trial's number."""
     parent: Path | None = None
-    """The folder of the trial whose student it refines; None where it trains its own."""
+    """Folder of the trial whose student stage 2 refines; None if the trial trains its own."""
 
     @property
     def seed(self) -> int:
-        """What everything random in the trial is drawn from."""
+        """Seed of everything random in the trial."""
         if self.own_seed is not None:
             return self.own_seed
         return seed_of(self.config.seed, self.number)
@@ -78,7 +79,7 @@ class Trial:
 
 
 def teacher_spec(config: StudyConfig, resolved: Resolved) -> TeacherSpec:
-    """Return what the teacher of a study depends on."""
+    """Return what a study's teacher depends on, apart from the data."""
     return TeacherSpec(
         teacher=config.teacher,
         distill=config.distill,
@@ -89,34 +90,39 @@ def teacher_spec(config: StudyConfig, resolved: Resolved) -> TeacherSpec:
 
 
 def run_trial(trial: Trial, workers: Workers, report: Report) -> None:
-    """Trains stage 1, then stage 2, from the last checkpoint on, until told to stop.
+    """Train stage 1, then stage 2, from the last checkpoint until ``report`` says to stop.
 
-    A trial with a parent has stage 2 alone.
+    A trial with a parent has only stage 2.
     """
-    ground = TrainingData.open(trial.data, trial.resolved, workers, trial.targets)
-    if trial.targets and trial.config.teacher.mode == ONLINE:
-        spec = teacher_spec(trial.config, trial.resolved)
-        live = open_online_teacher(spec, trial.data, trial.targets.parent, workers)
-        ground = dataclasses.replace(ground, teacher=live)
+    data = open_training_data(trial, workers)
     recorder = Recorder(Checkpoints(trial.folder), workers, report)
     if recorder.replay():
         return
-    has_student = trial.parent is not None
-    has_student |= bool(recorder.rows) and recorder.rows[-1]["stage"] == RefineTask.name
-    if not has_student and distill(trial, ground, recorder):
+    has_student = trial.parent is not None or recorder.has_reached(RefineTask.name)
+    if not has_student and distill(trial, data, recorder):
         return
     if trial.config.refine.epochs:
         if workers.rank == 0:
             failpoints.point("handed over")
-        refine(trial, ground, recorder)
+        refine(trial, data, recorder)
 
 
-def distill(trial: Trial, ground: TrainingData, recorder: Recorder) -> bool:
-    """Stage 1: the teacher teaches the student. Returns whether the trial is to stop."""
-    config, workers = trial.config, ground.workers
+def open_training_data(trial: Trial, workers: Workers) -> TrainingData:
+    """Open the trial's stores; with ``teacher.mode=online`` its targets come from the teacher."""
+    data = TrainingData.open(trial.prepared, trial.resolved, workers, trial.targets)
+    if trial.targets is None or trial.config.teacher.mode != ONLINE:
+        return data
+    spec = teacher_spec(trial.config, trial.resolved)
+    teacher = open_online_teacher(spec, trial.prepared, trial.targets.parent, workers)
+    return dataclasses.replace(data, targets=teacher)
+
+
+def distill(trial: Trial, data: TrainingData, recorder: Recorder) -> bool:
+    """Train stage 1, in which the student learns from the teacher; return whether to stop."""
+    config, workers = trial.config, data.workers
     task = trial.build_student().to(workers.device)
-    stage = ground.stage(
-        "distill",
+    stage = data.stage(
+        DistillTask.name,
         config.distill,
         config.distill.augment,
         task.codec.frame,
@@ -125,79 +131,80 @@ def distill(trial: Trial, ground: TrainingData, recorder: Recorder) -> bool:
     )
     progress = recorder.resume(stage, task)
     if progress.epoch == 0 and config.distill.normalize == "initial":
-        measure_scales(task, trial, ground)
+        measure_scales(task, trial, data)
     compile_network(task.student, config.trial.compile, stage, workers.device)
-    return run_stage(task, stage, progress, workers, recorder.finish)
+    return run_stage(task, stage, progress, workers, recorder.finish_epoch)
 
 
-def measure_scales(task: DistillTask, trial: Trial, ground: TrainingData) -> None:
-    """Sets what each term is divided by: its mean over some batches before training."""
+def measure_scales(task: DistillTask, trial: Trial, data: TrainingData) -> None:
+    """Set the scale of each loss term to its mean over some batches before training."""
     settings = trial.config.distill
 
-    def means(of: DistillTask) -> dict[str, float]:
+    def means(measured: DistillTask) -> dict[str, float]:
         generator = torch.Generator().manual_seed(seed_of(trial.seed, "scales"))
-        count, world = len(ground.train), ground.workers.world
+        count, world = len(data.train), data.workers.world
         order = epoch_rows(count, settings.batch_size, world, generator)[:SCALE_BATCHES]
-        batches = ground.batches(settings.augment, of.codec.frame, order, generator)
-        return mean_terms(of.train(), batches, ground.workers)
+        batches = data.batches(settings.augment, measured.codec.frame, order, generator)
+        return mean_terms(measured.train(), batches, data.workers)
 
     random_means = None
     if task.is_pretrained:
-        random_means = means(trial.build_student(init=RANDOM).to(ground.workers.device))
+        random_means = means(trial.build_student(init=RANDOM).to(data.workers.device))
     task.set_scales(means(task), random_means)
 
 
-def refine(trial: Trial, ground: TrainingData, recorder: Recorder) -> bool:
-    """Stage 2: IGP-GCN learns on top of the best student, the trial's own or its parent's.
+def refine(trial: Trial, data: TrainingData, recorder: Recorder) -> bool:
+    """Train stage 2: IGP-GCN on top of the best student, the trial's own or its parent's.
 
-    Returns whether the trial is to stop.
+    Returns:
+        Whether to stop.
     """
-    config, workers = trial.config, ground.workers
+    config, workers = trial.config, data.workers
     settings = config.refine
     history = Checkpoints(trial.parent or trial.folder)
-    last = history.last()
-    assert last is not None
-    students = [row for row in last.rows if row["stage"] == DistillTask.name]
     distilled = trial.build_student()
-    distilled.load_state_dict(history.at(best_row(students)["epoch"]).weights())
+    distilled.load_state_dict(history.best(DistillTask.name).weights())
     torch.manual_seed(seed_of(trial.seed, "refiner"))
-    refiner = build_refiner(settings, ground.skeleton, distilled.student.pyramid_channels)
+    refiner = build_refiner(settings, data.skeleton, distilled.student.pyramid_channels)
     task = build_refine_task(settings, distilled, refiner).to(workers.device)
     if settings.perturb and settings.start == STUDENT:
-        task.errors = unseen_errors(task, ground)
-    starts = ground.starts(settings.start)
-    stage = ground.stage(
-        "refine",
+        task.errors = unseen_errors(task, data)
+    starts = data.starts(settings.start)
+    stage = data.stage(
+        RefineTask.name,
         settings,
         settings.augment,
         task.codec.frame,
         seed=trial.seed,
-        first_epoch=config.distill.epochs,
-        first_step=students[-1]["step"],
         starts=starts,
+    ).after(
+        epochs=config.distill.epochs,
+        steps=history.rows(DistillTask.name)[-1]["step"],
     )
     progress = recorder.resume(stage, task)
     if progress.epoch == 0 and refiner.mirror_pairs is not None:
-        train_swap_resolver(task, ground, starts, seed_of(trial.seed, "mirror_pairs"))
-    return run_stage(task, stage, progress, workers, recorder.finish)
+        train_swap_resolver(task, data, starts, seed_of(trial.seed, "mirror_pairs"))
+    return run_stage(task, stage, progress, workers, recorder.finish_epoch)
 
 
-def unseen_errors(task: RefineTask, ground: TrainingData) -> PoseErrors:
-    """What the student does worse on held-out people than on as many that it was trained on."""
+def unseen_errors(task: RefineTask, data: TrainingData) -> PoseErrors:
+    """Return the errors that the student makes more often on held-out than on training people.
+
+    Both are measured on equally many people.
+    """
     estimator = RefinedPose(task.student, task.codec, None)
 
     def errors(store: CropStore, count: int) -> PoseErrors:
-        keypoints, _ = predict_crops(estimator, store, ground.skeleton, ground.workers, count)
+        keypoints, _ = predict_crops(estimator, store, data.skeleton, data.workers, count)
         rows = np.arange(len(keypoints))
-        return measure_errors(
-            torch.from_numpy(keypoints).float(),
-            torch.from_numpy(store.keypoints_stored[rows]),
-            torch.from_numpy(store.visibility[rows]),
-            torch.from_numpy(store.neighbor_keypoints(rows)),
-            torch.from_numpy(store.neighbor_visibility(rows)),
-            torch.from_numpy(store.areas[rows]),
-            ground.skeleton,
+        labels = Labels(
+            keypoints=torch.from_numpy(store.keypoints_stored[rows]),
+            visibility=torch.from_numpy(store.visibility[rows]),
+            neighbor_keypoints=torch.from_numpy(store.neighbor_keypoints(rows)),
+            neighbor_visibility=torch.from_numpy(store.neighbor_visibility(rows)),
+            areas=torch.from_numpy(store.areas[rows]),
         )
+        return measure_errors(torch.from_numpy(keypoints).float(), labels, data.skeleton)
 
-    held_out = len(ground.search)
-    return excess(errors(ground.search, held_out), errors(ground.train, held_out))
+    held_out = len(data.search)
+    return excess(errors(data.search, held_out), errors(data.train, held_out))

@@ -18,7 +18,7 @@ import torch
 
 from models.skeleton import COCO, SKELETONS, Skeleton
 from study.cache import crop_parts
-from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
+from study.cache.crop_store import CropStore, StoreSpec, make_crop_store, open_crop_store
 from study.cache.prepare import PreparedData, prepare_data
 from study.cache.teacher_store import TeacherTargets, write_teacher_store
 from study.config import checks
@@ -141,7 +141,7 @@ def five_data(five_people: People, tmp_path: Path) -> Path:
 def five_store(five_people: People, tmp_path_factory: pytest.TempPathFactory) -> CropStore:
     """Crops of ``five_people``, 96 high and 64 wide."""
     return open_crop_store(
-        make_crop_store(five_people, (96, 64), tmp_path_factory.mktemp("five-cache"))
+        make_crop_store(five_people, StoreSpec((96, 64), tmp_path_factory.mktemp("five-cache")))
     )
 
 

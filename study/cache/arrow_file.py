@@ -1,4 +1,4 @@
-"""Arrays of a row a person in one Arrow file, memory-mapped: every process shares one copy."""
+"""Arrays with one row per person in one memory-mapped Arrow file, shared by all processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from study.storage.files import commit_file, temp_path
 def write_columns(
     path: Path, columns: Mapping[str, NDArray[Any]], meta: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes arrays (N, ...) and what is noted of them aside, then renames the file."""
+    """Write arrays (N, ...) and metadata that JSON can hold, atomically."""
     if not all(map(len, columns.values())):
         raise ValueError(f"a store needs at least one person, got none for {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def write_columns(
 
 
 def read_columns(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """The arrays, read-only views into the mapped file, and what was noted of them."""
+    """Return the arrays, as read-only views of the mapped file, and the metadata."""
     reader = pa.ipc.open_file(pa.memory_map(str(path)))
     noted = json.loads(reader.schema.metadata[b"store"])
     batch = reader.get_batch(0)

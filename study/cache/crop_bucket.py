@@ -1,7 +1,7 @@
-"""Crop stores in an object store: taken up once for all machines, brought to each node once.
+"""Crop stores in an object store: uploaded once, downloaded once by each node.
 
-An address is ``s3://bucket/prefix`` or ``gs://bucket/prefix``, with pyarrow's options behind a
-``?``. The index goes up last and comes down last, so that half a store is never read.
+An address is ``s3://bucket/prefix`` or ``gs://bucket/prefix``, with pyarrow's options after a
+``?``. The index is uploaded last and downloaded last, so that a partial store is never read.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from study.cache.crop_parts import Part, Tell, is_whole, write_part
+from study.cache.crop_parts import CountDone, Part, is_complete_part, write_part
 from study.errors import InputError
 from study.storage.files import commit_file, remove_stale_temps, temp_path
 
 INDEX = "people.arrow"
-"""The file of a store that is written last and says which parts belong to it."""
+"""Index of a store; it lists the parts and is written last."""
 
 
 def check_bucket(url: str) -> None:
-    """Returns if the bucket is there and may be looked into.
+    """Check that the bucket exists and can be listed.
 
     Raises:
-        InputError: it is not.
+        InputError: the bucket is missing, or access is denied.
     """
     with _explained(url):
         files, path = fs.FileSystem.from_uri(url)
         bucket = path.split("/")[0]
         if not bucket:
-            raise OSError("it names no bucket")
+            raise OSError("the address names no bucket")
         if files.get_file_info(bucket).type == fs.FileType.NotFound:
             raise OSError(f"there is no bucket {bucket}")
 
 
 def check_writable(url: str) -> None:
-    """Returns if objects may be put there, which is tried.
+    """Check, by a test object, that objects can be written.
 
     Raises:
-        InputError: they may not.
+        InputError: writing is denied.
     """
     with _explained(url):
         files, path = fs.FileSystem.from_uri(url)
@@ -57,7 +57,7 @@ def check_writable(url: str) -> None:
 
 
 def sizes_in(url: str, name: str) -> dict[str, int]:
-    """Bytes of each object of this store; none where it is not there."""
+    """Return the bytes of each object of this store; empty if there is no such store."""
     with _explained(url):
         files, path = fs.FileSystem.from_uri(url)
         wanted = fs.FileSelector(f"{path}/{name}", allow_not_found=True)
@@ -65,37 +65,37 @@ def sizes_in(url: str, name: str) -> dict[str, int]:
 
 
 def is_uploaded(url: str, part: Part, sizes: dict[str, int]) -> bool:
-    """Whether the part was taken up to its end.
+    """Return whether the complete part is in the object store.
 
     Args:
-        sizes: of all objects of its store.
+        sizes: bytes of all objects of its store.
     """
     if part.file.name not in sizes:
         return False
     with _explained(url):
         files, path = fs.FileSystem.from_uri(url)
         with files.open_input_file(f"{path}/{part.file.parent.name}/{part.file.name}") as source:
-            return is_whole(source, part)
+            return is_complete_part(source, part)
 
 
-def build_part(part: Part, threads: int, tell: Tell = lambda count: None) -> None:
-    """Makes the part unless it is there, and takes it to the object store, if there is one."""
-    if is_whole(part.file, part):
-        tell(len(part))
+def build_part(part: Part, threads: int, count_done: CountDone = lambda count: None) -> None:
+    """Write the part unless it exists, and upload it if there is an object store."""
+    if is_complete_part(part.file, part):
+        count_done(len(part))
     else:
-        write_part(part, threads, tell)
+        write_part(part, threads, count_done)
     if part.url is not None:
         upload(part.url, part.file.parent.name, part.file)
 
 
-def cut_locally(parts: Sequence[Part], tell: Tell) -> None:
-    """Makes the parts in this process, by as many threads as there are cores."""
+def cut_locally(parts: Sequence[Part], count_done: CountDone) -> None:
+    """Build the parts in this process, with one thread per core."""
     for part in parts:
-        build_part(part, os.cpu_count() or 1, tell)
+        build_part(part, os.cpu_count() or 1, count_done)
 
 
 def upload(url: str, name: str, file: Path) -> None:
-    """Puts the file into the store of this name."""
+    """Upload a file to the store of this name."""
     with _explained(url):
         files, path = fs.FileSystem.from_uri(url)
         local = fs.LocalFileSystem()
@@ -103,11 +103,14 @@ def upload(url: str, name: str, file: Path) -> None:
 
 
 def fetch_files(url: str, folder: Path, file_names: Sequence[str], sizes: dict[str, int]) -> None:
-    """The files of the store in this local folder, those that are missing brought aside and
-    renamed, in this order.
+    """Download missing files of the store, in this order, each atomically.
 
     Args:
-        sizes: bytes of each of them.
+        folder: the store's local folder; its name is that of the store.
+        sizes: bytes of each file.
+
+    Raises:
+        InputError: too little disk space is free, or the object store can't be used.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -119,8 +122,8 @@ def fetch_files(url: str, folder: Path, file_names: Sequence[str], sizes: dict[s
     needed, free = sum(sizes[name] for name in missing), shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
-            f"crops from {url} must find room: {needed / 1e9:.3g} GB, but {folder} has "
-            f"{free / 1e9:.3g} GB free; make room there"
+            f"crops from {url} must fit on the disk: {needed / 1e9:.3g} GB, but {folder} has "
+            f"{free / 1e9:.3g} GB free; free disk space there"
         )
     with _explained(url):
         files, path = fs.FileSystem.from_uri(url)
@@ -137,16 +140,17 @@ def fetch_files(url: str, folder: Path, file_names: Sequence[str], sizes: dict[s
 
 
 def fetch_store(url: str, folder: Path, sizes: dict[str, int] | None = None) -> Path:
-    """The local folder of the store of this name, brought here unless it is; once a node.
+    """Download the store unless this node has it; return its local folder.
 
-    It lies where it is told, or, on a node that has no such place, in the folder for temporary
-    files.
+    One process of a node downloads, the others wait. On a node where the parent of ``folder`` does
+    not exist, the store is kept in the folder for temporary files.
 
     Args:
-        sizes: bytes of all objects of the store; if given, what is here is checked by them.
+        folder: the store's local folder; its name is that of the store.
+        sizes: bytes of all objects of the store; if given, local files are checked against them.
 
     Raises:
-        InputError: the object store doesn't have it, or can't be reached.
+        InputError: the object store lacks the store, or can't be reached.
     """
     if not folder.parent.is_dir():
         folder = Path(tempfile.gettempdir()) / f"pose-study-{getpass.getuser()}" / folder.name
@@ -156,12 +160,12 @@ def fetch_store(url: str, folder: Path, sizes: dict[str, int] | None = None) -> 
     with (folder.parent / f".{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if sizes is None and (folder / INDEX).is_file():
-            return folder  # brought by the one that had the lock
+            return folder  # downloaded by the process that had the lock
         sizes = sizes or sizes_in(url, folder.name)
         if INDEX not in sizes:
             raise InputError(
-                f"crops must be whole in {url}, but {folder.name} is not, or not any more; "
-                "start the study again, which makes them"
+                f"{url} must hold all crops of {folder.name}, but does not, or no longer; run the "
+                "study again, which uploads them"
             )
         parts = sorted(name for name in sizes if name.startswith("part-"))
         fetch_files(url, folder, [*parts, INDEX], sizes)
@@ -175,6 +179,6 @@ def _explained(url: str) -> Iterator[Any]:
     except (OSError, pa.ArrowException) as error:
         raise InputError(
             f"data.store must be a bucket that this machine can use, got data.store={url}: "
-            f"{error}; mend the address, the bucket or the credentials (of S3 the environment's "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role)"
+            f"{error}; fix the address, the bucket or the credentials (for S3, AWS_ACCESS_KEY_ID "
+            "and AWS_SECRET_ACCESS_KEY in the environment, or a role)"
         ) from error

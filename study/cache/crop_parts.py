@@ -1,7 +1,8 @@
 """The pixels of stored crops in part files: raw or JPEG, cut on any machine, memory-mapped.
 
-A part holds the crops of whole images, so that an image is decoded once for all its people. It
-is written aside and renamed, and ends with Arrow's footer: one that was cut short is known by it.
+A part holds all crops of its images, so that an image is decoded once for all its people. A part
+is written to a temporary name and renamed; it ends with Arrow's footer, which a truncated one
+lacks.
 """
 
 from __future__ import annotations
@@ -28,45 +29,49 @@ from study.storage.files import commit_file, remove_stale_temps, temp_path
 
 RAW, JPEG = "raw", "jpeg"
 JPEG_SETTINGS = (
-    *(cv2.IMWRITE_JPEG_QUALITY, 95),
-    *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+    cv2.IMWRITE_JPEG_QUALITY,
+    95,
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
 )
 PEOPLE_PER_PART = 1024
 PEOPLE_PER_BATCH = 128
-Tell = Callable[[int], None]
-"""Told of each handful of people that is done."""
+CountDone = Callable[[int], None]
+"""Called with the number of people of each finished batch."""
 RAW_BYTES = 4 * 10**9
-"""``auto`` stores the people of a study as JPEG when their raw crops need more than this. A fixed
-number: what is free on the machine would make the same study other data on the next one."""
+"""``data.crops=auto`` stores a study's crops as JPEG if raw ones need more than this. The number
+is fixed: one that followed free disk space would give the same study other data elsewhere."""
 UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 SAMPLED = 32
-"""Crops that are cut to tell the size of a JPEG store."""
+"""Crops that are cut to estimate the size of a JPEG store."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one part file is made of; travels to any worker."""
+    """The recipe of one part file; sent to any worker."""
 
     file: Path
     url: str | None
-    """Object store that it is taken to, too."""
+    """Object store to upload the part to; None without one."""
     images: tuple[Path, ...]
-    """Of each crop; those of an image lie side by side."""
+    """Image of each crop; the crops of an image are adjacent."""
     affines: NDArray[np.float64]
     """Image to stored crop, (n, 2, 3)."""
     size: tuple[int, int]
+    """(height, width) of a stored crop."""
     form: str
+    """raw | jpeg."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def batches(self) -> list[tuple[int, int]]:
-        """Rows from and to, of whole images."""
+        """Return start and stop row of each batch; an image is never split."""
         return whole_images(self.images, PEOPLE_PER_BATCH)
 
 
 def raw_bytes(size: tuple[int, int]) -> int:
-    """Bytes of a raw crop of this (height, width)."""
+    """Return the bytes of a raw crop of this (height, width)."""
     return size[0] * size[1] * 3
 
 
@@ -78,10 +83,11 @@ def plan_parts(
     folder: Path,
     url: str | None = None,
 ) -> tuple[list[Part], NDArray[np.int64]]:
-    """The parts of a store, and at which place of all of them each person lies.
+    """Divide people into parts; return the parts, and each person's position in all of them.
 
     Args:
-        images: of each person, in any order.
+        images: image of each person, in any order.
+        affines: image to stored crop, (N, 2, 3).
     """
     ranks: dict[Path, int] = {}
     ranked = np.array([ranks.setdefault(image, len(ranks)) for image in images])
@@ -104,7 +110,11 @@ def plan_parts(
 
 
 def whole_images(images: Sequence[Path], at_least: int) -> list[tuple[int, int]]:
-    """Cuts the rows where an image begins, as soon as so many people are together."""
+    """Return start and stop of groups of at least ``at_least`` rows that split no image.
+
+    Args:
+        images: image of each row; the rows of an image are adjacent.
+    """
     bounds = [0]
     for row in range(1, len(images)):
         if row - bounds[-1] >= at_least and images[row] != images[row - 1]:
@@ -112,8 +122,8 @@ def whole_images(images: Sequence[Path], at_least: int) -> list[tuple[int, int]]
     return list(pairwise([*bounds, len(images)]))
 
 
-def write_part(part: Part, threads: int, tell: Tell = lambda count: None) -> None:
-    """Writes the part file aside, a batch at a time, then renames it.
+def write_part(part: Part, threads: int, count_done: CountDone = lambda count: None) -> None:
+    """Cut the part's crops and write its file atomically, a batch at a time.
 
     Raises:
         InputError: an image can't be decoded.
@@ -132,7 +142,7 @@ def write_part(part: Part, threads: int, tell: Tell = lambda count: None) -> Non
             for start, stop in part.batches():
                 column = _column(part, start, stop, pool, kind)
                 writer.write_batch(pa.RecordBatch.from_arrays([column], schema=schema))
-                tell(stop - start)
+                count_done(stop - start)
         commit_file(aside, part.file)
     finally:
         aside.unlink(missing_ok=True)
@@ -141,7 +151,7 @@ def write_part(part: Part, threads: int, tell: Tell = lambda count: None) -> Non
 def _column(
     part: Part, start: int, stop: int, pool: ThreadPoolExecutor, kind: pa.DataType
 ) -> pa.Array:
-    """The crops of these rows, whose images are shared out among the threads."""
+    """Crops of these rows; each thread decodes and cuts whole images."""
     same = groupby(range(start, stop), key=lambda row: part.images[row])
     images = [(path, list(rows)) for path, rows in same]
     if part.form == JPEG:
@@ -164,16 +174,16 @@ def _column(
 
 
 def encode(crop: NDArray[np.uint8]) -> bytes:
-    """An RGB crop as JPEG, without loss of resolution in color."""
+    """Encode an RGB crop as JPEG, with colors in full resolution."""
     _, coded = cv2.imencode(".jpg", cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), JPEG_SETTINGS)
     return bytes(coded.data)
 
 
-def is_whole(source: Any, part: Part) -> bool:
-    """Whether this is the part written to its end.
+def is_complete_part(source: Any, part: Part) -> bool:
+    """Return whether this file holds all batches of the part.
 
     Args:
-        source: the path of a file, or an open file of pyarrow's.
+        source: a path, or an open file of pyarrow.
     """
     try:
         return bool(pa.ipc.open_file(source).num_record_batches == len(part.batches()))
@@ -182,15 +192,16 @@ def is_whole(source: Any, part: Part) -> bool:
 
 
 class StoredPixels:
-    """The crops of a store by their places, in files that are memory-mapped.
-
-    Args:
-        files: the parts.
-        size: (height, width) of a crop.
-        form: raw or jpeg.
-    """
+    """The crops of a store by position, in memory-mapped part files."""
 
     def __init__(self, files: Sequence[Path], size: tuple[int, int], form: str) -> None:
+        """Map the files.
+
+        Args:
+            files: the parts, in order.
+            size: (height, width) of a stored crop.
+            form: raw or jpeg.
+        """
         self.size = size
         self.batches = [batch for file in files for batch in _mapped(file, size, form)]
         self.starts = np.cumsum([0, *(len(batch) for batch in self.batches)])
@@ -200,9 +211,10 @@ class StoredPixels:
         return int(self.starts[-1])
 
     def crops(self, places: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-        """The crops at these places, (h, w, 3) RGB each.
+        """Return the crops at these positions, (h, w, 3) RGB each.
 
-        Raw ones are views of the files, not to be written to; JPEG is decoded by torch's threads.
+        Raw crops are read-only views of the files. JPEGs are decoded by as many threads as torch
+        has.
         """
         found = np.searchsorted(self.starts, places, side="right") - 1
         stored = [
@@ -220,7 +232,7 @@ class StoredPixels:
 
 @dataclass(frozen=True)
 class _Coded:
-    """JPEG files of different lengths, one behind the other."""
+    """JPEGs of different lengths in one array."""
 
     offsets: NDArray[np.int32]
     """(n + 1,)"""
@@ -235,7 +247,7 @@ class _Coded:
 
 def _mapped(file: Path, size: tuple[int, int], form: str) -> Iterator[_Coded | NDArray[np.uint8]]:
     """Views of a part's batches."""
-    # Closed at once, it keeps no descriptor; the buffers keep what is mapped.
+    # Closing it frees the descriptor; the buffers keep the file mapped.
     with pa.memory_map(str(file)) as source:
         reader = pa.ipc.open_file(source)
         for index in range(reader.num_record_batches):
@@ -253,25 +265,31 @@ def _decoded(coded: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint
     if crop is None or crop.shape[:2] != tuple(size):
         raise InputError(
             "a stored crop must be a JPEG of the store's size, but one is broken; delete the "
-            "folder of the crops (crops-* in data.store, or in storage's cache) and run again"
+            "store's folder (crops-* in data.store, or in storage's cache) and run again"
         )
     return cv2.cvtColor(crop, cv2.COLOR_BGR2RGB, dst=crop)
 
 
 def choose_form(setting: str, num_people: int, size: tuple[int, int]) -> str:
-    """raw or jpeg: what ``data.crops`` comes to for so many crops of this (height, width)."""
+    """Resolve ``data.crops`` to raw or jpeg.
+
+    Args:
+        setting: as ``data.crops``.
+        num_people: all people of the study.
+        size: (height, width) of a stored crop.
+    """
     if setting != "auto":
         return setting
     return RAW if num_people * raw_bytes(size) <= RAW_BYTES else JPEG
 
 
-def require_room(
+def require_disk_space(
     parts: Sequence[Part], folder: Path, notify: Callable[[str], None], name: str
 ) -> None:
-    """Says how large these parts become.
+    """Report the estimated size of these parts, and check that the disk has it free.
 
     Raises:
-        InputError: larger than the disk has room for.
+        InputError: too little disk space is free.
     """
     if not parts:
         return
@@ -283,20 +301,20 @@ def require_room(
     notify(f"cropping {name}: {size}, {readable(free)} free")
     if needed > free:
         raise InputError(
-            f"the crops of {name} must find room: {size}, but {folder.parent} has "
-            f"{readable(free)} free; make room, set data.store to a place that has it, "
-            "data.crops=jpeg, or data.max_people to take fewer people"
+            f"the crops of {name} must fit on the disk: {size}, but {folder.parent} has "
+            f"{readable(free)} free; free disk space, set data.store to another disk, "
+            "data.crops=jpeg, or data.max_people to use fewer people"
         )
 
 
 def readable(number: float) -> str:
-    """Bytes in the unit that suits them: 41.5 kB, 7.2 GB."""
+    """Format bytes with three digits and a unit: 41.5 kB, 7.2 GB."""
     unit = next((unit for unit, size in UNITS.items() if number < 999.5 * size), "TB")
     return f"{number / UNITS[unit]:.3g} {unit}"
 
 
 def sampled_bytes(parts: Sequence[Part]) -> float:
-    """The mean bytes of a crop, from a few people spread over all of them."""
+    """Return the mean bytes of a crop, estimated from SAMPLED evenly spaced people."""
     if parts[0].form == RAW:
         return float(raw_bytes(parts[0].size))
     rows = [(part, row) for part in parts for row in range(len(part))]

@@ -1,9 +1,9 @@
-"""Crops of people, made once for all trials.
+"""Crops of people, cut once and read by all trials.
 
-A crop store is a folder of part files with the pixels and an index, which is written last and
-holds the rest. All are Arrow files, memory-mapped, so that all trials of a machine share one copy
-in the page cache. A store's name is the fingerprint of all it depends on; each file is written
-aside and renamed, so a stale or half-written one is never read.
+A crop store is a folder of part files with the pixels and an index with everything else, which is
+written last. All are Arrow files, memory-mapped, so that the trials of a machine share one copy in
+the page cache. A store's name is the fingerprint of all that it depends on, and every file is
+written to a temporary name and renamed; so a stale or partial store is never read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 from study.cache import crop_bucket, crop_parts
 from study.cache.arrow_file import read_columns, write_columns
 from study.cache.crop_bucket import INDEX, cut_locally
-from study.cache.crop_parts import RAW, Part, StoredPixels, Tell, readable, require_room
+from study.cache.crop_parts import (
+    RAW,
+    CountDone,
+    Part,
+    StoredPixels,
+    readable,
+    require_disk_space,
+)
 from study.data.crops import (
     STORED_MARGIN,
     apply_affine,
@@ -36,25 +43,40 @@ from study.storage.files import fingerprint, hash_file
 from study.storage.paths import cached_crops
 
 VERSION = 3
-"""Raise it when what a store holds changes."""
+"""Raise it when the content of a store changes."""
 NEIGHBORS = "neighbours"
 """Column of ``CropStore.neighbors`` in the index; stores on disk keep this spelling."""
 SEEN_WITHIN_S = 60.0
-"""File systems that machines share may be so late in showing what another one wrote."""
+"""Seconds to wait for another node's files to appear in a shared file system."""
 Progress = Callable[[int, int], None]
-Cut = Callable[[Sequence[Part], Tell], None]
-"""Makes these parts, each where it belongs."""
+"""Called with (done, total)."""
+Cut = Callable[[Sequence[Part], CountDone], None]
+"""Builds these parts, each at its own place."""
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """How and where a crop store is kept."""
+
+    input_size: tuple[int, int]
+    """(height, width) of the crops that networks see."""
+    cache: Path
+    """Folder that holds the store's folder; with ``url``, this node's copy."""
+    form: str = RAW
+    """raw | jpeg."""
+    url: str | None = None
+    """Object store where all machines find it; None without one."""
 
 
 @dataclass(frozen=True)
 class CropStore:
-    """N stored crops, row by row in the order of the people they were made of."""
+    """N stored crops and their people's labels, one row per person."""
 
     path: Path
     input_size: tuple[int, int]
     pixels: StoredPixels
     places: NDArray[np.int64]
-    """(N,), where each person's crop lies in the pixels."""
+    """(N,), position of each person's crop in ``pixels``."""
     keypoints_stored: NDArray[np.float32]
     """(N, K, 2), stored-crop pixels."""
     visibility: NDArray[np.uint8]
@@ -68,21 +90,21 @@ class CropStore:
     image_ids: NDArray[np.int64]
     annotation_ids: NDArray[np.int64]
     neighbors: NDArray[np.int64]
-    """(N,), the row of the person that overlaps most in the same image, -1 where none does."""
+    """(N,), row of the person that overlaps most in the same image; -1 if none overlaps."""
     box_scores: NDArray[np.float64] | None = None
-    """(N,), of people whom a detector found; None where they are labeled."""
+    """(N,), scores of a detector's boxes; None for the boxes of annotations."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def crops(self, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-        """These rows' crops, (hs, ws, 3) RGB each, not to be written to."""
+        """Return the crops of these rows, (hs, ws, 3) RGB each, read-only."""
         return self.pixels.crops(self.places[rows])
 
     def neighbor_keypoints(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Each row's neighbor's keypoints in the row's own stored crop, (B, K, 2).
+        """Return the keypoints of each row's neighbor in the row's stored crop, (B, K, 2).
 
-        Where a row has no neighbor they mean nothing.
+        They are meaningless for a row without a neighbor.
         """
         others = self.neighbors[rows]
         stored_to_image = invert_affine(self.image_to_stored[others])
@@ -90,78 +112,79 @@ class CropStore:
         return apply_affine(in_image, self.image_to_stored[rows]).astype(np.float32)
 
     def neighbor_visibility(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """COCO visibility of each row's neighbor, (B, K); 0 throughout where there is none."""
+        """Return COCO visibility of each row's neighbor, (B, K); all 0 without a neighbor."""
         others = self.neighbors[rows]
         return np.where(others[:, None] >= 0, self.visibility[others], np.uint8(0))
 
 
 def make_crop_store(
     people: People,
-    input_size: tuple[int, int],
-    cache: Path,
-    progress: Progress | None = None,
+    spec: StoreSpec,
     *,
-    folder: Path | None = None,
-    form: str = RAW,
-    url: str | None = None,
-    cut: Cut = cut_locally,
-    notify: Callable[[str], None] = lambda text: None,
     name: str = "people",
+    folder: Path | None = None,
+    cut: Cut = cut_locally,
+    progress: Progress | None = None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> Path:
-    """The folder of these people's crops, made unless it is there already.
+    """Cut and store the crops of these people, unless the store exists; return its folder.
 
-    Parts that were finished before a kill are used again.
+    Parts that an interrupted run finished are used again.
 
     Args:
-        folder: what ``store_folder`` says of them, where that is known already: a fingerprint
-            looks at every image.
-        form: raw or jpeg.
-        url: the object store where all machines find it; ``cache`` is then this node's copy.
-        say: is told how large it becomes, before it is made.
-        name: whose crops they are, for messages.
+        name: names the people in messages.
+        folder: result of ``store_folder``, if it is known; its fingerprint reads every image's
+            size.
+        cut: builds the parts that are missing.
+        notify: called with the size of the store before it is cut.
 
     Raises:
-        InputError: there is no room for it, an image can't be decoded, or the object store
-            can't be used.
+        InputError: the disk is too small, an image can't be decoded, or the object store can't be
+            used.
     """
-    size = stored_size(input_size)
-    folder = folder or store_folder(people, input_size, cache, form)
+    url = spec.url
+    folder = folder or store_folder(people, spec)
     sizes = {} if url is None else crop_bucket.sizes_in(url, folder.name)
-    if url is None and is_there(folder):
+    if url is None and is_complete(folder):
         return folder
     if url is not None and INDEX in sizes:
-        cache.mkdir(parents=True, exist_ok=True)
+        spec.cache.mkdir(parents=True, exist_ok=True)
         if not (folder / INDEX).is_file():
             notify(f"fetching the crops of {name}: {readable(sum(sizes.values()))}")
         return crop_bucket.fetch_store(url, folder, sizes)
-    affines = image_to_crop_affine(people.boxes, stored_frame(input_size), margin=STORED_MARGIN)
-    parts, places = crop_parts.plan_parts(people.image_paths, affines, size, form, folder, url)
-    missing = [part for part in parts if not _is_made(part, sizes)]
+    size = stored_size(spec.input_size)
+    affines = image_to_crop_affine(
+        people.boxes, stored_frame(spec.input_size), margin=STORED_MARGIN
+    )
+    parts, places = crop_parts.plan_parts(
+        people.image_paths, affines, size, spec.form, folder, url
+    )
+    missing = [part for part in parts if not _is_built(part, sizes)]
     folder.mkdir(parents=True, exist_ok=True)
-    uncut = [part for part in missing if not crop_parts.is_whole(part.file, part)]
-    require_room(uncut, folder, notify, name)
+    uncut = [part for part in missing if not crop_parts.is_complete_part(part.file, part)]
+    require_disk_space(uncut, folder, notify, name)
     if url is not None:
         crop_bucket.check_writable(url)
     done = len(people) - sum(map(len, missing))
 
-    def tell(count: int) -> None:
+    def count_done(count: int) -> None:
         nonlocal done
         done += count
         if progress is not None:
             progress(done, len(people))
 
-    cut(missing, tell)
-    _write_index(people, affines, places, parts, input_size)
+    cut(missing, count_done)
+    _write_index(people, affines, places, parts, spec.input_size)
     return folder
 
 
-def store_folder(people: People, input_size: tuple[int, int], cache: Path, form: str) -> Path:
-    """Where these people's crops lie, or will."""
-    return cached_crops(cache, _people_fingerprint(people, input_size, form))
+def store_folder(people: People, spec: StoreSpec) -> Path:
+    """Return the folder of these people's crops, which need not exist."""
+    return cached_crops(spec.cache, _people_fingerprint(people, spec.input_size, spec.form))
 
 
-def is_there(folder: Path) -> bool:
-    """Whether the store is whole: the index, and each part as long as it says."""
+def is_complete(folder: Path) -> bool:
+    """Return whether the store has its index and every part in the length that the index says."""
     if not (folder / INDEX).is_file():
         return False
     _, meta = read_columns(folder / INDEX)
@@ -169,10 +192,10 @@ def is_there(folder: Path) -> bool:
     return all(file.is_file() and file.stat().st_size == n for file, n in files.items())
 
 
-def _is_made(part: Part, sizes: dict[str, int]) -> bool:
+def _is_built(part: Part, sizes: dict[str, int]) -> bool:
     if part.url is not None:
         return crop_bucket.is_uploaded(part.url, part, sizes)
-    return crop_parts.is_whole(part.file, part)
+    return crop_parts.is_complete_part(part.file, part)
 
 
 def _write_index(
@@ -182,7 +205,7 @@ def _write_index(
     parts: Sequence[Part],
     input_size: tuple[int, int],
 ) -> None:
-    """Writes all but the pixels, to the object store first, if there is one."""
+    """Write everything but the pixels, to the object store first, if there is one."""
     columns = {
         "places": places,
         "keypoints_stored": apply_affine(people.keypoints_image, affines).astype(np.float32),
@@ -213,33 +236,33 @@ def _write_index(
 
 
 def _lengths(parts: Sequence[Part]) -> dict[str, int]:
-    """Bytes of each part, as soon as all are seen here.
+    """Wait until this node sees all parts; return their bytes.
 
     Raises:
-        InputError: another node wrote one where this one doesn't see it.
+        InputError: a part that another node wrote doesn't appear here.
     """
     deadline = time.monotonic() + SEEN_WITHIN_S
     while unseen := [part.file for part in parts if not part.file.is_file()]:
         if time.monotonic() > deadline:
             raise InputError(
-                f"all nodes must share {unseen[0].parent}, but {unseen[0].name}, which one of "
-                "them wrote, is not seen here; set data.store to a folder that they share, or to "
-                "a bucket"
+                f"all nodes must share {unseen[0].parent}, but {unseen[0].name}, which another "
+                "node wrote, does not appear here; set data.store to a shared folder or to a "
+                "bucket"
             )
         time.sleep(0.2)
     return {part.file.name: part.file.stat().st_size for part in parts}
 
 
 def open_crop_store(path: Path) -> CropStore:
-    """The store, memory-mapped.
+    """Open the store, memory-mapped.
 
     Raises:
-        InputError: it is not there, or not whole.
+        InputError: the store is missing or incomplete.
     """
-    if not is_there(path):
+    if not is_complete(path):
         raise InputError(
-            f"{path} must hold all parts that its {INDEX} names, each as long as it says, but "
-            "does not; run the study again, which makes what is missing"
+            f"{path} must hold its {INDEX} and all parts that it lists, in full length, but does "
+            "not; run the study again, which makes the missing files"
         )
     columns, meta = read_columns(path / INDEX)
     columns["neighbors"] = columns.pop(NEIGHBORS)
@@ -250,7 +273,7 @@ def open_crop_store(path: Path) -> CropStore:
 
 
 def _people_fingerprint(people: People, input_size: tuple[int, int], form: str) -> str:
-    """Of the annotations' content, the images' names and sizes, who is taken, and the crop."""
+    """Fingerprint of the annotations, the images' names and sizes, the people and the crop."""
     images = {path.name: path.stat().st_size for path in set(people.image_paths)}
     annotations = hash_file(people.annotations)
     arrays = (people.annotation_ids, people.neighbors, people.boxes)

@@ -1,4 +1,4 @@
-"""Before anything is trained: the data audited, the people split, their crops stored once."""
+"""Preparation of a study's data: audit, split into train, search and val, and stored crops."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from models.skeleton import Skeleton
 from study.cache.crop_bucket import check_bucket, cut_locally, fetch_store
 from study.cache.crop_parts import choose_form
-from study.cache.crop_store import Cut, make_crop_store, store_folder
+from study.cache.crop_store import Cut, StoreSpec, make_crop_store, store_folder
 from study.config.derived import Resolved
 from study.config.schema import DataConfig, SplitConfig
 from study.data.annotations import ImageTable, read_table
@@ -35,42 +35,44 @@ from study.storage.files import fingerprint, hash_file, is_full_disk
 from study.storage.paths import cached_truth
 
 Meter = Callable[[str], Callable[[int, int], None]]
-"""Gives a progress bar of this name, to be called with (done, total)."""
+"""Makes a progress bar of this name; the bar is called with (done, total)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedData:
-    """Where a study's prepared data lie; paths, so that it travels to any worker."""
+    """Paths of a study's prepared data; sent to any worker."""
 
     train: str
-    """Crop store of the people to train on."""
+    """Crop store of the training people."""
     search: str
     """Crop store of the people that trials are scored on."""
     val: str
-    """Crop store of the official validation people, or of those that a detector found."""
+    """Crop store of the official validation people, or of a detector's boxes."""
     search_truth: str
     """COCO-format ground truth of ``search``."""
     val_truth: str
+    """COCO-format ground truth of ``val``."""
     num_people: tuple[int, int, int]
-    """Train, search, val."""
+    """People of train, search and val."""
     teacher_crops: tuple[str, str, str]
-    """Crop stores of the same people, in the same order, as the teacher sees them: those above
-    unless its input size is another one."""
+    """Crop stores of the same people, in the same order, in the teacher's input size; equal to
+    those above if the sizes are equal."""
     url: str | None = None
-    """Object store that has the crop stores, by their folders' names."""
+    """Object store that holds the crop stores, by their folders' names; None without one."""
 
     @property
     def crops(self) -> tuple[str, str, str]:
+        """Crop stores of train, search and val."""
         return self.train, self.search, self.val
 
     @property
     def fingerprint(self) -> str:
-        """Of all that was prepared: the stores' own names are fingerprints."""
+        """Fingerprint of all prepared data, from the stores' names, which are fingerprints."""
         paths = (*self.crops, self.search_truth, self.val_truth, *self.teacher_crops)
         return fingerprint(*(Path(path).name for path in paths))
 
     def here(self) -> PreparedData:
-        """The same data where this node reads them; crops are brought from the object store."""
+        """Return the same data by this node's paths; crops are downloaded if need be."""
         if self.url is None:
             return self
         stores = (*self.crops, *self.teacher_crops)
@@ -85,46 +87,52 @@ class PreparedData:
         )
 
     def for_teacher(self) -> PreparedData:
-        """The same people in the teacher's crops."""
+        """Return the same people in crops of the teacher's input size."""
         train, search, val = self.teacher_crops
         return dataclasses.replace(self, train=train, search=search, val=val)
 
 
 class Truth(NamedTuple):
-    """A ground-truth file, and what is in it."""
+    """A COCO-format file of ground truth to write, and its content."""
 
     file: Path
     annotations: Path
+    """File that the annotations are copied from."""
     images: NDArray[np.int64]
+    """Ids of the images to copy."""
     left_out: frozenset[int]
+    """Ids of annotations to leave out."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StudyPeople:
-    """Who is trained on, who trials and who finalists are scored on."""
+    """The people of a study: to train on, to score trials on, to score finalists on."""
 
     train: People
     search: People
     val: People
-    """Those labeled."""
+    """The labeled people."""
     found: People
-    """Those a detector found; ``val`` itself where none was asked."""
+    """A detector's boxes; ``val`` itself without ``data.val.detections``."""
     val_image_ids: NDArray[np.int64]
     """Image ids to evaluate: those with people, or, with a detector's boxes, all images of the
     file (a detector may find false positives anywhere)."""
     left_out: frozenset[int]
-    """Faulty annotations, by id."""
+    """Ids of faulty annotations."""
     left_out_of_val: frozenset[int]
+    """Ids of faulty annotations of val."""
 
     @property
     def cropped(self) -> tuple[People, People, People]:
-        """Those to train on, to score trials on and to score finalists on, as crops."""
+        """The people of train, search and val whose crops are stored."""
         return self.train, self.search, self.found
 
     def search_truth(self, cache: Path) -> Truth:
+        """Return the ground truth that trials are scored against."""
         return _truth_of(self.search, np.unique(self.search.image_ids), self.left_out, cache)
 
     def val_truth(self, cache: Path) -> Truth:
+        """Return the ground truth that finalists are scored against."""
         return _truth_of(self.val, self.val_image_ids, self.left_out_of_val, cache)
 
 
@@ -136,14 +144,14 @@ def prepare_data(
     cut: Cut = cut_locally,
     audit_folder: Path | None = None,
 ) -> PreparedData:
-    """The study's people, checked, split and stored; what is there already is used again.
+    """Audit and split the study's people, and store their crops; existing stores are used again.
 
     Args:
-        cut: makes parts of crop stores.
-        audit_folder: where all that is wrong or odd is listed in Parquet; nowhere if None.
+        cut: builds parts of crop stores.
+        audit_folder: folder for Parquet tables of faults and notes; None writes none.
 
     Raises:
-        InputError: the data have faults; names the files and annotations.
+        InputError: the data have faults; the message names files and annotations.
     """
     if resolved.crops_url is not None:
         check_bucket(resolved.crops_url)
@@ -162,20 +170,18 @@ def prepare_data(
     if planned.teacher_crops != planned.crops:
         stores.append((" for the teacher", resolved.teacher_input_size, planned.teacher_crops))
     for seen_by, size, folders in stores:
+        spec = store_spec(people, data.crops, size, resolved)
         parts = zip(("train", "search", "val"), people.cropped, folders, strict=True)
-        for part, crops_of, folder in parts:
+        for part, cropped, folder in parts:
             name = f"{part}{seen_by}"
             make_crop_store(
-                crops_of,
-                size,
-                resolved.crops_folder,
-                meter(f"cropping {name}"),
-                form=form_of(people, data.crops, size),
-                url=resolved.crops_url,
-                cut=cut,
-                notify=notify,
+                cropped,
+                spec,
                 name=name,
                 folder=Path(folder),
+                cut=cut,
+                progress=meter(f"cropping {name}"),
+                notify=notify,
             )
     for truth in (people.search_truth(resolved.cache), people.val_truth(resolved.cache)):
         if not truth.file.exists():
@@ -186,30 +192,28 @@ def prepare_data(
 
 
 def _require_folder(crops: Path) -> None:
-    """The folder of the crops, made before anything that takes long."""
+    """Make the folder of the crops, before any step that takes long."""
     try:
         crops.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         if is_full_disk(error):
             raise
         raise InputError(
-            "crops must have a folder that can be made (data.store, by default storage's cache), "
-            f"got {crops} ({error.strerror}); change data.store or storage"
+            "the folder of the crops (data.store, by default storage's cache) must be possible to "
+            f"create, got {crops} ({error.strerror}); change data.store or storage"
         ) from error
 
 
 def planned_data(people: StudyPeople, crops: str, resolved: Resolved) -> PreparedData:
-    """Return where ``prepare_data`` puts the stores of these people.
+    """Return the paths at which ``prepare_data`` stores these people.
 
     Args:
         crops: as ``data.crops``.
     """
 
     def stores(size: tuple[int, int]) -> tuple[str, str, str]:
-        form = form_of(people, crops, size)
-        train, search, val = (
-            str(store_folder(part, size, resolved.crops_folder, form)) for part in people.cropped
-        )
+        spec = store_spec(people, crops, size, resolved)
+        train, search, val = (str(store_folder(part, spec)) for part in people.cropped)
         return train, search, val
 
     own = stores(resolved.input_size)
@@ -224,9 +228,21 @@ def planned_data(people: StudyPeople, crops: str, resolved: Resolved) -> Prepare
     )
 
 
-def form_of(people: StudyPeople, crops: str, size: tuple[int, int]) -> str:
-    """Return how the crops of this input size are stored: raw or jpeg."""
-    return choose_form(crops, sum(map(len, people.cropped)), stored_size(size))
+def store_spec(
+    people: StudyPeople, crops: str, size: tuple[int, int], resolved: Resolved
+) -> StoreSpec:
+    """Return how and where crops of this input size are stored.
+
+    Args:
+        people: all people of the study; their number decides between raw and jpeg.
+        crops: as ``data.crops``.
+    """
+    return StoreSpec(
+        input_size=size,
+        cache=resolved.crops_folder,
+        form=choose_form(crops, sum(map(len, people.cropped)), stored_size(size)),
+        url=resolved.crops_url,
+    )
 
 
 def read_study_people(
@@ -236,15 +252,15 @@ def read_study_people(
     notify: Callable[[str], None],
     audit_folder: Path | None = None,
 ) -> StudyPeople:
-    """The study's people, checked and split; nothing is written but the audit.
+    """Audit and split the study's people; write nothing but the audit.
 
     Raises:
-        InputError: the data have faults; names the files and annotations.
+        InputError: the data have faults; the message names files and annotations.
     """
     if not Path(data.root).is_dir():
         raise InputError(
-            f"data.root must be the folder of the data, got data.root={data.root}, which is not "
-            "there; set data.root to where its annotations and images lie"
+            f"data.root must be the folder of the data, got data.root={data.root}, which does not "
+            "exist; set data.root to the folder of its annotations and images"
         )
     people, left_out, _ = _read(data, data.train, skeleton, meter, notify, audit_folder)
     val, left_out_of_val, val_images = _read(data, data.val, skeleton, meter, notify, audit_folder)
@@ -274,7 +290,11 @@ def read_study_people(
 
 
 def draw_people(people: People, at_most: int, seed: int) -> People:
-    """The people of images drawn at random, as many as ``at_most`` people fill."""
+    """Keep the people of randomly drawn images, at most ``at_most`` people.
+
+    Raises:
+        InputError: ``at_most`` is smaller than the number of people in the first image drawn.
+    """
     images, numbers = np.unique(people.image_ids, return_counts=True)
     order = np.random.RandomState(seed).permutation(len(images))
     fits = np.cumsum(numbers[order]) <= at_most
@@ -282,7 +302,7 @@ def draw_people(people: People, at_most: int, seed: int) -> People:
     if not len(chosen):
         raise InputError(
             f"data.max_people must leave at least one image, got data.max_people={at_most}; "
-            "raise it, or 0 for all people"
+            "raise it, or set 0 to use all people"
         )
     return people.take(np.flatnonzero(np.isin(people.image_ids, chosen)))
 
@@ -345,7 +365,7 @@ def _detected(
 def _truth_of(
     people: People, images: NDArray[np.int64], left_out: frozenset[int], cache: Path
 ) -> Truth:
-    """A COCO-format file of these images, which need not be there yet."""
+    """Return the COCO-format file of these images, which need not exist."""
     content = hash_file(people.annotations)
     file = cached_truth(cache, fingerprint(content, images.tolist(), sorted(left_out)))
     return Truth(file, people.annotations, images, left_out)

@@ -17,7 +17,6 @@ from typing import Any
 from search_spaces.space import SearchSpace
 from study.cache.crop_bucket import check_bucket
 from study.cache.crop_parts import choose_form, plan_parts, readable, sampled_bytes
-from study.cache.crop_store import is_there
 from study.cache.prepare import PreparedData, StudyPeople, planned_data, read_study_people
 from study.config.compose import to_plain, with_absolute_paths
 from study.config.derived import Resolved, resolve
@@ -218,7 +217,7 @@ def _crop_lines(
         form = choose_form(crops, sum(numbers), stored_size(size))
         splits = zip(("train", "search", "val"), people.cropped, numbers, paths, strict=True)
         for name, split, number, path in splits:
-            if url is None and path is not None and is_there(Path(path)):
+            if url is None and path is not None and is_complete(Path(path)):
                 yield f"{name}{purpose}: exists, will be reused"
                 continue
             num_bytes = number * _bytes_of_a_crop(split, size, form)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from models.refined_pose import RefinedPose
-from study.cache.crop_store import make_crop_store, open_crop_store
+from study.cache.crop_store import StoreSpec, make_crop_store, open_crop_store
 from study.cache.prepare import PreparedData
 from study.cache.teacher_store import TeacherTargets, write_teacher_store
 from study.config.schema import (
@@ -94,7 +94,7 @@ def time_study(
 def _prepare(few: People, spec: TeacherSpec, scratch: Path) -> PreparedData:
     """The people's crops, as the students and as the teacher see them."""
     crops, teacher_crops = (
-        str(make_crop_store(few, size, scratch))
+        str(make_crop_store(few, StoreSpec(size, scratch)))
         for size in (spec.resolved.input_size, spec.resolved.teacher_input_size)
     )
     return PreparedData(
@@ -162,7 +162,7 @@ def _time_teacher(
         The data for the trials: with the teacher itself if it runs in their loop.
     """
     workers = data.workers
-    own_data = TrainingData.open(prepared.for_teacher(), spec.resolved, workers, teacher=None)
+    own_data = TrainingData.open(prepared.for_teacher(), spec.resolved, workers, targets=None)
     if spec.teacher.epochs:
         task = build_task(spec).to(workers.device)
         _time_stage("teacher", spec.teacher, spec.distill.augment, own_data, task, speeds)
@@ -173,7 +173,7 @@ def _time_teacher(
     speeds.people["teacher"] = _time_evaluation(teacher, own_data)
     if spec.teacher.mode != ONLINE:
         return data
-    return dataclasses.replace(data, teacher=OnlineTeacher(teacher, own_data.train, data.train))
+    return dataclasses.replace(data, targets=OnlineTeacher(teacher, own_data.train, data.train))
 
 
 def _time_stage(

@@ -9,7 +9,7 @@ import cv2
 import ray
 
 from study.cache.crop_bucket import build_part, cut_locally
-from study.cache.crop_parts import Part, Tell
+from study.cache.crop_parts import CountDone, Part
 from study.errors import InputError
 from study.launch.cluster import get_result
 
@@ -17,7 +17,9 @@ PEOPLE_FOR_RAY = 20_000
 """Below this number, threads of this process finish before Ray's processes have started."""
 
 
-def cut_by_size(parts: Sequence[Part], progress: Tell, *, start_ray: Callable[[], Any]) -> None:
+def cut_by_size(
+    parts: Sequence[Part], progress: CountDone, *, start_ray: Callable[[], Any]
+) -> None:
     """Cut few people in this process, many as Ray tasks.
 
     Args:
@@ -32,7 +34,7 @@ def cut_by_size(parts: Sequence[Part], progress: Tell, *, start_ray: Callable[[]
     cut_by_ray(parts, progress)
 
 
-def cut_by_ray(parts: Sequence[Part], progress: Tell) -> None:
+def cut_by_ray(parts: Sequence[Part], progress: CountDone) -> None:
     """Cut each part in a task of one CPU, spread over the nodes of a running Ray.
 
     Raises:

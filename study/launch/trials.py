@@ -58,7 +58,7 @@ class TrialJob:
             number=self.number,
             config=with_values(context.config, self.suggestion["values"]),
             resolved=context.resolved,
-            data=context.data.here(),
+            prepared=context.data.here(),
             folder=self.folder,
             targets=Path(context.targets),
             parent=None if parent is None else trial_folder(Path(context.folder), parent),

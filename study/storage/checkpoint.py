@@ -83,6 +83,33 @@ class Checkpoints:
         epochs = self._epochs()
         return self.at(max(epochs)) if epochs else None
 
+    def require_last(self) -> Checkpoint:
+        """Return the latest checkpoint.
+
+        Raises:
+            FileNotFoundError: the folder has no checkpoint.
+        """
+        last = self.last()
+        if last is None:
+            raise FileNotFoundError(f"{self.folder} must hold a checkpoint, got none")
+        return last
+
+    def rows(self, stage: str | None = None) -> list[Row]:
+        """Return the reports of one stage, or of all, in order.
+
+        Raises:
+            FileNotFoundError: the folder has no checkpoint.
+        """
+        return [row for row in self.require_last().rows if stage in (None, row["stage"])]
+
+    def best(self, stage: str | None = None) -> Checkpoint:
+        """Return the checkpoint of the highest ``val_ap``, of one stage or of all.
+
+        Raises:
+            FileNotFoundError: the folder has no checkpoint.
+        """
+        return self.at(int(best_row(self.rows(stage))["epoch"]))
+
     def save(
         self, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any], rows: list[Row]
     ) -> Checkpoint:

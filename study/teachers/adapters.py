@@ -1,7 +1,7 @@
-"""Load a teacher: one of our networks, ViTPose or an ONNX file, behind one interface.
+"""Teachers behind one interface: our own networks, ViTPose, and ONNX files.
 
 A teacher takes crops of its own input size and predicts the data's joints in pixels of those
-crops; ``teachers/make.py`` transforms the result to the student's frame. Predictions in a file
+crops; ``teachers/online.py`` transforms the result to the student's frame. Predictions in a file
 have no network; ``cache/predictions.py`` reads them.
 """
 
@@ -48,39 +48,40 @@ from study.training.networks import build_network, with_arithmetic
 
 NUM_MODES = 3
 HEAVY, GENTLE = 0.1, 0.01
-"""Weights of the structure loss: the first, which suits a student that starts from nothing, costs
-one that starts from trained weights AP, the second less."""
+"""Weights of the structure loss. HEAVY suits a randomly initialized student but lowers the AP of
+one with trained weights; GENTLE lowers it less."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TeacherSpec:
-    """All that a study's teacher and its targets depend on, apart from the data."""
+    """Everything that a study's teacher and its targets depend on, apart from the data."""
 
     teacher: TeacherConfig
     distill: DistillConfig
-    """Stage 1, whose truth loss and augmentation the teacher's training shares."""
+    """Settings of stage 1; the teacher is trained with its loss on labels and its augmentation."""
     trial: TrialConfig
-    """Precision, memory format and compilation."""
+    """Supplies precision, memory format and compilation."""
     resolved: Resolved
     seed: int
     """The study's seed."""
 
 
 class Teacher(Protocol):
-    """Whatever answers when it is asked about crops (B, 3, h, w), RGB in 0..255."""
+    """A teacher for crops (B, 3, h, w), RGB in 0..255."""
 
     @property
     def frame(self) -> CropFrame:
-        """Where people lie in those crops."""
+        """The frame of these crops."""
 
-    def ask(self, crops: Tensor) -> TeacherTargets: ...
+    def predict_targets(self, crops: Tensor) -> TeacherTargets:
+        """Return targets for students, in pixels of the crops."""
 
     def __call__(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        """Keypoints in crop pixels, (B, K, 2), and scores (B, K), as what is evaluated gives."""
+        """Return keypoints in crop pixels (B, K, 2) and scores (B, K), for evaluation."""
 
 
 class HeatmapTeacher(nn.Module):
-    """A network that puts out heatmaps, and the codec that they are read by."""
+    """A network that outputs heatmaps, and the codec that decodes them."""
 
     def __init__(
         self,
@@ -93,13 +94,15 @@ class HeatmapTeacher(nn.Module):
 
     @property
     def frame(self) -> CropFrame:
+        """See ``Teacher``."""
         return self.pose.frame
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         keypoints, scores = self.pose(crops)
         return keypoints, scores
 
-    def ask(self, crops: Tensor) -> TeacherTargets:
+    def predict_targets(self, crops: Tensor) -> TeacherTargets:
+        """See ``Teacher``."""
         out = self.pose.predict(crops)
         modes = self.pose.codec.decode_feature_modes(out, NUM_MODES)
         relation = joint_relation(out.heatmaps, out.pyramid[-1]) if out.pyramid else None
@@ -107,10 +110,10 @@ class HeatmapTeacher(nn.Module):
 
 
 class SimccTeacher(nn.Module):
-    """A network that puts out a score for each column and each row of bins, per joint.
+    """A network that outputs a score for each column and each row of bins, per joint.
 
-    The joint lies where both are highest; its height is the lower of the two scores, cut to 0..1,
-    and it has no second mode: of two columns and two rows nothing tells which belong together.
+    A joint lies at the highest column and row. Its height is the lower of the two scores, clamped
+    to 0..1. It has no second mode, since nothing tells which of two columns and rows match.
     """
 
     def __init__(self, network: OnnxSimcc, frame: CropFrame) -> None:
@@ -119,10 +122,11 @@ class SimccTeacher(nn.Module):
         self.frame = frame
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        modes = self.ask(crops).modes_crop[:, :, 0]
+        modes = self.predict_targets(crops).modes_crop[:, :, 0]
         return modes[..., :2], modes[..., 2]
 
-    def ask(self, crops: Tensor) -> TeacherTargets:
+    def predict_targets(self, crops: Tensor) -> TeacherTargets:
+        """See ``Teacher``."""
         columns, rows = self.network(crops)
         bins_per_pixel = columns.shape[-1] / crops.shape[-1]
         score_x, x = columns.max(dim=-1)
@@ -136,9 +140,9 @@ class SimccTeacher(nn.Module):
 
 
 class TeacherOfOtherJoints(nn.Module):
-    """A teacher whose answer is put in another skeleton's joints, as far as it knows them.
+    """A teacher of one skeleton whose predictions are mapped to the joints of another.
 
-    Those that it does not know are untaught, and missed: at (0, 0) with score 0.
+    Joints that it lacks have no target; in evaluation they lie at (0, 0) with score 0.
     """
 
     def __init__(self, teacher: Teacher, own: Skeleton, wanted: Skeleton) -> None:
@@ -151,36 +155,35 @@ class TeacherOfOtherJoints(nn.Module):
 
     @property
     def frame(self) -> CropFrame:
+        """See ``Teacher``."""
         return self.teacher.frame
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         keypoints, scores = self.teacher(crops)
-        return self._put(keypoints), self._put(scores)
+        return self._map(keypoints), self._map(scores)
 
-    def ask(self, crops: Tensor) -> TeacherTargets:
-        answer = self.teacher.ask(crops)
-        relation = answer.relation
+    def predict_targets(self, crops: Tensor) -> TeacherTargets:
+        """See ``Teacher``."""
+        targets = self.teacher.predict_targets(crops)
+        relation = targets.relation
         if relation is not None:
-            relation = self._put(self._put(relation).transpose(1, 2)).transpose(1, 2)
-        return TeacherTargets(self._put(answer.modes_crop), self._put(answer.taught), relation)
+            relation = self._map(self._map(relation).transpose(1, 2)).transpose(1, 2)
+        return TeacherTargets(self._map(targets.modes_crop), self._map(targets.known), relation)
 
-    def _put(self, values: Tensor) -> Tensor:
-        """Values (B, K, ...) of its own joints at the places of the wanted ones, else zero."""
-        put = values.new_zeros(len(values), self.num_joints, *values.shape[2:])
-        put[:, self.wanted] = values[:, self.own]
-        return put
+    def _map(self, values: Tensor) -> Tensor:
+        """Values (B, K, ...) of the teacher's joints by the wanted joints; 0 for missing ones."""
+        mapped = values.new_zeros(len(values), self.num_joints, *values.shape[2:])
+        mapped[:, self.wanted] = values[:, self.own]
+        return mapped
 
 
 def check_files(
     spec: TeacherSpec, student: ModelConfig, refine: RefineConfig, notify: Callable[[str], None]
 ) -> None:
-    """Returns if whatever the settings name beside the data can be used; looks at no image.
-
-    Before anything takes its time, so that a wrong path is told at once. Says what
-    ``check_weights`` does.
+    """Check every file that the settings name, apart from the data, before any long step.
 
     Raises:
-        InputError: one of the files is missing, broken or something else; says what to change.
+        InputError: a file is missing, broken or of another kind.
     """
     check_weights(spec, student, notify)
     check_teacher(spec.teacher, spec.resolved)
@@ -189,10 +192,10 @@ def check_files(
 
 
 def check_teacher(teacher: TeacherConfig, resolved: Resolved) -> None:
-    """Returns if ``teacher.init`` is what ``teacher.name`` says; looks at no image.
+    """Check that ``teacher.init`` fits ``teacher.name``, the teacher's skeleton and input size.
 
     Raises:
-        InputError: it is not, or the library that reads it is missing; says what to change.
+        InputError: the file does not fit, or the library that reads it is not installed.
     """
     init = Path(teacher.init)
     skeleton, size = resolved.teacher_skeleton, resolved.teacher_input_size
@@ -205,12 +208,13 @@ def check_teacher(teacher: TeacherConfig, resolved: Resolved) -> None:
 
 
 def check_weights(spec: TeacherSpec, student: ModelConfig, notify: Callable[[str], None]) -> None:
-    """Says which layers stay random though their network starts from weights, and what may undo
-    the student's.
+    """Check the weights that teacher and student start from, and report layers that they lack.
+
+    Also warn of a structure loss that is too heavy for a student with trained weights.
 
     Raises:
-        InputError: ``teacher.init`` or ``student.init`` is no file of weights that fit, or leaves
-            layers random in a teacher that is not trained.
+        InputError: the weights of ``teacher.init`` or ``student.init`` do not fit, or are
+            incomplete for a teacher that is not trained.
     """
     resolved = spec.resolved
     own = {"teacher": spec.teacher.name in SIZES, "student": True}
@@ -226,19 +230,19 @@ def check_weights(spec: TeacherSpec, student: ModelConfig, notify: Callable[[str
         if not new:
             continue
         skeleton = resolved.teacher_skeleton if role == "teacher" else resolved.skeleton
-        said = f"{role}.init has {_what_differs(skeleton, new)}; random: {', '.join(new)}"
+        text = f"{role}.init has {_what_differs(skeleton, new)}; random: {', '.join(new)}"
         if role == "teacher" and not spec.teacher.epochs:
             raise InputError(
                 "a teacher that is not trained must have all its weights, got teacher.epochs=0, "
-                f"and {said}; set teacher.skeleton and codec to the file's, or teacher.epochs"
+                f"and {text}; set teacher.skeleton and codec to the file's, or teacher.epochs"
             )
-        notify(said)
+        notify(text)
     if student.init != RANDOM:
         _warn_of_structure(spec.distill, notify)
 
 
 def _what_differs(skeleton: Skeleton, new: Sequence[str]) -> str:
-    """Why these parameters are not from ``init``."""
+    """Describe why ``init`` lacks these parameters."""
     joints = f"another joint count than {skeleton.name} ({skeleton.num_joints} joints)"
     bins = "no head for the bins of codec simcc at this crop size"
     return " and ".join(
@@ -249,21 +253,24 @@ def _what_differs(skeleton: Skeleton, new: Sequence[str]) -> str:
 
 
 def _warn_of_structure(settings: DistillConfig, notify: Callable[[str], None]) -> None:
-    """Says if the structure loss is as heavy as suits a student that starts from nothing."""
+    """Warn of a structure loss as heavy as for a randomly initialized student."""
     weight = sum(weight for _, weight in structure_terms(settings.structure).values())
     if settings.weights == "fixed" and weight >= HEAVY:
         paths = "mix.* together" if settings.structure.kind == "mix" else "weight"
         notify(
-            f"warning: distill.structure.{paths}={weight:g} is for students that start from "
-            f"nothing and sets back one that starts from student.init; {GENTLE:g} is gentler"
+            f"warning: distill.structure.{paths}={weight:g} suits randomly initialized students "
+            f"and lowers the AP of one that starts from student.init; try {GENTLE:g}"
         )
 
 
 def open_network(spec: TeacherSpec) -> tuple[PoseNetwork, HeatmapCodec, frozenset[str]]:
-    """The teacher's network before training, its codec, and its trained parameters by name.
+    """Build the teacher's network before training.
+
+    Returns:
+        The network, its codec, and the names of its parameters that come from ``teacher.init``.
 
     Raises:
-        InputError: ``teacher.init`` does not fit, or the teacher is no network that can learn.
+        InputError: the weights of ``teacher.init`` do not fit.
     """
     settings, size = spec.teacher, spec.resolved.teacher_input_size
     skeleton = spec.resolved.teacher_skeleton
@@ -279,10 +286,10 @@ def open_network(spec: TeacherSpec) -> tuple[PoseNetwork, HeatmapCodec, frozense
 
 
 def open_teacher(spec: TeacherSpec, device: torch.device) -> Teacher:
-    """The teacher as ``teacher.init`` has it, answering for the data's joints, in eval mode.
+    """Open an untrained or external teacher: ``teacher.init`` unchanged, in eval mode.
 
     Raises:
-        InputError: as ``check_teacher``.
+        InputError: see ``check_teacher``.
     """
     settings, resolved = spec.teacher, spec.resolved
     skeleton, size = resolved.teacher_skeleton, resolved.teacher_input_size
@@ -301,7 +308,7 @@ def open_teacher(spec: TeacherSpec, device: torch.device) -> Teacher:
 def for_data(
     teacher: HeatmapTeacher | SimccTeacher, resolved: Resolved, device: torch.device
 ) -> Teacher:
-    """The teacher in eval mode on the device, its answers in the joints of the data."""
+    """Move the teacher to the device, in eval mode, and map its joints to the data's."""
     own, wanted = resolved.teacher_skeleton, resolved.skeleton
     teacher = teacher.to(device).eval()
     return teacher if own.joints == wanted.joints else TeacherOfOtherJoints(teacher, own, wanted)

@@ -1,4 +1,4 @@
-"""The study's teacher: made ready once, then asked once about every training person."""
+"""A study's teacher: trained once, then its targets predicted once for every training person."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from study.cache.teacher_store import (
     TeacherTargets,
     Views,
     open_teacher_store,
-    place_of,
+    view_settings,
     write_teacher_store,
 )
 from study.config.derived import seed_of
@@ -53,7 +53,7 @@ from study.teachers.adapters import (
     open_teacher,
 )
 from study.teachers.online import OnlineTeacher
-from study.teachers.target_error import note_target_error
+from study.teachers.target_error import record_target_error
 from study.training.batches import crops_of
 from study.training.distill import DistillTask
 from study.training.loop import Recorder, Report, run_stage
@@ -62,10 +62,10 @@ from study.training.training_data import TrainingData
 from study.workers import Workers
 
 VERSION = 4
-"""Raise it when training a teacher, or what is kept of it, changes."""
+"""Raise it when the teacher's training, or what is stored of it, changes."""
 
 
-def teacher_folder(spec: TeacherSpec, data: PreparedData) -> Path:
+def teacher_folder(spec: TeacherSpec, prepared: PreparedData) -> Path:
     """Return the folder of this teacher on these data, shared by studies of one ``storage``."""
     teacher = dataclasses.asdict(spec.teacher)
     teacher |= {"init": _content_of(spec.teacher), "mode": None}
@@ -73,11 +73,11 @@ def teacher_folder(spec: TeacherSpec, data: PreparedData) -> Path:
     augment["colour"] = augment.pop("color")  # as in the names of teachers on disk
     arithmetic = [spec.trial.precision, spec.trial.channels_last, spec.trial.compile]
     parts = (VERSION, teacher, augment, spec.seed, arithmetic)
-    return cached_teacher(spec.resolved.cache, fingerprint(*parts, data.fingerprint))
+    return cached_teacher(spec.resolved.cache, fingerprint(*parts, prepared.fingerprint))
 
 
 def _content_of(teacher: TeacherConfig) -> Any:
-    """What tells the weights at ``init`` from others: the file's hash, or those of several."""
+    """Hash of the file at ``init``, or hashes of several files."""
     path = Path(teacher.init)
     if teacher.name == MOBILE_NET and path.suffix == ".json":
         try:
@@ -91,15 +91,13 @@ def _content_of(teacher: TeacherConfig) -> Any:
 
 
 def is_ready(folder: Path) -> bool:
-    """Whether the teacher is trained and has been asked about everyone."""
+    """Return whether the teacher is trained and its targets are stored."""
     return teacher_record_file(folder).is_file()
 
 
 def best_of(folder: Path) -> Checkpoint:
-    """The trained teacher's best epoch by AP on held-out people."""
-    last = Checkpoints(teacher_epochs(folder)).last()
-    assert last is not None
-    return Checkpoints(teacher_epochs(folder)).at(int(best_row(last.rows)["epoch"]))
+    """Return the trained teacher's best epoch by AP on the search slice."""
+    return Checkpoints(teacher_epochs(folder)).best()
 
 
 def build_task(spec: TeacherSpec) -> DistillTask:
@@ -122,7 +120,7 @@ def build_task(spec: TeacherSpec) -> DistillTask:
 
 
 def load_teacher(spec: TeacherSpec, folder: Path, device: torch.device) -> Teacher:
-    """The teacher that the study's targets are of, in eval mode: its best epoch, or as it came."""
+    """Load the teacher in eval mode: its best epoch, or ``teacher.init`` if it is not trained."""
     if not spec.teacher.epochs:
         return open_teacher(spec, device)
     task = build_task(spec)
@@ -131,17 +129,19 @@ def load_teacher(spec: TeacherSpec, folder: Path, device: torch.device) -> Teach
     return for_data(teacher, spec.resolved, device)
 
 
-def prepare_teacher(spec: TeacherSpec, data: PreparedData, notify: Callable[[str], None]) -> None:
-    """Stores predictions at once, for there is nobody to train or to ask; other teachers wait.
+def prepare_teacher(
+    spec: TeacherSpec, prepared: PreparedData, notify: Callable[[str], None]
+) -> None:
+    """Store the targets of ``teacher.name=predictions`` at once; do nothing for other teachers.
 
     Raises:
-        InputError: ``teacher.init`` holds no predictions, or those of other people.
+        InputError: ``teacher.init`` is not a file of predictions, or holds those of other people.
     """
-    folder, resolved = teacher_folder(spec, data), spec.resolved
+    folder, resolved = teacher_folder(spec, prepared), spec.resolved
     if spec.teacher.name != PREDICTIONS or is_ready(folder):
         return
     predictions = Predictions(Path(spec.teacher.init), resolved.teacher_skeleton)
-    store = open_crop_store(Path(data.train))
+    store = open_crop_store(Path(prepared.train))
     matched = predictions.match(store)
     number = np.count_nonzero(matched != NOBODY)
     if not number:
@@ -150,41 +150,44 @@ def prepare_teacher(spec: TeacherSpec, data: PreparedData, notify: Callable[[str
             f"{len(store)} in {predictions.path}; change teacher.init, or its image_id or "
             "annotation_id to those of data.train.annotations"
         )
-    notify(f"{number} of {len(store)} people to train on have a prediction; the rest are untaught")
+    notify(
+        f"{number} of {len(store)} people to train on have a prediction; the rest have no target"
+    )
     modes = torch.from_numpy(predictions.modes(store, matched, NUM_MODES, resolved.skeleton))
-    said = TeacherTargets(modes, modes[:, :, 0, 2] > 0, None)
-    write_teacher_store(folder / TARGETS, stored_size(store.input_size), len(store), said.part)
-    _finish(folder, 0, [])
+    targets = TeacherTargets(modes, known=modes[:, :, 0, 2] > 0, relation=None)
+    write_teacher_store(folder / TARGETS, stored_size(store.input_size), len(store), targets.part)
+    _mark_ready(folder, 0, [])
 
 
 def make_teacher(
     spec: TeacherSpec,
     student: ModelConfig,
-    data: PreparedData,
+    prepared: PreparedData,
     workers: Workers,
     report: Report,
-    tell: Callable[[Row], None] = lambda row: None,
+    progress: Callable[[Row], None] = lambda row: None,
 ) -> None:
-    """Trains the teacher, or goes on where it was; then stores what it says of each person.
+    """Train the teacher, from its last checkpoint on, then store its targets for every person.
 
     Args:
+        student: supplies the codec, in whose frame targets are predicted.
         report: called with each epoch's row.
-        tell: called with the last row, and as PREDICTED the number of crops whose targets are
-            predicted and of all crops.
+        progress: called while targets are predicted, with the last row and, as PREDICTED, the
+            number of crops done and of all.
     """
-    folder, resolved = teacher_folder(spec, data), spec.resolved
-    ground = TrainingData.open(data.for_teacher(), resolved, workers, teacher=None)
-    rows = _train(spec, ground, folder, report) if spec.teacher.epochs else []
+    folder, resolved = teacher_folder(spec, prepared), spec.resolved
+    data = TrainingData.open(prepared.for_teacher(), resolved, workers, targets=None)
+    rows = _train(spec, data, folder, report) if spec.teacher.epochs else []
     teacher = load_teacher(spec, folder, workers.device)
     if not rows:
-        scores = {f"val_{name}": value for name, value in ground.score(teacher).items()}
+        scores = {f"val_{name}": value for name, value in data.score(teacher).items()}
         rows = [{"stage": "teacher", "epoch": 0, "step": 0, "seconds": 0.0, "loss": 0.0, **scores}]
         report(rows[0])
-    students_crops = open_crop_store(Path(data.train))
-    live = OnlineTeacher(teacher, ground.train, students_crops)
+    student_crops = open_crop_store(Path(prepared.train))
+    online = OnlineTeacher(teacher, data.train, student_crops)
     codec = build_codec(student.codec, resolved.input_size, student.sigma)
     views = draw_views(
-        students_crops,
+        student_crops,
         resolved.skeleton,
         codec.frame,
         spec.distill.augment,
@@ -192,30 +195,30 @@ def make_teacher(
         seed=seed_of(spec.seed, "views"),
     )
 
-    def asked(done: int, total: int) -> None:
-        tell({**rows[-1], PREDICTED: (done, total)})
+    def count_predicted(done: int, total: int) -> None:
+        progress({**rows[-1], PREDICTED: (done, total)})
 
-    ask(live, views, ground.skeleton, workers, folder / TARGETS, asked)
+    store_targets(online, views, resolved.skeleton, workers, folder / TARGETS, count_predicted)
     if workers.rank == 0:
         cached = open_teacher_store(folder / TARGETS)
-        note_target_error(
-            folder, cached, live, resolved.skeleton, codec, workers.device, spec.seed
+        record_target_error(
+            folder, cached, online, resolved.skeleton, codec, workers.device, spec.seed
         )
-        _finish(folder, int(best_row(rows)["epoch"]), rows)
+        _mark_ready(folder, int(best_row(rows)["epoch"]), rows)
     workers.wait()
 
 
-def _train(spec: TeacherSpec, ground: TrainingData, folder: Path, report: Report) -> list[Row]:
-    """Trains it to the end; returns the report of every epoch."""
-    workers = ground.workers
+def _train(spec: TeacherSpec, data: TrainingData, folder: Path, report: Report) -> list[Row]:
+    """Train the teacher to the end; return the reports of all epochs."""
+    workers = data.workers
     task = build_task(spec).to(workers.device)
     recorder = Recorder(Checkpoints(teacher_epochs(folder)), workers, report)
     recorder.replay()
     augment, frame = spec.distill.augment, task.codec.frame
-    stage = ground.stage("teacher", spec.teacher, augment, frame, seed=spec.seed)
+    stage = data.stage("teacher", spec.teacher, augment, frame, seed=spec.seed)
     progress = recorder.resume(stage, task)
     compile_network(task.student, spec.trial.compile, stage, workers.device)
-    run_stage(task, stage, progress, workers, recorder.finish)
+    run_stage(task, stage, progress, workers, recorder.finish_epoch)
     return recorder.rows
 
 
@@ -228,63 +231,75 @@ def draw_views(
     number: int,
     seed: int,
 ) -> Views:
-    """So many crops of each person: the plain one, and others by this augmentation's place."""
+    """Draw this number of views of each person: the plain crop first, then augmented ones."""
     people = torch.arange(len(store)).repeat(number)
     affine = draw_affines(
         torch.from_numpy(store.keypoints_stored[people.numpy()]),
         torch.from_numpy(store.visibility[people.numpy()]),
-        *(skeleton, frame, augment),
+        skeleton,
+        frame,
+        augment,
         torch.Generator().manual_seed(seed),
     )
     affine[: len(store)] = plain_affines(len(store), frame)
-    return Views(affine.numpy(), frame, place_of(augment))
+    return Views(affine.numpy(), frame, view_settings(augment))
 
 
-def ask(
-    live: OnlineTeacher,
+def store_targets(
+    online: OnlineTeacher,
     views: Views,
     skeleton: Skeleton,
     workers: Workers,
-    target: Path,
-    tell: Callable[[int, int], None] = lambda done, total: None,
+    file: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Stores the teacher's answer for every training person, of each of these views.
+    """Predict and store the targets of every training person and view.
 
     Args:
-        tell: called with about how many crops of all it was asked about.
+        file: the teacher store to write.
+        progress: called with the approximate number of crops done, and of all.
     """
-    store = live.student
+    store = online.student
     plain = no_augmentation(len(views.affine), skeleton, views.frame)
     drawn = dataclasses.replace(plain, affine=torch.from_numpy(views.affine))
-    back = torch.from_numpy(invert_affine(views.affine.astype(float)))
+    crop_to_stored = torch.from_numpy(invert_affine(views.affine.astype(float)))
 
-    def of_view(number: int) -> RowTargets:
-        def asked(start: int, stop: int) -> TeacherTargets:
+    def targets_of_view(number: int) -> RowTargets:
+        def predict(start: int, stop: int) -> TeacherTargets:
             people = torch.arange(start, stop)
             rows = number * len(store) + people
             own, places = drawn.take(rows), torch.arange(len(people))
             with torch.inference_mode():
                 crops = crops_of(store, people, own, places, views.frame, workers.device)
-                said = live.answers(people.numpy(), own, views.frame, crops)
-                modes = transform_modes(said.modes_crop.double().cpu(), back[rows])
-            return said._replace(modes_crop=modes)
+                targets = online.targets(people.numpy(), own, views.frame, crops)
+                modes = transform_modes(targets.modes_crop.double().cpu(), crop_to_stored[rows])
+            return targets._replace(modes_crop=modes)
 
-        return asked
+        return predict
 
-    asked = [of_view(number) for number in range(len(views.affine) // len(store))]
-    size, kept = stored_size(store.input_size), views if len(asked) > 1 else None
-    write_teacher_store(target, size, len(store), *asked, views=kept, workers=workers, tell=tell)
+    number = len(views.affine) // len(store)
+    write_teacher_store(
+        file,
+        stored_size(store.input_size),
+        len(store),
+        *(targets_of_view(view) for view in range(number)),
+        views=views if number > 1 else None,
+        workers=workers,
+        progress=progress,
+    )
 
 
 def open_online_teacher(
-    spec: TeacherSpec, data: PreparedData, folder: Path, workers: Workers
+    spec: TeacherSpec, prepared: PreparedData, folder: Path, workers: Workers
 ) -> TargetSource:
-    """The teacher of this folder, to be asked at every step about what the student sees."""
-    teacher = load_teacher(spec, folder, workers.device)
-    stores = (open_crop_store(Path(part.train)) for part in (data.for_teacher(), data))
-    return OnlineTeacher(teacher, *stores)
+    """Open the teacher of this folder, to predict targets at every training step."""
+    return OnlineTeacher(
+        load_teacher(spec, folder, workers.device),
+        own=open_crop_store(Path(prepared.for_teacher().train)),
+        student=open_crop_store(Path(prepared.train)),
+    )
 
 
-def _finish(folder: Path, epoch: int, rows: list[Row]) -> None:
-    """From here on the teacher is ready."""
+def _mark_ready(folder: Path, epoch: int, rows: list[Row]) -> None:
+    """Write the record that makes the teacher ready."""
     write_atomic(teacher_record_file(folder), json.dumps({"epoch": epoch, "rows": rows}))

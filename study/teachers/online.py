@@ -1,7 +1,7 @@
-"""The teacher asked at every step about the very crops that the student sees.
+"""The teacher, run at every training step on the crops that the student sees.
 
-This is the control of the stored targets (``teacher.mode=online``), and what their error is
-measured against once they are made.
+This is ``teacher.mode=online``, the control for stored targets. It also predicts the targets to be
+stored, and the reference that their error is measured against.
 """
 
 from __future__ import annotations
@@ -29,41 +29,47 @@ from study.teachers.adapters import Teacher
 
 @dataclass(frozen=True)
 class OnlineTeacher:
-    """A teacher, and the people to train on in its own crops and in the student's."""
+    """A teacher, and the training people in its own crops and in the student's."""
 
     teacher: Teacher
     own: CropStore
+    """Crops of the teacher's input size."""
     student: CropStore
+    """Crops of the student's input size."""
 
-    def answers(
+    def targets(
         self, rows: NDArray[np.int64], drawn: Augmentation, frame: CropFrame, crops: Tensor
     ) -> TeacherTargets:
-        """As ``TargetSource``. A teacher of the same frame sees the student's crops themselves.
+        """See ``TargetSource``.
 
-        Another one sees its own, augmented alike but for patches.
+        The teacher reads the student's crops if frame and store are its own. Otherwise its own
+        crops are cut with the same augmentation, without patches.
         """
         with torch.no_grad():
             if self.teacher.frame == frame and self.own.path == self.student.path:
-                return self.teacher.ask(crops)
-            to_own = self._between(rows, frame)
+                return self.teacher.predict_targets(crops)
+            student_to_own = self._student_to_own(rows, frame)
             affine = drawn.affine.double().numpy()
-            stored_to_stored = compose_affines(
+            own_to_student_stored = compose_affines(
                 invert_affine(self.own.image_to_stored[rows]), self.student.image_to_stored[rows]
             )
-            augmented = compose_affines(compose_affines(stored_to_stored, affine), to_own)
-            seen = cut_crops(
+            augmented = compose_affines(
+                compose_affines(own_to_student_stored, affine), student_to_own
+            )
+            own_crops = cut_crops(
                 self.own.crops(rows),
                 torch.from_numpy(augmented).float(),
                 self.teacher.frame,
                 crops.device,
                 drawn.colors,
             )
-            answer = self.teacher.ask(seen)
-            back = torch.from_numpy(invert_affine(to_own)).to(answer.modes_crop)
-            return answer._replace(modes_crop=transform_modes(answer.modes_crop, back))
+            targets = self.teacher.predict_targets(own_crops)
+            own_to_student = torch.from_numpy(invert_affine(student_to_own))
+            modes = transform_modes(targets.modes_crop, own_to_student.to(targets.modes_crop))
+            return targets._replace(modes_crop=modes)
 
-    def _between(self, rows: NDArray[np.int64], frame: CropFrame) -> NDArray[np.float64]:
-        """From these people's plain crops in the student's frame to those in its own."""
+    def _student_to_own(self, rows: NDArray[np.int64], frame: CropFrame) -> NDArray[np.float64]:
+        """Affines from the student's plain crops to the teacher's, (B, 2, 3)."""
         image_to_own = compose_affines(
             self.own.image_to_stored[rows], stored_to_crop_affine(self.teacher.frame)
         )

@@ -1,4 +1,4 @@
-"""What storing the teacher's answers costs: their error against a teacher that is asked anew."""
+"""The cost of storing a teacher's targets: their error against the same teacher, run online."""
 
 from __future__ import annotations
 
@@ -21,55 +21,56 @@ COCO_PEOPLE = 150_000
 MEASURED = 512
 """People whose targets are compared."""
 SCALES, ROTATION = (0.65, 1.35), 40.0
+"""Range of the scale, and largest rotation either way, degrees."""
 
 
 def target_error(
     cached: TeacherStore,
-    live: OnlineTeacher,
+    online: OnlineTeacher,
     skeleton: Skeleton,
     codec: HeatmapCodec,
     device: torch.device,
     seed: int,
 ) -> dict[str, float]:
-    """How far stored targets are from what the teacher says of the augmented crops themselves.
+    """Measure how far stored targets are from those that the teacher predicts for augmented crops.
 
-    People are drawn at random, scaled by 0.65 to 1.35, turned by up to 40 degrees either way, and
-    every second one mirrored. Places count where the live teacher's score is above SCORED_JOINT
-    and its joint lies in the crop. Part of the difference is the teacher's own: no network says
-    quite the same of a turned crop.
+    People are drawn at random, scaled by 0.65 to 1.35, rotated by up to 40 degrees either way, and
+    half of them mirrored. A joint counts if the online teacher's score is above SCORED_JOINT and
+    its place lies in the crop. Part of the difference is not due to storing: no network predicts
+    exactly the same pose for a rotated crop.
 
     Args:
-        codec: the student's, in whose frame and by which targets are rendered.
+        codec: the student's; it sets the frame and renders the heatmaps to compare.
     """
     generator = torch.Generator().manual_seed(seed)
-    store, frame = live.student, codec.frame
+    store, frame = online.student, codec.frame
     order = torch.randperm(len(store), generator=generator)[:MEASURED]
     height, width = frame.size
-    far, steps, energy, total = [], [], 0.0, 0.0
+    distances, height_errors, energy, total = [], [], 0.0, 0.0
     for people in order.split(BATCH_SIZE):
         count = len(people)
         draws = torch.rand(3, count, generator=generator)
         mirrored = draws[2] < 0.5
-        turned = affines_of(
+        rotated = affines_of(
             torch.tensor(stored_frame(frame.size).center).expand(count, 2),
             width * (SCALES[0] + (SCALES[1] - SCALES[0]) * draws[0]),
             math.radians(ROTATION) * (2 * draws[1] - 1),
             frame,
         )
-        affine = mirror(turned, mirrored, frame)
+        affine = mirror(rotated, mirrored, frame)
         drawn, rows = Augmentation(affine, flip_order_of(mirrored, skeleton)), people.numpy()
         crops = cut_crops(store.crops(rows), affine, frame, device)
-        said = live.answers(rows, drawn, frame, crops).modes_crop.cpu()
-        kept = cached.answers(rows, drawn, frame, crops).modes_crop
-        places = said[:, :, 0, :2]
+        expected = online.targets(rows, drawn, frame, crops).modes_crop.cpu()
+        stored = cached.targets(rows, drawn, frame, crops).modes_crop
+        places = expected[:, :, 0, :2]
         inside = ((places >= 0) & (places < torch.tensor([width, height]))).all(dim=-1)
-        counted = inside & (said[:, :, 0, 2] > SCORED_JOINT)
-        far.append((kept[:, :, 0, :2] - places).norm(dim=-1)[counted])
-        steps.append((kept[:, :, 0, 2] - said[:, :, 0, 2]).abs()[counted])
-        rendered, expected = codec.render(kept), codec.render(said)
-        energy += float((rendered - expected).square().sum())
-        total += float(expected.square().sum())
-    pixels, heights = torch.cat(far), torch.cat(steps)
+        counted = inside & (expected[:, :, 0, 2] > SCORED_JOINT)
+        distances.append((stored[:, :, 0, :2] - places).norm(dim=-1)[counted])
+        height_errors.append((stored[:, :, 0, 2] - expected[:, :, 0, 2]).abs()[counted])
+        stored_maps, expected_maps = codec.render(stored), codec.render(expected)
+        energy += float((stored_maps - expected_maps).square().sum())
+        total += float(expected_maps.square().sum())
+    pixels, heights = torch.cat(distances), torch.cat(height_errors)
     if not len(pixels):
         return {"joints": 0.0}
     return {
@@ -83,10 +84,10 @@ def target_error(
     }
 
 
-def note_target_error(
+def record_target_error(
     folder: Path,
     cached: TeacherStore,
-    live: OnlineTeacher,
+    online: OnlineTeacher,
     skeleton: Skeleton,
     codec: HeatmapCodec,
     device: torch.device,
@@ -95,25 +96,26 @@ def note_target_error(
     """Write the error of the targets and their bytes per person to the teacher's folder.
 
     Args:
-        codec: as ``target_error``.
+        folder: the teacher's.
+        codec: see ``target_error``.
     """
-    error = target_error(cached, live, skeleton, codec, device, seed)
+    error = target_error(cached, online, skeleton, codec, device, seed)
     size = cached.num_bytes / cached.num_views / len(cached)
-    note = {**error, "bytes_per_person": size, "views": cached.num_views}
-    target_error_file(folder).write_text(json.dumps(note))
+    record = {**error, "bytes_per_person": size, "views": cached.num_views}
+    target_error_file(folder).write_text(json.dumps(record))
 
 
 def describe_targets(folder: Path) -> str:
-    """One line on the stored targets: their error and their size."""
+    """Describe the stored targets, their error and their size, in one line."""
     found = json.loads(target_error_file(folder).read_text())
     size = found["bytes_per_person"]
-    words = f"{size:.0f} bytes a person, {size * COCO_PEOPLE / 1e6:.0f} MB for COCO's 150,000"
+    text = f"{size:.0f} bytes a person, {size * COCO_PEOPLE / 1e6:.0f} MB for COCO's 150,000"
     if found["views"] > 1:
-        words += f" (here {found['views']} times that, for as many views of each)"
+        text += f" (here times {found['views']}, for the views of each person)"
     if not found["joints"]:
-        return f"stored targets: {words}; the teacher is sure of no joint"
+        return f"stored targets: {text}; the teacher is sure of no joint"
     return (
-        "stored targets, against the teacher asked about augmented crops: "
+        "stored targets, against the teacher's on augmented crops: "
         f"{found['median_px']:.1f} px off in the median, {found['p90_px']:.1f} in the worst "
-        f"tenth, {found['energy']:.0%} of the heatmaps' energy; {words}"
+        f"tenth, {found['energy']:.0%} of the heatmaps' energy; {text}"
     )

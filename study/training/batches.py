@@ -1,9 +1,10 @@
-"""From the stores to what a training step sees: crops, truth and teacher in one frame."""
+"""From the stores to the batches of a training step: crops, labels and targets in one frame."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,12 +28,27 @@ from study.data.crops import transform_points
 from study.workers import Workers
 
 BLOCK = 16
-"""Global batches whose augmentation is drawn, and whose labels are carried through it, at once."""
+"""Global batches whose augmentation is drawn, and whose labels are transformed, at once."""
+
+
+class Labels(NamedTuple):
+    """Ground truth of B people and of their neighbors, in one frame."""
+
+    keypoints: Tensor
+    """(B, K, 2)."""
+    visibility: Tensor
+    """COCO visibility, (B, K)."""
+    neighbor_keypoints: Tensor
+    """Keypoints of the person that overlaps most, (B, K, 2)."""
+    neighbor_visibility: Tensor
+    """COCO visibility of that person, (B, K); all 0 if nobody overlaps."""
+    areas: Tensor
+    """(B,), squared pixels of the same frame."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """B people after augmentation; everything in the frame of the crop that the network sees."""
+    """B people after augmentation, all in the frame of the crop that the network sees."""
 
     crops: Tensor
     """(B, 3, h, w), RGB in 0..255."""
@@ -45,18 +61,29 @@ class Batch:
     neighbor_crop: Tensor
     """Keypoints of the person that overlaps most, (B, K, 2)."""
     neighbor_visibility: Tensor
-    """(B, K); 0 throughout where nobody overlaps."""
+    """COCO visibility of that person, (B, K); all 0 if nobody overlaps."""
     teacher_modes: Tensor | None = None
-    """The teacher's up to M modes a joint, (B, K, M, 4): x, y, height, width in sigmas."""
+    """The teacher's up to M modes per joint, (B, K, M, 4): x, y, height, width in sigmas."""
     teacher_mask: Tensor | None = None
-    """(B, K), 1 for joints of which the teacher has something to say, else 0."""
+    """(B, K), 1 for joints with a target, else 0."""
     teacher_relation: Tensor | None = None
-    """(B, K, K); None also where the teacher has no features."""
+    """(B, K, K); None without a teacher, or if the teacher has no features."""
     start_crop: Tensor | None = None
-    """x, y and score of another method's pose, (B, K, 3); score 0 where it has no such joint."""
+    """x, y and score of another method's pose, (B, K, 3); score 0 for a joint that it lacks."""
+
+    @property
+    def labels(self) -> Labels:
+        """Ground truth in crop pixels."""
+        return Labels(
+            keypoints=self.keypoints_crop,
+            visibility=self.visibility,
+            neighbor_keypoints=self.neighbor_crop,
+            neighbor_visibility=self.neighbor_visibility,
+            areas=self.areas_crop,
+        )
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on the device."""
+        """Move the batch to the device."""
         moved = {
             field.name: value.to(device)
             for field in dataclasses.fields(self)
@@ -65,18 +92,29 @@ class Batch:
         return dataclasses.replace(self, **moved)
 
 
+class TrainingPeople(NamedTuple):
+    """The people to train on, with their targets and, for stage 2, poses to start from."""
+
+    store: CropStore
+    skeleton: Skeleton
+    targets: TargetSource | None
+    """None trains on labels alone."""
+    starts: NDArray[np.float32] | None = None
+    """Another method's poses in stored-crop pixels: x, y and score, (N, K, 3)."""
+
+
 def shard(rows: Tensor, workers: Workers) -> Tensor:
-    """The rows that are this worker's of a global batch; each row is one worker's alone."""
+    """Return this worker's rows of a global batch; each row belongs to one worker."""
     return rows[workers.rank :: workers.world]
 
 
 def epoch_rows(
     count: int, batch_size: int, world: int, generator: torch.Generator
 ) -> list[Tensor]:
-    """The global batches of an epoch, in random order.
+    """Return the rows of each global batch of an epoch, in random order.
 
-    Every worker gets a share of every batch: the last one is cut to a multiple of the workers,
-    which leaves out fewer people than there are workers, other ones each epoch.
+    Every worker gets a share of every batch. The last batch is cut to a multiple of the number of
+    workers; so fewer people than workers are left out, different ones each epoch.
     """
     order = torch.randperm(count, generator=generator)
     batches = list(order.split(batch_size))
@@ -86,54 +124,54 @@ def epoch_rows(
 
 
 def training_batches(
-    store: CropStore,
-    teacher: TargetSource | None,
-    skeleton: Skeleton,
+    people: TrainingPeople,
     frame: CropFrame,
     augment: AugmentConfig,
     batches: list[Tensor],
     generator: torch.Generator,
     workers: Workers,
-    starts: NDArray[np.float32] | None = None,
 ) -> Iterator[Batch]:
-    """This worker's share of each global batch, augmented.
+    """Yield this worker's share of each global batch, augmented.
 
-    The crops are drawn anew, or chosen among the views that the teacher was asked about.
+    Scale, rotation and half body are drawn for each person, or chosen from the views that the
+    teacher's targets were stored for.
 
-    All draws are made for global batches, so that they are the same for any number of workers;
-    and for BLOCK of them at once, since for one they cost more in calls than in numbers.
+    Draws are made for global batches, so that they do not depend on the number of workers, and for
+    BLOCK batches at once, which is faster than one call per batch.
 
     Args:
-        starts: other poses of all the store's people, (N, K, 3), as ``given_starts`` makes them.
+        frame: the frame of the augmented crops.
+        batches: rows of the people in each global batch.
     """
-    stored = teacher if isinstance(teacher, TeacherStore) else None
+    store, skeleton, targets, starts = people
+    stored = targets if isinstance(targets, TeacherStore) else None
     views = stored if stored and stored.has_views(augment, frame) else None
     for first in range(0, len(batches), BLOCK):
         block = batches[first : first + BLOCK]
         rows = torch.cat(block)
         if views is None:
-            seen = rows
+            target_rows = rows
             keypoints = torch.from_numpy(store.keypoints_stored[rows.numpy()])
             visibility = torch.from_numpy(store.visibility[rows.numpy()])
             drawn = draw_augmentation(keypoints, visibility, skeleton, frame, augment, generator)
         else:
-            seen, affine = views.choose(rows, generator)
+            target_rows, affine = views.choose(rows, generator)
             drawn = add_flip_and_color(affine, skeleton, frame, augment, generator)
         places = torch.arange(len(rows)).split([len(batch) for batch in block])
         shares = [shard(part, workers) for part in places]
         mine = torch.cat(shares)
         own = drawn.take(mine)
-        labels = _labels(store, frame, rows[mine], own, starts)
+        fields = _label_fields(store, rows[mine], own, starts)
         if stored is not None:
-            labels |= _taught(stored.carried(seen[mine].numpy(), own))
+            fields |= _target_fields(stored.augmented(target_rows[mine].numpy(), own))
         sizes = [len(share) for share in shares]
-        parts = {name: all_of.split(sizes) for name, all_of in labels.items()}
+        parts = {name: values.split(sizes) for name, values in fields.items()}
         for number, share in enumerate(shares):
             crops = crops_of(store, rows, drawn, share, frame, workers.device)
             known = {name: part[number] for name, part in parts.items()}
-            if teacher is not None and stored is None:
-                said = teacher.answers(rows[share].numpy(), drawn.take(share), frame, crops)
-                known |= _taught(said)
+            if targets is not None and stored is None:
+                online = targets.targets(rows[share].numpy(), drawn.take(share), frame, crops)
+                known |= _target_fields(online)
             yield Batch(crops=crops, **known).to(workers.device)
 
 
@@ -145,10 +183,11 @@ def crops_of(
     frame: CropFrame,
     device: torch.device,
 ) -> Tensor:
-    """The crops of those of a drawn batch's people that stand at these places, (P, 3, h, w).
+    """Cut the augmented crops of some people of a drawn batch, (P, 3, h, w).
 
     Args:
-        rows: of all the people drawn, (B,), of whom others may stand before those asked for.
+        rows: of all people in the batch, (B,); patches may show people outside ``places``.
+        places: positions in the batch of the people to cut, (P,).
     """
 
     def cut(people: Tensor) -> Tensor:
@@ -178,7 +217,7 @@ def evaluation_batches(
     workers: Workers,
     starts: NDArray[np.float32] | None = None,
 ) -> Iterator[tuple[Tensor, Batch]]:
-    """(rows, batch) of this worker's share of the first ``count`` people, plain crops."""
+    """Yield (rows, batch) of plain crops: this worker's share of the first ``count`` people."""
     mine = shard(torch.arange(count), workers)
     for rows in mine.split(batch_size) if len(mine) else ():
         yield rows, plain_batch(store, skeleton, frame, rows, workers.device, starts)
@@ -192,22 +231,21 @@ def plain_batch(
     device: torch.device,
     starts: NDArray[np.float32] | None = None,
 ) -> Batch:
-    """These people's crops without augmentation, and without the teacher."""
+    """Return these people's batch without augmentation and without targets."""
     drawn = no_augmentation(len(rows), skeleton, frame)
     crops = crops_of(store, rows, drawn, torch.arange(len(rows)), frame, device)
-    return Batch(crops=crops, **_labels(store, frame, rows, drawn, starts)).to(device)
+    return Batch(crops=crops, **_label_fields(store, rows, drawn, starts)).to(device)
 
 
-def _labels(
+def _label_fields(
     store: CropStore,
-    frame: CropFrame,
     rows: Tensor,
     drawn: Augmentation,
     starts: NDArray[np.float32] | None,
 ) -> dict[str, Tensor]:
-    """What is known of these people without a teacher, by the names of a batch's fields."""
+    """Labels and starting poses of these people, by the names of Batch's fields."""
     index, affine = rows.numpy(), drawn.affine
-    labels = {
+    fields = {
         "keypoints_crop": transform_points(
             drawn.in_flip_order(store.keypoints_stored[index]), affine
         ),
@@ -222,11 +260,13 @@ def _labels(
     if starts is not None:
         poses = drawn.in_flip_order(starts[index])
         start = torch.cat((transform_points(poses[..., :2], affine), poses[..., 2:]), dim=-1)
-        labels["start_crop"] = start
-    return labels
+        fields["start_crop"] = start
+    return fields
 
 
-def _taught(said: TeacherTargets) -> dict[str, Tensor]:
-    """What a teacher says, by the names of a batch's fields."""
-    taught = {"teacher_modes": said.modes_crop, "teacher_mask": said.taught}
-    return taught if said.relation is None else {**taught, "teacher_relation": said.relation}
+def _target_fields(targets: TeacherTargets) -> dict[str, Tensor]:
+    """Targets by the names of Batch's fields."""
+    fields = {"teacher_modes": targets.modes_crop, "teacher_mask": targets.known}
+    if targets.relation is not None:
+        fields["teacher_relation"] = targets.relation
+    return fields

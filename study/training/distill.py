@@ -1,7 +1,7 @@
 """Stage 1, coarse: the student learns from ground truth, the teacher's heatmaps and its structure.
 
-A task is a module whose ``forward`` takes a batch and gives its loss terms by name, each as a sum
-and a count; the loop (``training/loop.py``) adds the counts of all workers and weighs the terms.
+A task is a module whose ``forward`` takes a batch and returns its loss terms by name, each as a
+sum and a count. The loop (``training/loop.py``) adds them up over workers and weights the terms.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from study.training.losses import (
 )
 
 TRUTH_TERMS = ("truth", "truth_heatmap")
-"""What labels alone give: always of weight 1, whatever the schedule; the second with bins only."""
+"""Terms of the labels, of weight 1 under any schedule; the second exists only with bins."""
 SCALE_BATCHES = 20
-"""How many batches the initial value of a term is averaged over."""
+"""Batches over which a term's initial value is averaged."""
 SCALE_FLOOR = 1e-3
-"""A term's scale is at least this share of what a randomly started student has."""
+"""Least scale of a term, as a share of its value for a randomly initialized student."""
 SECOND_MODE_SHARE = 0.5
-"""A joint whose second mode is at least this high, as a share of the first, has no one place."""
+"""A joint is ambiguous if its second mode is at least this high, as a share of the first."""
 
 
 class DistillTask(nn.Module):
-    """The student, and what it is to agree with; without teacher terms, the truth alone."""
+    """The student and its loss on labels and targets; without teacher terms, on labels alone."""
 
     name = "distill"
 
@@ -63,7 +63,7 @@ class DistillTask(nn.Module):
 
         Args:
             trained: names of the student's parameters that start from trained weights.
-            flip_test: whether evaluation averages over each crop and its mirror image.
+            flip_test: average over each crop and its mirror image in evaluation.
         """
         super().__init__()
         self.student = student
@@ -78,17 +78,18 @@ class DistillTask(nn.Module):
         }
         for term in self.term_names:
             self.register_buffer(f"scale_{term}", torch.ones(()))
-        # Inside the module that is wrapped for several workers, so that its gradient is theirs.
+        # Inside the module that DDP wraps, so that its gradient is averaged over workers.
         is_learned = settings.weights == "learned"
         self.uncertainty = UncertaintyWeights(self.term_names) if is_learned else None
 
     @property
     def is_pretrained(self) -> bool:
+        """Whether the student starts from trained weights."""
         return bool(self.trained)
 
     @property
     def term_names(self) -> list[str]:
-        """The terms that this task has, those of the truth first."""
+        """Names of this task's terms, those of the labels first."""
         return list(term_weights(self.settings, isinstance(self.codec, SimCC)))
 
     def forward(self, batch: Batch) -> dict[str, Term]:
@@ -102,19 +103,21 @@ class DistillTask(nn.Module):
         if self.heatmap_kind == "none" and not self.structure_kinds:
             return terms
         assert batch.teacher_modes is not None and batch.teacher_mask is not None
-        taught = self.codec.render(batch.teacher_modes)
+        teacher_heatmaps = self.codec.render(batch.teacher_modes)
         weights = batch.teacher_mask
         if self.heatmap_kind == "mse":
-            terms["heatmap"] = heatmap_mse(out.heatmaps, taught, weights)
+            terms["heatmap"] = heatmap_mse(out.heatmaps, teacher_heatmaps, weights)
         elif self.heatmap_kind == "kl":
             tau = self.settings.heatmap.tau
-            terms["heatmap"] = heatmap_kl(out.heatmaps, taught, weights, tau)
+            terms["heatmap"] = heatmap_kl(out.heatmaps, teacher_heatmaps, weights, tau)
         if self.heatmap_kind != "none" and isinstance(self.codec, SimCC):
-            terms["bins"] = self._taught_bins(self.codec, out, batch)
-        return terms | self._structure(out, taught, batch) if self.structure_kinds else terms
+            terms["bins"] = self._teacher_bins(self.codec, out, batch)
+        if self.structure_kinds:
+            terms |= self._structure(out, teacher_heatmaps, batch)
+        return terms
 
-    def _taught_bins(self, codec: SimCC, out: PoseFeatures, batch: Batch) -> Term:
-        """The bins against the teacher's first modes, each by its height."""
+    def _teacher_bins(self, codec: SimCC, out: PoseFeatures, batch: Batch) -> Term:
+        """Loss of the bins on the teacher's first modes, weighted by their heights."""
         assert out.bins is not None
         assert batch.teacher_modes is not None and batch.teacher_mask is not None
         best = batch.teacher_modes[:, :, 0]
@@ -122,7 +125,9 @@ class DistillTask(nn.Module):
         labels, weights = codec.encode_bins(best[..., :2], heights)
         return bins_kl(out.bins, labels, weights * heights)
 
-    def _structure(self, out: PoseFeatures, taught: Tensor, batch: Batch) -> dict[str, Term]:
+    def _structure(
+        self, out: PoseFeatures, teacher_heatmaps: Tensor, batch: Batch
+    ) -> dict[str, Term]:
         assert batch.teacher_modes is not None and batch.teacher_mask is not None
         confidence = confident_joints(batch.teacher_modes, self.codec.input_size)
         confidence = confidence * batch.teacher_mask
@@ -130,7 +135,8 @@ class DistillTask(nn.Module):
         height = out.heatmaps.shape[2]
         edges, cell = self.skeleton.edges, 1 / height
         if set(kinds.values()) - {"relation"}:
-            student, teacher = (soft_argmax(maps) / height for maps in (out.heatmaps, taught))
+            student = soft_argmax(out.heatmaps) / height
+            teacher = soft_argmax(teacher_heatmaps) / height
         terms = {}
         for term, kind in kinds.items():
             if kind == "pairwise":
@@ -146,9 +152,12 @@ class DistillTask(nn.Module):
         return terms
 
     def weights(self, progress: float) -> dict[str, float]:
-        """Each term's factor in the loss, ``progress`` of the stage's epochs being over (0..1).
+        """Return each term's factor in the loss.
 
-        Where weights are learned, ``uncertainty`` has them; this is the schedule's share alone.
+        With learned weights this holds only the schedule; ``uncertainty`` holds the weights.
+
+        Args:
+            progress: share of the stage's epochs that are finished, 0..1.
         """
         share = {"constant": 1.0, "linear": 1 - progress, "ramp": progress}[self.settings.schedule]
         factors = {}
@@ -159,17 +168,18 @@ class DistillTask(nn.Module):
         return factors
 
     def scale(self, term: str) -> Tensor:
-        """What a term is divided by: its mean before training, 1 if that was never measured."""
+        """Return the divisor of a term: its mean before training, 1 if it was not measured."""
         scale = getattr(self, f"scale_{term}")
         assert isinstance(scale, Tensor)
         return scale
 
     def set_scales(self, means: dict[str, float], random_means: dict[str, float] | None) -> None:
-        """Divides each term by its mean before training, so that weights mean the same everywhere.
+        """Set each term's scale to its mean before training, so that weights compare.
 
         Args:
-            random_means: those of a randomly started student, which set the floor for one that
-                starts from trained weights and so near zero.
+            means: mean of each term before training.
+            random_means: means of a randomly initialized student. They set the least scale for a
+                student with trained weights, whose terms may be near zero.
         """
         floors = {term: SCALE_FLOOR * mean for term, mean in (random_means or means).items()}
         scales = {term: max(mean, floors[term]) or 1.0 for term, mean in means.items()}
@@ -180,9 +190,9 @@ class DistillTask(nn.Module):
             self.scale(term).fill_(scale)
 
     def parameter_groups(self, optimizer: OptimizerConfig) -> list[dict[str, object]]:
-        """All layers, those that start from trained weights at a share of the rate.
+        """Return all parameters; those with trained weights learn at a share of the rate.
 
-        Learned weights of the terms go at the rate of new layers, and do not decay.
+        Learned weights of the terms learn at the full rate and do not decay.
         """
         new: list[nn.Parameter] = []
         old: list[nn.Parameter] = []
@@ -197,29 +207,31 @@ class DistillTask(nn.Module):
         return groups
 
     def trainable(self) -> Iterable[nn.Module]:
-        """The modules to put in train mode."""
+        """Return the modules to put in train mode."""
         return [self.student]
 
     def estimator(self) -> RefinedPose:
-        """What is evaluated: crops to keypoints and scores."""
+        """Return the student with its decoding, for evaluation."""
         return RefinedPose(self.student, self.codec, None, self.flip_order)
 
 
 def term_weights(settings: DistillConfig, has_bins: bool) -> dict[str, float]:
-    """The loss's terms and their weights by the settings, those of the truth first.
+    """Return the loss terms and their weights, those of the labels first.
 
     Args:
-        has_bins: the student's codec is simcc, which has terms of its own beside the heatmaps'.
+        has_bins: whether the student's codec is simcc, which has terms of its own.
     """
     weights = dict.fromkeys(TRUTH_TERMS if has_bins else TRUTH_TERMS[:1], 1.0)
     if settings.heatmap.kind != "none":
-        taught = ("heatmap", "bins") if has_bins else ("heatmap",)
-        weights |= dict.fromkeys(taught, settings.heatmap.weight)
-    return weights | {t: weight for t, (_, weight) in structure_terms(settings.structure).items()}
+        teacher_terms = ("heatmap", "bins") if has_bins else ("heatmap",)
+        weights |= dict.fromkeys(teacher_terms, settings.heatmap.weight)
+    for term, (_, weight) in structure_terms(settings.structure).items():
+        weights[term] = weight
+    return weights
 
 
 def structure_terms(settings: StructureTermConfig) -> dict[str, tuple[str, float]]:
-    """Kind and weight of each structure term; a mix has a term for each of its parts."""
+    """Return kind and weight of each structure term; a mix has one term per part."""
     if settings.kind == "none":
         return {}
     if settings.kind != "mix":
@@ -229,10 +241,11 @@ def structure_terms(settings: StructureTermConfig) -> dict[str, tuple[str, float
 
 
 def confident_joints(modes: Tensor, input_size: tuple[int, int]) -> Tensor:
-    """The teacher's confidence in each joint's place, (B, K), 0 where two places rival or none is.
+    """Return the teacher's confidence in each joint, (B, K); 0 if its place is not clear.
 
-    A soft-argmax over two peaks lies between two people, that of a map whose joint was cut off
-    lies in the map's middle; no joint is at either.
+    A place is not clear if a second mode is nearly as high, or if it lies outside the crop. The
+    soft-argmax of two peaks lies between two people, and that of a map without a peak lies in its
+    middle; neither is a joint.
 
     Args:
         modes: (B, K, M, 4): x, y in crop pixels, height, width; highest first.

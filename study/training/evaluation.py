@@ -1,4 +1,4 @@
-"""From a pose estimator and stored crops to AP over all people, whatever the number of workers."""
+"""From a pose estimator and stored crops to AP over all people, for any number of workers."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ BATCH_SIZE = 64
 
 
 class Estimator(Protocol):
-    """From crops (B, 3, h, w) to keypoints in crop pixels (B, K, 2) and scores (B, K)."""
+    """A pose estimator of single people in crops."""
 
     @property
     def frame(self) -> CropFrame: ...
 
-    def __call__(self, crops: Tensor) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keypoints (B, K, 2) in pixels of the crops (B, 3, h, w), and scores (B, K)."""
 
 
 def predict_crops(
@@ -42,13 +43,12 @@ def predict_crops(
     count: int | None = None,
     starts: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Keypoints in stored-crop pixels (N, K, 2) and scores (N, K), on every worker.
-
-    All people, or the first ``count``; each is seen by one worker, once.
+    """Predict keypoints in stored-crop pixels (N, K, 2) and scores (N, K), on every worker.
 
     Args:
-        starts: poses in stored-crop pixels, with scores, that a ``RefinedPose`` is to improve,
-            (N, K, 3); None for its own.
+        count: predict only for the first ``count`` people.
+        starts: poses that a ``RefinedPose`` refines, x and y in stored-crop pixels and score,
+            (N, K, 3); None refines the student's.
     """
     count = len(store) if count is None else min(count, len(store))
     frame = estimator.frame
@@ -85,18 +85,21 @@ def detect_people(
     starts: NDArray[np.float32] | None = None,
     nms_threshold: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """COCO results, in image pixels, of all people of a store, or of boxes that were detected.
+    """Return COCO results, in image pixels, for all people or detected boxes of a store.
 
     Args:
-        starts: as ``predict_crops``.
-        nms_threshold: of two poses in an image that are more alike than this OKS, the one that
-            scores lower is left out; 1 leaves all.
+        starts: as in ``predict_crops``.
+        nms_threshold: drop the lower-scoring of two poses in an image whose OKS is above this;
+            1 drops none.
+
+    Raises:
+        TrainingDiverged: a keypoint or score is not finite.
     """
     keypoints, scores = predict_crops(estimator, store, skeleton, workers, starts=starts)
     if not (np.isfinite(keypoints).all() and np.isfinite(scores).all()):
         raise TrainingDiverged(
-            "keypoints must be finite to be scored, but the network puts out numbers that are "
-            "not; lower the learning rate"
+            "keypoints and scores must be finite, got NaN or infinity from the network; lower the "
+            "learning rate"
         )
     stored_to_image = invert_affine(store.image_to_stored)
     keypoints_image = apply_affine(keypoints, stored_to_image)
@@ -107,14 +110,16 @@ def detect_people(
     kept = oks_nms_by_image(
         keypoints_image,
         np.array([pose["score"] for pose in poses]),
-        _shown_areas(store),
-        *(store.image_ids, skeleton.oks_sigmas, nms_threshold),
+        _crop_areas(store),
+        store.image_ids,
+        skeleton.oks_sigmas,
+        nms_threshold,
     )
     return [poses[place] for place in kept]
 
 
-def _shown_areas(store: CropStore) -> NDArray[np.float64]:
-    """What HRNet's OKS-NMS takes as a person's area: the widened box's, square image pixels."""
+def _crop_areas(store: CropStore) -> NDArray[np.float64]:
+    """Areas of the widened boxes, square image pixels; HRNet's OKS-NMS uses these."""
     height, width = store.input_size
     zoom = np.linalg.det(store.image_to_stored[..., :2])
     return np.asarray(height * width / zoom)
@@ -129,14 +134,14 @@ def evaluate(
     workers: Workers,
     starts: NDArray[np.float32] | None = None,
 ) -> dict[str, float]:
-    """AP and its kin over all people of a store, the same on every worker.
+    """Return AP and its variants over all people of a store, the same on every worker.
 
-    A figure that is about nobody (the AP of large people where there are none) is left out.
+    Figures without people, such as the AP of large people if there are none, are left out.
 
     Args:
         truth: COCO-format ground truth of the same images.
-        kind: coco or crowdpose, the evaluation's rules.
-        starts: as ``predict_crops``.
+        kind: the rules of evaluation, coco or crowdpose.
+        starts: as in ``predict_crops``.
     """
     detections = detect_people(estimator, store, skeleton, workers, starts)
     scores = None

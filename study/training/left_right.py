@@ -1,10 +1,10 @@
-"""How the names of left and right are learned, at the start of stage 2, before the refiner is.
+"""Training of the swap resolver, before the first epoch of stage 2.
 
-The student, which may be finetuned later, looks once at plain crops, and what it sees under poses
-with the errors of ``refine.start`` is kept. From this, a few numbers a person, ``SwapResolver``
-learns quickly which way of naming the pairs is right: wrong ones there are enough of in every
-pose, none needs to be made. In the epochs that follow it stays as it is, so that a trial that goes
-on has it with its first checkpoint, and one that was broken off before learns it again, the same.
+It starts from poses of another method, or of jitter, and learns which joints carry the label of
+the wrong side. The student sees each training person's plain crop once; its heatmaps' evidence
+for each pose is kept, a few numbers per person, so that training takes seconds. Every correct pose
+yields all its swapped variants as negatives. Afterwards the resolver is frozen: a resumed trial
+loads it with its first checkpoint, or repeats this training with the same result.
 """
 
 from __future__ import annotations
@@ -27,25 +27,24 @@ BATCH_SIZE = 64
 RATE = 2e-3
 WARMUP_FRACTION = 0.05
 MAX_PEOPLE = 5_000
-"""So many are enough; the student looks at no more."""
+"""Training people used; more of them change nothing."""
 
 
 def train_swap_resolver(
-    task: RefineTask, ground: TrainingData, starts: Starts | None, seed: int
+    task: RefineTask, data: TrainingData, starts: Starts | None, seed: int
 ) -> None:
-    """The refiner's names of left and right are learned, the same on every worker.
+    """Train the refiner's swap resolver, with the same result on every worker.
 
     Args:
-        starts: the poses of ``refine.start``'s file, None for jitter.
-        seed: what is random follows it.
+        starts: poses of the file that ``refine.start`` names; None for jitter.
     """
-    mirror_pairs = task.refiner.mirror_pairs
-    assert mirror_pairs is not None
-    torch.manual_seed(seed_of(seed, ground.workers.rank))
-    examples = collect_examples(task, mirror_pairs, ground, starts)
-    mirror_pairs.requires_grad_()
-    fit_swap_resolver(mirror_pairs, examples, ground.skeleton.oks_sigmas, seed)
-    mirror_pairs.requires_grad_(False)
+    resolver = task.refiner.mirror_pairs
+    assert resolver is not None
+    torch.manual_seed(seed_of(seed, data.workers.rank))
+    examples = collect_examples(task, resolver, data, starts)
+    resolver.requires_grad_()
+    fit_swap_resolver(resolver, examples, data.skeleton.oks_sigmas, seed)
+    resolver.requires_grad_(False)
 
 
 class Examples(NamedTuple):
@@ -56,26 +55,31 @@ class Examples(NamedTuple):
     is_given: Tensor
     """(N, D, K)."""
     evidence: Tensor
-    """What the student's maps say of each pose's pairs, (N, D, P)."""
+    """Evidence of the student's heatmaps for each pose's pairs, (N, D, P)."""
     truth: Tensor
     """(N, K, 2)."""
     weights: Tensor
-    """1 for labeled joints, (N, K)."""
+    """1 for labeled joints, else 0, (N, K)."""
     areas: Tensor
     """(N,)."""
 
 
 def collect_examples(
-    task: RefineTask, mirror_pairs: SwapResolver, ground: TrainingData, starts: Starts | None
+    task: RefineTask, resolver: SwapResolver, data: TrainingData, starts: Starts | None
 ) -> Examples:
-    """Of the first people to train on, EPOCHS draws of jitter, or the one pose of a file."""
-    store, workers = ground.train, ground.workers
+    """Collect poses of the first training people: EPOCHS draws of jitter, or a file's one pose."""
+    store, workers = data.train, data.workers
     count = min(len(store), MAX_PEOPLE)
     estimator, crop_size = task.estimator(), task.codec.input_size
     parts: list[tuple[Tensor, ...]] = []
     with torch.no_grad():
         for rows, batch in evaluation_batches(
-            *(store, ground.skeleton, task.codec.frame, count, BATCH_SIZE, workers),
+            store,
+            data.skeleton,
+            task.codec.frame,
+            count,
+            BATCH_SIZE,
+            workers,
             starts.train if starts else None,
         ):
             maps = estimator.predict(batch.crops).heatmaps
@@ -83,11 +87,17 @@ def collect_examples(
             given = [draw for draw in draws if draw is not None]
             poses, scores = (torch.stack(values, dim=1) for values in zip(*given, strict=True))
             evidence = [
-                mirror_pairs.heatmap_evidence(maps, pose, crop_size) for pose in poses.unbind(1)
+                resolver.heatmap_evidence(maps, pose, crop_size) for pose in poses.unbind(1)
             ]
-            labels = (batch.keypoints_crop, (batch.visibility > 0).to(poses), batch.areas_crop)
-            seen = (poses, scores > 0, torch.stack(evidence, dim=1), *labels)
-            parts.append((rows, *(values.cpu() for values in seen)))
+            example = Examples(
+                poses=poses,
+                is_given=scores > 0,
+                evidence=torch.stack(evidence, dim=1),
+                truth=batch.keypoints_crop,
+                weights=(batch.visibility > 0).to(poses),
+                areas=batch.areas_crop,
+            )
+            parts.append((rows, *(values.cpu() for values in example)))
     gathered = [part for worker in workers.gather(parts) for part in worker]
     rows, *values = (torch.cat(tensors) for tensors in zip(*gathered, strict=True))
     order = rows.argsort()
@@ -95,11 +105,11 @@ def collect_examples(
 
 
 def fit_swap_resolver(
-    mirror_pairs: SwapResolver, examples: Examples, sigmas: tuple[float, ...], seed: int
+    resolver: SwapResolver, examples: Examples, sigmas: tuple[float, ...], seed: int
 ) -> None:
-    """EPOCHS of AdamW over the examples, in an order that follows the seed."""
+    """Train for EPOCHS by AdamW on the examples, in an order that follows from the seed."""
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(mirror_pairs.parameters(), lr=RATE, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(resolver.parameters(), lr=RATE, weight_decay=1e-4)
     count, draws = examples.poses.shape[:2]
     steps = EPOCHS * -(-count // BATCH_SIZE)
     step = 0
@@ -111,9 +121,11 @@ def fit_swap_resolver(
                 for values in (examples.poses, examples.is_given, examples.evidence)
             )
             term = swap_loss(
-                mirror_pairs(poses, is_given, evidence),
-                poses[:, mirror_pairs.orders],
-                *(examples.truth[rows], examples.weights[rows], examples.areas[rows]),
+                resolver(poses, is_given, evidence),
+                poses[:, resolver.orders],
+                examples.truth[rows],
+                examples.weights[rows],
+                examples.areas[rows],
                 sigmas,
             )
             for group in optimizer.param_groups:

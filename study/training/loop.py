@@ -1,11 +1,12 @@
-"""The one epoch loop, of teacher, stage 1 and stage 2 alike, and the recorder of its epochs.
+"""The epoch loop of the teacher, stage 1 and stage 2, and the recorder of its epochs.
 
-Everything random is drawn from the trial's seed, the stage and the epoch, so that an epoch comes
-out the same whether the run was broken off before it or not.
+Everything random is drawn from the trial's seed, the stage and the epoch, so that an interrupted
+run repeats the same epochs when it resumes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,59 +28,67 @@ from study.training.losses import Term
 from study.workers import Workers
 
 Report = Callable[[Row], bool]
-"""Takes an epoch's row, on every worker; the first worker's answer is whether to stop."""
+"""Called with an epoch's row on every worker; the first worker's result says whether to stop."""
 CHECK_EVERY = 50
-"""Steps between two looks at whether the loss is still a number."""
+"""Steps between two checks that the loss is finite."""
 
 
 class Task(Protocol):
-    """What the loop trains: ``DistillTask`` and ``RefineTask`` are such."""
+    """A module that the loop trains: ``DistillTask`` or ``RefineTask``."""
 
     name: str
     uncertainty: UncertaintyWeights | None
-    """What weighs the terms beyond ``weights``; None where nothing does."""
+    """Learned weights of the terms, on top of ``weights``; None for fixed weights."""
 
-    def weights(self, progress: float) -> dict[str, float]: ...
+    def weights(self, progress: float) -> dict[str, float]:
+        """Return each term's factor in the loss; ``progress`` is the share of epochs done."""
 
-    def parameter_groups(self, optimizer: OptimizerConfig) -> list[dict[str, object]]: ...
+    def parameter_groups(self, optimizer: OptimizerConfig) -> list[dict[str, object]]:
+        """Return the parameters to train, with a rate for each group."""
 
-    def trainable(self) -> Iterable[nn.Module]: ...
+    def trainable(self) -> Iterable[nn.Module]:
+        """Return the modules to put in train mode."""
 
-    def estimator(self) -> RefinedPose: ...
+    def estimator(self) -> RefinedPose:
+        """Return the pose estimator to evaluate."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """How long and on what a task is trained."""
+    """The epochs, batches and evaluation of one stage."""
 
     name: str
-    """teacher | distill | refine, as it stands in the reports."""
+    """``stage`` of its reports: teacher | distill | refine."""
     epochs: int
     steps_per_epoch: int
     optimizer: OptimizerConfig
     seed: int
-    first_epoch: int
-    """Epochs of the trial before this stage: reports count on from there."""
-    first_step: int
-    """Optimizer steps of the trial before this stage, likewise."""
     batches: Callable[[torch.Generator], Iterator[Batch]]
-    """This worker's batches of one epoch."""
+    """Yields this worker's batches of one epoch."""
     evaluate: Callable[[RefinedPose], dict[str, float]]
-    """AP and the like on held-out people, the same on every worker."""
+    """Returns AP and its variants on held-out people, the same on every worker."""
     diagnose: bool = False
-    """Whether the reports tell each term's part in the gradient."""
+    """Whether reports hold each term's share of the gradient."""
+    first_epoch: int = 0
+    """Epochs of the trial before this stage; reports count from there."""
+    first_step: int = 0
+    """Optimizer steps of the trial before this stage; reports count from there."""
+
+    def after(self, *, epochs: int, steps: int) -> Stage:
+        """Return the same stage, following an earlier one of so many epochs and steps."""
+        return dataclasses.replace(self, first_epoch=epochs, first_step=steps)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage has come."""
+    """The point from which a stage resumes."""
 
     epoch: int
-    """Epochs of this stage that are over."""
+    """Finished epochs of this stage."""
     seconds: float
     """Training time of the trial so far."""
     optimizer: Mapping[str, Any] | None
-    """The optimizer's state then; None before the first epoch."""
+    """State of the optimizer; None before the first epoch."""
 
 
 FinishEpoch = Callable[[Row, nn.Module, torch.optim.Optimizer], bool]
@@ -89,7 +98,10 @@ FinishEpoch = Callable[[Row, nn.Module, torch.optim.Optimizer], bool]
 def run_stage(
     task: nn.Module, stage: Stage, progress: Progress, workers: Workers, finish: FinishEpoch
 ) -> bool:
-    """Trains until the stage is over or ``finish`` says stop; returns whether it said so.
+    """Train until the stage is finished or ``finish`` returns True.
+
+    Returns:
+        Whether ``finish`` stopped the stage.
 
     Raises:
         TrainingDiverged: the loss is not finite.
@@ -123,10 +135,10 @@ def combine(
     workers: Workers,
     uncertainty: UncertaintyWeights | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss to take the gradient of, and each term's mean over all workers' people.
+    """Return the loss to differentiate, and each term's mean over the people of all workers.
 
-    A term's sum is divided by the count over all workers; the factor ``world`` undoes the mean
-    over workers that follows, so that the gradient is one worker's on the whole batch.
+    A term's sum is divided by the count over all workers. The factor ``world`` cancels the mean
+    over workers that DDP takes, so that the gradient equals that of one worker on the whole batch.
     """
     names = list(terms)
     sums = torch.stack([terms[name].sum for name in names])
@@ -143,7 +155,7 @@ def combine(
 
 
 def mean_terms(task: nn.Module, batches: Iterable[Batch], workers: Workers) -> dict[str, float]:
-    """Each term's mean over these batches and all workers, without gradient."""
+    """Return each term's mean over these batches and all workers, without gradient."""
     totals: dict[str, Tensor] = {}
     number = 0
     with torch.no_grad():
@@ -203,7 +215,7 @@ def _train_epoch(
 
 
 def _factors(task: Task, weights: dict[str, float]) -> dict[str, float]:
-    """What each term's mean is multiplied by in the loss at present."""
+    """Return each term's present factor in the loss, learned weights included."""
     if task.uncertainty is None:
         return weights
     learned = task.uncertainty.factors()
@@ -236,7 +248,12 @@ def _set_rate(optimizer: torch.optim.Optimizer, stage: Stage, step: int) -> None
 
 
 def rate_share(step: int, total: int, warmup_fraction: float) -> float:
-    """The share of the full rate at a step (from 0) of ``total``: a line up, a cosine down."""
+    """Return the share of the full rate at a step: a linear warm-up, then a cosine decay.
+
+    Args:
+        step: counted from 0.
+        total: steps of the whole stage.
+    """
     warmup = warmup_fraction * total
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -244,7 +261,7 @@ def rate_share(step: int, total: int, warmup_fraction: float) -> float:
 
 
 class Recorder:
-    """Keeps each epoch on disk, then reports it: in this order a kill loses neither."""
+    """Saves each epoch, then reports it; in this order, a killed process loses neither."""
 
     def __init__(self, checkpoints: Checkpoints, workers: Workers, report: Report) -> None:
         self.checkpoints = checkpoints
@@ -253,13 +270,17 @@ class Recorder:
         last = checkpoints.last()
         self.rows: list[Row] = list(last.rows) if last else []
 
+    def has_reached(self, stage: str) -> bool:
+        """Return whether an epoch of this stage is finished."""
+        return any(row["stage"] == stage for row in self.rows)
+
     def replay(self) -> bool:
-        """Reports again what the last checkpoint tells; returns whether to stop."""
+        """Report all epochs of the last checkpoint again; return whether to stop."""
         stops = [self.report(row) for row in self.rows]
         return bool(self.workers.from_first(any(stops)))
 
-    def finish(self, row: Row, task: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
-        """Saves and reports an epoch; returns whether to stop, the same on every worker."""
+    def finish_epoch(self, row: Row, task: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+        """Save and report an epoch; return whether to stop, the same on every worker."""
         self.rows.append(row)
         if self.workers.rank == 0:
             self.checkpoints.save(task.state_dict(), optimizer.state_dict(), self.rows)
@@ -267,7 +288,7 @@ class Recorder:
         return bool(self.workers.from_first(self.report(row)))
 
     def resume(self, stage: Stage, task: nn.Module) -> Progress:
-        """The task as its last checkpoint in this stage left it, and how far it had come."""
+        """Load the task's last checkpoint of this stage; return the point to resume from."""
         seconds = float(self.rows[-1]["seconds"]) if self.rows else 0.0
         last = self.checkpoints.last()
         if last is None or last.stage != stage.name:

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from study.workers import Workers
 
 DIAGNOSED_STEPS = 4
-"""The first steps of an epoch, which are looked at."""
+"""Steps at the start of an epoch whose gradients are measured."""
 
 
 class GradientDiagnosis:
-    """The gradients of the terms, step by step; all of them are those of the global batch.
+    """Gradients of the loss terms on the global batch, step by step.
 
-    It reads the graph that a training step is about to go through: no second forward, no random
-    number, and nothing is written to ``.grad``.
+    They are computed from the graph of the training step itself: there is no second forward pass,
+    no random draw, and ``.grad`` stays untouched.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], workers: Workers) -> None:
@@ -28,12 +28,12 @@ class GradientDiagnosis:
         self.cosines: list[dict[str, float]] = []
 
     def add(self, losses: Mapping[str, Tensor], factors: Mapping[str, float]) -> None:
-        """Takes in a step.
+        """Measure the gradients of one step.
 
         Args:
             losses: the unweighted terms, ``truth`` among them; the mean over workers of each is
                 its mean over the global batch.
-            factors: what each term is multiplied by in the loss.
+            factors: each term's factor in the loss.
         """
         truth = self._gradient(losses["truth"])
         norms: dict[str, float] = {}
@@ -47,7 +47,10 @@ class GradientDiagnosis:
         self.cosines.append(cosines)
 
     def row(self) -> dict[str, float]:
-        """Means over the steps: ``gradient_share.<term>`` and ``gradient_cosine.<term>``."""
+        """Return means over the steps: ``gradient_share.<term>``, ``gradient_cosine.<term>``.
+
+        A cosine is that between the term's gradient and the gradient of ``truth``.
+        """
         return {
             f"gradient_{figure}.{name}": sum(step[name] for step in steps) / len(steps)
             for figure, steps in (("share", self.shares), ("cosine", self.cosines))
@@ -55,7 +58,7 @@ class GradientDiagnosis:
         }
 
     def _gradient(self, loss: Tensor) -> Tensor:
-        """Over all parameters as one vector, the same on every worker."""
+        """Gradient by all parameters as one vector, the same on every worker."""
         parts = torch.autograd.grad(
             loss, self.parameters, retain_graph=True, materialize_grads=True
         )
@@ -69,10 +72,10 @@ def _cosine(first: Tensor, second: Tensor) -> float:
 
 
 class UncertaintyWeights(nn.Module):
-    """A term L counts exp(-s) L + s / 2, with an s of its own that is learned with the student.
+    """Learned weights: a term L enters the loss as exp(-s) L + s / 2, with one s per term.
 
     Kendall, Gal and Cipolla (Multi-task learning using uncertainty, CVPR 2018), where s is the log
-    of a task's variance. For a given L the best s makes the term's factor 1 / (2 L).
+    of a task's variance. For a given L, the best s makes the term's factor 1 / (2 L).
     """
 
     def __init__(self, terms: Iterable[str]) -> None:
@@ -82,16 +85,16 @@ class UncertaintyWeights(nn.Module):
         )
 
     def forward(self, means: Mapping[str, Tensor]) -> Tensor:
-        """What the terms of these means count, in their order."""
+        """Return exp(-s) L + s / 2 of each term, in the order of ``means``."""
         variances = torch.stack([self.log_variances[name] for name in means])
         return torch.exp(-variances) * torch.stack(list(means.values())) + variances / 2
 
     def factors(self) -> dict[str, float]:
-        """exp(-s) of each term at present."""
+        """Return the present factor exp(-s) of each term."""
         return {name: math.exp(-s.item()) for name, s in self.log_variances.items()}
 
     @torch.no_grad()
     def start_at(self, means: Mapping[str, float]) -> None:
-        """Each term counts 1, and half its s, at its mean before training."""
+        """Scale each term to 1 at its mean before training: s is the log of that mean."""
         for name, mean in means.items():
             self.log_variances[name].fill_(math.log(mean))

@@ -1,9 +1,9 @@
-"""What both stages minimize: pure functions of batched tensors, each a sum and a count.
+"""The loss terms of both stages: pure functions of batched tensors that return a sum and a count.
 
 Points are in units of the crop's height on both axes, unless a name says otherwise; ``beta`` is
-one heatmap cell in that unit. Whatever comes from a teacher, and every weight, is detached;
-weights below zero count as zero. Spatial softmaxes follow the map's own peak (see
-spatial_softmax), without which they would barely see a map of peak 1.
+one heatmap cell in that unit. Teachers' values and all weights are detached; weights below zero
+count as zero. Spatial softmaxes are scaled by the peak of each map (see ``spatial_softmax``);
+without this they would be nearly uniform on a map of peak 1.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LOWEST_PEAK = 0.05
+"""Peaks below this scale a spatial softmax as this one does."""
 AS_GOOD = 0.1
-"""Part of a joint's OKS by which one way of naming a pose may lack another and be as good."""
+"""Two labelings of a pose count as equally good if their summed OKS differs by at most this."""
 _TINY = 1e-8
 
 
 class Term(NamedTuple):
-    """A mean kept as two scalars, so that workers can add both before dividing.
+    """A mean as two scalars, so that workers can add up both before dividing.
 
-    With a count of 0 the sum is 0, and still hangs on the student's graph.
+    With a count of 0 the sum is 0 and still part of the student's graph.
     """
 
     sum: Tensor
@@ -33,10 +34,10 @@ class Term(NamedTuple):
 
 
 def truth_loss(student_heatmaps: Tensor, target_heatmaps: Tensor, weights: Tensor) -> Term:
-    """Half the squared difference of weighted maps, a mean over B * K * H * W.
+    """Compute half the squared difference of weighted maps, a mean over B * K * H * W.
 
     As in the official SimpleBaseline, the weight multiplies both maps: it enters squared, and a
-    joint of weight 0 counts as a perfect one.
+    joint of weight 0 counts as predicted perfectly.
 
     Args:
         student_heatmaps: (B, K, H, W).
@@ -51,13 +52,13 @@ def truth_loss(student_heatmaps: Tensor, target_heatmaps: Tensor, weights: Tenso
 def bins_kl(
     student_bins: tuple[Tensor, Tensor], labels: tuple[Tensor, Tensor], weights: Tensor
 ) -> Term:
-    """Kullback-Leibler divergence of the student's bins from their labels, in nats.
+    """Compute the Kullback-Leibler divergence of the student's bins from the labels, in nats.
 
-    SimCC's loss (Li et al., ECCV 2022). The mean of both axes, weighted over the joints.
+    SimCC's loss (Li et al., ECCV 2022): the mean of both axes, weighted over the joints.
 
     Args:
         student_bins: logits along x and y, (B, K, 2w) and (B, K, 2h).
-        labels: probabilities of the same bins; of sum 0 where the weight is.
+        labels: probabilities of the same bins; all 0 where the weight is 0.
         weights: (B, K).
     """
     along_x, along_y = (
@@ -68,12 +69,12 @@ def bins_kl(
 
 
 def heatmap_mse(student_heatmaps: Tensor, teacher_heatmaps: Tensor, weights: Tensor) -> Term:
-    """Squared difference of the maps (B, K, H, W), a mean over all cells, weighted by joint.
+    """Compute the squared difference of the maps, a mean over all cells, weighted by joint.
 
     Args:
         student_heatmaps: (B, K, H, W).
         teacher_heatmaps: (B, K, H, W).
-        weights: (B, K), 0 for joints of which the teacher has nothing to say.
+        weights: (B, K), 0 for joints without a target.
     """
     loss = (student_heatmaps - teacher_heatmaps.detach()).square()
     return _weighted_mean(loss.mean(dim=(2, 3)), weights)
@@ -82,10 +83,11 @@ def heatmap_mse(student_heatmaps: Tensor, teacher_heatmaps: Tensor, weights: Ten
 def heatmap_kl(
     student_heatmaps: Tensor, teacher_heatmaps: Tensor, weights: Tensor, tau: float
 ) -> Term:
-    """Kullback-Leibler divergence of the student's spatial softmax from the teacher's, in nats.
+    """Compute the Kullback-Leibler divergence of two spatial softmaxes, in nats.
 
-    Shu et al. (Channel-wise Knowledge Distillation, ICCV 2021) with a joint for a channel. A mean
-    over B * K, weighted as in heatmap_mse. ``tau`` is a fraction of each map's peak.
+    Shu et al. (Channel-wise Knowledge Distillation, ICCV 2021), with joints as channels: the
+    student's from the teacher's, a mean over B * K, weighted as in ``heatmap_mse``. ``tau`` is a
+    fraction of each map's peak.
     """
     student = _relative_to_peak(student_heatmaps, tau).flatten(2).log_softmax(dim=-1)
     teacher = _relative_to_peak(teacher_heatmaps.detach(), tau).flatten(2).log_softmax(dim=-1)
@@ -93,15 +95,15 @@ def heatmap_kl(
 
 
 def spatial_softmax(heatmaps: Tensor, tau: float = 0.05) -> Tensor:
-    """Softmax over the cells of H / (tau * max H), (B, K, H, W).
+    """Compute the softmax of H / (tau * max H) over the cells, (B, K, H, W).
 
-    The maximum is each map's own, detached and at least LOWEST_PEAK.
+    The maximum is that of each map, detached and at least LOWEST_PEAK.
     """
     return _relative_to_peak(heatmaps, tau).flatten(2).softmax(dim=-1).view_as(heatmaps)
 
 
 def soft_argmax(heatmaps: Tensor, tau: float = 0.05) -> Tensor:
-    """Mean cell under the spatial softmax, x and y in heatmap cells, (B, K, 2)."""
+    """Compute the mean cell under the spatial softmax, x and y in heatmap cells, (B, K, 2)."""
     probability = spatial_softmax(heatmaps, tau)
     rows = torch.arange(heatmaps.shape[2], device=heatmaps.device, dtype=heatmaps.dtype)
     columns = torch.arange(heatmaps.shape[3], device=heatmaps.device, dtype=heatmaps.dtype)
@@ -113,16 +115,16 @@ def soft_argmax(heatmaps: Tensor, tau: float = 0.05) -> Tensor:
 def pairwise_loss(
     student_points: Tensor, teacher_points: Tensor, confidence: Tensor, beta: float
 ) -> Term:
-    """Smooth-L1 between the student's and the teacher's distances of every two joints.
+    """Compare the student's and the teacher's distances of every two joints by smooth-L1.
 
-    RKD's distance term (Park et al., CVPR 2019) on joints. A mean over pairs i < j of all people,
+    RKD's distance term (Park et al., CVPR 2019) on joints: a mean over pairs i < j of all people,
     weighted by the root of the product of both confidences.
 
     Args:
         student_points: (B, K, 2).
         teacher_points: (B, K, 2).
         confidence: the teacher's scores, (B, K).
-        beta: where the loss turns from square to straight.
+        beta: where the loss turns from quadratic to linear.
     """
     student, teacher = (
         torch.linalg.vector_norm(points[:, :, None] - points[:, None], dim=-1)  # (B, K, K)
@@ -130,7 +132,7 @@ def pairwise_loss(
     )
     loss = F.smooth_l1_loss(student, teacher, reduction="none", beta=beta)
     roots = confidence.detach().clamp_min(0).sqrt()
-    # every pair once: whole matrices are cheaper than gathering halves of them
+    # Each pair once; masking whole matrices is cheaper than gathering half of them.
     return _weighted_mean(loss, (roots[:, :, None] * roots[:, None]).triu(diagonal=1))
 
 
@@ -141,18 +143,18 @@ def bone_loss(
     edges: Sequence[tuple[int, int]],
     beta: float,
 ) -> Term:
-    """Smooth-L1 between the limbs' vectors plus 1 - cos of the angle between them.
+    """Compare the limbs' vectors by smooth-L1, plus 1 - cos of the angle between them.
 
-    The first part is the mean of both axes. For the second a limb shorter than ``beta`` counts as
-    the less of a direction the shorter it is. A mean over the limbs of all people, taken after the
-    absolute value and weighted by the root of the product of both ends' confidences.
+    The first part is the mean of both axes. In the second the direction of a limb shorter than
+    ``beta`` is scaled down in proportion. The result is a mean over the limbs of all people,
+    weighted by the root of the product of both ends' confidences.
 
     Args:
         student_points: (B, K, 2).
         teacher_points: (B, K, 2).
         confidence: the teacher's scores, (B, K).
         edges: pairs of joint indices, E of them.
-        beta: where smooth-L1 turns from square to straight.
+        beta: where smooth-L1 turns from quadratic to linear.
     """
     ends = torch.tensor(edges, dtype=torch.long, device=student_points.device).view(-1, 2)
     first, second = ends.unbind(dim=1)
@@ -160,7 +162,7 @@ def bone_loss(
     student = student_points[:, second] - student_points[:, first]  # (B, E, 2)
     teacher = teacher_points[:, second] - teacher_points[:, first]
     vectors = F.smooth_l1_loss(student, teacher, reduction="none", beta=beta).mean(dim=-1)
-    # half the squared distance of two unit vectors is 1 - cos, and exactly 0 for equal limbs
+    # Half the squared distance of two unit vectors is 1 - cos, and exactly 0 for equal limbs.
     turn = _direction(student, beta) - _direction(teacher, beta)
     angles = 0.5 * turn.square().sum(dim=-1)
     return _weighted_mean(vectors + angles, _both(confidence, first, second))
@@ -173,18 +175,18 @@ def angle_loss(
     edges: Sequence[tuple[int, int]],
     shortest: float,
 ) -> Term:
-    """Smooth-L1 between the cosines of the angles that two limbs make where they meet.
+    """Compare the cosines of the angles between adjacent limbs by smooth-L1.
 
-    RKD's angle term (Park et al., CVPR 2019), with its turn from square to straight at 1, on the
-    skeleton's own angles instead of every three joints. A mean over the angles of all people,
-    weighted by the cube root of the product of the three joints' confidences.
+    RKD's angle term (Park et al., CVPR 2019), quadratic below 1, on the angles of the skeleton
+    instead of every three joints: a mean over the angles of all people, weighted by the cube root
+    of the product of the three joints' confidences.
 
     Args:
         student_points: (B, K, 2).
         teacher_points: (B, K, 2).
         confidence: the teacher's scores, (B, K).
         edges: pairs of joint indices; every two that share a joint make an angle.
-        shortest: a limb shorter than this counts as the less of a direction the shorter it is.
+        shortest: the direction of a shorter limb is scaled down in proportion.
     """
     corners = torch.tensor(_corners(edges), dtype=torch.long, device=student_points.device)
     first, middle, last = corners.view(-1, 3).unbind(dim=1)
@@ -200,13 +202,13 @@ def angle_loss(
 
 
 def joint_relation(heatmaps: Tensor, features: Tensor, tau: float = 0.05) -> Tensor:
-    """Cosines between the joints' descriptors, (B, K, K).
+    """Compute the cosines between the joints' descriptors, (B, K, K).
 
     A joint's descriptor is the mean of the features under its spatial softmax.
 
     Args:
         heatmaps: (B, K, H, W).
-        features: (B, C, H, W), the finest of the same network.
+        features: (B, C, H, W), the finest map of the same network's pyramid.
         tau: the softmax's temperature, a fraction of each map's peak.
     """
     if heatmaps.shape[-2:] != features.shape[-2:]:
@@ -222,14 +224,28 @@ def joint_relation(heatmaps: Tensor, features: Tensor, tau: float = 0.05) -> Ten
 
 
 def relation_loss(student_relation: Tensor, teacher_relation: Tensor, confidence: Tensor) -> Term:
-    """Squared difference of the relations (B, K, K), a weighted mean over pairs i < j.
+    """Compute the squared difference of the relations (B, K, K), a mean over pairs i < j.
 
-    The weight is the root of the product of both joints' confidences (B, K), the teacher's.
+    A pair's weight is the root of the product of the teacher's confidences (B, K) in both joints.
     """
     first, second = _pairs(student_relation)
     difference = student_relation - teacher_relation.detach()
     loss = difference[:, first, second].square()
     return _weighted_mean(loss, _both(confidence, first, second))
+
+
+def oks_tolerance(sigmas: Tensor | Sequence[float], area: Tensor, like: Tensor) -> Tensor:
+    """Return each joint's squared tolerance in COCO's OKS, (2 sigma)^2 area, (B, K).
+
+    A joint's part in the OKS is exp(-e^2 / (2 tolerance)), where e is its distance.
+
+    Args:
+        sigmas: the skeleton's OKS sigmas, K of them.
+        area: the people's areas, (B,); the result is in the same unit.
+        like: gives dtype and device.
+    """
+    sigmas = torch.as_tensor(sigmas, dtype=like.dtype, device=like.device)
+    return (2 * sigmas).square() * area.detach().clamp_min(_TINY)[:, None]
 
 
 def oks_loss(
@@ -239,7 +255,7 @@ def oks_loss(
     area: Tensor,
     sigmas: Tensor | Sequence[float],
 ) -> Term:
-    """One minus each joint's part in COCO's OKS, 1 - exp(-e^2 / (2 (2 sigma)^2 area)).
+    """Compute one minus each joint's part in COCO's OKS, a weighted mean over the joints.
 
     Args:
         points: (B, K, 2).
@@ -248,9 +264,8 @@ def oks_loss(
         area: the people's areas, (B,), in units of the squared crop height.
         sigmas: the skeleton's OKS sigmas, K of them.
     """
-    sigmas = torch.as_tensor(sigmas, dtype=points.dtype, device=points.device)
     squared = (points - target.detach()).square().sum(dim=-1)
-    tolerance = (2 * sigmas).square() * area.detach().clamp_min(_TINY)[:, None]
+    tolerance = oks_tolerance(sigmas, area, like=points)
     return _weighted_mean(-torch.expm1(-squared / (2 * tolerance)), weights)
 
 
@@ -262,22 +277,21 @@ def choice_loss(
     area: Tensor,
     sigmas: Tensor | Sequence[float],
 ) -> Term:
-    """One minus the part in COCO's OKS that is expected under the softmax of the logits.
+    """Compute one minus the expected part in COCO's OKS under the softmax of the logits.
 
-    Bounded, and no more than what AP counts: where all candidates are as good, or none is any,
-    it asks for nothing, while a cross-entropy would call for a guess there.
+    The loss is bounded and has no gradient where all candidates are equally good, or all are
+    useless; a cross-entropy would push for a guess there.
 
     Args:
         logits: (B, K, M); -inf where there is no candidate.
         candidates: (B, K, M, 2), in any unit; no gradient flows into them.
-        target: (B, K, 2), in the same.
+        target: (B, K, 2), in the same unit.
         weights: (B, K).
         area: the people's areas, (B,), in that unit squared.
         sigmas: the skeleton's OKS sigmas, K of them.
     """
-    sigmas = torch.as_tensor(sigmas, dtype=logits.dtype, device=logits.device)
     squared = (candidates - target[:, :, None]).detach().square().sum(dim=-1)  # (B, K, M)
-    tolerance = (2 * sigmas).square() * area.detach().clamp_min(_TINY)[:, None]
+    tolerance = oks_tolerance(sigmas, area, like=logits)
     wrong = -torch.expm1(-squared / (2 * tolerance[..., None]))
     return _weighted_mean((logits.softmax(dim=-1) * wrong).sum(dim=-1), weights)
 
@@ -290,32 +304,31 @@ def swap_loss(
     area: Tensor,
     sigmas: Tensor | Sequence[float],
 ) -> Term:
-    """Cross-entropy, in nats, against those ways of naming a pose that are as good as the best.
+    """Compute the cross-entropy, in nats, against the left-right labelings as good as the best.
 
-    A way is as good if its OKS, summed over the joints, lacks no more than ``AS_GOOD`` of the
-    best one's. People for whom every possible way is as good don't count.
+    A labeling is as good if its OKS, summed over the joints, is at most ``AS_GOOD`` below the
+    best one's. People whose possible labelings are all as good don't count.
 
     Args:
-        logits: (B, W); -inf for ways that are not possible.
-        poses: the pose under each way's names, (B, W, K, 2), in any unit.
-        target: (B, K, 2), in the same.
+        logits: (B, L); -inf for labelings that are not possible.
+        poses: the pose under each labeling, (B, L, K, 2), in any unit.
+        target: (B, K, 2), in the same unit.
         weights: (B, K).
         area: the people's areas, (B,), in that unit squared.
         sigmas: the skeleton's OKS sigmas, K of them.
     """
-    sigmas = torch.as_tensor(sigmas, dtype=logits.dtype, device=logits.device)
-    squared = (poses - target[:, None]).detach().square().sum(dim=-1)  # (B, W, K)
-    tolerance = (2 * sigmas).square() * area.detach().clamp_min(_TINY)[:, None]
+    squared = (poses - target[:, None]).detach().square().sum(dim=-1)  # (B, L, K)
+    tolerance = oks_tolerance(sigmas, area, like=logits)
     similar = torch.exp(-squared / (2 * tolerance[:, None])) * weights.detach()[:, None]
-    can_be = logits > -torch.inf
-    total = similar.sum(dim=-1).masked_fill(~can_be, -torch.inf)
+    is_possible = logits > -torch.inf
+    total = similar.sum(dim=-1).masked_fill(~is_possible, -torch.inf)
     is_good = total >= total.amax(dim=1, keepdim=True) - AS_GOOD
-    likely = logits.logsumexp(dim=1) - logits.masked_fill(~is_good, -torch.inf).logsumexp(dim=1)
-    return _weighted_mean(likely, (can_be & ~is_good).any(dim=1))
+    entropy = logits.logsumexp(dim=1) - logits.masked_fill(~is_good, -torch.inf).logsumexp(dim=1)
+    return _weighted_mean(entropy, (is_possible & ~is_good).any(dim=1))
 
 
 def smooth_l1_loss(points: Tensor, target: Tensor, weights: Tensor, beta: float) -> Term:
-    """Smooth-L1 of points (B, K, 2), the mean of both axes; weighted by (B, K) over the joints."""
+    """Compute smooth-L1 of points (B, K, 2), the mean of both axes, weighted by joint (B, K)."""
     loss = F.smooth_l1_loss(points, target.detach(), reduction="none", beta=beta)
     return _weighted_mean(loss.mean(dim=-1), weights)
 
@@ -331,7 +344,7 @@ def _direction(limbs: Tensor, shortest: float) -> Tensor:
 
 
 def _pairs(joints: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of every two of the K joints in (B, K, ...), the lower one first."""
+    """Indices of every two of the K joints of (B, K, ...), the lower one first."""
     count = joints.shape[1]
     first, second = torch.triu_indices(count, count, offset=1, device=joints.device).unbind()
     return first, second
@@ -348,7 +361,7 @@ def _all_three(confidence: Tensor, first: Tensor, middle: Tensor, last: Tensor) 
 
 
 def _corners(edges: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """(end, joint, end) of every two edges that meet at a joint."""
+    """(end, joint, end) of every two edges that share a joint."""
     corners = []
     for joint in sorted({joint for edge in edges for joint in edge}):
         ends = [end if start == joint else start for start, end in edges if joint in (start, end)]

@@ -1,4 +1,4 @@
-"""Build a trial's networks and tasks, compile them, and measure their parameters and latency."""
+"""Building of a trial's networks and tasks, their compilation, and their measured costs."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from study.training.loop import Stage
 from study.training.refine import RefineTask
 
 WARM_UP, AT_LEAST, AT_MOST = 3, 5, 30
-"""Calls before the first timed one; of those that are timed, the fewest and the most."""
+"""Calls before the first timed one; fewest and most timed calls."""
 ENOUGH_S = 2.0
-"""Timed so long, no further call is needed."""
+"""Timing stops after this many seconds, once AT_LEAST calls are timed."""
 BACKEND = "inductor"
 WORTH_STEPS = 20_000
-"""A stage of so many steps wins back the minutes of compiling if a step gets 5 ms shorter."""
+"""Steps from which compiling pays: its minutes are won back if a step gets 5 ms shorter."""
 
 
 def measure_costs(
@@ -57,9 +57,9 @@ def measure_costs(
 ) -> dict[str, float]:
     """Return the costs of the estimator that a trial of these settings ends with, by name.
 
-    Latency is the median time in ms for one crop, with batch norms folded into convolutions as in
-    an exported estimator. On a CPU it is one thread's own time, to which waiting for a core
-    doesn't count: so trials that run side by side measure nearly the same.
+    Latency is the median time in ms for one crop, with batch norms folded into convolutions, as in
+    an exported estimator. On a CPU it is the time of one thread, without waiting for a core, so
+    that trials that run at the same time measure nearly the same.
     """
     with torch.random.fork_rng(devices=[]):
         estimator = _untrained(student, refine, arithmetic, resolved).to(device).eval()
@@ -77,7 +77,7 @@ def measure_costs(
 
 
 def fold_batch_norms(network: nn.Module) -> None:
-    """Every 2-D batch norm is part of the convolution that its module holds just before it."""
+    """Fold every 2-D batch norm into the convolution just before it in the same module."""
     for module in list(network.modules()):
         for (name, layer), (next_name, norm) in itertools.pairwise(module.named_children()):
             if isinstance(norm, nn.BatchNorm2d):
@@ -117,9 +117,11 @@ def _latency_ms(call: Callable[[], object], device: torch.device) -> float:
 
 
 def is_compiled(setting: str, device: torch.device, steps: int) -> bool:
-    """Whether a network that is trained for so many steps is compiled: trial.compile says so.
+    """Return whether a network that trains for this many steps is compiled.
 
-    auto: on a GPU, from WORTH_STEPS on, where there is what compiling needs.
+    Args:
+        setting: as ``trial.compile``; auto compiles on a GPU, from WORTH_STEPS steps on, if a
+            C compiler and Python's headers are installed.
     """
     if setting == "auto":
         return device.type == "cuda" and steps >= WORTH_STEPS and _has_compiler()
@@ -129,17 +131,17 @@ def is_compiled(setting: str, device: torch.device, steps: int) -> bool:
 def compile_network(
     network: PoseNetwork, setting: str, stage: Stage, device: torch.device
 ) -> None:
-    """Compiles the network in place, if the setting wants it in this stage.
+    """Compile the network in place, if the setting asks for it in this stage.
 
-    Names and weights stay as they are. Each batch size has code of its own, so that an epoch comes
-    out the same whatever sizes came before it.
+    Names and weights stay unchanged. Each batch size gets its own code, so that an epoch's result
+    does not depend on earlier batch sizes.
     """
     if is_compiled(setting, device, stage.epochs * stage.steps_per_epoch):
         network.compile(backend=BACKEND, dynamic=False)
 
 
 def _has_compiler() -> bool:
-    """Whether Triton can build its launchers here: by a C compiler and Python's headers."""
+    """Whether Triton can build its launchers, which takes a C compiler and Python's headers."""
     headers = Path(sysconfig.get_path("include"), "Python.h")
     return any(map(shutil.which, ("gcc", "clang"))) and headers.is_file()
 
@@ -147,12 +149,15 @@ def _has_compiler() -> bool:
 def build_network(
     model: ModelConfig, trial: TrialConfig, codec: HeatmapCodec, skeleton: Skeleton, seed: int
 ) -> tuple[PoseNetwork, frozenset[str]]:
-    """The teacher's or the student's network, and its parameters that are from ``init``, by name.
+    """Build the teacher's or the student's network.
 
-    All other weights are random and follow the seed.
+    Parameters that ``init`` does not hold are random and depend only on the seed.
+
+    Returns:
+        The network, and the names of its parameters that come from ``init``.
 
     Raises:
-        InputError: ``init`` is no file of weights that fit.
+        InputError: ``init`` is not a file of weights that fit.
     """
     torch.manual_seed(seed)
     network = build_model(model.name, model.size, skeleton, codec)
@@ -172,7 +177,7 @@ def build_network(
 
 
 def with_arithmetic(network: PoseNetwork, trial: TrialConfig) -> PoseNetwork:
-    """The network, which computes as the settings say from now on."""
+    """Set the precision and memory format that the network computes in."""
     network.precision = trial.precision
     if trial.channels_last == "false":
         network.memory_format = torch.contiguous_format
@@ -235,7 +240,7 @@ def load_estimator(
     arithmetic: TrialConfig,
     resolved: Resolved,
 ) -> RefinedPose:
-    """Return the pose estimator of a trial's epoch, in eval mode, by the trial's settings."""
+    """Load the pose estimator of a trial's epoch, in eval mode; the settings are the trial's."""
     distilled = build_distill_task(student, distill, arithmetic, resolved, seed=0)
     task: DistillTask | RefineTask = distilled
     if checkpoint.stage == RefineTask.name:

@@ -1,9 +1,9 @@
-"""How a student errs on people it has not seen, and poses that err like that.
+"""The errors of a student on unseen people, and poses disturbed by such errors.
 
-On the people that a student was trained on its pose is nearly right, and a refiner trained on such
-poses learns to do nothing. So the errors are measured on held-out people, and in training the pose
-is disturbed by what the student makes more of there than on its training people. The kinds are
-those of Ronchi and Perona, Benchmarking and Error Diagnosis, ICCV 2017.
+On its own training people a student's pose is nearly right, and a refiner trained on such poses
+learns to do nothing. So the student's errors are measured on held-out people, and in training its
+poses are disturbed by the errors that it makes more often there than on its training people. The
+kinds of error are those of Ronchi and Perona, Benchmarking and Error Diagnosis, ICCV 2017.
 """
 
 from __future__ import annotations
@@ -14,32 +14,34 @@ import torch
 from torch import Tensor
 
 from models.skeleton import Skeleton
+from study.training.batches import Labels
+from study.training.losses import oks_tolerance
 
 NEAR = 0.5
-"""Part of the OKS from which a joint counts as found."""
+"""A joint counts as found from this part of the OKS on."""
 INVERSION, NEIGHBOR, MISS = range(3)
 NUM_KINDS = 3
 POWERS = (2.0, 12.0)
-"""Of jitter: at the higher one 78 of 100 joints have less than a twentieth of the spread, at the
-lower one 22."""
+"""Range of jitter's exponent: with the higher one 78 of 100 joints have less than a twentieth of
+the spread, with the lower one 22."""
 
 
 def jittered(
     truth: Tensor, visibility: Tensor, areas: Tensor, spread: float
 ) -> tuple[Tensor, Tensor]:
-    """Poses (B, K, 2) that another method might have found, and their scores (B, K).
+    """Return noisy poses (B, K, 2), like another method's, and their scores (B, K).
 
-    One kind of error: Gaussian noise about the truth, drawn from torch's global generator. Its
-    spread is drawn for each joint, small ones more often, and in some people much more often: a
-    refiner that never saw a joint in its place would learn to move them all, and one that saw
-    them as often in all people would not learn to tell a good pose from a bad one. Scores are 1,
-    and 0 where there is no label to start from.
+    The noise is Gaussian, drawn from torch's global generator. Its spread is drawn for each joint;
+    small spreads are more frequent, in some people much more. A refiner that never saw a joint in
+    its true place would learn to move all joints; one that saw them equally often in all people
+    would not learn to tell a good pose from a bad one. Scores are 1 for labeled joints, else 0.
 
     Args:
         truth: (B, K, 2), with COCO ``visibility`` (B, K).
-        areas: (B,), in the same pixels squared.
-        spread: the largest of the noise along each axis, over the root of the area; a joint has
-            a power of a uniform share of it, and each person a power in ``POWERS``.
+        areas: (B,), squared pixels of the same frame.
+        spread: largest spread of the noise along each axis, as a share of the root of the area.
+            A joint's spread is that times a uniform draw to a power, which is drawn for each
+            person from ``POWERS``.
     """
     size = areas.sqrt()[:, None, None]
     powers = torch.empty(len(truth), 1).uniform_(*POWERS)
@@ -50,52 +52,43 @@ def jittered(
 
 @dataclass(frozen=True)
 class PoseErrors:
-    """How often and how far the joints of a skeleton are off."""
+    """Frequency and size of each kind of error, by joint."""
 
     rates: Tensor
-    """(NUM_KINDS, K): share of labeled joints that lie on the person's other side, on another
-    person, or nowhere; of those joints alone whose other side, or other person, is labeled."""
+    """(NUM_KINDS, K): share of labeled joints that lie on the person's other side (INVERSION), on
+    the neighbor (NEIGHBOR) or nowhere near (MISS). The first two count only joints whose other
+    side, or neighbor, is labeled."""
     jitter: Tensor
-    """(K,): root mean square of found joints' distances per axis, over the root of the area."""
+    """(K,): root mean square distance per axis of found joints, over the root of the area."""
     miss: Tensor
-    """(K,): the same of missed joints."""
+    """(K,): the same for missed joints."""
 
 
-def measure_errors(
-    keypoints: Tensor,
-    truth: Tensor,
-    visibility: Tensor,
-    neighbor: Tensor,
-    neighbor_visibility: Tensor,
-    areas: Tensor,
-    skeleton: Skeleton,
-) -> PoseErrors:
-    """The errors of these N poses; a joint that nobody labeled has none.
+def measure_errors(keypoints: Tensor, labels: Labels, skeleton: Skeleton) -> PoseErrors:
+    """Measure the errors of N poses; unlabeled joints don't count.
 
     Args:
-        keypoints: the student's, (N, K, 2); all in one frame.
-        truth: (N, K, 2), with COCO ``visibility`` (N, K).
-        neighbor: the person that overlaps most, likewise.
-        areas: (N,).
+        keypoints: the student's, (N, K, 2), in the frame of the labels.
     """
-    labeled = visibility > 0
-    sigmas = torch.tensor(skeleton.oks_sigmas)
+    truth, neighbor = labels.keypoints, labels.neighbor_keypoints
+    labeled = labels.visibility > 0
+    tolerance = oks_tolerance(skeleton.oks_sigmas, labels.areas, like=keypoints)
     order = list(skeleton.flip_order)
     is_paired = torch.tensor(order) != torch.arange(skeleton.num_joints)
 
     def is_near(target: Tensor, counts: Tensor) -> Tensor:
         squared = (keypoints - target).square().sum(-1)
-        return (torch.exp(-squared / (8 * sigmas**2 * areas[:, None])) >= NEAR) & counts
+        return (torch.exp(-squared / (2 * tolerance)) >= NEAR) & counts
 
     found = is_near(truth, labeled)
     can_invert = labeled & labeled[:, order] & is_paired
     inverted = is_near(truth[:, order], can_invert) & ~found
-    there = neighbor_visibility > 0
+    there = labels.neighbor_visibility > 0
     can_jump = labeled & (there | there[:, order])
     jumped = is_near(neighbor, there) | is_near(neighbor[:, order], there[:, order])
     jumped &= labeled & ~found & ~inverted
     missed = labeled & ~found & ~inverted & ~jumped
-    relative = (keypoints - truth).square().sum(-1) / 2 / areas[:, None]
+    relative = (keypoints - truth).square().sum(-1) / 2 / labels.areas[:, None]
 
     def spread(which: Tensor) -> Tensor:
         return (torch.where(which, relative, 0.0).sum(0) / which.sum(0).clamp(min=1)).sqrt()
@@ -106,7 +99,7 @@ def measure_errors(
 
 
 def excess(held_out: PoseErrors, seen: PoseErrors) -> PoseErrors:
-    """What turns poses that err like ``seen`` into poses that err like ``held_out``."""
+    """Return the errors to add to poses with the errors ``seen`` to get those of ``held_out``."""
     right = (1 - seen.rates.sum(0)).clamp(min=0.01)
     return PoseErrors(
         rates=((held_out.rates - seen.rates) / right).clamp(0, 1),
@@ -116,24 +109,17 @@ def excess(held_out: PoseErrors, seen: PoseErrors) -> PoseErrors:
 
 
 def disturb(
-    keypoints: Tensor,
-    truth: Tensor,
-    visibility: Tensor,
-    neighbor: Tensor,
-    neighbor_visibility: Tensor,
-    areas: Tensor,
-    errors: PoseErrors,
-    skeleton: Skeleton,
+    keypoints: Tensor, labels: Labels, errors: PoseErrors, skeleton: Skeleton
 ) -> tuple[Tensor, Tensor]:
-    """The poses (B, K, 2) with these errors added, drawn from torch's global generator.
+    """Add these errors to poses (B, K, 2), drawn from torch's global generator.
 
-    An inversion needs the joint of the other side labeled, a jump the neighbor's.
+    An inversion needs a label for the joint of the other side, a jump one for the neighbor's.
 
     Returns:
-        The disturbed poses, and which joints (B, K) were put on another joint or person.
+        The disturbed poses, and a mask (B, K) of joints that moved to another joint or person.
     """
-    device = keypoints.device
-    size = areas.sqrt()[:, None, None]
+    truth, device = labels.keypoints, keypoints.device
+    size = labels.areas.sqrt()[:, None, None]
     order = list(skeleton.flip_order)
 
     def noise(spread: Tensor) -> Tensor:
@@ -142,39 +128,29 @@ def disturb(
     jitter = noise(errors.jitter)
     draw = torch.rand(keypoints.shape[:2]).to(device)
     bounds = errors.rates.to(device).cumsum(0)
-    inverts = (draw < bounds[INVERSION]) & (visibility[:, order] > 0)
-    jumps = (draw >= bounds[INVERSION]) & (draw < bounds[NEIGHBOR]) & (neighbor_visibility > 0)
-    misses = (draw >= bounds[NEIGHBOR]) & (draw < bounds[MISS]) & (visibility > 0)
+    inverts = (draw < bounds[INVERSION]) & (labels.visibility[:, order] > 0)
+    jumps = (draw >= bounds[INVERSION]) & (draw < bounds[NEIGHBOR])
+    jumps &= labels.neighbor_visibility > 0
+    misses = (draw >= bounds[NEIGHBOR]) & (draw < bounds[MISS]) & (labels.visibility > 0)
     moved = keypoints + jitter
     moved = torch.where(inverts[..., None], truth[:, order] + jitter, moved)
-    moved = torch.where(jumps[..., None], neighbor + jitter, moved)
+    moved = torch.where(jumps[..., None], labels.neighbor_keypoints + jitter, moved)
     moved = torch.where(misses[..., None], truth + noise(errors.miss), moved)
     return moved, inverts | jumps
 
 
 def disturb_candidates(
-    candidates: Tensor,
-    truth: Tensor,
-    visibility: Tensor,
-    neighbor: Tensor,
-    neighbor_visibility: Tensor,
-    areas: Tensor,
-    errors: PoseErrors,
-    skeleton: Skeleton,
+    candidates: Tensor, labels: Labels, errors: PoseErrors, skeleton: Skeleton
 ) -> Tensor:
-    """The candidates (B, K, M, 3) of each joint with these errors added to the first one's place.
+    """Add these errors to the first candidate of each joint, (B, K, M, 3).
 
-    The first is moved as ``disturb`` moves a pose; heights stay with their rank. Where it is put
-    on another joint or person, the place that it left becomes the second candidate, at a share of
-    its height drawn from 0 to 1, and the last one drops out: on people that a student has not
-    seen, its right peak is often there, and lower than the wrong one. Without that nothing would
-    ever be won by another candidate than the first.
+    The first candidate moves as in ``disturb``; heights stay with their rank. If it moves to
+    another joint or person, the place that it left becomes the second candidate, at a share of its
+    height drawn from 0 to 1, and the last candidate is dropped. On unseen people the true peak is
+    often a lower one, and without this no candidate but the first would ever be right.
     """
     places, heights = candidates[..., :2], candidates[..., 2]
-    moved, is_carried_off = disturb(
-        *(places[:, :, 0], truth, visibility, neighbor, neighbor_visibility),
-        *(areas, errors, skeleton),
-    )
+    moved, has_jumped = disturb(places[:, :, 0], labels, errors, skeleton)
     first = torch.cat((moved, heights[:, :, 0, None]), dim=-1)[:, :, None]
     if candidates.shape[2] == 1:
         return first
@@ -182,4 +158,4 @@ def disturb_candidates(
     left = torch.cat((places[:, :, 0], (share * heights[:, :, 0])[..., None]), dim=-1)[:, :, None]
     with_left = torch.cat((first, left, candidates[:, :, 1:-1]), dim=2)
     others = torch.cat((first, candidates[:, :, 1:]), dim=2)
-    return torch.where(is_carried_off[..., None, None], with_left, others)
+    return torch.where(has_jumped[..., None, None], with_left, others)

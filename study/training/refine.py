@@ -1,4 +1,4 @@
-"""Stage 2, fine: IGP-GCN moves the joints, level by level, to the teacher's pose and the truth."""
+"""Stage 2, fine: IGP-GCN moves the joints, level by level, toward the teacher's pose and truth."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from study.training.losses import Term, choice_loss, oks_loss, smooth_l1_loss
 from study.training.pose_errors import PoseErrors, disturb_candidates, jittered
 
 CHOICE_WEIGHT = 1.0
-"""Of the choice among candidates, which all levels build on."""
+"""Weight of the choice among candidates, relative to the levels' losses."""
 LEVEL_WEIGHTS = (0.3, 0.5, 1.0)
-"""OPEC-Net's weights of a coarse, middle and fine level that all aim at the final pose."""
+"""OPEC-Net's weights of a coarse, a middle and a fine level, if all aim at the final pose."""
 
 
 class RefineTask(nn.Module):
     """The student and the refiner that learns on top of it.
 
-    A frozen student stays as it is, to the bit, and no graph is built through it. A finetuned one
-    learns through the features that the refiner reads, at a share of the rate: decoding passes no
-    gradient, so what only its heatmaps hang on stays frozen, and its batch norms keep their
-    statistics.
+    A frozen student stays unchanged, to the bit, and no graph is built through it. A finetuned
+    student learns, at a share of the rate, through the features that the refiner reads. Decoding
+    passes no gradient, so parameters that affect only the heatmaps stay frozen; batch norms keep
+    their statistics.
     """
 
     name = "refine"
     uncertainty = None
-    """Its weights are the settings'."""
+    """None: this stage has fixed weights."""
 
     def __init__(
         self,
@@ -62,11 +62,11 @@ class RefineTask(nn.Module):
         self.skeleton = skeleton
         self.settings = settings
         self.errors = errors
-        """Added to the student's pose in training; None leaves it, and a given one, as it is."""
+        """Errors added to the student's pose in training; None adds none."""
         self.flip_order = skeleton.flip_order if flip_test else None
 
     def train(self, mode: bool = True) -> RefineTask:
-        """The refiner is in this mode; the student sleeps always."""
+        """Set the refiner's mode; the student is always in eval mode."""
         super().train(mode)
         self.student.eval()
         return self
@@ -75,7 +75,14 @@ class RefineTask(nn.Module):
         with torch.set_grad_enabled(self.is_finetuned and torch.is_grad_enabled()):
             out = self.student.predict(batch.crops)
         height = batch.crops.shape[-2]
-        disturb = None if self.errors is None else functools.partial(self._disturbed, batch)
+        disturb = None
+        if self.errors is not None:
+            disturb = functools.partial(
+                disturb_candidates,
+                labels=batch.labels,
+                errors=self.errors,
+                skeleton=self.skeleton,
+            )
         given = self.given(batch)
         poses, choice, candidates = self.refiner.refine(self.codec, out, given, disturb)
         start = choice.keypoints_crop
@@ -92,39 +99,26 @@ class RefineTask(nn.Module):
         return terms
 
     def given(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """Another method's keypoints and scores, real or made up; None for the student's."""
+        """Return another method's keypoints and scores, or jitter's; None for the student's."""
         if self.settings.start == JITTER:
-            labels = (batch.keypoints_crop, batch.visibility, batch.areas_crop)
-            return jittered(*labels, self.settings.jitter)
+            return jittered(
+                batch.keypoints_crop, batch.visibility, batch.areas_crop, self.settings.jitter
+            )
         if batch.start_crop is None:
             return None
         return batch.start_crop[..., :2], batch.start_crop[..., 2]
 
-    def _disturbed(self, batch: Batch, candidates: Tensor) -> Tensor:
-        """Disturb the candidates (B, K, M, 3) by the student's errors on unseen people."""
-        assert self.errors is not None
-        return disturb_candidates(
-            candidates,
-            batch.keypoints_crop,
-            batch.visibility,
-            batch.neighbor_crop,
-            batch.neighbor_visibility,
-            batch.areas_crop,
-            self.errors,
-            self.skeleton,
-        )
-
     def _targets(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        """Each term's pose (B, K, 2) and the weights (B, K) of its joints.
+        """Target pose (B, K, 2) and weights of its joints (B, K) of each term.
 
-        Without a teacher, as where labels alone are learned from, its term is 0.
+        Without targets the teacher's term is 0.
         """
         truth, labeled = batch.keypoints_crop, (batch.visibility > 0).float()
         if batch.teacher_modes is None or batch.teacher_mask is None:
             return {"teacher": (truth, torch.zeros_like(labeled)), "truth": (truth, labeled)}
         best = batch.teacher_modes[:, :, 0]
-        taught = best[..., 2].clamp(0, 1) * batch.teacher_mask
-        return {"teacher": (best[..., :2], taught), "truth": (truth, labeled)}
+        confidence = best[..., 2].clamp(0, 1) * batch.teacher_mask
+        return {"teacher": (best[..., :2], confidence), "truth": (truth, labeled)}
 
     def _over_levels(
         self,
@@ -135,7 +129,7 @@ class RefineTask(nn.Module):
         areas: Tensor,
         height: int,
     ) -> Term:
-        """The levels' weighted sum of distances to ``target``, in units of the crop's height."""
+        """Weighted sum over the levels of the distance to ``target``, in crop heights."""
         total = start.new_zeros(())
         count = start.new_zeros(())
         for level, (pose, factor) in enumerate(zip(poses, self._level_weights(), strict=True), 1):
@@ -157,11 +151,11 @@ class RefineTask(nn.Module):
         return LEVEL_WEIGHTS[-self.settings.levels :]
 
     def weights(self, progress: float) -> dict[str, float]:
-        """Each term's factor in the loss."""
+        """Return each term's factor in the loss, the same in all epochs."""
         return {"teacher": self.settings.teacher_weight, "truth": self.settings.truth_weight}
 
     def parameter_groups(self, optimizer: OptimizerConfig) -> list[dict[str, object]]:
-        """The refiner, and a finetuned student at its share of the rate."""
+        """Return the refiner's parameters, and a finetuned student's at their own rate."""
         learning = [p for p in self.refiner.parameters() if p.requires_grad]
         groups: list[dict[str, object]] = [{"params": learning, "lr": optimizer.lr}]
         if self.is_finetuned:
@@ -170,19 +164,20 @@ class RefineTask(nn.Module):
         return groups
 
     def trainable(self) -> Iterable[nn.Module]:
-        """The modules to put in train mode; the student's batch norms stay asleep."""
+        """Return the modules to put in train mode; the student is not among them."""
         return [self.refiner]
 
     def estimator(self) -> RefinedPose:
-        """What is evaluated: crops to keypoints and scores."""
+        """Return the student with the refiner on top, for evaluation."""
         return RefinedPose(self.student, self.codec, self.refiner, self.flip_order)
 
 
 def read_parameters(student: PoseNetwork, codec: HeatmapCodec, levels: int) -> list[nn.Parameter]:
-    """The student's parameters that the finest ``levels`` maps of its pyramid hang on.
+    """Return the student's parameters that affect the finest ``levels`` maps of its pyramid.
 
-    Found by a look at an empty crop, so that they are the same for every architecture: a heatmap
-    head, which no gradient reaches in stage 2, must not be waited for by other workers.
+    They are found by a forward and backward pass of a black crop, for any architecture. Other
+    parameters, such as a heatmap head's, get no gradient in stage 2, and DDP must not wait for
+    them.
     """
     student.requires_grad_()
     parameters = list(student.parameters())

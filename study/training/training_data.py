@@ -1,4 +1,4 @@
-"""What a worker trains on: the study's stores, opened, and their batches."""
+"""A study's stores, open in one worker, and the batches that stages train on."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ from study.config.schema import (
     RefineConfig,
     TeacherConfig,
 )
-from study.training.batches import Batch, epoch_rows, training_batches
+from study.training.batches import Batch, TrainingPeople, epoch_rows, training_batches
 from study.training.evaluation import Estimator, evaluate
 from study.training.loop import Stage
 from study.workers import Workers
 
 
 class Starts(NamedTuple):
-    """Another method's poses of the people to train on and of the search slice."""
+    """Another method's poses, from which stage 2 starts."""
 
     train: NDArray[np.float32]
-    """x, y in stored-crop pixels and score, (N, K, 3)."""
+    """Of the training people: x, y in stored-crop pixels and score, (N, K, 3)."""
     search: NDArray[np.float32]
+    """Of the people of the search slice, likewise."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +52,26 @@ class TrainingData:
     train: CropStore
     search: CropStore
     search_truth: Path
-    teacher: TargetSource | None
+    targets: TargetSource | None
+    """Source of the teacher's targets; None trains on labels alone."""
 
     @classmethod
     def open(
-        cls, data: PreparedData, resolved: Resolved, workers: Workers, teacher: Path | None
+        cls, prepared: PreparedData, resolved: Resolved, workers: Workers, targets: Path | None
     ) -> TrainingData:
+        """Open the stores.
+
+        Args:
+            targets: the teacher store; None trains on labels alone.
+        """
         return cls(
             workers=workers,
             skeleton=resolved.skeleton,
             evaluation=resolved.evaluation,
-            train=open_crop_store(Path(data.train)),
-            search=open_crop_store(Path(data.search)),
-            search_truth=Path(data.search_truth),
-            teacher=open_teacher_store(teacher) if teacher else None,
+            train=open_crop_store(Path(prepared.train)),
+            search=open_crop_store(Path(prepared.search)),
+            search_truth=Path(prepared.search_truth),
+            targets=open_teacher_store(targets) if targets else None,
         )
 
     def stage(
@@ -75,12 +82,10 @@ class TrainingData:
         frame: CropFrame,
         *,
         seed: int,
-        first_epoch: int = 0,
-        first_step: int = 0,
         diagnose: bool = False,
         starts: Starts | None = None,
     ) -> Stage:
-        """A stage of these settings over the people to train on, scored on the search slice."""
+        """Return a stage that trains on the training people and is scored on the search slice."""
 
         def order(generator: torch.Generator) -> list[torch.Tensor]:
             return epoch_rows(len(self.train), settings.batch_size, self.workers.world, generator)
@@ -91,8 +96,6 @@ class TrainingData:
             steps_per_epoch=len(order(torch.Generator())),
             optimizer=settings.optimizer,
             seed=seed,
-            first_epoch=first_epoch,
-            first_step=first_step,
             batches=lambda generator: self.batches(
                 augment, frame, order(generator), generator, starts
             ),
@@ -108,21 +111,19 @@ class TrainingData:
         generator: torch.Generator,
         starts: Starts | None = None,
     ) -> Iterator[Batch]:
-        """This worker's share of these global batches, cut in the frame of a network's codec."""
-        return training_batches(
-            self.train,
-            self.teacher,
-            self.skeleton,
-            frame,
-            augment,
-            order,
-            generator,
-            self.workers,
-            starts.train if starts else None,
+        """Yield this worker's share of each global batch.
+
+        Args:
+            frame: the frame of the codec that reads the crops.
+            order: rows of the people in each global batch.
+        """
+        people = TrainingPeople(
+            self.train, self.skeleton, self.targets, starts.train if starts else None
         )
+        return training_batches(people, frame, augment, order, generator, self.workers)
 
     def score(self, estimator: Estimator, starts: Starts | None = None) -> dict[str, float]:
-        """AP and its kin on the search slice, the same on every worker."""
+        """Return AP and its variants on the search slice, the same on every worker."""
         return evaluate(
             estimator,
             self.search,
@@ -137,23 +138,25 @@ class TrainingData:
         """Return the poses of the file that ``refine.start`` names; None if it names no file."""
         if start in (STUDENT, JITTER):
             return None
-        stores = (self.train, self.search)
-        return Starts(*(stored_starts(Path(start), store, self.skeleton) for store in stores))
+        return Starts(
+            train=stored_starts(Path(start), self.train, self.skeleton),
+            search=stored_starts(Path(start), self.search, self.skeleton),
+        )
 
 
 def prepare_start(
     refine: RefineConfig,
-    data: PreparedData,
+    prepared: PreparedData,
     skeleton: Skeleton,
     notify: Callable[[str], None],
 ) -> None:
-    """Checks the file of ``refine.start``, if it is one, before anything is started for it.
+    """Check the poses file of ``refine.start``, if it names one.
 
     Raises:
-        InputError: the file is broken, or of other people.
+        InputError: the file is broken, or holds poses of other people.
     """
     if refine.epochs and refine.start not in (STUDENT, JITTER):
-        store = open_crop_store(Path(data.train))
+        store = open_crop_store(Path(prepared.train))
         found, left = check_start(Path(refine.start), store, skeleton)
         notify(
             f"refine.start has {found} people to train on; {left} start from the student's pose"

@@ -96,7 +96,7 @@ class ConfirmRun:
             number=self.row["trial"],
             config=trial_config(context.config, self.row),
             resolved=context.resolved,
-            data=context.data.here(),
+            prepared=context.data.here(),
             folder=self.folder,
             targets=Path(context.targets),
             own_seed=self.seed,
@@ -186,12 +186,12 @@ def _score(trial: Trial, workers: Workers) -> dict[str, Any]:
     estimator = load_estimator(
         checkpoint, config.student, config.distill, config.refine, config.trial, resolved
     ).to(workers.device)
-    store, nms = open_crop_store(Path(trial.data.val)), config.data.val.oks_nms
+    store, nms = open_crop_store(Path(trial.prepared.val)), config.data.val.oks_nms
     poses = detect_people(estimator, store, skeleton, workers, nms_threshold=nms)
     if workers.rank:
         return {}
     write_poses(poses, run_keypoints_file(trial.folder))
-    truth = Path(trial.data.val_truth)
+    truth = Path(trial.prepared.val_truth)
     figures = average_precision(truth, poses, skeleton, resolved.evaluation)
     return {
         "error": None,

@@ -91,7 +91,7 @@ def epochs(storage: str, rounds: int) -> list[tuple[str, float, float]]:
     folder = teacher_folder(spec, data)
     stored = TrainingData.open(data, resolved, workers, folder / TARGETS)
     asking = open_online_teacher(spec, data, folder, workers)
-    asked = dataclasses.replace(stored, teacher=asking)
+    asked = dataclasses.replace(stored, targets=asking)
     distilled = build_distill_task(config.student, config.distill, config.trial, resolved, seed=0)
     # Of its own, since stage 2 freezes it in place.
     frozen = build_distill_task(config.student, config.distill, config.trial, resolved, seed=0)

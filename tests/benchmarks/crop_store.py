@@ -23,7 +23,7 @@ import torch
 
 from study.cache import crop_parts
 from study.cache.crop_parts import JPEG, RAW
-from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
+from study.cache.crop_store import CropStore, StoreSpec, make_crop_store, open_crop_store
 from study.config.compose import compose
 from study.config.derived import resolve
 from study.data.annotations import read_table
@@ -71,13 +71,15 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         people, size = people_of([*settings, f"storage={scratch}"])
-        stores = {RAW: open_crop_store(make_crop_store(people, size, Path(scratch)))}
+        stores = {RAW: open_crop_store(make_crop_store(people, StoreSpec(size, Path(scratch))))}
         for name, (quality, sampling) in FORMS.items():
             crop_parts.JPEG_SETTINGS = (
                 *(cv2.IMWRITE_JPEG_QUALITY, quality),
                 *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling),
             )
-            stores[name] = open_crop_store(make_crop_store(people, size, Path(scratch), form=JPEG))
+            stores[name] = open_crop_store(
+                make_crop_store(people, StoreSpec(size, Path(scratch), form=JPEG))
+            )
         everyone = np.arange(len(people))
         raw = np.stack(stores[RAW].crops(everyone)).astype(np.int16)
         rng = np.random.RandomState(0)

@@ -35,12 +35,12 @@ from torch import Tensor
 from models.build import build_codec
 from models.pose_features import IMAGENET
 from models.skeleton import SKELETONS, Skeleton
-from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
+from study.cache.crop_store import CropStore, StoreSpec, make_crop_store, open_crop_store
 from study.config.schema import AugmentConfig
 from study.data.annotations import read_table
 from study.data.crops import image_to_crop_affine
 from study.data.people import People, build_people
-from study.training.batches import training_batches
+from study.training.batches import TrainingPeople, training_batches
 from study.workers import Workers, configure_process
 
 SIZE, CELLS, SIGMA = (256, 192), (64, 48), 2
@@ -188,7 +188,7 @@ def from_store(
     codec = build_codec("msra", SIZE, SIGMA)
     workers, generator = Workers(torch.device("cpu")), torch.Generator()
     for batch in training_batches(
-        store, None, skeleton, codec.frame, augment, orders(), generator, workers
+        TrainingPeople(store, skeleton, None), codec.frame, augment, orders(), generator, workers
     ):
         IMAGENET.normalize(batch.crops)
         codec.encode(batch.keypoints_crop, batch.visibility)
@@ -222,7 +222,7 @@ def main() -> None:
         return list(repeated[: options.people].split(BATCH))
 
     with tempfile.TemporaryDirectory() as cache:
-        path = make_crop_store(people, SIZE, Path(cache))
+        path = make_crop_store(people, StoreSpec(SIZE, Path(cache)))
         store = open_crop_store(path)
         classic = ClassicDataset(people, skeleton)
         ways: dict[str, Callable[[], None]] = {

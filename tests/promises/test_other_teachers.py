@@ -73,7 +73,7 @@ def test_a_study_learns_from_predictions_alone(tmp_path: Path) -> None:
         entries.append({"image_id": person["image_id"], "keypoints": keypoints, "score": 0.8})
     (tmp_path / "poses.json").write_text(json.dumps(entries))
     folder, printed = study_of(tmp_path, "teacher.name=predictions", "teacher.init=poses.json")
-    assert "people to train on have a prediction; the rest are untaught" in printed
+    assert "people to train on have a prediction; the rest have no target" in printed
     check_evidence(folder, ROLES)  # no teacher: the file has no predictions for val
     assert reports_of(folder, trial=1)[0]["loss.structure"] > 0
     arguments = [sys.executable, str(ROOT / "study/analyze.py"), str(folder)]

@@ -118,7 +118,7 @@ def test_no_such_data_folder(refusal: Callable[..., str]) -> None:
     message = refusal("data.root=/no/such/folder")
     assert message == (
         "error: data.root must be the folder of the data, got data.root=/no/such/folder, which "
-        "is not there; set data.root to where its annotations and images lie"
+        "does not exist; set data.root to the folder of its annotations and images"
     )
 
 

@@ -224,7 +224,7 @@ def test_a_finetuned_student_moves_goes_on_after_a_break_and_is_kept(
     moved = {n for n in after if n in before and not torch.equal(before[n], after[n])}
     assert "student.stem.0.weight" in moved and not any("running" in name for name in moved)
     assert not any(name.startswith("student.final_layer") for name in moved)
-    ground = TrainingData.open(trial.data, resolve(config), workers, teacher=None)
+    ground = TrainingData.open(trial.prepared, resolve(config), workers, targets=None)
     kept = checkpoints.at(best["refine"])
     estimator = load_estimator(
         kept, config.student, config.distill, config.refine, config.trial, resolve(config)
@@ -237,7 +237,7 @@ def test_a_finetuned_student_moves_goes_on_after_a_break_and_is_kept(
 def test_a_loaded_checkpoint_scores_what_was_reported(
     whole: Trial, config: StudyConfig, workers: Workers
 ) -> None:
-    ground = TrainingData.open(whole.data, resolve(config), workers, teacher=None)
+    ground = TrainingData.open(whole.prepared, resolve(config), workers, targets=None)
     for checkpoint in {row["epoch"] for row in best_rows(rows_of(whole)).values()}:
         kept = Checkpoints(whole.folder).at(checkpoint)
         scores = ground.score(

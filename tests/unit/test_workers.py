@@ -113,7 +113,7 @@ def gradients(task: DistillTask | RefineTask, batch: Batch, workers: Workers) ->
 
 def results(trial: Trial, workers: Workers) -> dict[str, Any]:
     """What must not depend on the number of workers."""
-    ground = TrainingData.open(trial.data, resolve(trial.config), workers, trial.targets)
+    ground = TrainingData.open(trial.prepared, resolve(trial.config), workers, trial.targets)
     batches = global_batches(ground, trial.config.distill.augment)
     distill, refine, plain = tasks(trial)
     rounded, *_ = tasks(trial)
@@ -130,7 +130,7 @@ def results(trial: Trial, workers: Workers) -> dict[str, Any]:
 
 def compiled_and_not(trial: Trial, workers: Workers) -> list[dict[str, Tensor]]:
     """Gradients and terms of a compiled network in train mode, and those of another one."""
-    ground = TrainingData.open(trial.data, resolve(trial.config), workers, trial.targets)
+    ground = TrainingData.open(trial.prepared, resolve(trial.config), workers, trial.targets)
     batch = global_batches(ground, trial.config.distill.augment)[0]
     compiled, plain = (tasks(trial)[0].train() for _ in range(2))
     compiled.student.compile(backend="eager", dynamic=False)
@@ -298,7 +298,7 @@ def test_the_reported_ap_is_that_of_the_weights_that_were_kept(
     last = checkpoints.last()
     assert last is not None and last.epoch == STOP_AT
     assert [row["val_ap"] for row in last.rows] == [row["val_ap"] for row in seen[0]["rows"]]
-    ground = TrainingData.open(trial.data, resolve(trial.config), workers, teacher=None)
+    ground = TrainingData.open(trial.prepared, resolve(trial.config), workers, targets=None)
     for row in best_rows(last.rows).values():
         kept = checkpoints.at(row["epoch"])
         scores = ground.score(

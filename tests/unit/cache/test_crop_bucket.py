@@ -16,7 +16,7 @@ from pyarrow import fs
 from study.cache import crop_bucket
 from study.cache.crop_bucket import INDEX, check_bucket, check_writable, fetch_store, sizes_in
 from study.cache.crop_parts import JPEG
-from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
+from study.cache.crop_store import CropStore, StoreSpec, make_crop_store, open_crop_store
 from study.cache.prepare import PreparedData
 from study.data.people import People
 from study.errors import InputError
@@ -61,7 +61,7 @@ def remove(url: str, name: str) -> None:
 def test_a_store_is_made_taken_up_and_opened_by_another_node(
     url: str, five_people: People, five_store: CropStore, tmp_path: Path, small_parts: None
 ) -> None:
-    path = make_crop_store(five_people, SIZE, tmp_path / "here", url=url)
+    path = make_crop_store(five_people, StoreSpec(SIZE, tmp_path / "here", url=url))
     sizes = sizes_in(url, path.name)
     assert sizes == {file.name: file.stat().st_size for file in path.iterdir()}
     assert set(sizes) == {INDEX, *(f"part-0000{number}.arrow" for number in range(3))}
@@ -77,14 +77,17 @@ def test_a_store_is_made_taken_up_and_opened_by_another_node(
 def test_a_second_study_on_another_machine_cuts_nothing(
     url: str, five_people: People, tmp_path: Path
 ) -> None:
-    first = make_crop_store(five_people, SIZE, tmp_path / "here", url=url, form=JPEG)
+    first = make_crop_store(five_people, StoreSpec(SIZE, tmp_path / "here", form=JPEG, url=url))
 
     def cut(parts: Any, tell: Any) -> None:
         raise AssertionError("nothing is to be cut")
 
     said: list[str] = []
     second = make_crop_store(
-        *(five_people, SIZE, tmp_path / "there"), url=url, form=JPEG, cut=cut, notify=said.append
+        five_people,
+        StoreSpec(SIZE, tmp_path / "there", form=JPEG, url=url),
+        cut=cut,
+        notify=said.append,
     )
     assert len(said) == 1 and said[0].startswith("fetching the crops of people: ")
     assert second == tmp_path / "there" / first.name
@@ -95,9 +98,9 @@ def test_a_second_study_on_another_machine_cuts_nothing(
 def test_a_store_made_before_is_taken_up_and_not_cut_again(
     url: str, five_people: People, tmp_path: Path, small_parts: None
 ) -> None:
-    path = make_crop_store(five_people, SIZE, tmp_path)
+    path = make_crop_store(five_people, StoreSpec(SIZE, tmp_path))
     before = {file.name: file.stat().st_mtime_ns for file in path.glob("part-*")}
-    assert make_crop_store(five_people, SIZE, tmp_path, url=url) == path
+    assert make_crop_store(five_people, StoreSpec(SIZE, tmp_path, url=url)) == path
     assert {file.name: file.stat().st_mtime_ns for file in path.glob("part-*")} == before
     assert set(sizes_in(url, path.name)) == {INDEX, *before}
 
@@ -106,14 +109,14 @@ def test_half_a_store_is_not_read_and_only_what_is_missing_is_made(
     url: str, five_people: People, five_store: CropStore, tmp_path: Path, small_parts: None
 ) -> None:
     """As a driver leaves it that is killed between two parts, one of them cut short."""
-    name = make_crop_store(five_people, SIZE, tmp_path / "here", url=url).name
+    name = make_crop_store(five_people, StoreSpec(SIZE, tmp_path / "here", url=url)).name
     remove(url, f"{name}/{INDEX}")
     remove(url, f"{name}/part-00002.arrow")
     files, path = fs.FileSystem.from_uri(url)
     with files.open_output_stream(f"{path}/{name}/part-00001.arrow") as stream:
         stream.write((tmp_path / "here" / name / "part-00001.arrow").read_bytes()[:-50])
     (tmp_path / "there").mkdir()
-    with pytest.raises(InputError, match=r"crops must be whole in s3://.*start the study again"):
+    with pytest.raises(InputError, match=r"s3://.* must hold all crops of .*run the study again"):
         fetch_store(url, tmp_path / "there" / name)
     made: list[str] = []
 
@@ -121,7 +124,7 @@ def test_half_a_store_is_not_read_and_only_what_is_missing_is_made(
         made.extend(part.file.name for part in parts)
         crop_bucket.cut_locally(parts, tell)
 
-    again = make_crop_store(five_people, SIZE, tmp_path / "there", url=url, cut=cut)
+    again = make_crop_store(five_people, StoreSpec(SIZE, tmp_path / "there", url=url), cut=cut)
     assert made == ["part-00001.arrow", "part-00002.arrow"]
     assert np.array_equal(open_crop_store(again).crops(EVERYONE), five_store.crops(EVERYONE))
 
@@ -129,9 +132,9 @@ def test_half_a_store_is_not_read_and_only_what_is_missing_is_made(
 def test_a_copy_that_lost_a_part_is_mended_when_the_study_is_run_again(
     url: str, five_people: People, five_store: CropStore, tmp_path: Path, small_parts: None
 ) -> None:
-    path = make_crop_store(five_people, SIZE, tmp_path, url=url)
+    path = make_crop_store(five_people, StoreSpec(SIZE, tmp_path, url=url))
     (path / "part-00001.arrow").write_bytes(b"half")
-    make_crop_store(five_people, SIZE, tmp_path, url=url)
+    make_crop_store(five_people, StoreSpec(SIZE, tmp_path, url=url))
     assert np.array_equal(open_crop_store(path).crops(EVERYONE), five_store.crops(EVERYONE))
 
 
@@ -142,7 +145,7 @@ def test_a_node_without_the_storage_uses_its_temporary_folder(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = str(make_crop_store(five_people, SIZE, tmp_path / "here", url=url))
+    path = str(make_crop_store(five_people, StoreSpec(SIZE, tmp_path / "here", url=url)))
     elsewhere = path.replace("/here/", "/not-mounted/")
     monkeypatch.setattr(crop_bucket.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
     data = PreparedData(
@@ -177,7 +180,7 @@ def bring(url: str, folder: Path, ready: Any, done: Any) -> None:
 def test_trials_of_a_node_fetch_once(
     url: str, five_people: People, tmp_path: Path, small_parts: None
 ) -> None:
-    name = make_crop_store(five_people, SIZE, tmp_path / "here", url=url).name
+    name = make_crop_store(five_people, StoreSpec(SIZE, tmp_path / "here", url=url)).name
     (tmp_path / "there").mkdir()
     context = multiprocessing.get_context("spawn")
     ready, done = context.Barrier(3), context.Queue()
@@ -196,7 +199,7 @@ def test_a_bucket_that_is_not_there_is_refused(url: str, endpoint: str) -> None:
     check_bucket(url)
     check_writable(url)
     assert sizes_in(url, "") == {}  # the trial object is gone
-    with pytest.raises(InputError, match=r"there is no bucket nowhere.*mend the address"):
+    with pytest.raises(InputError, match=r"there is no bucket nowhere.*fix the address"):
         check_bucket(address_of(endpoint, "nowhere"))
 
 
@@ -213,7 +216,7 @@ def test_refused_credentials_are_told_before_anything_is_made(
         with pytest.raises(InputError, match=r"ACCESS_DENIED.*credentials"):
             check_bucket(url)
         with pytest.raises(InputError, match=r"INVALID_ACCESS_KEY_ID.*credentials"):
-            make_crop_store(five_people, SIZE, tmp_path / "here", url=url)
+            make_crop_store(five_people, StoreSpec(SIZE, tmp_path / "here", url=url))
 
     refused()
     assert not (tmp_path / "here").exists()

@@ -24,8 +24,8 @@ from models.skeleton import Skeleton
 from study.cache import crop_bucket, crop_parts
 from study.cache import crop_store as store_module
 from study.cache.crop_bucket import INDEX, cut_locally
-from study.cache.crop_parts import JPEG, RAW, Part, Tell, choose_form
-from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
+from study.cache.crop_parts import JPEG, RAW, CountDone, Part, choose_form
+from study.cache.crop_store import CropStore, StoreSpec, make_crop_store, open_crop_store
 from study.config.compose import compose, with_absolute_paths
 from study.data.annotations import read_table
 from study.data.people import People, build_people
@@ -47,7 +47,7 @@ def versions(folder: Path) -> dict[str, tuple[int, int]]:
 def killed_after(people: int) -> Any:
     """A way to cut that breaks off once so many people are done."""
 
-    def cut(parts: Sequence[Part], tell: Tell) -> None:
+    def cut(parts: Sequence[Part], tell: CountDone) -> None:
         done = 0
 
         def count(number: int) -> None:
@@ -65,7 +65,7 @@ def killed_after(people: int) -> Any:
 def broken_off(five_people: People, tmp_path: Path, small_parts: None) -> Path:
     """The folder of a store whose making was killed in the second of its three parts."""
     with pytest.raises(Killed):
-        make_crop_store(five_people, SIZE, tmp_path, cut=killed_after(7))
+        make_crop_store(five_people, StoreSpec(SIZE, tmp_path), cut=killed_after(7))
     (folder,) = tmp_path.iterdir()
     return folder
 
@@ -81,7 +81,9 @@ def test_finished_parts_are_used_again(
 ) -> None:
     before = versions(broken_off)
     seen: list[tuple[int, int]] = []
-    path = make_crop_store(five_people, SIZE, broken_off.parent, lambda *told: seen.append(told))
+    path = make_crop_store(
+        five_people, StoreSpec(SIZE, broken_off.parent), progress=lambda *told: seen.append(told)
+    )
     assert path == broken_off
     assert versions(path)["part-00000.arrow"] == before["part-00000.arrow"]
     assert seen[0] == (7, 13) and seen[-1] == (13, 13)  # of 4, 5 and 4 people
@@ -94,7 +96,7 @@ def test_a_part_that_was_cut_short_is_made_again(
     """As a file system leaves it that loses its power."""
     part = broken_off / "part-00000.arrow"
     part.write_bytes(part.read_bytes()[:-100])
-    path = make_crop_store(five_people, SIZE, broken_off.parent)
+    path = make_crop_store(five_people, StoreSpec(SIZE, broken_off.parent))
     assert np.array_equal(open_crop_store(path).crops(EVERYONE), five_store.crops(EVERYONE))
 
 
@@ -102,7 +104,7 @@ def test_a_part_that_was_cut_short_is_made_again(
 def test_a_store_that_lost_a_part_is_not_read_and_is_mended(
     harm: str, five_people: People, five_store: CropStore, tmp_path: Path, small_parts: None
 ) -> None:
-    path = make_crop_store(five_people, SIZE, tmp_path)
+    path = make_crop_store(five_people, StoreSpec(SIZE, tmp_path))
     part = path / "part-00001.arrow"
     content = part.read_bytes()
     part.write_bytes(content[: len(content) // 2])
@@ -111,7 +113,7 @@ def test_a_store_that_lost_a_part_is_not_read_and_is_mended(
     with pytest.raises(InputError, match="run the study again"):
         open_crop_store(path)
     before = versions(path)
-    assert make_crop_store(five_people, SIZE, tmp_path) == path
+    assert make_crop_store(five_people, StoreSpec(SIZE, tmp_path)) == path
     assert part.read_bytes() == content
     changed = {name for name, version in versions(path).items() if before.get(name) != version}
     assert changed == {"part-00001.arrow"}
@@ -124,7 +126,7 @@ def test_what_a_killed_process_left_aside_is_not_read(
     half = (broken_off / "part-00000.arrow").read_bytes()[:1000]
     (broken_off / ".part-00001.arrow.another-host.1").write_bytes(half)
     (broken_off / f".{INDEX}.another-host.1").write_bytes(half)
-    path = make_crop_store(five_people, SIZE, broken_off.parent)
+    path = make_crop_store(five_people, StoreSpec(SIZE, broken_off.parent))
     assert len(open_crop_store(path)) == len(open_crop_store(path).pixels) == 13
 
 
@@ -141,7 +143,7 @@ def test_two_drivers_make_the_same_store_at_once(
     def temp_path(file: Path) -> Path:
         return file.with_name(f".{file.name}.{threading.current_thread().name}")
 
-    def cut(parts: Sequence[Part], tell: Tell) -> None:
+    def cut(parts: Sequence[Part], tell: CountDone) -> None:
         assert len(parts) == 3
         both.wait(timeout=20)
         for part in parts:
@@ -152,7 +154,9 @@ def test_two_drivers_make_the_same_store_at_once(
     paths: list[Path] = []
     drivers = [
         threading.Thread(
-            target=lambda: paths.append(make_crop_store(five_people, SIZE, tmp_path, cut=cut)),
+            target=lambda: paths.append(
+                make_crop_store(five_people, StoreSpec(SIZE, tmp_path), cut=cut)
+            ),
             name=f"driver-{number}",
         )
         for number in (1, 2)
@@ -183,7 +187,7 @@ def test_each_image_is_decoded_once_though_its_people_are_scattered(
 
     monkeypatch.setattr(crop_parts, "read_image", counted)
     order = np.random.RandomState(0).permutation(13)
-    mixed = open_crop_store(make_crop_store(five_people.take(order), SIZE, tmp_path))
+    mixed = open_crop_store(make_crop_store(five_people.take(order), StoreSpec(SIZE, tmp_path)))
     assert decoded == {f"{number}.png": 1 for number in range(1, 9)}
     assert np.array_equal(mixed.annotation_ids, five_people.annotation_ids[order])
     assert np.array_equal(mixed.crops(EVERYONE), five_store.crops(order))
@@ -197,7 +201,7 @@ def kill_oneself(people: People, cache: Path) -> None:
         if done >= 7:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    make_crop_store(people, SIZE, cache, tell)
+    make_crop_store(people, StoreSpec(SIZE, cache), progress=tell)
 
 
 @pytest.mark.slow
@@ -213,7 +217,7 @@ def test_a_driver_that_is_killed_loses_no_finished_part(
     (finished, before), *others = versions(folder).items()
     assert finished == "part-00000.arrow" and not others
     assert len(list(folder.glob(".part-00001*"))) == 1
-    make_crop_store(five_people, SIZE, tmp_path)
+    make_crop_store(five_people, StoreSpec(SIZE, tmp_path))
     assert versions(folder)[finished] == before
     assert not list(folder.glob(".*"))
     assert np.array_equal(open_crop_store(folder).crops(EVERYONE), five_store.crops(EVERYONE))
@@ -235,8 +239,8 @@ def smooth(five_people: People, tmp_path: Path, five: Skeleton) -> People:
 def test_jpeg_crops_are_near_the_raw_ones(
     threads: int, smooth: People, tmp_path: Path, small_parts: None
 ) -> None:
-    raw = open_crop_store(make_crop_store(smooth, SIZE, tmp_path))
-    coded = open_crop_store(make_crop_store(smooth, SIZE, tmp_path, form=JPEG))
+    raw = open_crop_store(make_crop_store(smooth, StoreSpec(SIZE, tmp_path)))
+    coded = open_crop_store(make_crop_store(smooth, StoreSpec(SIZE, tmp_path, form=JPEG)))
     rows = np.array([12, 0, 5, 5, 7])
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -253,17 +257,19 @@ def test_jpeg_crops_are_near_the_raw_ones(
 
 
 def test_the_format_belongs_to_the_name(five_people: People, tmp_path: Path) -> None:
-    paths = {make_crop_store(five_people, SIZE, tmp_path, form=form) for form in (RAW, JPEG)}
+    paths = {
+        make_crop_store(five_people, StoreSpec(SIZE, tmp_path, form=form)) for form in (RAW, JPEG)
+    }
     assert len(paths) == 2
 
 
 def test_a_broken_jpeg_is_refused(five_people: People, tmp_path: Path) -> None:
-    path = make_crop_store(five_people, SIZE, tmp_path, form=JPEG)
+    path = make_crop_store(five_people, StoreSpec(SIZE, tmp_path, form=JPEG))
     part = path / "part-00000.arrow"
     content = part.read_bytes()
     at = content.index(b"\xff\xd8\xff")
     part.write_bytes(content[:at] + bytes(64) + content[at + 64 :])
-    with pytest.raises(InputError, match="delete the folder"):
+    with pytest.raises(InputError, match="delete the store's folder"):
         open_crop_store(path).crops(EVERYONE)
 
 
@@ -283,12 +289,12 @@ def test_size_is_said_before_the_store_is_made(
     monkeypatch.setattr(crop_parts.shutil, "disk_usage", lambda path: usage(210 * 10**9))
     said: list[str] = []
 
-    def cut(parts: Sequence[Part], tell: Tell) -> None:
+    def cut(parts: Sequence[Part], tell: CountDone) -> None:
         assert len(said) == 1
         cut_locally(parts, tell)
 
     path = make_crop_store(
-        smooth, SIZE, tmp_path, form=form, cut=cut, notify=said.append, name="val"
+        smooth, StoreSpec(SIZE, tmp_path, form=form), cut=cut, notify=said.append, name="val"
     )
     words = said[0].split()
     assert words[:5] == ["cropping", "val:", "13", "people,", "about"]
@@ -296,7 +302,7 @@ def test_size_is_said_before_the_store_is_made(
     assert ("(raw 539 kB)" in said[0]) == (form == JPEG)
     written = sum(file.stat().st_size for file in path.glob("part-*"))
     assert float(words[5]) * 1e3 == pytest.approx(written, rel=0.1)
-    make_crop_store(smooth, SIZE, tmp_path, form=form, notify=said.append)
+    make_crop_store(smooth, StoreSpec(SIZE, tmp_path, form=form), notify=said.append)
     assert len(said) == 1
 
 
@@ -306,11 +312,11 @@ def test_a_full_disk_is_refused_before_anything_is_cut(
     usage = namedtuple("usage", "free")
     needed = 13 * 144 * 96 * 3
     monkeypatch.setattr(crop_parts.shutil, "disk_usage", lambda path: usage(needed - 1))
-    with pytest.raises(InputError, match=r"crops of train must find room.*data\.crops=jpeg"):
-        make_crop_store(five_people, SIZE, tmp_path, name="train")
+    with pytest.raises(InputError, match=r"crops of train must fit on the disk.*data\.crops=jpeg"):
+        make_crop_store(five_people, StoreSpec(SIZE, tmp_path), name="train")
     assert not list(tmp_path.rglob("*.arrow"))
     monkeypatch.setattr(crop_parts.shutil, "disk_usage", lambda path: usage(needed))
-    make_crop_store(five_people, SIZE, tmp_path)
+    make_crop_store(five_people, StoreSpec(SIZE, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -326,7 +332,7 @@ def test_a_part_that_only_another_node_sees_is_an_error(
 ) -> None:
     monkeypatch.setattr(store_module, "SEEN_WITHIN_S", 0)
     with pytest.raises(InputError, match=r"all nodes must share .*part-00000.*set data\.store"):
-        make_crop_store(five_people, SIZE, tmp_path, cut=lambda parts, tell: None)
+        make_crop_store(five_people, StoreSpec(SIZE, tmp_path), cut=lambda parts, tell: None)
     assert not list(tmp_path.rglob(INDEX))
 
 
@@ -340,7 +346,7 @@ def test_what_the_dead_left_aside_is_cleared_and_what_the_living_write_is_not(
     asides = [broken_off / f".part-00001.arrow.{name}" for name in names]
     for aside in asides:
         aside.write_bytes(b"half")
-    make_crop_store(five_people, SIZE, broken_off.parent)
+    make_crop_store(five_people, StoreSpec(SIZE, broken_off.parent))
     assert [aside.exists() for aside in asides] == [False, True, True]
 
 
@@ -348,7 +354,9 @@ def test_boxes_alone_make_another_store(five_people: People, tmp_path: Path) -> 
     """The same annotations may come with other boxes: those of a detector."""
     moved = five_people.take(EVERYONE)
     moved.boxes[0, 0] += 5
-    assert make_crop_store(moved, SIZE, tmp_path) != make_crop_store(five_people, SIZE, tmp_path)
+    assert make_crop_store(moved, StoreSpec(SIZE, tmp_path)) != make_crop_store(
+        five_people, StoreSpec(SIZE, tmp_path)
+    )
 
 
 def test_a_store_of_many_people_keeps_no_file_open(
@@ -359,7 +367,7 @@ def test_a_store_of_many_people_keeps_no_file_open(
         names = (os.path.realpath(file) for file in Path("/proc/self/fd").iterdir())
         return [name for name in names if name.startswith(str(tmp_path))]
 
-    path = make_crop_store(five_people, SIZE, tmp_path)
+    path = make_crop_store(five_people, StoreSpec(SIZE, tmp_path))
     with (tmp_path / "seen").open("w"):
         assert len(files_open()) == 1
     opened = [open_crop_store(path) for _ in range(5)]

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from models.skeleton import Skeleton
-from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
+from study.cache.crop_store import CropStore, StoreSpec, make_crop_store, open_crop_store
 from study.data.annotations import read_table
 from study.data.crops import (
     STORED_MARGIN,
@@ -81,7 +81,7 @@ def test_rows_are_found_in_whichever_part_and_batch_they_lie(
     tmp_path: Path,
     small_parts: None,
 ) -> None:
-    small = open_crop_store(make_crop_store(five_people, SIZE, tmp_path))
+    small = open_crop_store(make_crop_store(five_people, StoreSpec(SIZE, tmp_path)))
     assert len(list(small.path.glob("part-*"))) == 3
     assert [len(batch) for batch in small.pixels.batches] == [2, 2, 3, 2, 3, 1]
     everyone = np.arange(13)
@@ -103,9 +103,9 @@ def test_opening_a_store_copies_no_crop(five_store: CropStore) -> None:
 
 
 def test_a_store_that_is_there_is_used_again(five_people: People, tmp_path: Path) -> None:
-    path = make_crop_store(five_people, SIZE, tmp_path)
+    path = make_crop_store(five_people, StoreSpec(SIZE, tmp_path))
     before = {file: file.stat().st_mtime_ns for file in path.iterdir()}
-    assert make_crop_store(five_people, SIZE, tmp_path) == path
+    assert make_crop_store(five_people, StoreSpec(SIZE, tmp_path)) == path
     assert {file: file.stat().st_mtime_ns for file in path.iterdir()} == before
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
@@ -115,28 +115,34 @@ def test_the_same_people_read_again_find_the_same_store(
 ) -> None:
     table = read_table(five_people.annotations, five)
     again = build_people(table, five_people.annotations.parent / "images")
-    assert make_crop_store(again, SIZE, tmp_path) == make_crop_store(five_people, SIZE, tmp_path)
+    assert make_crop_store(again, StoreSpec(SIZE, tmp_path)) == make_crop_store(
+        five_people, StoreSpec(SIZE, tmp_path)
+    )
 
 
 def test_other_annotations_people_sizes_or_images_make_another_store(
     moved: People, five: Skeleton, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    paths = [make_crop_store(moved, SIZE, cache)]
-    paths.append(make_crop_store(moved, (64, 96), cache))
-    paths.append(make_crop_store(moved.take(np.arange(12)), SIZE, cache))
-    paths.append(make_crop_store(moved.take(np.arange(13)[::-1]), SIZE, cache))
+    paths = [make_crop_store(moved, StoreSpec(SIZE, cache))]
+    paths.append(make_crop_store(moved, StoreSpec((64, 96), cache)))
+    paths.append(make_crop_store(moved.take(np.arange(12)), StoreSpec(SIZE, cache)))
+    paths.append(make_crop_store(moved.take(np.arange(13)[::-1]), StoreSpec(SIZE, cache)))
     content = json.loads(moved.annotations.read_text())
     content["annotations"][0]["keypoints"][0] += 1
     moved.annotations.write_text(json.dumps(content))
     images = moved.annotations.parent / "images"
     paths.append(
-        make_crop_store(build_people(read_table(moved.annotations, five), images), SIZE, cache)
+        make_crop_store(
+            build_people(read_table(moved.annotations, five), images), StoreSpec(SIZE, cache)
+        )
     )
     with moved.image_paths[0].open("ab") as image:
         image.write(b"another image under the same name")
     paths.append(
-        make_crop_store(build_people(read_table(moved.annotations, five), images), SIZE, cache)
+        make_crop_store(
+            build_people(read_table(moved.annotations, five), images), StoreSpec(SIZE, cache)
+        )
     )
     assert len(set(paths)) == len(paths)
 

@@ -264,7 +264,9 @@ def test_a_folder_of_crops_that_cannot_be_made_is_refused_first(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     elsewhere = with_values(config, {"data.store": str(tmp_path / "file" / "crops")})
-    with pytest.raises(InputError, match=r"that can be made.*file/crops .*change data\.store"):
+    with pytest.raises(
+        InputError, match=r"must be possible to create.*file/crops .*change data\.store"
+    ):
         prepared(elsewhere)
 
 

@@ -50,7 +50,7 @@ def test_answers_come_back_in_order_to_a_hundredth_of_a_pixel(tmp_path: Path) ->
     expected = answer.modes_crop.numpy()
     np.testing.assert_allclose(modes[..., :2], expected[..., :2], atol=0.01)
     np.testing.assert_allclose(modes[..., 2:], expected[..., 2:], atol=5e-4)
-    assert store.taught.tolist() == [[number % 2] * 5 for number in range(150)]
+    assert store.known.tolist() == [[number % 2] * 5 for number in range(150)]
     assert answer.relation is not None
     np.testing.assert_allclose(store.relations(), answer.relation, atol=0.51 / 127)
     rows = np.array([140, 3, 3])
@@ -74,7 +74,7 @@ def test_150000_people_of_17_joints_take_less_than_100_megabytes(tmp_path: Path)
 
 def test_the_file_is_mapped_and_not_copied(tmp_path: Path) -> None:
     store = written(said(64), tmp_path / "t.arrow")
-    arrays = (store.places, store.peaks, store.taught, store.relation)
+    arrays = (store.places, store.peaks, store.known, store.relation)
     assert all(array is not None and not array.flags.owndata for array in arrays)
     assert not store.places.flags.writeable
 
@@ -111,13 +111,13 @@ def test_workers_ask_about_half_each_and_the_first_writes_what_one_would(tmp_pat
         write_teacher_store(
             *(target, STORED, 150, ask),
             workers=OneOfTwo(rank, known),
-            tell=lambda done, total: told.append((done, total)),
+            progress=lambda done, total: told.append((done, total)),
         )
     assert asked == {0: [0, 128], 1: [64]}
     assert told == [(128, 150), (128, 150), (150, 150)]
     assert not (tmp_path / "1.arrow").exists()
     both = open_teacher_store(tmp_path / "0.arrow")
-    for name in ("places", "peaks", "taught", "relation"):
+    for name in ("places", "peaks", "known", "relation"):
         assert np.array_equal(getattr(both, name), getattr(alone, name))
 
 

@@ -17,9 +17,9 @@ from study.cache.teacher_store import TeacherStore, TeacherTargets, open_teacher
 from study.config.schema import AugmentConfig
 from study.data.augmentation import no_augmentation
 from study.storage.paths import TARGETS
-from study.teachers.make import ask, draw_views
+from study.teachers.make import draw_views, store_targets
 from study.teachers.online import OnlineTeacher
-from study.training.batches import Batch, plain_batch, training_batches
+from study.training.batches import Batch, TrainingPeople, plain_batch, training_batches
 from study.workers import Workers
 
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ class Finder:
 
     frame = FRAME
 
-    def ask(self, crops: Tensor) -> TeacherTargets:
+    def predict_targets(self, crops: Tensor) -> TeacherTargets:
         blurred = torch.nn.functional.avg_pool2d(crops, 9, 1, 4)
         colors = torch.tensor(
             [[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, -1, 0], [0, 1, -1]], device=crops.device
@@ -58,7 +58,9 @@ def asked(
     store: CropStore, five: Skeleton, augment: AugmentConfig, folder: Path, seed: int = 1
 ) -> TeacherStore:
     views = draw_views(store, five, FRAME, augment, number=NUMBER, seed=seed)
-    ask(OnlineTeacher(Finder(), store, store), views, five, Workers(CPU), folder / TARGETS)
+    store_targets(
+        OnlineTeacher(Finder(), store, store), views, five, Workers(CPU), folder / TARGETS
+    )
     return open_teacher_store(folder / TARGETS)
 
 
@@ -78,7 +80,9 @@ def batch_of(
 ) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     order = [torch.arange(13)]
-    (batch,) = training_batches(*(store, targets, five, FRAME, augment, order, generator, workers))
+    (batch,) = training_batches(
+        TrainingPeople(store, five, targets), FRAME, augment, order, generator, workers
+    )
     return batch
 
 
@@ -88,7 +92,7 @@ def assert_same_answer(found: Batch, expected: TeacherTargets) -> None:
     torch.testing.assert_close(first[..., :2], wanted[..., :2], atol=0.03, rtol=0)
     torch.testing.assert_close(first[..., 2], wanted[..., 2], atol=1e-3, rtol=0)
     assert found.teacher_mask is not None
-    assert torch.equal(found.teacher_mask, expected.taught)
+    assert torch.equal(found.teacher_mask, expected.known)
     assert expected.relation is not None
     torch.testing.assert_close(found.teacher_relation, expected.relation, atol=0.6 / 127, rtol=0)
 
@@ -100,7 +104,7 @@ def test_what_is_taught_is_what_the_teacher_says_of_the_very_crop(
     batch = batch_of(
         five_store, five, augment, workers, asked(five_store, five, augment, tmp_path)
     )
-    assert_same_answer(batch, Finder().ask(batch.crops))
+    assert_same_answer(batch, Finder().predict_targets(batch.crops))
 
 
 def test_a_mirrored_view_is_the_mirror_of_the_view_and_of_what_is_said_of_it(
@@ -162,7 +166,7 @@ def test_colors_and_patches_are_drawn_anew_over_a_view(
         changed = (bare.crops != batch.crops).any(dim=1).flatten(1).float().mean(dim=1)
         assert (changed > 0.5).all() if augment.color else (changed < 0.2).all()
         assert (changed > 0).all()
-        assert_same_answer(batch, Finder().ask(bare.crops))
+        assert_same_answer(batch, Finder().predict_targets(bare.crops))
 
 
 def test_workers_shares_of_views_together_are_the_global_batch(
@@ -197,8 +201,8 @@ def test_the_first_view_is_the_plain_crop(
     several = asked(five_store, five, TURNED, tmp_path)
     assert len(several) == 13 and len(several.places) == 13 * NUMBER
     plain = plain_batch(five_store, five, FRAME, torch.arange(13), CPU)
-    said = several.carried(np.arange(13), no_augmentation(13, five, FRAME))
-    expected = Finder().ask(plain.crops).modes_crop
+    said = several.augmented(np.arange(13), no_augmentation(13, five, FRAME))
+    expected = Finder().predict_targets(plain.crops).modes_crop
     torch.testing.assert_close(said.modes_crop[:, :, 0], expected[:, :, 0], atol=0.03, rtol=0)
 
 
@@ -218,7 +222,12 @@ def test_whoever_is_augmented_otherwise_draws_anew(
     for seed in range(60):
         generator = torch.Generator().manual_seed(seed)
         (batch,) = training_batches(
-            *(five_store, targets, five, frame, augment, [torch.arange(1)], generator, workers)
+            TrainingPeople(five_store, five, targets),
+            frame,
+            augment,
+            [torch.arange(1)],
+            generator,
+            workers,
         )
         found.add(float(batch.crops.sum()))
     if (frame, scale) == (FRAME, 0.35):

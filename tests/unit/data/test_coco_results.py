@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from models.skeleton import Skeleton
-from study.cache.crop_store import make_crop_store, open_crop_store
+from study.cache.crop_store import StoreSpec, make_crop_store, open_crop_store
 from study.data.annotations import read_table
 from study.data.coco_results import read_detections, write_poses
 from study.data.people import People
@@ -50,7 +50,7 @@ def test_labeled_boxes_as_detections_give_the_crops_of_the_labeled_people(
     assert found.image_paths == five_people.image_paths
     assert found.visibility.shape == five_people.visibility.shape and not found.visibility.any()
     store, labeled = (
-        open_crop_store(make_crop_store(people, (96, 64), tmp_path))
+        open_crop_store(make_crop_store(people, StoreSpec((96, 64), tmp_path)))
         for people in (found, five_people)
     )
     rows = np.arange(len(store))
@@ -92,7 +92,8 @@ def test_higher_threshold_makes_another_store(
     entries = [box(1, score=0.2), box(2, score=0.8)]
     paths = {
         make_crop_store(
-            detected(entries, five_people, five, tmp_path, threshold), (96, 64), tmp_path
+            detected(entries, five_people, five, tmp_path, threshold),
+            StoreSpec((96, 64), tmp_path),
         )
         for threshold in (0.0, 0.5)
     }

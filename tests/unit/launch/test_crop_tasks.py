@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from study.cache import crop_parts
-from study.cache.crop_parts import Part, Tell
-from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
+from study.cache.crop_parts import CountDone, Part
+from study.cache.crop_store import CropStore, StoreSpec, make_crop_store, open_crop_store
 from study.data.people import People
 from study.errors import InputError
 from study.launch import crop_tasks
@@ -32,7 +32,7 @@ def test_few_people_are_cut_without_ray(
     five_people: People, five_store: CropStore, tmp_path: Path
 ) -> None:
     cut = partial(cut_by_size, start_ray=never)
-    store = open_crop_store(make_crop_store(five_people, SIZE, tmp_path, cut=cut))
+    store = open_crop_store(make_crop_store(five_people, StoreSpec(SIZE, tmp_path), cut=cut))
     assert np.array_equal(store.crops(EVERYONE), five_store.crops(EVERYONE))
 
 
@@ -42,7 +42,7 @@ def test_many_people_are_cut_by_ray_tasks_and_ray_starts_once(
     started: list[bool] = []
     by_ray: list[int] = []
 
-    def cut_there(parts: Sequence[Part], tell: Tell) -> None:
+    def cut_there(parts: Sequence[Part], tell: CountDone) -> None:
         by_ray.append(len(parts))
         crop_tasks.cut_locally(parts, tell)
 
@@ -51,7 +51,7 @@ def test_many_people_are_cut_by_ray_tasks_and_ray_starts_once(
     monkeypatch.setattr(crop_tasks.ray, "is_initialized", lambda: bool(started))
     cut = partial(cut_by_size, start_ray=lambda: started.append(True))
     for number in (1, 2):
-        make_crop_store(five_people, SIZE, tmp_path / str(number), cut=cut)
+        make_crop_store(five_people, StoreSpec(SIZE, tmp_path / str(number)), cut=cut)
     assert started == [True] and by_ray == [3, 3]
 
 
@@ -68,9 +68,12 @@ def cut_in_ray(people: People, broken: People, folder: Path, answers: Any) -> No
     reported: list[int] = []
     try:
         make_crop_store(
-            people, SIZE, folder, lambda done, _: reported.append(done), cut=cut_by_ray
+            people,
+            StoreSpec(SIZE, folder),
+            progress=lambda done, _: reported.append(done),
+            cut=cut_by_ray,
         )
-        make_crop_store(broken, SIZE, folder / "broken", cut=cut_by_ray)
+        make_crop_store(broken, StoreSpec(SIZE, folder / "broken"), cut=cut_by_ray)
     except InputError as error:
         answers.put((reported, str(error)))
     finally:

@@ -16,7 +16,7 @@ from models.codecs.codec import CODECS, Dark, HeatmapCodec, Udp
 from models.codecs.crop_frame import CropFrame
 from models.pose_features import PoseFeatures, PoseNetwork
 from models.skeleton import Skeleton
-from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
+from study.cache.crop_store import CropStore, StoreSpec, make_crop_store, open_crop_store
 from study.cache.teacher_store import open_teacher_store
 from study.config.schema import AugmentConfig
 from study.data.augmentation import cut_crops, draw_augmentation
@@ -37,9 +37,9 @@ from study.data.crops import (
 from study.data.people import People
 from study.storage.paths import TARGETS
 from study.teachers.adapters import HeatmapTeacher
-from study.teachers.make import ask, draw_views
+from study.teachers.make import draw_views, store_targets
 from study.teachers.online import OnlineTeacher
-from study.training.batches import training_batches
+from study.training.batches import TrainingPeople, training_batches
 from study.workers import Workers
 
 SMALL, LARGE = (256, 192), (384, 288)
@@ -215,7 +215,9 @@ class Oracle(PoseNetwork):
 @pytest.fixture(scope="module")
 def large_store(five_people: People, tmp_path_factory: pytest.TempPathFactory) -> CropStore:
     """Crops in which joints lie so far inside that no blur meets the edge."""
-    return open_crop_store(make_crop_store(five_people, SMALL, tmp_path_factory.mktemp("large")))
+    return open_crop_store(
+        make_crop_store(five_people, StoreSpec(SMALL, tmp_path_factory.mktemp("large")))
+    )
 
 
 @pytest.mark.parametrize("name", ["dark", "udp"])
@@ -235,11 +237,9 @@ def test_a_stored_teacher_agrees_with_the_truth_in_every_batch(
     frame = CropFrame(SMALL, align_corners=student_corners)
     views = draw_views(large_store, five, frame, WILD, number=1, seed=0)
     live = OnlineTeacher(teacher, large_store, large_store)
-    ask(live, views, five, workers, tmp_path / TARGETS)
+    store_targets(live, views, five, workers, tmp_path / TARGETS)
     (batch,) = training_batches(
-        large_store,
-        open_teacher_store(tmp_path / TARGETS),
-        five,
+        TrainingPeople(large_store, five, open_teacher_store(tmp_path / TARGETS)),
         frame,
         WILD,
         [torch.arange(13)],

@@ -122,9 +122,9 @@ def test_an_onnx_file_finds_the_joints_where_they_are_in_its_crop(
     file = write_onnx(tmp_path / "m.onnx", simcc=simcc, stride=1 if simcc else 4, crops=crops)
     changed = with_onnx(config, file)
     teacher = open_teacher(teacher_spec(changed, resolve(changed)), CPU)
-    answer = teacher.ask(torch.cat([spots(), spots().flip(-1)]))
+    answer = teacher.predict_targets(torch.cat([spots(), spots().flip(-1)]))
     assert answer.modes_crop.shape == (2, 5, 3, 4) and answer.relation is None
-    assert answer.taught.tolist() == [[1] * 5] * 2
+    assert answer.known.tolist() == [[1] * 5] * 2
     modes = answer.modes_crop[:, :, 0]
     torch.testing.assert_close(modes[0, :, :2], JOINTS, atol=0.05, rtol=0)
     mirrored = torch.stack([63 - JOINTS[:, 0], JOINTS[:, 1]], dim=1)
@@ -142,7 +142,7 @@ def test_heatmaps_of_another_stride_are_read_by_the_models_own(
     file = write_onnx(tmp_path / "m.onnx", stride=8)
     changed = with_onnx(config, file)
     teacher = open_teacher(teacher_spec(changed, resolve(changed)), CPU)
-    modes = teacher.ask(spots()).modes_crop[0, :, 0]
+    modes = teacher.predict_targets(spots()).modes_crop[0, :, 0]
     # the blur of so small a map's decoder takes part of a pixel; another stride would take half
     torch.testing.assert_close(modes[:, :2], JOINTS, atol=1.5, rtol=0)
 
@@ -214,7 +214,7 @@ def test_a_missing_library_is_named_with_its_extra(
 class Numbering:
     """A teacher that says of joint j that it is at (j, 10 j), its height 0.5."""
 
-    def ask(self, crops: Tensor) -> TeacherTargets:
+    def predict_targets(self, crops: Tensor) -> TeacherTargets:
         keypoints, _ = self(crops)
         modes = torch.ones(len(crops), 17, 3, 4)
         modes[:, :, 0, :2] = keypoints
@@ -232,8 +232,8 @@ class Numbering:
 
 def test_a_coco_teacher_teaches_crowdpose_the_twelve_joints_that_both_name() -> None:
     teacher = TeacherOfOtherJoints(Numbering(), COCO, CROWDPOSE)
-    answer = teacher.ask(torch.zeros(2, 3, 8, 8))
-    assert answer.taught.tolist() == [[1] * 12 + [0, 0]] * 2  # head and neck are CrowdPose's alone
+    answer = teacher.predict_targets(torch.zeros(2, 3, 8, 8))
+    assert answer.known.tolist() == [[1] * 12 + [0, 0]] * 2  # head and neck are CrowdPose's alone
     wrist, ankle = CROWDPOSE.joints.index("left_wrist"), CROWDPOSE.joints.index("right_ankle")
     own_wrist, own_ankle = COCO.joints.index("left_wrist"), COCO.joints.index("right_ankle")
     assert answer.modes_crop[1, wrist, 0].tolist() == [own_wrist, 10 * own_wrist, 1, 1]
@@ -256,11 +256,11 @@ def test_a_network_of_ours_may_have_other_joints_than_the_data(
     network, _, trained = open_network(teacher_spec(settings, resolve(settings)))
     assert "final_layer.weight" in trained  # as many joints as the file's head has
     assert network.state_dict()["final_layer.weight"].shape[0] == 14
-    answer = open_teacher(teacher_spec(settings, resolve(settings)), CPU).ask(
+    answer = open_teacher(teacher_spec(settings, resolve(settings)), CPU).predict_targets(
         torch.zeros(1, 3, 64, 64)
     )
     assert answer.modes_crop.shape == (1, 17, 3, 4)
-    assert answer.taught[0].sum() == 12 and answer.taught[0, 0] == 0  # of a nose it knows nothing
+    assert answer.known[0].sum() == 12 and answer.known[0, 0] == 0  # of a nose it knows nothing
 
 
 def test_a_network_is_asked_for_its_decoded_pose_and_its_relation(
@@ -271,7 +271,7 @@ def test_a_network_is_asked_for_its_decoded_pose_and_its_relation(
     teacher = HeatmapTeacher(network.eval(), codec)
     crops = 255 * torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        answer = teacher.ask(crops)
+        answer = teacher.predict_targets(crops)
         keypoints, _ = codec.decode(network.predict(crops).heatmaps)
         scored, _ = teacher(crops)
     assert torch.equal(scored, keypoints)

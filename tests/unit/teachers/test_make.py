@@ -16,7 +16,7 @@ from models.build import build_model
 from models.codecs.codec import Dark
 from models.codecs.crop_frame import CropFrame
 from models.skeleton import COCO, CROWDPOSE, Skeleton
-from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
+from study.cache.crop_store import CropStore, StoreSpec, make_crop_store, open_crop_store
 from study.cache.prepare import PreparedData, prepare_data
 from study.cache.teacher_store import TeacherTargets, open_teacher_store
 from study.config.compose import with_values
@@ -29,12 +29,12 @@ from study.errors import InputError
 from study.storage.checkpoint import Row
 from study.storage.paths import TARGETS
 from study.teachers.make import (
-    ask,
     draw_views,
     is_ready,
     load_teacher,
     make_teacher,
     prepare_teacher,
+    store_targets,
     teacher_folder,
 )
 from study.teachers.online import OnlineTeacher
@@ -84,7 +84,7 @@ class Pointing:
         self.modes = torch.zeros(*in_crop.shape[:2], 1, 4)
         self.modes[:, :, 0, :2] = in_crop
 
-    def ask(self, crops: Tensor) -> TeacherTargets:
+    def predict_targets(self, crops: Tensor) -> TeacherTargets:
         assert crops.shape[1:] == (3, *self.frame.size)
         return TeacherTargets(self.modes, torch.ones(self.modes.shape[:2]), None)
 
@@ -97,7 +97,7 @@ def test_a_place_in_the_teachers_crop_is_kept_as_the_same_place_of_the_image(
     five: Skeleton,
     tmp_path: Path,
 ) -> None:
-    own = open_crop_store(make_crop_store(five_people, size, tmp_path))
+    own = open_crop_store(make_crop_store(five_people, StoreSpec(size, tmp_path)))
     in_image = np.random.RandomState(0).uniform(10, 90, (13, 4, 2))
     plain = stored_to_crop_affine(CropFrame(size))[None]
     in_crop = apply_affine(apply_affine(in_image, own.image_to_stored), plain)
@@ -105,7 +105,7 @@ def test_a_place_in_the_teachers_crop_is_kept_as_the_same_place_of_the_image(
     still = AugmentConfig(*[0.0] * 7)
     views = draw_views(five_store, five, CropFrame((96, 64)), still, number=1, seed=0)
     live = OnlineTeacher(teacher, own, five_store)
-    ask(live, views, five, Workers(torch.device("cpu")), tmp_path / TARGETS)
+    store_targets(live, views, five, Workers(torch.device("cpu")), tmp_path / TARGETS)
     found = open_teacher_store(tmp_path / TARGETS).modes_stored()[:, :, 0, :2]
     expected = apply_affine(in_image, five_store.image_to_stored)
     inside = ((expected > -40) & (expected < np.array([130, 200]))).all(axis=-1)
@@ -150,7 +150,7 @@ def test_a_square_teacher_is_trained_and_asked_in_its_form_and_heard_in_the_stud
     targets = open_teacher_store(folder / TARGETS)
     student = open_crop_store(Path(data.train))
     own = open_crop_store(Path(data.for_teacher().train))
-    assert own.input_size == tuple(size) and targets.taught.all()
+    assert own.input_size == tuple(size) and targets.known.all()
 
     # by hand: each crop that the teacher sees, decoded, and both poses in the image
     rows = torch.arange(5)
@@ -193,7 +193,7 @@ def test_a_teacher_of_other_joints_is_asked_as_it_comes_and_scored(
         teacher_folder(teacher_spec(config, resolve(config)), mini_data) / TARGETS
     )
     known = [joint in CROWDPOSE.joints for joint in COCO.joints]
-    assert (targets.taught == np.array(known)).all() and sum(known) == 12
+    assert (targets.known == np.array(known)).all() and sum(known) == 12
     assert targets.relation is not None
     relation = targets.relations() - np.eye(17)
     assert (relation[:, ~np.array(known)] == 0).all() and (relation != 0).any()
@@ -212,7 +212,7 @@ def test_predictions_are_stored_before_anything_is_started(
     targets = open_teacher_store(folder / TARGETS)
     labeled = store.visibility > 0
     labeled[0] = False  # has none
-    assert np.array_equal(targets.taught > 0, labeled) and targets.relation is None
+    assert np.array_equal(targets.known > 0, labeled) and targets.relation is None
     np.testing.assert_allclose(
         targets.modes_stored()[:, :, 0, :2][labeled], store.keypoints_stored[labeled], atol=0.002
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from models.codecs.crop_frame import CropFrame
 from models.codecs.gaussian import Dark
 from models.skeleton import Skeleton
-from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
+from study.cache.crop_store import CropStore, StoreSpec, make_crop_store, open_crop_store
 from study.cache.prepare import PreparedData
 from study.cache.teacher_store import TeacherTargets, open_teacher_store
 from study.config.compose import with_values
@@ -25,10 +25,10 @@ from study.data.crops import transform_points
 from study.data.people import People
 from study.errors import InputError
 from study.storage.paths import TARGETS
-from study.teachers.make import ask, draw_views, make_teacher, teacher_folder
+from study.teachers.make import draw_views, make_teacher, store_targets, teacher_folder
 from study.teachers.online import OnlineTeacher
 from study.teachers.target_error import describe_targets, target_error
-from study.training.batches import crops_of, training_batches
+from study.training.batches import TrainingPeople, crops_of, training_batches
 from study.trial import Trial, run_trial, teacher_spec
 from study.workers import Workers
 
@@ -46,7 +46,7 @@ class Finder:
         self.frame = frame
         self.seen: list[Tensor] = []
 
-    def ask(self, crops: Tensor) -> TeacherTargets:
+    def predict_targets(self, crops: Tensor) -> TeacherTargets:
         self.seen.append(crops)
         blurred = torch.nn.functional.avg_pool2d(crops, 9, 1, 4)
         width = crops.shape[-1]
@@ -68,7 +68,7 @@ class Truthful:
         self.frame = frame
         self.truth = truth
 
-    def ask(self, crops: Tensor) -> TeacherTargets:
+    def predict_targets(self, crops: Tensor) -> TeacherTargets:
         modes = torch.zeros(len(crops), 5, 3, 4)
         modes[:, :, 0, :2] = self.truth
         modes[:, :, 0, 2:] = 1
@@ -81,7 +81,7 @@ class Truthful:
 @pytest.fixture(scope="module")
 def square_store(five_people: People, tmp_path_factory: pytest.TempPathFactory) -> CropStore:
     return open_crop_store(
-        make_crop_store(five_people, (128, 128), tmp_path_factory.mktemp("square"))
+        make_crop_store(five_people, StoreSpec((128, 128), tmp_path_factory.mktemp("square")))
     )
 
 
@@ -99,12 +99,17 @@ def test_a_teacher_of_the_students_frame_sees_the_very_same_crops(
     teacher = Finder(FRAME)
     live = OnlineTeacher(teacher, five_store, five_store)
     (batch,) = training_batches(
-        five_store, live, five, FRAME, WILD, [torch.arange(13)], torch.Generator(), workers
+        TrainingPeople(five_store, five, live),
+        FRAME,
+        WILD,
+        [torch.arange(13)],
+        torch.Generator(),
+        workers,
     )
     (seen,) = teacher.seen
     assert torch.equal(seen, batch.crops)
     assert batch.teacher_modes is not None and batch.teacher_relation is None
-    assert torch.equal(batch.teacher_modes, teacher.ask(batch.crops).modes_crop)
+    assert torch.equal(batch.teacher_modes, teacher.predict_targets(batch.crops).modes_crop)
 
 
 def test_a_teacher_of_another_frame_sees_the_same_places_in_its_own(
@@ -115,11 +120,11 @@ def test_a_teacher_of_another_frame_sees_the_same_places_in_its_own(
     crops = crops_of(five_store, rows, drawn, rows, FRAME, CPU)
     teacher = Finder(CropFrame((128, 128)))
     live = OnlineTeacher(teacher, square_store, five_store)
-    live.answers(rows.numpy(), drawn, FRAME, crops)
+    live.targets(rows.numpy(), drawn, FRAME, crops)
     (seen,) = teacher.seen
     assert seen.shape == (13, 3, 128, 128)
     # the middle half of a square crop, shrunk, is the middle of the student's crop
-    zoom = live._between(rows.numpy(), FRAME)[:, 0, 0]
+    zoom = live._student_to_own(rows.numpy(), FRAME)[:, 0, 0]
     for person, factor in enumerate(zoom):
         side = round(40 * factor)
         middle = seen[person, :, 64 - side // 2 : 64 + side // 2, 64 - side // 2 : 64 + side // 2]
@@ -135,10 +140,10 @@ def test_places_come_back_to_the_students_crop(
     square = CropFrame((128, 128))
     truth = transform_points(drawn.in_flip_order(five_store.keypoints_stored.copy()), drawn.affine)
     live = OnlineTeacher(Truthful(square, torch.zeros(13, 5, 2)), square_store, five_store)
-    between = torch.from_numpy(live._between(rows.numpy(), FRAME)).float()
+    between = torch.from_numpy(live._student_to_own(rows.numpy(), FRAME)).float()
     there = transform_points(truth, between)
     live = OnlineTeacher(Truthful(square, there), square_store, five_store)
-    answer = live.answers(rows.numpy(), drawn, FRAME, crops)
+    answer = live.targets(rows.numpy(), drawn, FRAME, crops)
     torch.testing.assert_close(answer.modes_crop[:, :, 0, :2], truth, atol=1e-3, rtol=0)
 
 
@@ -148,7 +153,7 @@ class SeesJoints:
     def __init__(self, store: CropStore, five: Skeleton, off: float) -> None:
         self.frame, self.store, self.off = FRAME, store, off
 
-    def answers(self, rows: Any, drawn: Any, frame: CropFrame, crops: Tensor) -> TeacherTargets:
+    def targets(self, rows: Any, drawn: Any, frame: CropFrame, crops: Tensor) -> TeacherTargets:
         truth = transform_points(
             drawn.in_flip_order(self.store.keypoints_stored[rows].copy()), drawn.affine
         )
@@ -165,7 +170,7 @@ def test_the_error_of_targets_is_what_they_are_off(
     truth = torch.from_numpy(five_store.keypoints_stored.copy()) - torch.tensor([16.0, 24.0])
     truthful = OnlineTeacher(Truthful(FRAME, truth), five_store, five_store)
     views = draw_views(five_store, five, FRAME, AugmentConfig(*[0.0] * 7), number=1, seed=0)
-    ask(truthful, views, five, workers, tmp_path / TARGETS)
+    store_targets(truthful, views, five, workers, tmp_path / TARGETS)
     live: Any = SeesJoints(five_store, five, off)
     live.student = five_store
     codec = Dark((96, 64), (24, 16))

@@ -126,7 +126,7 @@ def test_a_mirror_exchanges_the_joints_that_the_library_exchanges(
 def test_modes_lie_where_the_maps_have_their_peaks_in_pixels_of_the_crop(
     saved: tuple[Path, Any], config: StudyConfig, crops: Tensor
 ) -> None:
-    answer = open_teacher(teacher_spec(config, resolve(config)), CPU).ask(crops)
+    answer = open_teacher(teacher_spec(config, resolve(config)), CPU).predict_targets(crops)
     maps = told_by(saved[1], crops)
     expected, heights = Udp(SIZE, (24, 16), 2.0).decode(maps)
     found = answer.modes_crop[:, :, 0]
@@ -142,7 +142,7 @@ def test_modes_lie_where_the_maps_have_their_peaks_in_pixels_of_the_crop(
 def test_relations_come_from_what_the_last_layer_sees(
     saved: tuple[Path, Any], config: StudyConfig, crops: Tensor
 ) -> None:
-    answer = open_teacher(teacher_spec(config, resolve(config)), CPU).ask(crops)
+    answer = open_teacher(teacher_spec(config, resolve(config)), CPU).predict_targets(crops)
     out = VitPose(saved[0], COCO, SIZE).eval().predict(crops)
     (features,) = out.pyramid
     assert features.shape[-2:] == (24, 16)
@@ -193,7 +193,7 @@ def test_it_is_asked_about_everyone_as_it_comes_and_after_training(
         rows = json.loads((folder / "teacher.json").read_text())["rows"]
         targets = open_teacher_store(folder / TARGETS)
         assert [row["epoch"] for row in rows] == [epochs] and "val_ap" in rows[0]
-        assert len(targets) == data.num_people[0] and targets.taught.all()
+        assert len(targets) == data.num_people[0] and targets.known.all()
         assert targets.relation is not None
         assert (folder / "epochs").exists() == bool(epochs)  # what came is not copied
 

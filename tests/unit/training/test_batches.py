@@ -23,7 +23,14 @@ from study.config.schema import AugmentConfig
 from study.data.augmentation import draw_augmentation
 from study.data.crops import apply_affine
 from study.data.people import People
-from study.training.batches import Batch, epoch_rows, evaluation_batches, shard, training_batches
+from study.training.batches import (
+    Batch,
+    TrainingPeople,
+    epoch_rows,
+    evaluation_batches,
+    shard,
+    training_batches,
+)
 from study.workers import Workers
 
 STILL = AugmentConfig(scale=0, rotation=0, flip=0, half_body=0, color=0, erase=0, occlude=0)
@@ -80,7 +87,7 @@ def batches(
     order = [torch.tensor(part) for part in rows or [list(range(13))]]
     generator = torch.Generator().manual_seed(8)
     return training_batches(
-        store, teacher, skeleton, FRAME, augment, order, generator, worker, starts
+        TrainingPeople(store, skeleton, teacher, starts), FRAME, augment, order, generator, worker
     )
 
 

@@ -74,7 +74,7 @@ def last_of(trial: Trial, values: dict[str, Any], folder: Path, workers: Workers
     """What the same trial has come to after its only epoch with these settings."""
     config = with_values(trial.config, values)
     run_trial(
-        Trial(1, config, resolve(config), trial.data, folder, trial.targets),
+        Trial(1, config, resolve(config), trial.prepared, folder, trial.targets),
         workers,
         lambda row: False,
     )
@@ -135,7 +135,7 @@ def test_a_trials_figures_are_those_of_each_term_alone(
     (row,) = last_of(trial, values, tmp_path, workers).rows
 
     config = with_values(trial.config, values)
-    ground = TrainingData.open(trial.data, resolve(config), workers, trial.targets)
+    ground = TrainingData.open(trial.prepared, resolve(config), workers, trial.targets)
     augment, frame = config.distill.augment, CropFrame(ground.train.input_size)
     stage = ground.stage("distill", config.distill, augment, frame, seed=trial.seed)
     seed = derived.seed_of(trial.seed, "distill", 1)

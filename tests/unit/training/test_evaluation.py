@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.build import build_codec, build_model
 from models.refined_pose import RefinedPose
 from models.skeleton import COCO, Skeleton
-from study.cache.crop_store import CropStore, make_crop_store, open_crop_store
+from study.cache.crop_store import CropStore, StoreSpec, make_crop_store, open_crop_store
 from study.cache.prepare import PreparedData
 from study.config.schema import StudyConfig
 from study.data.annotations import read_table
@@ -89,7 +89,7 @@ def test_perfect_keypoints_of_real_images_score_ap_1(
     root = shared / "data/coco_tiny"
     truth = root / "annotations/person_keypoints_val2017.json"
     people = build_people(read_table(truth, COCO), root / "val2017")
-    store = open_crop_store(make_crop_store(people, (96, 64), tmp_path))
+    store = open_crop_store(make_crop_store(people, StoreSpec((96, 64), tmp_path)))
     oracle: Any = Oracle(store, list(range(len(store))))
     assert evaluate(oracle, store, truth, COCO, "coco", workers)["ap"] == pytest.approx(1)
 

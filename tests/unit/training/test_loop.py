@@ -81,11 +81,9 @@ def stage_of(epochs: int, *, bad_step: int | None = None, lr: float = 0.05) -> S
         steps_per_epoch=3,
         optimizer=OptimizerConfig(lr, 0.0, warmup_fraction=0.2, pretrained_factor=0.1),
         seed=7,
-        first_epoch=10,
-        first_step=0,
         batches=batches,
         evaluate=evaluate,
-    )
+    ).after(epochs=10, steps=0)
 
 
 class Diary:

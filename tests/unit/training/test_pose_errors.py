@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models.skeleton import COCO, Skeleton
+from study.training.batches import Labels
 from study.training.pose_errors import (
     INVERSION,
     MISS,
@@ -27,23 +28,15 @@ AWAY = torch.tensor([0.0, 700.0])
 """From a joint to a place where nobody is."""
 
 
-def people(count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Truth, visibility, neighbor, its visibility, areas: all labeled."""
+def people(count: int) -> Labels:
+    """Fully labeled people with fully labeled neighbors."""
     truth = PLACES.expand(count, 5, 2).clone()
     seen = torch.full((count, 5), 2)
-    return truth, seen, truth + FAR, seen.clone(), torch.full((count,), AREA)
+    return Labels(truth, seen, truth + FAR, seen.clone(), torch.full((count,), AREA))
 
 
-def measured(pose: Tensor, world: tuple[Tensor, ...], skeleton: Skeleton) -> PoseErrors:
-    truth, seen, neighbor, there, areas = world
-    return measure_errors(pose, truth, seen, neighbor, there, areas, skeleton)
-
-
-def disturbed(
-    pose: Tensor, world: tuple[Tensor, ...], errors: PoseErrors, skeleton: Skeleton
-) -> Tensor:
-    truth, seen, neighbor, there, areas = world
-    return disturb(pose, truth, seen, neighbor, there, areas, errors, skeleton)[0]
+def disturbed(pose: Tensor, labels: Labels, errors: PoseErrors, skeleton: Skeleton) -> Tensor:
+    return disturb(pose, labels, errors, skeleton)[0]
 
 
 def nothing() -> Tensor:
@@ -59,22 +52,22 @@ def errors_of(
 
 
 def test_a_perfect_pose_has_no_errors(five: Skeleton) -> None:
-    world = people(4)
-    truth = world[0]
-    errors = measured(truth, world, five)
+    labels = people(4)
+    truth = labels[0]
+    errors = measure_errors(truth, labels, five)
     assert torch.equal(errors.rates, torch.zeros(3, 5))
     assert torch.equal(errors.jitter, nothing()) and torch.equal(errors.miss, nothing())
 
 
 def test_each_kind_of_error_is_counted_as_itself(five: Skeleton) -> None:
-    world = people(10)
-    truth = world[0]
+    labels = people(10)
+    truth = labels[0]
     pose = truth.clone()
     pose[:3, 1] = truth[:3, 2]  # the left hand on the right one
     pose[:2, 3] = truth[:2, 3] + FAR  # the foot of the person beside
     pose[2, 3] = truth[2, 4] + FAR  # its other foot
     pose[:4, 0] = truth[:4, 0] + AWAY
-    errors = measured(pose, world, five)
+    errors = measure_errors(pose, labels, five)
     expected = torch.zeros(3, 5)
     expected[INVERSION, 1], expected[NEIGHBOR, 3], expected[MISS, 0] = 0.3, 0.3, 0.4
     torch.testing.assert_close(errors.rates, expected)
@@ -83,30 +76,30 @@ def test_each_kind_of_error_is_counted_as_itself(five: Skeleton) -> None:
 
 
 def test_jitter_is_the_root_mean_square_of_found_joints(five: Skeleton) -> None:
-    world = people(2)
-    truth = world[0]
+    labels = people(2)
+    truth = labels[0]
     pose = truth.clone()
     pose[0, 3] += torch.tensor([3.0, 4.0])
     pose[1, 3] += torch.tensor([0.0, 1.0])
     pose[1, 4] += AWAY  # counts as a miss, not as jitter
-    errors = measured(pose, world, five)
+    errors = measure_errors(pose, labels, five)
     expected = ((25 + 1) / 2 / 2) ** 0.5 / 100
     torch.testing.assert_close(errors.jitter, torch.tensor([0, 0, 0, expected, 0]))
 
 
 def test_an_inversion_is_none_where_the_other_side_is_not_labeled(five: Skeleton) -> None:
-    world = people(1)
-    pose = world[0].clone()
-    pose[:, 1] = world[0][:, 2]
-    world[1][:, 2] = 0
-    errors = measured(pose, world, five)
+    labels = people(1)
+    pose = labels[0].clone()
+    pose[:, 1] = labels[0][:, 2]
+    labels[1][:, 2] = 0
+    errors = measure_errors(pose, labels, five)
     assert errors.rates[:, 1].tolist() == [0, 0, 1]
 
 
 def test_a_joint_in_the_middle_of_the_body_never_inverts(five: Skeleton) -> None:
-    world = people(1)
-    truth = world[0]
-    assert measured(truth + AWAY, world, five).rates[:, 0].tolist() == [0, 0, 1]
+    labels = people(1)
+    truth = labels[0]
+    assert measure_errors(truth + AWAY, labels, five).rates[:, 0].tolist() == [0, 0, 1]
 
 
 def test_rates_are_shares_of_the_people_for_whom_the_error_is_possible(five: Skeleton) -> None:
@@ -116,28 +109,28 @@ def test_rates_are_shares_of_the_people_for_whom_the_error_is_possible(five: Ske
     pose = truth.clone()
     pose[0] = neighbor[0]
     pose[4, 1] = truth[4, 2]
-    errors = measure_errors(pose, truth, seen, neighbor, there, areas, five)
+    errors = measure_errors(pose, Labels(truth, seen, neighbor, there, areas), five)
     assert errors.rates[NEIGHBOR, 3] == 0.5 and errors.rates[INVERSION, 1] == 0.25
 
 
 def test_unlabeled_joints_have_no_errors_and_no_nan(five: Skeleton) -> None:
     truth, seen, neighbor, there, areas = people(3)
     seen, there = torch.zeros_like(seen), torch.zeros_like(there)
-    errors = measure_errors(truth + AWAY, truth, seen, neighbor, there, areas, five)
+    errors = measure_errors(truth + AWAY, Labels(truth, seen, neighbor, there, areas), five)
     for value in (errors.rates, errors.jitter, errors.miss):
         assert torch.equal(value, torch.zeros_like(value))
     extra = excess(errors, errors)
-    moved = disturb(truth, truth, seen, neighbor, there, areas, extra, five)[0]
+    moved = disturb(truth, Labels(truth, seen, neighbor, there, areas), extra, five)[0]
     assert torch.equal(moved, truth)
 
 
 def test_excess_of_equal_statistics_disturbs_nothing(five: Skeleton) -> None:
-    world = people(50)
-    truth = world[0]
+    labels = people(50)
+    truth = labels[0]
     same = errors_of(0.2, 0.1, 0.3, 0.05)
     extra = excess(same, same)
     assert torch.equal(extra.rates, torch.zeros(3, 5)) and torch.equal(extra.jitter, nothing())
-    assert torch.equal(disturbed(truth + 1, world, extra, five), truth + 1)
+    assert torch.equal(disturbed(truth + 1, labels, extra, five), truth + 1)
 
 
 def test_excess_by_hand() -> None:
@@ -150,11 +143,11 @@ def test_excess_by_hand() -> None:
 
 def test_disturbed_poses_show_the_rates_that_were_asked_for(five: Skeleton) -> None:
     torch.manual_seed(0)
-    world = people(6000)
-    truth = world[0]
+    labels = people(6000)
+    truth = labels[0]
     asked = errors_of(0.2, 0.1, 0.05)
-    moved = disturbed(truth, world, asked, five)
-    found = measured(moved, world, five)
+    moved = disturbed(truth, labels, asked, five)
+    found = measure_errors(moved, labels, five)
     torch.testing.assert_close(found.rates, asked.rates, atol=0.02, rtol=0)
 
 
@@ -166,17 +159,17 @@ def test_disturbed_poses_show_the_rates_where_not_all_are_labeled_or_have_neighb
     seen[torch.rand(9000, 5) < 0.3] = 0
     there[torch.rand(9000) < 0.5] = 0
     asked = errors_of(0.2, 0.1, 0.05)
-    moved = disturb(truth, truth, seen, neighbor, there, areas, asked, five)[0]
-    found = measure_errors(moved, truth, seen, neighbor, there, areas, five)
+    moved = disturb(truth, Labels(truth, seen, neighbor, there, areas), asked, five)[0]
+    found = measure_errors(moved, Labels(truth, seen, neighbor, there, areas), five)
     torch.testing.assert_close(found.rates, asked.rates, atol=0.02, rtol=0)
 
 
 def test_disturbed_poses_show_the_jitter_that_was_asked_for(five: Skeleton) -> None:
     torch.manual_seed(0)
-    world = people(6000)
-    truth = world[0]
+    labels = people(6000)
+    truth = labels[0]
     asked = PoseErrors(torch.zeros(3, 5), jitter=torch.full((5,), 0.01), miss=nothing())
-    found = measured(disturbed(truth, world, asked, five), world, five)
+    found = measure_errors(disturbed(truth, labels, asked, five), labels, five)
     torch.testing.assert_close(found.jitter, asked.jitter, atol=5e-4, rtol=0)
     assert not found.rates.any()
 
@@ -187,7 +180,9 @@ def test_a_joint_of_an_alone_person_never_jumps_and_an_unlabeled_one_never_misse
     torch.manual_seed(0)
     truth, seen, neighbor, there, areas = people(500)
     there[:], seen[:, 3] = 0, 0
-    moved = disturb(truth, truth, seen, neighbor, there, areas, errors_of(0.0, 0.9, 0.1), five)[0]
+    moved = disturb(
+        truth, Labels(truth, seen, neighbor, there, areas), errors_of(0.0, 0.9, 0.1), five
+    )[0]
     assert (moved[:, 3] == truth[:, 3]).all()
     share = (moved[:, 1] != truth[:, 1]).any(-1).float().mean().item()
     assert share == pytest.approx(0.1, abs=0.04)
@@ -202,7 +197,7 @@ def test_a_seed_decides_the_disturbance() -> None:
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
         areas = torch.full((7,), 900.0)
-        moved.append(disturb(truth, truth, seen, truth, seen, areas, errors, COCO)[0])
+        moved.append(disturb(truth, Labels(truth, seen, truth, seen, areas), errors, COCO)[0])
     assert torch.equal(moved[0], moved[1]) and not torch.equal(moved[0], moved[2])
 
 
@@ -215,13 +210,13 @@ def candidates_of(pose: Tensor, count: int) -> Tensor:
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_the_first_candidate_is_disturbed_like_a_pose(count: int, five: Skeleton) -> None:
-    world = people(50)
+    labels = people(50)
     errors = errors_of(0.2, 0.2, 0.1, jitter=0.05)
     torch.manual_seed(0)
-    moved = disturbed(world[0], world, errors, five)
+    moved = disturbed(labels[0], labels, errors, five)
     torch.manual_seed(0)
-    given = candidates_of(world[0], count)
-    found = disturb_candidates(given, *world, errors, five)
+    given = candidates_of(labels[0], count)
+    found = disturb_candidates(given, labels, errors, five)
     assert found.shape == given.shape
     assert torch.equal(found[:, :, 0, :2], moved)
     assert torch.equal(found[:, :, 0, 2], given[:, :, 0, 2])
@@ -229,9 +224,9 @@ def test_the_first_candidate_is_disturbed_like_a_pose(count: int, five: Skeleton
 
 def test_a_place_that_was_left_for_another_person_is_the_second_candidate(five: Skeleton) -> None:
     torch.manual_seed(0)
-    world = people(400)
-    given = candidates_of(world[0], 3)
-    found = disturb_candidates(given, *world, errors_of(neighbor=0.5), five)
+    labels = people(400)
+    given = candidates_of(labels[0], 3)
+    found = disturb_candidates(given, labels, errors_of(neighbor=0.5), five)
     jumped = (found[:, :, 0, :2] != given[:, :, 0, :2]).any(dim=-1)
     assert 0.4 < jumped.float().mean() < 0.6
     assert torch.equal(found[~jumped], given[~jumped])
@@ -243,7 +238,7 @@ def test_a_place_that_was_left_for_another_person_is_the_second_candidate(five: 
 
 
 def test_jitter_and_misses_leave_no_candidate_behind(five: Skeleton) -> None:
-    world = people(50)
-    given = candidates_of(world[0], 3)
-    found = disturb_candidates(given, *world, errors_of(miss=0.5, jitter=0.05), five)
+    labels = people(50)
+    given = candidates_of(labels[0], 3)
+    found = disturb_candidates(given, labels, errors_of(miss=0.5, jitter=0.05), five)
     assert torch.equal(found[:, :, 1:], given[:, :, 1:])
