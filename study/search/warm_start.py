@@ -98,11 +98,11 @@ def add_known_trials(
     """
     if not search.warm_start or DONE in study.user_attrs:
         return []
-    own = read_settings(folder)["config"]
+    settings = read_settings(folder)["config"]
     known = {trial.user_attrs.get(WARM_FROM) for trial in study.get_trials(deepcopy=False)}
     lines: list[str] = []
     for older in map(Path, search.warm_start):
-        fitting, left_out = _trials_that_fit(older, own, search, space)
+        fitting, left_out = _trials_that_fit(older, settings, search, space)
         for trial in fitting:
             if trial.user_attrs[WARM_FROM] not in known:
                 study.add_trial(trial)
@@ -112,33 +112,33 @@ def add_known_trials(
 
 
 def known_trial_lines(
-    own: Mapping[str, Any], search: SearchConfig, space: SearchSpace
+    settings: Mapping[str, Any], search: SearchConfig, space: SearchSpace
 ) -> Iterator[str]:
     """Yield the lines that ``add_known_trials`` would return for a study that has not begun.
 
     Args:
-        own: its settings, nested, with paths as the user typed them, as studies store them.
+        settings: its settings, nested, with paths as the user typed them, as studies store them.
     """
     for older in map(Path, search.warm_start):
-        fitting, left_out = _trials_that_fit(older, own, search, space)
+        fitting, left_out = _trials_that_fit(older, settings, search, space)
         yield from _describe(older, len(fitting), left_out)
 
 
 def _trials_that_fit(
-    older: Path, own: Mapping[str, Any], search: SearchConfig, space: SearchSpace
+    older: Path, settings: Mapping[str, Any], search: SearchConfig, space: SearchSpace
 ) -> tuple[list[FrozenTrial], dict[str, list[int]]]:
     """Return the trials that fit, and the numbers of the others by the reason.
 
     Args:
-        own: settings of the new study, nested.
+        settings: settings of the new study, nested.
     """
-    settings, here = flatten(read_settings(older)["config"]), flatten(own)
+    older_settings, here = flatten(read_settings(older)["config"]), flatten(settings)
     reports = read_reports(older).to_pylist()
     fitting: list[FrozenTrial] = []
     left_out: dict[str, list[int]] = {}
     for row in read_trials(older).to_pylist():
         curve = {r["epoch"]: r["val_ap"] for r in reports if r["trial"] == row["trial"]}
-        values = settings | _params(row)
+        values = older_settings | _params(row)
         reason = next(_misfits(row, curve, values, here, space, search), None)
         if reason:
             left_out.setdefault(reason, []).append(row["trial"])
@@ -165,13 +165,13 @@ def _misfits(
     row: TableRow,
     curve: Mapping[int, float],
     values: Mapping[str, Any],
-    own: Mapping[str, Any],
+    here: Mapping[str, Any],
     space: SearchSpace,
     search: SearchConfig,
 ) -> Iterator[str]:
     """Yield why the older trial with these values does not fit."""
-    if values["plan.kind"] != own["plan.kind"]:
-        yield f"it has plan={values['plan.kind']}, this study plan={own['plan.kind']}"
+    if values["plan.kind"] != here["plan.kind"]:
+        yield f"it has plan={values['plan.kind']}, this study plan={here['plan.kind']}"
     if row["parent_trial"] is not None:
         yield "it refines a student of its own study"
     if row["control"] == BASELINE:
@@ -183,13 +183,13 @@ def _misfits(
     for cost in _required_costs(search):
         if row.get(cost) is None:
             yield f"its {cost} was not measured"
-    sections = STUDENT_SECTIONS if own["plan.kind"] == STAGED else SECTIONS
-    yield from _differences(values, own, space, sections)
+    sections = STUDENT_SECTIONS if here["plan.kind"] == STAGED else SECTIONS
+    yield from _differences(values, here, space, sections)
 
 
 def _differences(
     values: Mapping[str, Any],
-    own: Mapping[str, Any],
+    here: Mapping[str, Any],
     space: SearchSpace,
     sections: tuple[str, ...],
 ) -> Iterator[str]:
@@ -202,10 +202,10 @@ def _differences(
     for parameter in space.parameters:
         if parameter.path in active and not parameter.accepts(active[parameter.path]):
             yield f"{parameter.path}={active[parameter.path]} is outside the search space"
-    for path, here in own.items():
+    for path, value in here.items():
         is_fixed = path.startswith(sections) and path not in space.paths
-        if is_fixed and values.get(path, here) != here:
-            yield f"{path} is {values[path]} there and {here} here"
+        if is_fixed and values.get(path, value) != value:
+            yield f"{path} is {values[path]} there and {value} here"
 
 
 def _required_costs(search: SearchConfig) -> list[str]:
