@@ -56,8 +56,12 @@ def people_at_random(folder: Path, num_images: int) -> tuple[Path, Path]:
             seen[0] = 2
             annotations.append(
                 {
-                    **{"id": len(annotations) + 1, "image_id": number, "category_id": 1},
-                    **{"bbox": [*corner, size, size], "iscrowd": 0, "area": 0.53 * size * size},
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": 1,
+                    "bbox": [*corner, size, size],
+                    "iscrowd": 0,
+                    "area": 0.53 * size * size,
                     "keypoints": np.c_[points, seen].ravel().tolist(),
                     "num_keypoints": int((seen > 0).sum()),
                 }

@@ -103,7 +103,8 @@ def show_sampling(pyramid: tuple[Tensor, ...], keypoints: Tensor, rounds: int) -
         ratios = [time / alone[0] for time in alone]
         ratios += [time / with_gradient[0] for time in with_gradient[1:]]
         table.add_row(
-            *(str(CROP[0] // features.shape[2]), str(features.shape[1])),
+            str(CROP[0] // features.shape[2]),
+            str(features.shape[1]),
             *(f"{ratio:.2f}" for ratio in ratios),
         )
     Console(width=100).print(table)

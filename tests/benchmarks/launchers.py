@@ -43,9 +43,16 @@ from study.trial import Trial, run_trial, teacher_spec
 from study.workers import Workers
 
 SETTINGS = (
-    *("data.num_train_images=120", "data.num_val_images=20", "data.input_size=[96,64]"),
-    *("teacher.epochs=1", "distill.epochs=6", "refine.epochs=2"),
-    *("search_space=smoke", "search.pruner=none", "search.concurrent=1", "display=none"),
+    "data.num_train_images=120",
+    "data.num_val_images=20",
+    "data.input_size=[96,64]",
+    "teacher.epochs=1",
+    "distill.epochs=6",
+    "refine.epochs=2",
+    "search_space=smoke",
+    "search.pruner=none",
+    "search.concurrent=1",
+    "display=none",
 )
 
 LAUNCHERS = ("inline", "train")
@@ -154,8 +161,10 @@ def show(plain: list[float], launched: dict[str, list[float]]) -> None:
         over = [a - b for a, b in zip(seconds, plain, strict=True)]
         table.add_row(
             f"trial.launcher={name}" if name in LAUNCHERS else name,
-            *(f"{seconds[0]:.1f}", f"{mean:.1f}"),
-            *(f"{over[0]:+.1f}", f"{statistics.mean(over[1:]):+.1f}"),
+            f"{seconds[0]:.1f}",
+            f"{mean:.1f}",
+            f"{over[0]:+.1f}",
+            f"{statistics.mean(over[1:]):+.1f}",
             f"{sum(seconds[1:]) / sum(plain[1:]):.2f}",
         )
     Console(width=100).print(table)

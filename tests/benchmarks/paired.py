@@ -71,8 +71,12 @@ def train(
         resolve(own),
     )
     on_val = evaluate(
-        *(estimator, open_crop_store(Path(data.val)), Path(data.val_truth)),
-        *(resolve(own).skeleton, resolve(own).evaluation, workers),
+        estimator,
+        open_crop_store(Path(data.val)),
+        Path(data.val_truth),
+        resolve(own).skeleton,
+        resolve(own).evaluation,
+        workers,
     )["ap"]
     _, search, val = data.num_people
     ap = (search * best["val_ap"] + val * on_val) / (search + val)

@@ -43,18 +43,31 @@ from study.workers import Workers, configure_process
 
 SETTINGS = {
     "drawn": (
-        *("data.max_people=500", "data.search_fraction=0.3"),
-        *("distill.epochs=12", "refine.epochs=4"),
+        "data.max_people=500",
+        "data.search_fraction=0.3",
+        "distill.epochs=12",
+        "refine.epochs=4",
     ),
     "lspet_crowd": (
-        *("data=crowdpose", "data.input_size=[128,128]", "data.max_people=240"),
+        "data=crowdpose",
+        "data.input_size=[128,128]",
+        "data.max_people=240",
         *(f"data.{s}.annotations=annotations/lspet_crowd_{s}.json" for s in ("train", "val")),
         *(f"data.{s}.images=images/{s}" for s in ("train", "val")),
-        *("data.search_fraction=0.5", "distill.epochs=5", "refine.epochs=2"),
-        *("distill.batch_size=8", "refine.batch_size=8", "student.size=lightning"),
-        *("distill.augment.scale=0.2", "distill.augment.rotation=20"),
-        *("distill.augment.half_body=0", "teacher.skeleton=coco", "teacher.epochs=0"),
-        *("teacher.size=thunder", "teacher.codec=movenet", "teacher.input_size=[256,256]"),
+        "data.search_fraction=0.5",
+        "distill.epochs=5",
+        "refine.epochs=2",
+        "distill.batch_size=8",
+        "refine.batch_size=8",
+        "student.size=lightning",
+        "distill.augment.scale=0.2",
+        "distill.augment.rotation=20",
+        "distill.augment.half_body=0",
+        "teacher.skeleton=coco",
+        "teacher.epochs=0",
+        "teacher.size=thunder",
+        "teacher.codec=movenet",
+        "teacher.input_size=[256,256]",
     ),
 }
 
@@ -96,7 +109,9 @@ def record(name: str, overrides: list[str], out: Path, first: int, count: int) -
         curve = {int(row["epoch"]): float(row["val_ap"]) for row in rows}
         seconds = rows[-1]["seconds"] if rows else 0.0
         line = {
-            **{"number": number, "values": values, "seconds": seconds},
+            "number": number,
+            "values": values,
+            "seconds": seconds,
             "curve": [curve[epoch] for epoch in sorted(curve)],
         }
         with lines.open("a") as file:

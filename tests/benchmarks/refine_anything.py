@@ -65,13 +65,25 @@ SHARED = [CROWDPOSE.joints.index(joint) for joint in CROWDPOSE.joints if joint i
 FACE = ("nose", "left_eye", "right_eye", "left_ear", "right_ear")
 QUICK = ("data.max_people=120", "distill.epochs=1", "refine.epochs=1")
 SETTINGS = (
-    *("data=crowdpose", "data.input_size=[128,128]", "data.search_fraction=0.05", "seed=0"),
+    "data=crowdpose",
+    "data.input_size=[128,128]",
+    "data.search_fraction=0.05",
+    "seed=0",
     *(f"data.{s}.annotations=annotations/lspet_crowd_{s}.json" for s in ("train", "val")),
     *(f"data.{s}.images=images/{s}" for s in ("train", "val")),
-    *("distill.heatmap.kind=none", "distill.structure.kind=none", "distill.normalize=none"),
-    *("distill.epochs=4", "distill.optimizer.lr=2e-4", "distill.optimizer.pretrained_factor=0.2"),
-    *("refine.epochs=7", "refine.optimizer.lr=2e-3", "refine.candidates=3", "refine.jitter=1.0"),
-    *("data.max_people=2500", "student.size=teacher", "display=none"),
+    "distill.heatmap.kind=none",
+    "distill.structure.kind=none",
+    "distill.normalize=none",
+    "distill.epochs=4",
+    "distill.optimizer.lr=2e-4",
+    "distill.optimizer.pretrained_factor=0.2",
+    "refine.epochs=7",
+    "refine.optimizer.lr=2e-3",
+    "refine.candidates=3",
+    "refine.jitter=1.0",
+    "data.max_people=2500",
+    "student.size=teacher",
+    "display=none",
 )
 Poses = NDArray[np.float32]
 """x, y in stored-crop pixels and score, (N, K, 3)."""
@@ -144,10 +156,11 @@ def write_movenet_poses(file: Path, weights: Path, store: CropStore) -> None:
             for row, keypoints in zip(rows.tolist(), out, strict=True):
                 entries.append(
                     {
-                        **{"image_id": int(store.image_ids[row]), "category_id": 1},
-                        **{"annotation_id": int(store.annotation_ids[row])},
-                        **{"keypoints": keypoints.ravel().tolist()},
-                        **{"score": float(keypoints[:, 2].mean())},
+                        "image_id": int(store.image_ids[row]),
+                        "category_id": 1,
+                        "annotation_id": int(store.annotation_ids[row]),
+                        "keypoints": keypoints.ravel().tolist(),
+                        "score": float(keypoints[:, 2].mean()),
                     }
                 )
     file.write_text(json.dumps(entries))
@@ -367,7 +380,9 @@ def main() -> None:
     out = options.out.absolute()
     config = compose(
         [
-            *(f"storage={out}", f"data.root={options.data.absolute()}", *SETTINGS),
+            f"storage={out}",
+            f"data.root={options.data.absolute()}",
+            *SETTINGS,
             *(QUICK if options.quick else ()),
             *options.settings,
         ]

@@ -30,7 +30,7 @@ def jpeg() -> bytes:
 
 @pytest.fixture
 def data(tmp_path: Path) -> tuple[Path, Path]:
-    """A sound data set of three images and four people: its annotation file and its images."""
+    """Annotation file and image folder of three images and four people without faults."""
     images = tmp_path / "images"
     images.mkdir()
     for number in (1, 2, 3):
@@ -38,8 +38,13 @@ def data(tmp_path: Path) -> tuple[Path, Path]:
     keypoints = [value for j in range(5) for value in (10.0 + j, 20.0 + j, 2)]
     people = [
         {
-            **{"id": 10 + i, "image_id": image_id, "bbox": [5, 10, 30, 40], "area": 600},
-            **{"iscrowd": 0, "num_keypoints": 5, "keypoints": list(keypoints)},
+            "id": 10 + i,
+            "image_id": image_id,
+            "bbox": [5, 10, 30, 40],
+            "area": 600,
+            "iscrowd": 0,
+            "num_keypoints": 5,
+            "keypoints": list(keypoints),
         }
         for i, image_id in enumerate((1, 1, 2, 3))
     ]
@@ -205,7 +210,7 @@ def test_keypoints_of_the_wrong_length_name_the_setting(data: tuple[Path, Path])
         ({"image_id": 77}, module.UNKNOWN_IMAGE, "must have id 77 once"),
     ],
 )
-def test_fault_of_one_person_is_told_with_its_annotation(
+def test_fault_of_one_person_is_listed_with_its_annotation(
     data: tuple[Path, Path], changes: dict[str, Any], kind: str, detail: str
 ) -> None:
     faults = change_person(data, **changes)
@@ -218,7 +223,7 @@ def test_fault_of_one_person_is_told_with_its_annotation(
     assert people.annotation_ids.tolist() == [10, 12, 13]
 
 
-def test_duplicate_annotation_ids_are_told_for_each(data: tuple[Path, Path]) -> None:
+def test_each_annotation_of_a_duplicate_id_is_a_fault(data: tuple[Path, Path]) -> None:
     faults = change_person(data, id=13)
     assert [(f.kind, f.annotation_id) for f in faults] == [(module.DUPLICATE_ID, 13)] * 2
     assert "2 annotations have this id" in faults[0].detail
@@ -243,7 +248,7 @@ def test_joint_a_few_pixels_outside_is_no_fault(data: tuple[Path, Path]) -> None
     assert change_person(data, keypoints=[-7, 20, 1] * 5) == []
 
 
-def test_faults_of_people_whom_official_readers_skip_do_not_count(data: tuple[Path, Path]) -> None:
+def test_faults_of_people_that_official_readers_skip_do_not_count(data: tuple[Path, Path]) -> None:
     assert change_person(data, iscrowd=1, bbox=[0, 0, 0, 0]) == []
     assert change_person(data, iscrowd=0, num_keypoints=0, keypoints=[1, 2]) == []
 
@@ -297,7 +302,7 @@ def test_image_that_nobody_is_in_may_be_missing(data: tuple[Path, Path]) -> None
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.9, 0.999])
 @pytest.mark.parametrize("kind", [".jpg", ".png", "progressive", "with thumbnail"])
-def test_truncated_image_is_told(data: tuple[Path, Path], kind: str, share: float) -> None:
+def test_truncated_image_is_a_fault(data: tuple[Path, Path], kind: str, share: float) -> None:
     whole = encode(kind)
     assert len(whole) > 1000
     image = data[1] / "3.jpg"
@@ -318,7 +323,7 @@ def encode(kind: str) -> bytes:
     return cv2.imencode(kind, IMAGE)[1].tobytes()
 
 
-def test_image_padded_with_zeros_after_an_interrupted_copy_is_told(tmp_path: Path) -> None:
+def test_image_padded_with_zeros_after_an_interrupted_copy_is_a_fault(tmp_path: Path) -> None:
     whole = jpeg()
     (tmp_path / "a.jpg").write_bytes(whole[:2000].ljust(len(whole), b"\0"))
     problem = image_problem(tmp_path / "a.jpg")
@@ -334,7 +339,7 @@ def test_whole_image_of_any_kind_passes_with_bytes_after_its_end(
     assert image_problem(tmp_path / "a.jpg") is None
 
 
-def test_file_that_is_no_image_is_told(tmp_path: Path) -> None:
+def test_file_that_is_no_image_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("version https://git-lfs.github.com/spec/v1")
     (tmp_path / "b.jpg").mkdir()
     for name, detail in (("a.jpg", "can be decoded"), ("b.jpg", "cannot be read")):

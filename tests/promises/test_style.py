@@ -31,7 +31,8 @@ WORDS = re.compile(
 """Words that have a plainer one, and British spelling."""
 ON_DISK = {"neighbours", "taught", "asker", "--pictures"}
 """Names in files of studies and in commands, which stay as they are."""
-PATHS = re.compile(r"\S*/pictures\S*")
+PATHS = re.compile(r"\S*/pictures\S*|PICTURES\.\.\.|\{\w+\[[^]]*\]\}")
+"""Parts of texts that are no words: paths, and an argument that exported model cards name."""
 
 VERBS = set("say says said tell tells told ask asks asked taught heard mend mends mended".split())
 """Parts of names that are no field's word."""
@@ -45,8 +46,9 @@ NEGATION = re.compile(
 )
 """A condition that only negates the docstring's first line."""
 
-SHORT_MODULES: dict[str, str] = {
-    "study/launch/crop_tasks.py": "crops are cut by Ray only here, trials are trained elsewhere",
+SHORT_MODULES = {
+    "models/simple_baseline.py": "a published network, like those beside it",
+    "study/launch/crop_tasks.py": "the only place outside of trials where crops meet Ray",
 }
 """Modules of under 80 lines with a single importer, and the reason that each has."""
 

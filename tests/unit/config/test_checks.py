@@ -187,7 +187,8 @@ def test_every_number_has_a_bound(config: StudyConfig) -> None:
         ),
         (
             {
-                **{**FOREIGN["onnx"], "teacher.name": "onnx"},
+                **FOREIGN["onnx"],
+                "teacher.name": "onnx",
                 "distill.structure.kind": "relation",
             },
             "relation compares features, .* teacher.name=onnx has none, .*search_space=poses",

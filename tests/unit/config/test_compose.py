@@ -174,8 +174,17 @@ def test_unknown_override_is_named_with_the_closest(override: str, hint: str) ->
 @pytest.mark.parametrize(
     "override",
     [
-        *("refine.depth", "=3", "", "a b=3", "refine.depth==3", "data.root=/a=b"),
-        *("+refine.depth=3", "++refine.depth=3", "~refine.depth", "~data", "data@other=coco"),
+        "refine.depth",
+        "=3",
+        "",
+        "a b=3",
+        "refine.depth==3",
+        "data.root=/a=b",
+        "+refine.depth=3",
+        "++refine.depth=3",
+        "~refine.depth",
+        "~data",
+        "data@other=coco",
     ],
 )
 def test_malformed_override_is_shown_as_it_came(override: str) -> None:
@@ -227,7 +236,8 @@ def test_value_for_a_whole_section_names_the_section(override: str) -> None:
 def test_part_of_a_section_may_be_set_at_once() -> None:
     config = compose(["distill.optimizer={lr: 0.5}", "data={root: here}"])
     assert (config.distill.optimizer.lr, config.data.root, config.data.kind) == (
-        *(0.5, "here"),
+        0.5,
+        "here",
         "drawn",
     )
     assert refused("distill.optimizer={lt: 1}").startswith(
@@ -275,8 +285,11 @@ def test_settings_of_another_version_are_refused(config: StudyConfig) -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        *("name=${python:1}", "name=${eval:1+1}", "name=${hydra:runtime.cwd}"),
-        *("name=${nothing.here}", "distill.epochs=${distill.epochs}"),
+        "name=${python:1}",
+        "name=${eval:1+1}",
+        "name=${hydra:runtime.cwd}",
+        "name=${nothing.here}",
+        "distill.epochs=${distill.epochs}",
     ],
 )
 def test_nothing_but_settings_can_be_interpolated(override: str) -> None:

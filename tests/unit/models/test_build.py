@@ -54,7 +54,8 @@ def test_an_export_of_an_official_network_estimates_as_before(
     name: str, size: str, tmp_path: Path
 ) -> None:
     info = {
-        **{"skeleton": "crowdpose", "input_size": [64, 64]},
+        "skeleton": "crowdpose",
+        "input_size": [64, 64],
         "student": {"name": name, "size": size},
         "codec": {"name": "msra", "sigma": 2.0},
         "refiner": {"levels": 3, "depth": 1, "width": 8, "dropout": 0.0, "gate": True},
@@ -120,7 +121,8 @@ def test_layers_that_stay_random_beside_trained_ones_are_said_once(
     check_weights(teacher_spec(changed, resolve(changed)), changed.student, told.append)
     assert told == []
     values = {
-        **{"teacher.init": str(other), "student.init": str(same)},
+        "teacher.init": str(other),
+        "student.init": str(same),
         "distill.structure.kind": "none",
     }
     changed = with_values(mini_config, values)

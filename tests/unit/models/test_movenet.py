@@ -150,7 +150,9 @@ def test_network_to_fine_tune_carries_the_heatmap_head_alone(folder: Path) -> No
         assert torch.equal(features.heatmaps, whole("lightning", path).predict(crops).heatmaps)
     assert features.person is None
     assert [tuple(maps.shape[1:]) for maps in features.pyramid] == [
-        *((64, 4, 6), (32, 8, 12), (24, 16, 24))
+        (64, 4, 6),
+        (32, 8, 12),
+        (24, 16, 24),
     ]
 
 

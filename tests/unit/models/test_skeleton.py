@@ -107,7 +107,8 @@ def test_rows_are_found_by_name_then_by_stand_in() -> None:
     rows = rows_from(COCO, CROWDPOSE)
     assert [COCO.joints[row] for row in rows if row is not None] == [
         *CROWDPOSE.joints[:12],
-        *("nose", "left_shoulder"),
+        "nose",
+        "left_shoulder",
     ]
     assert rows_from(COCO, COCO) == list(range(17))
 

@@ -149,8 +149,10 @@ def start_file(mini_data: PreparedData, tmp_path_factory: pytest.TempPathFactory
     image = apply_affine(store.keypoints_stored, invert_affine(store.image_to_stored))
     entries = [
         {
-            **{"image_id": int(store.image_ids[row]), "category_id": 1, "score": 0.5},
-            **{"annotation_id": int(store.annotation_ids[row])},
+            "image_id": int(store.image_ids[row]),
+            "category_id": 1,
+            "score": 0.5,
+            "annotation_id": int(store.annotation_ids[row]),
             "keypoints": [value for x, y in pose.tolist() for value in (x, y, 0.5)],
         }
         for row, pose in enumerate(image)

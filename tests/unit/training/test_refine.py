@@ -78,7 +78,8 @@ def task_of(five: Skeleton, refiner: nn.Module | None = None, **changes: object)
     if refiner is None:
         torch.manual_seed(1)
         refiner = IgpGcn(
-            *(five, student.pyramid_channels),
+            five,
+            student.pyramid_channels,
             levels=settings.levels,
             depth=1,
             width=8,

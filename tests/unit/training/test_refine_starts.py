@@ -212,8 +212,10 @@ def entries_of(store: CropStore, rows: list[int], skeleton: Skeleton) -> list[di
     keypoints = np.concatenate((image, np.full((*image.shape[:2], 1), 0.6)), axis=-1)
     return [
         {
-            **{"image_id": int(store.image_ids[row]), "category_id": 1, "score": 0.5},
-            **{"annotation_id": int(store.annotation_ids[row])},
+            "image_id": int(store.image_ids[row]),
+            "category_id": 1,
+            "score": 0.5,
+            "annotation_id": int(store.annotation_ids[row]),
             "keypoints": pose.ravel().tolist(),
         }
         for row, pose in zip(rows, keypoints, strict=True)

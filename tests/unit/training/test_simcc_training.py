@@ -175,7 +175,11 @@ def test_truth_is_the_bins_alone_and_truth_heatmap_the_maps_alone(
     }
     maps, bins = [True, False, False], [False, True, True]
     assert learns == {
-        **{"truth": bins, "truth_heatmap": maps, "heatmap": maps, "bins": bins, "structure": maps}
+        "truth": bins,
+        "truth_heatmap": maps,
+        "heatmap": maps,
+        "bins": bins,
+        "structure": maps,
     }
 
 
