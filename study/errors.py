@@ -1,11 +1,11 @@
-"""Errors that a study raises on purpose: wrong input, and a training that diverged."""
+"""Errors that a study raises on purpose: wrong input, and diverged training."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """A setting, file or argument that its user can mend; the message says how."""
+    """A setting, file or argument that the user can fix; the message says how."""
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is no number any more; another try would only repeat it."""
+    """A loss or prediction that is not finite; another attempt would only repeat it."""

@@ -15,10 +15,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
 def configure_process(cpus: float) -> None:
-    """Gives this process its share of a machine: a thread a CPU, and the memory that it once had.
+    """Limit threads to the process's CPUs, and keep freed memory in the heap.
 
-    Else glibc hands every large tensor back to the system when it is freed, and each step faults
-    its pages in anew: tests/benchmarks/data.py has what that costs.
+    By default glibc returns every large tensor to the system when it is freed, and each step pays
+    for page faults again; tests/benchmarks/data.py measures this.
     """
     threads = max(1, int(cpus))
     torch.set_num_threads(threads)
@@ -30,7 +30,7 @@ def configure_process(cpus: float) -> None:
 
 
 class Workers:
-    """What this worker is among its peers; alone, every method gives back what it was given."""
+    """This worker among its peers; for a single worker every method returns its argument."""
 
     def __init__(self, device: torch.device) -> None:
         self.is_joined = dist.is_initialized() and dist.get_world_size() > 1
@@ -39,14 +39,14 @@ class Workers:
         self.device = device
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum over workers; no gradient flows through it."""
+        """Return the sum over workers; no gradient flows through it."""
         values = values.detach().clone()
         if self.is_joined:
             dist.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """Every worker's value, by rank."""
+        """Return every worker's value, by rank."""
         if not self.is_joined:
             return [value]
         values: list[Any] = [None] * self.world
@@ -54,7 +54,7 @@ class Workers:
         return values
 
     def from_first(self, value: Any) -> Any:
-        """The first worker's value, on all."""
+        """Return the first worker's value on every worker."""
         if not self.is_joined:
             return value
         values = [value]
@@ -62,22 +62,22 @@ class Workers:
         return values[0]
 
     def share_buffers(self, task: nn.Module) -> None:
-        """The first worker's buffers, the statistics of its batch norms, on all.
+        """Copy the first worker's buffers, such as batch norm statistics, to all workers.
 
-        Each worker's come from its own people: without this an epoch's AP would be that of
-        several networks, not of the one that is kept.
+        Each worker computes them from its own people. Without this an epoch's AP would be that of
+        several networks, not of the one that is saved.
         """
         if self.is_joined:
             for buffer in task.buffers():
                 dist.broadcast(buffer, src=0)
 
     def wait(self) -> None:
-        """Returns when all workers have come here."""
+        """Wait until all workers have called this."""
         if self.is_joined:
             dist.barrier()
 
     def wrap(self, task: nn.Module) -> nn.Module:
-        """The task with its gradients averaged over workers."""
+        """Return the task with its gradients averaged over workers."""
         if not self.is_joined:
             return task
         ids = [self.device] if self.device.type == "cuda" else None

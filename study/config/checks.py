@@ -1,7 +1,7 @@
-"""What values the settings may have, each alone and together.
+"""Checks of the settings: possible values, alone and in combination.
 
-All is given by config path (``distill.optimizer.lr``). ``config/compose.py`` checks every study's
-settings with it, and every value that a search space may give one of them.
+Settings are named by config path (``distill.optimizer.lr``). ``config/compose.py`` checks every
+study's settings, and the driver every value of a search space.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from study.config.schema import (
 )
 
 LEAST_STAGED = 4
-"""Trials of the smallest staged study."""
+"""Fewest trials of a staged study."""
 CHOICES: dict[str, tuple[str, ...]] = {
     "plan.kind": (JOINT, STAGED),
     "display": ("auto", "live", "plain", "none"),
@@ -101,9 +101,15 @@ AT_LEAST: dict[str, float] = {
     },
 }
 POSITIVE = (
-    *(f"{stage}.optimizer.lr" for stage in ("teacher", "distill", "refine")),
-    *("student.sigma", "teacher.sigma", "trial.cpus"),
-    *("distill.heatmap.weight", "distill.heatmap.tau", "distill.structure.weight"),
+    "teacher.optimizer.lr",
+    "distill.optimizer.lr",
+    "refine.optimizer.lr",
+    "student.sigma",
+    "teacher.sigma",
+    "trial.cpus",
+    "distill.heatmap.weight",
+    "distill.heatmap.tau",
+    "distill.structure.weight",
 )
 WITHIN: dict[str, tuple[float, float]] = {
     "data.seed": (0, 2**32 - 1),
@@ -138,7 +144,7 @@ FROM_FILES = {
 
 
 def faults(values: Mapping[str, Any]) -> list[str]:
-    """All that is impossible in these settings: what must hold, what came, what to change."""
+    """Describe every impossible value: what must hold, what came, what to change."""
     return [
         *_out_of_choice(values),
         *_impossible_sizes(values),
@@ -234,13 +240,13 @@ def _impossible_teacher(values: Mapping[str, Any]) -> Iterable[str]:
         )
     if name == PREDICTIONS and values["teacher.mode"] == ONLINE:
         yield (
-            f"predictions lie in a file and can't be asked, got teacher.mode={ONLINE}; set "
-            f"teacher.mode={CACHED}"
+            f"teacher.name={PREDICTIONS} has no network to run online, got teacher.mode={ONLINE}; "
+            f"set teacher.mode={CACHED}"
         )
     if name in (ONNX, PREDICTIONS) and epochs > 0:
         yield (
-            f"teacher.name={name} is used as it is and can't be trained, got "
-            f"teacher.epochs={epochs}; set teacher.epochs=0"
+            f"teacher.name={name} can't be trained, got teacher.epochs={epochs}; set "
+            "teacher.epochs=0"
         )
 
 
@@ -295,8 +301,8 @@ def _impossible_teacher_form(values: Mapping[str, Any]) -> Iterable[str]:
         yield (
             "a teacher can be trained on the data's joints alone, got "
             f"teacher.skeleton={skeleton}, data.skeleton={values['data.skeleton']} and "
-            f"teacher.epochs={values['teacher.epochs']}; set teacher.epochs=0 to use it as it "
-            "comes, or teacher.skeleton=null"
+            f"teacher.epochs={values['teacher.epochs']}; set teacher.epochs=0 to use it "
+            "unchanged, or teacher.skeleton=null"
         )
     if size is not None and not _is_input_size(size):
         yield (
@@ -310,13 +316,13 @@ def _impossible_movenet(values: Mapping[str, Any]) -> Iterable[str]:
     is_movenet = values["teacher.name"] == MOBILE_NET and values["teacher.size"] in MOVENET_SIZES
     if values["teacher.codec"] == MOVENET and (not is_movenet or values["teacher.epochs"] > 0):
         yield (
-            "teacher.codec=movenet reads a MoveNet as it comes, got "
+            "teacher.codec=movenet decodes an unchanged MoveNet, got "
             f"{', '.join(came)}; set teacher.name=mobile_net, teacher.size to one of "
             f"{', '.join(MOVENET_SIZES)} and teacher.epochs=0, or change teacher.codec"
         )
     elif values["teacher.codec"] == MOVENET and values["teacher.flip_test"]:
         yield (
-            "teacher.codec=movenet has no flip test, since what MoveNet says of a person's center "
+            "teacher.codec=movenet has no flip test, since MoveNet's maps of a person's center "
             "can't be averaged, got teacher.flip_test=true; set teacher.flip_test=false"
         )
 
@@ -359,7 +365,7 @@ def _impossible_place(values: Mapping[str, Any]) -> Iterable[str]:
         )
     if name == SHARED_FOLDER:
         yield (
-            f"name must not be {SHARED_FOLDER}, the folder of what all studies share, "
+            f"name must not be {SHARED_FOLDER}, the folder that all studies share, "
             f"got name={name}; change name=..."
         )
     store = values["data.store"] or ""
@@ -376,7 +382,7 @@ def _impossible_place(values: Mapping[str, Any]) -> Iterable[str]:
 
 
 def search_faults(values: Mapping[str, Any]) -> Iterable[str]:
-    """What is impossible in a search's objectives and constraints; settings by config path."""
+    """Describe impossible objectives and constraints; settings are given by config path."""
     objectives, sampler = list(values["search.objectives"]), values["search.sampler"]
     came = f"got search.objectives=[{','.join(objectives)}]"
     unknown = [name for name in objectives if name not in (AP, *COSTS)]
@@ -395,6 +401,6 @@ def search_faults(values: Mapping[str, Any]) -> Iterable[str]:
     if sampler == "cmaes" and (len(objectives) > 1 or limited):
         constrained = "".join(f", {CONSTRAINTS}{name}" for name in limited)
         yield (
-            f"search.sampler=cmaes knows one objective and no constraints, {came}{constrained}; "
-            "choose search.sampler=tpe, gp or nsga2"
+            "search.sampler=cmaes supports one objective and no constraints, "
+            f"{came}{constrained}; choose search.sampler=tpe, gp or nsga2"
         )

@@ -1,4 +1,4 @@
-"""Compose the settings: the schema filled from the YAML in ``study/config`` and from overrides."""
+"""Composition of the settings from the YAML in ``study/config`` and from overrides."""
 
 from __future__ import annotations
 
@@ -24,11 +24,22 @@ from study.config.schema import RANDOM, RENAMED, StudyConfig
 from study.errors import InputError
 
 MAY_CHANGE = (
-    *("search.trials", "search.concurrent", "display", "log", "plan_only", "data.store"),
-    *("confirm.trials", "confirm.seeds", "trial.timeout_s"),
-    *("trial.launcher", "trial.num_workers", "trial.cpus", "trial.gpus", "trial.max_failures"),
+    "search.trials",
+    "search.concurrent",
+    "display",
+    "log",
+    "plan_only",
+    "data.store",
+    "confirm.trials",
+    "confirm.seeds",
+    "trial.timeout_s",
+    "trial.launcher",
+    "trial.num_workers",
+    "trial.cpus",
+    "trial.gpus",
+    "trial.max_failures",
 )
-"""Settings that may differ when an existing study is run again."""
+"""Settings that may differ when a study is resumed."""
 TYPES: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -43,10 +54,10 @@ TYPES: dict[Any, str] = {
 
 
 def compose(overrides: Sequence[str] = ()) -> StudyConfig:
-    """The settings that the YAML and these ``key=value`` overrides give.
+    """Compose the settings from the YAML and these ``key=value`` overrides.
 
     Raises:
-        InputError: an unknown key, a wrong type or an impossible value.
+        InputError: a key is unknown, or a value has the wrong type or is impossible.
     """
     groups = {group: group_names(group) for group in ("data", "plan")}
     overrides = [_renamed(override) for override in overrides]
@@ -66,14 +77,14 @@ def compose(overrides: Sequence[str] = ()) -> StudyConfig:
 
 
 def _renamed(override: str) -> str:
-    """The override by the setting's path of today."""
+    """The override with the setting's current path."""
     path, equals, value = override.partition("=")
     return f"{RENAMED.get(path, path)}{equals}{value}"
 
 
 @functools.cache
 def _composed(choices: tuple[str, ...]) -> DictConfig:
-    """The schema filled from the YAML of these groups, references in it unresolved."""
+    """The schema filled from the YAML of these groups, with references unresolved."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_module("study.config", version_base=None):
         composed = hydra.compose("study", overrides=list(choices))
@@ -83,10 +94,10 @@ def _composed(choices: tuple[str, ...]) -> DictConfig:
 
 
 def with_values(config: StudyConfig, values: Mapping[str, Any]) -> StudyConfig:
-    """The same settings but for these, given by config path; ``config`` itself stays as it is.
+    """Return a copy of the settings with these values, given by config path.
 
     Raises:
-        InputError: an unknown key, a wrong type or an impossible value.
+        InputError: a key is unknown, or a value has the wrong type or is impossible.
     """
     changed = copy.deepcopy(config)
     for path, value in values.items():
@@ -97,9 +108,9 @@ def with_values(config: StudyConfig, values: Mapping[str, Any]) -> StudyConfig:
 
 
 def _as_typed(path: str, value: Any) -> Any:
-    """The value as the setting has it, a whole number as a float for example.
+    """Convert the value to the setting's type, for example a whole number to a float.
 
-    OmegaConf is asked about this one setting: about all of them it takes a hundred times as long.
+    OmegaConf converts this setting alone, which is a hundred times faster than all settings.
     """
     kind = _schema().get(path)
     if kind is None or is_dataclass(kind):
@@ -114,14 +125,14 @@ def _as_typed(path: str, value: Any) -> Any:
 
 @functools.cache
 def _alone(path: str) -> type:
-    """A schema of this setting alone, named ``value``."""
+    """A schema with this setting alone, named ``value``."""
     return make_dataclass("Alone", [("value", _schema()[path])])
 
 
 def with_absolute_paths(config: StudyConfig) -> StudyConfig:
-    """The same settings, of which the paths mean the same in every process.
+    """Return a copy of the settings with absolute paths.
 
-    Ray's workers have working directories of their own.
+    Ray's workers have other working directories.
     """
     paths = ["storage", "data.root"]
     paths += [
@@ -137,7 +148,7 @@ def with_absolute_paths(config: StudyConfig) -> StudyConfig:
 
 
 def _fill(values: DictConfig) -> StudyConfig:
-    """The schema filled with these values, all of them checked."""
+    """The schema filled with these values, all checked."""
     try:
         return _checked(OmegaConf.merge(OmegaConf.structured(StudyConfig), values))
     except OmegaConfBaseException as error:
@@ -151,11 +162,11 @@ def _checked(values: Any) -> StudyConfig:
 
 
 def _possible(config: StudyConfig) -> StudyConfig:
-    """These settings, put as all are, if they are possible."""
+    """Complete and normalize these settings, and check them."""
     if config.name == "auto":
         space = Path(config.search_space).stem
         config.name = f"{config.data.kind}-{config.plan.kind}-{space}"
-    # YAML's true is a truth value, which a setting that is text takes as "True".
+    # YAML parses true as a boolean, which a text setting stores as "True".
     config.trial.channels_last = config.trial.channels_last.lower()
     config.trial.compile = config.trial.compile.lower()
     check(config)
@@ -163,10 +174,10 @@ def _possible(config: StudyConfig) -> StudyConfig:
 
 
 def value_at(config: StudyConfig, path: str) -> Any:
-    """The value at a config path.
+    """Return the value at a config path.
 
     Raises:
-        KeyError: the path names no single setting.
+        KeyError: the path does not name a single setting.
     """
     value: Any = config
     for part in path.split("."):
@@ -179,21 +190,21 @@ def value_at(config: StudyConfig, path: str) -> Any:
 
 
 def to_plain(config: StudyConfig) -> dict[str, Any]:
-    """The settings as nested dicts, lists and scalars, ready for YAML or JSON."""
+    """Return the settings as nested dicts, lists and scalars, for YAML or JSON."""
     return asdict(config)
 
 
 def from_plain(plain: Mapping[str, Any]) -> StudyConfig:
-    """The settings that ``to_plain`` wrote.
+    """Rebuild the settings from the result of ``to_plain``.
 
     Raises:
-        InputError: they are not this version's settings.
+        InputError: they are not settings of this version.
     """
     return _fill(OmegaConf.create(with_current_paths(plain)))
 
 
 def with_current_paths(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings of any version under the paths of today."""
+    """Rename nested settings of earlier versions to their current paths."""
     current = copy.deepcopy(dict(plain))
     for old, new in RENAMED.items():
         *sections, name = old.split(".")
@@ -204,7 +215,7 @@ def with_current_paths(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one dict from config path to value."""
+    """Return nested settings as one dict from config path to value."""
     flat: dict[str, Any] = {}
     for key, value in plain.items():
         if isinstance(value, Mapping):
@@ -215,15 +226,15 @@ def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def config_paths(config: StudyConfig) -> list[str]:
-    """Every config path, in the schema's order."""
+    """Return every config path, in the schema's order."""
     return list(flatten(to_plain(config)))
 
 
 def check(config: StudyConfig) -> None:
-    """Returns if every value is possible.
+    """Check that every value is possible.
 
     Raises:
-        InputError: lists all that are not.
+        InputError: a value is impossible; the message lists all of them.
     """
     faults = checks.faults(flatten(to_plain(config)))
     if faults:
@@ -231,7 +242,7 @@ def check(config: StudyConfig) -> None:
 
 
 def group_names(group: str) -> list[str]:
-    """What ``data=`` or ``plan=`` may name, sorted."""
+    """Return the names that ``data=`` or ``plan=`` may have, sorted."""
     folder = importlib.resources.files(f"study.config.{group}")
     names = [entry.name for entry in folder.iterdir()]
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
@@ -239,7 +250,7 @@ def group_names(group: str) -> list[str]:
 
 @functools.cache
 def _schema(kind: type = StudyConfig, prefix: str = "") -> dict[str, Any]:
-    """The type of every setting, and of every section of them, by config path."""
+    """The type of every setting and section, by config path."""
     found: dict[str, Any] = {}
     for name, child in get_type_hints(kind).items():
         found[prefix + name] = child
@@ -251,10 +262,10 @@ def _schema(kind: type = StudyConfig, prefix: str = "") -> dict[str, Any]:
 def fault_in(
     text: str, schema: Mapping[str, Any], groups: Mapping[str, Sequence[str]]
 ) -> str | None:
-    """What keeps this from being one setting with one value; None where nothing does.
+    """Describe why this is not a setting with one value; return None if it is.
 
     Args:
-        groups: the names that a group, such as ``data``, may be given.
+        groups: the names that each group, such as ``data``, may have.
     """
     try:
         override = OverridesParser.create().parse_override(text)
@@ -268,8 +279,8 @@ def fault_in(
     key = override.key_or_group
     if override.is_sweep_override():
         return (
-            f"{key} must have one value, got {text!r}; a list is written [1,2], and what a study "
-            "varies is named by search_space"
+            f"{key} must have one value, got {text!r}; write a list as [1,2]; search_space names "
+            "the settings that a study varies"
         )
     value = override.value()
     if key in groups and not isinstance(value, dict):
@@ -280,10 +291,10 @@ def fault_in(
 def explain(
     error: HydraException | OmegaConfBaseException, schema: Mapping[str, Any], key: str = ""
 ) -> str:
-    """What Hydra or OmegaConf found wrong, with the name of the setting where it is known.
+    """Describe an error of Hydra or OmegaConf, with the name of the setting if it is known.
 
     Args:
-        key: the setting, where the error does not know it.
+        key: the setting, if the error does not name it.
     """
     cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
     found = next((line.strip() for line in str(cause).splitlines() if line.strip()), repr(cause))
@@ -301,7 +312,7 @@ def explain(
 
 
 def _is_plain(override: Override) -> bool:
-    """Whether this is ``key=value``, without Hydra's signs for adding, deleting and packages."""
+    """Whether this is ``key=value`` without Hydra's signs for adding, deleting and packages."""
     is_change = override.type == OverrideType.CHANGE
     return is_change and not override.package and bool(override.key_or_group)
 
@@ -315,7 +326,7 @@ def _fault_in_choice(key: str, value: object, names: Sequence[str]) -> str | Non
 
 
 def unknown(key: str, schema: Mapping[str, Any]) -> str:
-    """That no setting has this name, and which one may have been meant."""
+    """Describe an unknown setting, with the closest known one."""
     paths = [path for path, kind in schema.items() if not is_dataclass(kind)]
     near = [path for path in paths if path.endswith(f".{key}")]
     near = near or difflib.get_close_matches(key, paths, n=1)

@@ -1,4 +1,4 @@
-"""Values that follow from the settings: skeletons, sizes, places, the launcher, seeds.
+"""Values that follow from the settings: skeletons, sizes, paths, the launcher, seeds.
 
 ``resolve`` computes them once, in the driver. Below ``trial.py`` functions take these values and
 single sections of the settings, never the whole ``StudyConfig``.
@@ -16,32 +16,32 @@ from study.config.schema import SHARED_FOLDER, STAGED, Kind, StudyConfig, TrialC
 
 @dataclass(frozen=True)
 class Resolved:
-    """What follows from a study's settings; travels to every worker."""
+    """The values that follow from a study's settings; sent to every worker."""
 
     skeleton: Skeleton
-    """Joints that the data are annotated with."""
+    """Skeleton of the annotations."""
     input_size: tuple[int, int]
     """(height, width) of the crop that networks see."""
     teacher_skeleton: Skeleton
-    """Joints that the teacher predicts."""
+    """Skeleton that the teacher predicts."""
     teacher_input_size: tuple[int, int]
     """(height, width) of the crop that the teacher sees."""
     evaluation: Kind
-    """Whose rules AP follows: coco or crowdpose."""
+    """Rules of AP: coco or crowdpose."""
     cache: Path
     """Folder that all studies under one ``storage`` share."""
     crops_url: str | None
-    """Object store of the crops; None where they are kept in ``crops_folder`` alone."""
+    """Object store of the crops; None if they are kept in ``crops_folder`` alone."""
     crops_folder: Path
-    """Folder where crops are read."""
+    """Folder from which crops are read."""
     is_staged: bool
-    """Whether students are searched first, refiners second."""
+    """Whether students are searched first, then refiners."""
     launcher: str
-    """How trials run: inline or train."""
+    """inline or train; see ``trial.launcher``."""
 
 
 def resolve(config: StudyConfig) -> Resolved:
-    """Return the values that follow from these settings."""
+    """Compute the values that follow from these settings."""
     data, teacher = config.data, config.teacher
     height, width = data.input_size
     teacher_height, teacher_width = teacher.input_size or data.input_size
@@ -70,6 +70,6 @@ def _launcher_of(trial: TrialConfig) -> str:
 
 
 def seed_of(*parts: object) -> int:
-    """Return a seed of 63 bits that depends on these parts alone."""
+    """Return a seed of 63 bits that depends only on these parts."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -1,8 +1,7 @@
-"""The schema of a study's settings: their types and what each one means.
+"""The schema of a study's settings: types and meanings.
 
-Every field is one override on the command line (``distill.optimizer.lr=3e-4``). Values are in
-``study/config/*.yaml``, so that no default is written twice; ``config/checks.py`` says which
-values are possible.
+Every field is one override on the command line (``distill.optimizer.lr=3e-4``). The values are in
+``study/config/*.yaml``, so that no default is written twice; ``config/checks.py`` checks them.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 RANDOM = "random"
-"""The ``init`` of a network that starts from no weights."""
+"""Value of ``init`` for a network without trained weights."""
 SHARED_FOLDER = "cache"
-"""Folder under ``storage`` that no study may have for its own."""
+"""Folder under ``storage`` that all studies share; no study may have this name."""
 MIX = ("pairwise", "bone", "angle", "relation")
 """The parts of a mixed structure loss."""
 MOBILE_NET, MOVENET = "mobile_net", "movenet"
@@ -23,27 +22,28 @@ SIZES = {
     "hrnet": ("w18_small", "w18", "w32", "w48"),
     "simple_baseline": ("r18", "r50", "r101", "r152"),
 }
-"""The sizes of each network: ``teacher.name`` and ``teacher.size``, likewise ``student``."""
+"""Sizes of each architecture, for teacher and student."""
 STUDENT, JITTER = "student", "jitter"
-"""What ``refine.start`` may be beside the path of a JSON."""
+"""Values of ``refine.start`` other than a path."""
 JOINT, STAGED = "joint", "staged"
-"""``plan.kind``."""
+"""Values of ``plan.kind``."""
 CACHED, ONLINE = "cached", "online"
-"""``teacher.mode``."""
+"""Values of ``teacher.mode``."""
 VITPOSE, ONNX, PREDICTIONS = "vitpose", "onnx", "predictions"
-"""What may teach beside our own networks."""
+"""Values of ``teacher.name`` other than our own architectures."""
 TENSORBOARD, MLFLOW = "tensorboard", "mlflow"
-"""What ``log`` may name."""
+"""Trackers that ``log`` may name."""
 Kind = Literal["coco", "crowdpose"]
+"""The rules of an evaluation."""
 AP = "ap"
 LATENCY, PARAMETERS = COSTS = ("latency_ms", "parameters")
-"""What a trial costs: to be low, and known before it is trained."""
+"""Costs of a trial's estimator, to be minimized; measured before training."""
 CONSTRAINTS = "search.constraints."
 
 
 @dataclass
 class SplitConfig:
-    """Training or validation: annotations and images."""
+    """Annotations and images of a split."""
 
     annotations: str
     """COCO-format keypoint JSON, relative to ``data.root``."""
@@ -53,25 +53,26 @@ class SplitConfig:
 
 @dataclass
 class ValConfig(SplitConfig):
-    """The official validation, which finalists alone are scored on, and by which rules."""
+    """The official validation split, on which only the finalists are scored."""
 
     detections: str | None
-    """COCO detections JSON, relative to ``data.root``, whose boxes people are looked for in; null
-    = the boxes of the ground truth."""
+    """COCO detections JSON, relative to ``data.root``, whose boxes are used for people; null uses
+    the boxes of the annotations."""
     detection_threshold: float
-    """Boxes that score lower are left out."""
+    """Detected boxes with a lower score are ignored."""
     oks_nms: float
-    """Of two poses in an image more alike than this OKS the worse is dropped; 1 = none."""
+    """OKS, 0 to 1, above which the lower-scoring of two poses in an image is dropped; 1 drops
+    none."""
 
 
 @dataclass
 class DataConfig:
-    """Whose poses a study learns, and how much of them."""
+    """The images and people of a study."""
 
     kind: str
-    """drawn | coco | crowdpose: which evaluation and which official selection of people."""
+    """drawn | coco | crowdpose: decides the rules of evaluation and how people are selected."""
     root: str
-    """Folder of the data set."""
+    """Folder of the data."""
     train: SplitConfig
     val: ValConfig
     skeleton: str
@@ -79,171 +80,174 @@ class DataConfig:
     input_size: tuple[int, int]
     """(height, width) of the person crop that networks see, px; both divisible by 32."""
     search_fraction: float
-    """Share of the training images held out to score trials on."""
+    """Share of the training images held out as the search slice, on which trials are scored."""
     max_bad_fraction: float
-    """Share of people that may be faulty and are then left out; above it the study stops."""
+    """Largest share of people with faults, 0 to 1; faulty people are left out, and the study stops
+    above this share."""
     max_people: int
-    """Train on at most so many people, drawn at random (0 = all)."""
+    """Largest number of training people; images are dropped at random to meet it. 0 uses all."""
     num_train_images: int
-    """data=drawn: how many training images to draw."""
+    """Training images to draw; only with data=drawn."""
     num_val_images: int
-    """data=drawn: how many validation images to draw."""
+    """Validation images to draw; only with data=drawn."""
     seed: int
-    """data=drawn: which images are drawn; also which images are held out."""
+    """Seed of the search slice, of data.max_people and, with data=drawn, of the drawn images."""
     crops: str
-    """raw | jpeg | auto: how crops are stored; auto: raw up to 4 GB a study, above that jpeg."""
+    """raw | jpeg | auto: format of stored crops. auto stores raw up to 4 GB per study, else
+    jpeg."""
     store: str | None
-    """Where crops are kept for all machines: a folder, s3://bucket/prefix or gs://bucket/prefix,
-    from which each node fetches them once; null = ``storage``'s cache."""
+    """Folder or object store (s3://bucket/prefix, gs://bucket/prefix) of the crops; each node
+    downloads them once from an object store. null uses the cache under ``storage``."""
 
 
 @dataclass
 class ModelConfig:
-    """A network, the teacher or the student, and how its heatmaps are read."""
+    """A network, the teacher or the student, and how its heatmaps are decoded."""
 
     name: str
-    """Architecture: mobile_net | hrnet | simple_baseline; of the teacher also vitpose, onnx or
-    predictions."""
+    """mobile_net | hrnet | simple_baseline; the teacher also vitpose | onnx | predictions."""
     size: str
-    """mobile_net: tiny | small | medium | large | teacher; lightning | thunder: MoveNet. hrnet, by
-    width: w18_small | w18 | w32 | w48. simple_baseline, by the ResNet's depth: r18 | r50 | r101 |
-    r152."""
+    """Size of the architecture. mobile_net: tiny | small | medium | large | teacher, or lightning
+    | thunder (MoveNet). hrnet, by width: w18_small | w18 | w32 | w48. simple_baseline, by depth of
+    its ResNet: r18 | r50 | r101 | r152."""
     codec: str
-    """msra | dark | udp | simcc; of the teacher also movenet: a MoveNet as it comes, by its own
-    rule."""
+    """msra | dark | udp | simcc: encoding and decoding of heatmaps. The teacher also movenet, the
+    decoding of an unchanged MoveNet."""
     sigma: float
-    """Spread of the target Gaussian, heatmap cells."""
+    """Standard deviation of the target Gaussian, heatmap cells."""
     init: str
-    """random, or the path of weights to start from: safetensors, what torch.save wrote, or a
-    MoveNet's TF.js .json."""
+    """random, or the path of weights to start from: safetensors, a file of torch.save, or the
+    .json of a MoveNet for TF.js."""
     flip_test: bool
-    """Average over each crop and its mirror image, whenever it is not being trained."""
+    """Average predictions over each crop and its mirror image, except in training."""
 
 
 @dataclass
 class OptimizerConfig:
-    """AdamW; the rate rises over the warm-up and falls as a cosine to zero."""
+    """AdamW with linear warm-up and cosine decay of the rate to 0."""
 
     lr: float
-    """Highest learning rate."""
+    """Learning rate after the warm-up."""
     weight_decay: float
-    """AdamW's weight decay."""
+    """Weight decay of AdamW."""
     warmup_fraction: float
-    """Share of all steps over which the rate rises."""
+    """Share of all steps in the warm-up, 0 to 0.9."""
     pretrained_factor: float
-    """Layers that start from trained weights take this share of the rate."""
+    """Factor of the rate, 0 to 1, for layers that start from trained weights."""
 
 
 @dataclass
 class TeacherConfig(ModelConfig):
-    """What teaches, made ready once for all trials: a network of ours or any other method.
+    """The teacher, trained or loaded once for all trials: one of our networks or another method.
 
     ``name`` may also be vitpose (``init`` is a folder with config.json and safetensors), onnx
     (``init`` is a file) or predictions (``init`` is a JSON of COCO keypoint results on the
-    training images); those have no ``size``, and vitpose and predictions no codec either.
+    training images). These have no ``size``; vitpose and predictions have no ``codec`` either.
     """
 
     skeleton: str | None
-    """Whose joints it knows, as in data.skeleton; null = the data's. The joints that the data lack
-    are left out; of those that it lacks it teaches nothing, and they count as missed in its AP."""
+    """Skeleton that the teacher predicts, as in data.skeleton; null is the data's. Joints that the
+    data lack are dropped; joints that the teacher lacks have no target and count as missed in its
+    AP."""
     input_size: tuple[int, int] | None
-    """(height, width) of the crop that it sees, px, both divisible by 32; null = the data's."""
+    """(height, width) of the crop that the teacher sees, px, both divisible by 32; null is the
+    data's."""
     pixels: str
-    """imagenet | unit: what an onnx file takes, RGB normalized as for ImageNet, or in 0..1."""
+    """imagenet | unit: input of an onnx file, RGB normalized as for ImageNet, or in 0..1."""
     mode: str
-    """cached | online: asked once about each person, its answer carried through every
-    augmentation; or, as a control, asked at each step about the augmented crop itself."""
+    """cached | online: targets are predicted once per person and transformed with each
+    augmentation, or predicted at each training step for the augmented crop (a control)."""
     views: int
-    """cached: about so many crops of each person the teacher is asked: the plain one, and others
-    drawn once, for all trials, by scale, rotation and half_body of distill.augment. A stage that
-    has the same chooses among them, and draws mirror, colors and patches on top. 1: the answer
-    about the plain crop is carried through any augmentation; so is that of predictions in a file,
-    which nobody can ask."""
+    """mode=cached: number of crops per person for which targets are stored, 1 plain and the rest
+    random in scale, rotation and half_body of distill.augment. Stages with the same settings
+    choose among these crops and draw only mirror, colors and patches. 1 stores the plain crop
+    alone. No effect with teacher.name=predictions."""
     epochs: int
-    """0 uses ``teacher.init`` as it is."""
+    """Epochs of the teacher's training; 0 uses ``teacher.init`` unchanged."""
     batch_size: int
-    """People in a training batch."""
+    """People per training step, over all workers."""
     optimizer: OptimizerConfig
 
 
 @dataclass
 class HeatmapTermConfig:
-    """The loss between the teacher's heatmaps and the student's."""
+    """The loss between the teacher's and the student's heatmaps."""
 
     kind: str
-    """none | mse | kl: compare heatmaps cell by cell (mse), or as distributions (kl)."""
+    """none | mse | kl."""
     weight: float
-    """Factor of this term in the loss."""
+    """Weight of the loss."""
     tau: float
-    """Temperature of kl's softmax."""
+    """kind=kl: temperature of the softmax, as a share of each map's peak."""
 
 
 @dataclass
 class MixConfig:
-    """The parts of a mixed structure loss by their weights; 0 leaves a part out."""
+    """Weights of the parts of a mixed structure loss; 0 leaves a part out."""
 
     pairwise: float
-    """Weight of the distances of every two joints."""
+    """Weight of the distances between joints."""
     bone: float
-    """Weight of the limbs as vectors."""
+    """Weight of the limbs' vectors."""
     angle: float
     """Weight of the angles between limbs."""
     relation: float
-    """Weight of the similarity of the joints' features."""
+    """Weight of the cosines between the joints' features."""
 
 
 @dataclass
 class StructureTermConfig:
-    """The loss between the teacher's body structure and the student's."""
+    """The loss between the teacher's and the student's body structure."""
 
     kind: str
-    """none | pairwise | bone | angle | relation | mix: compare the distances of every two joints,
-    limbs as vectors, angles between limbs, the similarity of the joints' features, or several."""
+    """none | pairwise | bone | angle | relation | mix."""
     weight: float
-    """Of a single kind; mix has weights of its own. A student that starts from ``student.init`` is
-    set back by a weight that one from nothing gains by: try 0.01."""
+    """Weight of a single kind; mix has weights of its own. With trained weights in student.init
+    try 0.01: more lowers the AP of such a student."""
     mix: MixConfig
 
 
 @dataclass
 class AugmentConfig:
-    """Drawn anew for each person and epoch, in the ranges of the official HRNet."""
+    """Random changes of each person's crop, drawn in every epoch, as in the official HRNet."""
 
     scale: float
-    """The crop grows or shrinks by a normal factor of this spread, cut at one spread."""
+    """Standard deviation of the scale factor around 1, cut at one standard deviation."""
     rotation: float
-    """Degrees; a normal of this spread, cut at two spreads, in 60 % of the people."""
+    """Standard deviation of the rotation, degrees, cut at two; 60 % of the crops are rotated."""
     flip: float
-    """Probability of a mirror."""
+    """Probability of a mirror image, 0 to 1."""
     half_body: float
-    """Probability of a crop about the upper or the lower body alone."""
+    """Probability of a crop around the upper or lower body alone, 0 to 1."""
     color: float
-    """Spread of brightness and contrast."""
+    """Largest change of brightness and contrast, as a share."""
     erase: float
-    """Probability of a rectangle of one color, 2 to 15 % of the crop."""
+    """Probability of a rectangle of one color, 2 to 15 % of the crop, 0 to 1."""
     occlude: float
-    """Probability of such a rectangle out of another person's crop instead."""
+    """Probability of such a rectangle cut from another person's crop, 0 to 1."""
 
 
 @dataclass
 class DistillConfig:
-    """Stage 1, coarse: the teacher's heatmaps and structure teach the student."""
+    """Stage 1, coarse: the student learns from labels and from the teacher."""
 
     epochs: int
     """Epochs of stage 1."""
     batch_size: int
-    """People in a batch."""
+    """People per training step, over all workers."""
     optimizer: OptimizerConfig
     heatmap: HeatmapTermConfig
     structure: StructureTermConfig
     weights: str
-    """fixed | learned: the weights above, or those of uncertainty weighting in their place."""
+    """fixed | learned: weights as set above, or learned by uncertainty weighting."""
     schedule: str
-    """constant | linear | ramp: how the teacher's share goes over the epochs."""
+    """constant | linear | ramp: weight of the teacher's terms over the epochs: constant, falling
+    to 0, or rising from 0."""
     normalize: str
-    """initial: every term is divided by its mean before training, so that weights compare."""
+    """initial | none: initial divides each term by its mean before training, so that weights
+    compare."""
     diagnose: bool
-    """Report what each term's gradient is beside the others'; training stays the same."""
+    """Report each term's share of the gradient; training is unchanged."""
     augment: AugmentConfig
 
 
@@ -252,142 +256,143 @@ class RefineConfig:
     """Stage 2, fine: IGP-GCN moves the student's joints, level by level."""
 
     epochs: int
-    """0 leaves stage 2 out."""
+    """Epochs of stage 2; 0 skips it."""
     batch_size: int
-    """People in a batch."""
+    """People per training step, over all workers."""
     optimizer: OptimizerConfig
     student: str
-    """frozen | finetuned: whether the student's features learn too; its batch norms keep their
-    statistics, its heatmaps get no loss."""
+    """frozen | finetuned: whether the student's features are trained too. Batch norms keep their
+    statistics, and heatmaps have no loss."""
     student_factor: float
-    """Share of the rate that a finetuned student takes."""
+    """student=finetuned: factor of the student's rate, 0 to 1."""
     start: str
-    """student | jitter | the path of a JSON of another method's COCO keypoint results on the
-    training images: the poses that the refiner learns to improve. jitter: the truth with noise,
-    and what is not labeled from the student. A JSON: matched to people as for
-    teacher.name=predictions; people and joints that it lacks start from the student.
-    Left and right of poses from either are named anew before they are refined."""
+    """student | jitter | path: poses that the refiner learns to improve. jitter: the labels with
+    noise. path: a .json of another method's COCO keypoint results on the training images. Joints
+    without a label or a result start from the student. With jitter or a path, left-right swaps are
+    resolved first."""
     jitter: float
-    """Largest spread of jitter's noise along x and y, over the root of the person's area; most
-    joints have far less."""
+    """start=jitter: largest standard deviation of the noise along x and y, as a share of the root
+    of the person's area; most joints get far less."""
     candidates: int
-    """Places per joint to choose from, 1 to 3: the student's highest peaks, and before them, where
-    refine.start is not the student, the given one. 1 takes the first."""
+    """Places per joint to choose from, 1 to 3: the student's highest peaks, after the pose of
+    refine.start unless that is student. 1 takes the first place."""
     levels: int
-    """1 to 3 levels, at strides 16, 8 and 4 or the finest of these."""
+    """Levels of the refiner, 1 to 3."""
     depth: int
-    """Residual graph blocks in each level, 1 to 6."""
+    """Residual graph blocks per level, 1 to 6."""
     width: int
-    """Channels of a node, a multiple of 4."""
+    """Channels per joint, a multiple of 4."""
     dropout: float
-    """Share of node channels that training zeroes."""
+    """Dropout in the graph layers, 0 to 0.9."""
     gate: bool
     """Scale each joint's step by a learned confidence."""
     loss: str
-    """oks | smooth_l1: how the distance of a joint is measured."""
+    """oks | smooth_l1."""
     progressive: str
-    """final | interpolated: each level's target is the final pose, or its share of the way."""
+    """final | interpolated: target of each level, the final pose or one on the way to it."""
     teacher_weight: float
-    """Weight of the distance to the teacher's final pose."""
+    """Weight of the loss to the teacher's pose."""
     truth_weight: float
-    """Weight of the distance to the ground truth."""
+    """Weight of the loss to the labels."""
     perturb: bool
-    """Give the student's pose, in training, the errors it makes on people it has not seen; other
-    starts stay as they are."""
+    """Add the student's errors on unseen people to its poses in training; only with
+    start=student."""
     augment: AugmentConfig
 
 
 @dataclass
 class ConstraintsConfig:
-    """The most that a trial may cost and still win; null = whatever it is."""
+    """Largest costs with which a trial can win; null sets no limit."""
 
     latency_ms: float | None
-    """Latency for one crop, ms."""
+    """Largest latency for one crop, ms."""
     parameters: float | None
-    """Number of parameters."""
+    """Largest number of parameters."""
 
 
 @dataclass
 class PlanConfig:
-    """What a trial is; ``plan=joint`` and ``plan=staged`` set all of it."""
+    """The stages of a trial; ``plan=joint`` and ``plan=staged`` choose them."""
 
     kind: str
-    """joint | staged: a trial is stage 1, then stage 2; or first students are searched, then
-    refiners that start from the best of them, each trial one stage."""
+    """joint | staged: each trial runs stage 1, then stage 2; or students are searched first, then
+    refiners that start from the best students, one stage per trial."""
     parents: int
-    """staged: how many students refiners may start from."""
+    """plan=staged: number of students that refiners may start from."""
     distill_share: float
-    """staged: the share of search.trials that are students. Once refiners are searched, further
-    trials are refiners."""
+    """plan=staged: share of search.trials that are students, 0.01 to 0.99. Trials added after the
+    hand-over are refiners."""
 
 
 @dataclass
 class SearchConfig:
-    """How many trials, what they are to reach, and which of them are ended early."""
+    """The trials, their objectives, and which of them are pruned."""
 
     trials: int
     """Finished trials, controls included, at which the search ends."""
     concurrent: int
-    """Trials at once; 0 = as many as the machine has room for."""
+    """Trials at the same time; 0 uses all CPUs or GPUs."""
     sampler: str
-    """tpe | gp | cmaes | nsga2 | qmc | random: what chooses the values to try."""
+    """tpe | gp | cmaes | nsga2 | qmc | random: chooses the values of each trial."""
     startup_trials: int
-    """Trials drawn at random before tpe, gp or cmaes models anything; also those that must be
-    complete before median or percentile prunes."""
+    """Random trials before tpe, gp or cmaes uses its model; also complete trials before median or
+    percentile prunes."""
     population: int
-    """Trials of a generation of nsga2."""
+    """sampler=nsga2: trials per generation."""
     objectives: list[str]
-    """ap alone, or ap with latency_ms, parameters or both, which are to be low."""
+    """ap, optionally followed by latency_ms, parameters or both, which are minimized."""
     constraints: ConstraintsConfig
     warm_start: list[str]
-    """Folders of older studies of the same data and teacher: their trials are known from the
-    start, and count as none of this study's."""
+    """Folders of older studies of the same data and teacher. The sampler learns from their trials,
+    which don't count for search.trials."""
     pruner: str
-    """successive_halving | hyperband | median | percentile | none, always by AP."""
+    """successive_halving | hyperband | median | percentile | none: ends trials early by their
+    AP."""
     min_epochs: int
     """Epochs before a trial can be pruned."""
     reduction_factor: int
-    """successive_halving, hyperband: one of so many trials goes on from rung to rung."""
+    """pruner=successive_halving or hyperband: one of this many trials passes each rung."""
     percentile: float
-    """pruner=percentile: so many of 100 trials go on."""
+    """pruner=percentile: percentage of trials that continue, 0 to 100."""
 
 
 @dataclass
 class ConfirmConfig:
-    """After the search: the best trials and the baseline trained again, to see if it was luck."""
+    """After the search, the best trials and the baseline are trained again from new seeds."""
 
     trials: int
-    """How many of the best trials, by their objective; 0 leaves it out."""
+    """Number of best trials to confirm; 0 skips this step."""
     seeds: int
-    """How often each is trained, from seeds that no trial of the search had."""
+    """Runs of each, from seeds that no trial of the search had; at least 2."""
 
 
 @dataclass
 class TrialConfig:
-    """Where and on what one trial runs."""
+    """The resources and the arithmetic of one trial."""
 
     launcher: str
-    """auto | inline | train. auto: one CPU worker inline, everything else under Ray Train."""
+    """auto | inline | train: inline runs one worker in the trial's process, train runs workers
+    under Ray Train. auto is inline for one worker without a GPU, else train."""
     num_workers: int
-    """Workers that train one trial together."""
+    """Workers of a trial."""
     cpus: float
-    """CPUs of a worker, a thread each; small crops gain nothing from more than one. 0.5 puts two
-    workers on a CPU."""
+    """CPUs per worker, one thread each; small crops gain nothing from more than one. 0.5 lets two
+    workers share a CPU."""
     gpus: float
-    """GPUs of a worker; 0.5 puts two workers on a GPU, which share its memory."""
+    """GPUs per worker; 0.5 lets two workers share a GPU and its memory."""
     max_failures: int
-    """How often a trial that broke goes on from its checkpoint before it counts as failed."""
+    """How often a failed trial resumes from its checkpoint before it counts as failed."""
     timeout_s: float
-    """A trial that ends no epoch for so long, start and torch.compile included, has failed: its
-    processes are ended; 0 = it may take any time."""
+    """Seconds without a finished epoch, start and compilation included, after which a trial fails
+    and its processes are ended; 0 sets no limit."""
     precision: str
-    """auto | fp32 | bf16: what networks, the teacher's too, compute in, in training and scoring.
-    auto: bf16 on GPUs that have it, else fp32. Weights, losses, decoding and refiner are fp32."""
+    """auto | fp32 | bf16: precision of all networks in training and evaluation. auto is bf16 on
+    GPUs that support it, else fp32. Weights, losses, decoding and refiner are always fp32."""
     channels_last: str
-    """auto | true | false: the memory format of networks and what they see. auto: true."""
+    """auto | true | false: memory format of networks and crops; auto is true."""
     compile: str
-    """auto | true | false: whether torch.compile speeds up the training of teacher and student.
-    auto: on GPUs, in stages long enough to be worth the compiling (study/training/networks.py)."""
+    """auto | true | false: compile teacher and student by torch.compile for training. auto
+    compiles on GPUs in stages of 20,000 steps or more."""
 
 
 @dataclass
@@ -395,21 +400,22 @@ class StudyConfig:
     """All settings of one study."""
 
     name: str
-    """The study's folder under ``storage``; auto: named for data, plan and search space."""
+    """Folder of the study under ``storage``; auto builds it from data, plan and search space."""
     storage: str
-    """Folder of all studies and of what they share."""
+    """Folder of all studies and of their shared cache."""
     seed: int
-    """Seed of all random draws of the study."""
+    """Seed of everything random in teacher, search and trials."""
     plan: PlanConfig
     search_space: str
-    """distill | refine | joint | staged | poses | smoke, or the path of a YAML of your own."""
+    """distill | refine | joint | staged | poses | smoke, or the path of a YAML file."""
     display: str
-    """auto | live | plain | none."""
+    """auto | live | plain | none: live tables, plain lines, or no output; auto is live in a
+    terminal, else plain."""
     log: list[str]
-    """tensorboard, mlflow, both or none: where trials are written besides, by these packages, in
-    the study's folder, or where MLFLOW_TRACKING_URI says."""
+    """Trackers to write trials to: tensorboard, mlflow, both or none. Their files are in the
+    study's folder; MLFLOW_TRACKING_URI redirects mlflow."""
     plan_only: bool
-    """Say what the study would compute, and how long it may take here; compute nothing."""
+    """Report what the study would compute and how long it may take here, without computing it."""
     data: DataConfig
     teacher: TeacherConfig
     student: ModelConfig
@@ -426,4 +432,4 @@ RENAMED = {
     "distill.augment.colour": "distill.augment.color",
     "refine.augment.colour": "refine.augment.color",
 }
-"""Settings by their former path: older studies and command lines have those."""
+"""Settings by their former path, which older studies and command lines use."""

@@ -161,7 +161,7 @@ def test_every_number_has_a_bound(config: StudyConfig) -> None:
         ),
         (
             {"teacher.codec": "movenet"},
-            "reads a MoveNet as it comes, got .*size=teacher, .*epochs",
+            "decodes an unchanged MoveNet, got .*size=teacher, .*epochs",
         ),
         (
             {**AS_IT_COMES, "teacher.codec": "movenet", "teacher.flip_test": True},
@@ -179,11 +179,11 @@ def test_every_number_has_a_bound(config: StudyConfig) -> None:
         ),
         (
             {**FOREIGN["onnx"], "teacher.name": "onnx", "teacher.epochs": 3},
-            "onnx is used as it is and can't be trained, got teacher.epochs=3; set .*epochs=0",
+            "onnx can't be trained, got teacher.epochs=3; set .*epochs=0",
         ),
         (
             {**FOREIGN["predictions"], "teacher.name": "predictions", "teacher.epochs": 1},
-            "predictions is used as it is .*got teacher.epochs=1",
+            "predictions can't be trained, got teacher.epochs=1",
         ),
         (
             {

@@ -272,7 +272,7 @@ def test_costs_are_of_the_last_stages_estimator(mini_config: StudyConfig) -> Non
         (["search.objectives=[ap,flops]"], "got search.objectives=[ap,flops]"),
         (["search.objectives=[ap,ap]"], "each once"),
         (["search.constraints.latency_ms=0"], "search.constraints.latency_ms must be null or"),
-        (["search.sampler=cmaes", "search.objectives=[ap,parameters]"], "knows one objective"),
+        (["search.sampler=cmaes", "search.objectives=[ap,parameters]"], "supports one objective"),
         (["search.sampler=cmaes", "search.constraints.parameters=9"], "no constraints"),
         (["search.sampler=tpee"], "did you mean tpe?"),
         (["search.pruner=halving"], "search.pruner must be one of successive_halving, hyperband"),
