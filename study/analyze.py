@@ -29,6 +29,7 @@ from study.analysis.importance import MIN_TRIALS, beyond_chance, importance
 from study.analysis.tables import final_table, front_table, joint_table
 from study.display import percent
 from study.errors import InputError
+from study.search.controls import BASELINE, DEFAULTS
 from study.search.objectives import may_win
 from study.search.staged import PARENT
 from study.storage.paths import plots_folder
@@ -207,8 +208,8 @@ def _gain_table(evidence: Evidence, best: TableRow, box: rich.box.Box) -> Table:
     table = Table(title="Gain over the controls, in points of AP", box=box)
     for name in ("", "trial", "AP", "over baseline", "over defaults"):
         table.add_column(name, justify="right" if name else "left")
-    controls = [evidence.control("baseline"), evidence.control("defaults")]
-    for name, row in zip(("baseline", "defaults", "best"), (*controls, best), strict=True):
+    controls = [evidence.control(BASELINE), evidence.control(DEFAULTS)]
+    for name, row in zip((BASELINE, DEFAULTS, "best"), (*controls, best), strict=True):
         if row is None:
             table.add_row(name, "-", "-", "-", "-")
             continue

@@ -26,17 +26,20 @@ from study.analysis.figures import (
 )
 from study.analysis.tables import ap_by_role
 from study.config.schema import COSTS
+from study.search.controls import BASELINE, DEFAULTS
 from study.search.objectives import UNITS, may_win, pareto_front
 from study.storage.tables import TableRow
+from study.validation.confirm_table import WINNER
+from study.validation.finalists import BEST_DISTILLED, BEST_REFINED, TEACHER
 
 ROLE_COLORS = {
-    "teacher": TEACHER_COLOR,
-    "baseline": BASELINE_COLOR,
-    "best_distilled": TRIAL_COLOR,
-    "best_refined": DEFAULTS_COLOR,
-    "winner": BEST_COLOR,
+    TEACHER: TEACHER_COLOR,
+    BASELINE: BASELINE_COLOR,
+    BEST_DISTILLED: TRIAL_COLOR,
+    BEST_REFINED: DEFAULTS_COLOR,
+    WINNER: BEST_COLOR,
 }
-CONTROL_COLORS = {"baseline": BASELINE_COLOR, "defaults": DEFAULTS_COLOR}
+CONTROL_COLORS = {BASELINE: BASELINE_COLOR, DEFAULTS: DEFAULTS_COLOR}
 
 
 class CurveLabel(NamedTuple):
@@ -227,7 +230,7 @@ def draw_oks_curves(curves: Sequence[TableRow], file: Path) -> Path:
     for role, aps in ap_by_role(curves, "oks").items():
         thresholds = sorted(oks for oks, ap in aps.items() if ap is not None)
         points = [100 * (aps[oks] or 0.0) for oks in thresholds]
-        style = "--" if role == "winner" else "-"  # it covers another finalist's line
+        style = "--" if role == WINNER else "-"  # it covers another finalist's line
         label = role.replace("_", " ")
         axes.plot(thresholds, points, style, color=ROLE_COLORS[role], marker=".", label=label)
     axes.set_xlabel("OKS from which a pose counts as right")
@@ -238,7 +241,7 @@ def draw_oks_curves(curves: Sequence[TableRow], file: Path) -> Path:
 
 def draw_joint_bars(joints: Sequence[TableRow], file: Path) -> Path:
     """Plot the AP of each joint alone, a bar per finalist except the winner, which is another."""
-    by_role = ap_by_role([row for row in joints if row["role"] != "winner"], "joint")
+    by_role = ap_by_role([row for row in joints if row["role"] != WINNER], "joint")
     names = list(dict.fromkeys(row["joint"] for row in joints))
     width = 0.8 / len(by_role)
     figure = Figure(figsize=(max(8.0, 0.75 * len(names)), 5.0), layout="constrained")

@@ -13,17 +13,23 @@ from rich.table import Table
 
 from study.config.schema import AP, COSTS, LATENCY, PARAMETERS
 from study.display import heading, percent
+from study.search.controls import BASELINE
 from study.search.objectives import UNITS, costs_in, pareto_front
 from study.storage.tables import AVERAGE_PRECISION, PARAMS, TableRow, read_final, read_trials
-from study.validation.confirm_table import confirm_table, read_verdicts, verdict_sentence
-from study.validation.finalists import front_of
+from study.validation.confirm_table import (
+    WINNER,
+    confirm_table,
+    read_verdicts,
+    verdict_sentence,
+)
+from study.validation.finalists import BEST_DISTILLED, BEST_REFINED, TEACHER, front_of
 
 TITLES = {
-    "teacher": "teacher",
-    "baseline": "baseline student (no teacher)",
-    "best_distilled": "best distilled student",
-    "best_refined": "best refined student",
-    "winner": "winner",
+    TEACHER: "teacher",
+    BASELINE: "baseline student (no teacher)",
+    BEST_DISTILLED: "best distilled student",
+    BEST_REFINED: "best refined student",
+    WINNER: "winner",
 }
 """The finalists in the order that tables list them."""
 
@@ -58,7 +64,7 @@ def finalists_table(
             finalist,
             *(percent(row[name]) for name in figures),
             *("-" if row[name] is None else str(row[name]) for name in identity),
-            style="bold" if role == "winner" else None,
+            style="bold" if role == WINNER else None,
         )
     return table
 
@@ -132,7 +138,7 @@ def show_finals(study_folder: Path, console: Console) -> None:
         console.print(verdict_sentence(verdicts))
     trials = read_trials(study_folder)
     _show_front(front_of(trials), console)
-    winner = next((row for row in final if row["role"] == "winner"), None)
+    winner = next((row for row in final if row["role"] == WINNER), None)
     if winner is not None:
         _show_winner(winner, trials, study_folder, console)
     else:

@@ -20,8 +20,8 @@ from study.storage.paths import trial_folder
 from study.storage.tables import read_reports, read_trials
 from study.training.networks import load_estimator
 from study.training.refine import RefineTask
-from study.validation.confirm_table import confirmed_winner
-from study.validation.finalists import finalists
+from study.validation.confirm_table import WINNER, confirmed_winner
+from study.validation.finalists import BEST_REFINED, finalists
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def select_trial(
     trials, reports = read_trials(folder), read_reports(folder)
     rows = {row["trial"]: row for row in trials.to_pylist()}
     if number is None:
-        role = "best_refined" if is_refined else "winner"
+        role = BEST_REFINED if is_refined else WINNER
         winner = finalists(trials, reports, confirmed_winner(folder)).get(role)
         if winner is None:
             raise InputError(

@@ -29,8 +29,8 @@ from study.trial import teacher_spec
 from study.validation.confirm_table import WINNER, confirmed_winner
 from study.workers import Workers
 
-TEACHER = "teacher"
-"""Role of the teacher, besides those that ``finalists`` returns."""
+TEACHER, BEST_DISTILLED, BEST_REFINED = "teacher", "best_distilled", "best_refined"
+"""``role`` in ``final``, in addition to BASELINE and WINNER."""
 
 
 def num_finished(study_folder: Path) -> int:
@@ -64,8 +64,8 @@ def finalists(
     winners = {trial["trial"] for trial in front_of(trials)} if confirmed is None else {confirmed}
     roles = {
         BASELINE: best([row for row in rows if row["trial"] in baselines]),
-        "best_distilled": best([row for row in distilled if row["stage"] == "distill"]),
-        "best_refined": best([row for row in distilled if row["stage"] == "refine"]),
+        BEST_DISTILLED: best([row for row in distilled if row["stage"] == "distill"]),
+        BEST_REFINED: best([row for row in distilled if row["stage"] == "refine"]),
         WINNER: best([row for row in rows if row["trial"] in winners]),
     }
     return {role: row for role, row in roles.items() if row is not None}
