@@ -377,7 +377,7 @@ def _file_notes(table: AnnotationTable) -> list[Fault]:
     if names and sorted(names) != sorted(skeleton.joints) and len(names) == skeleton.num_joints:
         pairs = zip(names, skeleton.joints, strict=True)
         other = ", ".join(f"{a} for {b}" for a, b in pairs if a != b)
-        found.append((OTHER_NAMES, f"taken to be the joints of {skeleton.name}: {other}"))
+        found.append((OTHER_NAMES, f"read as the joints of {skeleton.name}: {other}"))
     used = np.unique(table.image_rows[table.is_used & (table.image_rows >= 0)]).tolist()
     by_name = collections.Counter(table.images.names[row] for row in used)
     found += [
@@ -388,7 +388,9 @@ def _file_notes(table: AnnotationTable) -> list[Fault]:
     has_index = np.isfinite(table.images.crowd_indices[used])
     if has_index.any() and not has_index.all():
         count = int(np.count_nonzero(~has_index))
-        found.append((NO_CROWD_INDEX, f"{count} of {len(used)}: none is in AP easy to hard"))
+        found.append(
+            (NO_CROWD_INDEX, f"{count} of {len(used)}: AP easy, medium, hard cannot be measured")
+        )
     return [Fault(kind, table.path, None, None, detail, True) for kind, detail in found]
 
 

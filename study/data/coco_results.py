@@ -197,8 +197,8 @@ def read_detections(
     if not len(kept):
         raise InputError(
             f"{DETECTIONS} must leave a box within its image that scores at least "
-            f"data.val.detection_threshold={threshold:g}, got none of {len(places)} in {file}, "
-            f"whose highest score is {scores.max():g}; lower the threshold or change {DETECTIONS}"
+            f"data.val.detection_threshold={threshold:g}, got none of {len(places)} in {file} "
+            f"with the highest score {scores.max():g}; lower the threshold or change {DETECTIONS}"
         )
     kept = kept[np.argsort(image_rows[kept], kind="stable")]
     boxes, image_rows = boxes[kept], image_rows[kept]

@@ -133,8 +133,11 @@ def box_iou(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[
 def split_people(people: People, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Split people by a seeded draw of images into indices to train on and to search on.
 
-    No person to train on shares an image with the search people. If the data name their sources,
-    people to train on whose source is in the search images are in neither part.
+    No person to train on shares an image with the search people. If the data name sources,
+    people with the source of a search person are in neither part, unless they are search people.
+
+    Raises:
+        InputError: the fraction is not between 0 and 1, or one of the parts would be empty.
     """
     if not 0 < fraction < 1:
         raise InputError(

@@ -208,7 +208,7 @@ def crowd_indices(table: AnnotationTable, rows: NDArray[np.int64]) -> NDArray[np
     ratios = np.zeros(len(order))
     for start in range(0, len(order), BLOCK):
         people = np.arange(start, min(start + BLOCK, len(order)))
-        owners = np.repeat(people, size_of[people])  # P pairs of a box and whose joints
+        owners = np.repeat(people, size_of[people])  # whose box, in each of P pairs
         begins = np.cumsum(size_of[people]) - size_of[people]
         others = first_of[owners] + np.arange(len(owners)) - np.repeat(begins, size_of[people])
         boxes = table.boxes[order[owners], None]  # (P, 1, 4)

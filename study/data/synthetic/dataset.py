@@ -32,7 +32,7 @@ QUALITY = (86, 94)
 """JPEG quality of the images."""
 SETTINGS = "settings.json"
 HURRIED = 0.85
-"""Share of the people in train whose annotator was in a hurry; val was labeled with care."""
+"""Share of train's people labeled by an annotator in a hurry; val was labeled with care."""
 SKIPPED = 0.75
 """Share of visible joints that a hurried annotator leaves unlabeled."""
 FEWEST_JOINTS = 3

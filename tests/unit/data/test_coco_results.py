@@ -121,7 +121,7 @@ def test_higher_threshold_makes_another_store(
         ([box(), box(score=None)], r"entry 1 \(from 0\): score must be a finite number, got None"),
         ([box(), {k: v for k, v in box().items() if k != "score"}], "score must be a finite"),
         ([box(999), box(category_id=2)], r"none among the 2 .*change data\.val\.detections"),
-        ([box(score=0.1)], r"detection_threshold=0\.2, got none of 1 .*highest score is 0\.1"),
+        ([box(score=0.1)], r"detection_threshold=0\.2, got none of 1 .*highest score 0\.1"),
         ([box(bbox=[500, 0, 9, 9])], "must leave a box within its image"),
     ],
 )
