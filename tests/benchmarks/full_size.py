@@ -43,18 +43,20 @@ def repeated(source: Path, split: str, people: int) -> Iterator[tuple[dict[str, 
         of.setdefault(annotation["image_id"], []).append(annotation)
     images = [image for image in document["images"] if image["id"] in of]
     number, found = itertools.count(1), 0
-    for picture, image in enumerate(itertools.cycle(images), start=1):
+    for image_id, image in enumerate(itertools.cycle(images), start=1):
         annotations = [
-            {**annotation, "id": next(number), "image_id": picture}
+            {**annotation, "id": next(number), "image_id": image_id}
             for annotation in of[image["id"]]
         ]
-        yield {**image, "id": picture, "linked": image["file_name"]}, annotations
+        yield {**image, "id": image_id, "linked": image["file_name"]}, annotations
         found += sum(a["num_keypoints"] > 0 and not a["iscrowd"] for a in annotations)
         if found >= people:
             return
 
 
-def make_split(source: Path, root: Path, split: str, people: int, pictures: int) -> dict[str, int]:
+def make_split(
+    source: Path, root: Path, split: str, people: int, num_images: int
+) -> dict[str, int]:
     """Writes the annotation file and links the images; returns the number of each thing."""
     originals, folder = root / "originals" / split, root / f"{split}2017"
     shutil.copytree(source / f"{split}2017", originals, dirs_exist_ok=True)
@@ -75,7 +77,7 @@ def make_split(source: Path, root: Path, split: str, people: int, pictures: int)
                 out.write((", " if count else "") + json.dumps(annotation))
                 count += 1
         last = dict(images[-1])
-        images += [{**last, "id": n} for n in range(len(images) + 1, pictures + 1)]
+        images += [{**last, "id": n} for n in range(len(images) + 1, num_images + 1)]
         out.write('], "images": [')
         for place, image in enumerate(images):
             image["file_name"] = f"{image['id']:012d}.jpg"
@@ -124,7 +126,7 @@ def look(annotations: Path, images: Path, folder: Path) -> None:
     read, seen = time.monotonic(), [0]
     faults = audit(table, images, progress=lambda done, _: seen.append(done))
     seconds = time.monotonic() - read
-    print(f"annotation file: {read - began:.1f} s, {seen[-1] / seconds:,.0f} pictures/s")
+    print(f"annotation file: {read - began:.1f} s, {seen[-1] / seconds:,.0f} images/s")
     print(describe(faults) or "no faults")
     write_audit(folder / "train.parquet", faults + find_notes(table))
 
