@@ -1,13 +1,13 @@
 """From annotation files to audited people and augmented crops.
 
 coco_json     records of a COCO-format JSON file
-annotations   an annotation file as columns
+annotations   images and annotations as two tables
 audit         faults and notes of a data set
 people        people of a file, split for a study
 coco_results  readers of COCO result lists
 image_files   image headers: size, damage, orientation
 crops         affines between image, stored and crop frames
 augmentation  random affines, flips, colors and patches
-survey        figures, tables and a sheet of data
-synthetic/    people that the study draws itself
+survey        figures, tables and a contact sheet
+synthetic/    the built-in data set, drawn people
 """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.skeleton import CROWDPOSE, SKELETONS, Skeleton
-from study.cache import crop_parts, crop_store
+from study.cache import crop_parts, crop_store, prepare
 from study.cache.crop_store import open_crop_store
 from study.cache.prepare import PreparedData, draw_people, prepare_data
 from study.config import checks
 from study.config.compose import compose, with_values
 from study.config.derived import resolve
 from study.config.schema import StudyConfig
-from study.data.annotations import read_table
+from study.data.annotations import AnnotationTable, read_table
 from study.data.people import People, build_people, split_people
 from study.errors import InputError
 
@@ -226,6 +228,25 @@ def test_each_file_of_annotations_is_read_once_and_once_more_to_write_its_truth(
     monkeypatch.setattr(Path, "open", counted)
     prepared(config)
     assert sorted(read) == ["five.json", "five.json", "val.json", "val.json"]
+
+
+def test_annotations_leave_memory_before_the_next_file_is_read(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables: list[weakref.ref[AnnotationTable]] = []
+
+    def watched(annotations: Path, skeleton: Skeleton) -> AnnotationTable:
+        gc.collect()
+        assert [table() for table in tables] == [None] * len(tables)
+        table = read_table(annotations, skeleton)
+        tables.append(weakref.ref(table))
+        return table
+
+    monkeypatch.setattr(prepare, "read_table", watched)
+    data, _ = prepared(config)
+    gc.collect()
+    assert len(tables) == 2 and [table() for table in tables] == [None, None]
+    assert data.num_people[2] == 13
 
 
 def test_everyones_fingerprint_is_taken_once(
