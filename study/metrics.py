@@ -346,8 +346,12 @@ def oks_nms_by_image(
 ) -> np.ndarray:
     """Return the indices, ascending, of the poses that ``oks_nms`` keeps in each image.
 
-    Args are those of ``oks_nms``, and:
+    Args:
+        keypoints: (N, K, 2), in pixels.
+        scores: (N,).
+        areas: square pixels, (N,).
         image_ids: image of each pose, (N,).
+        threshold: an OKS; 1 drops no pose.
     """
     order = np.argsort(image_ids, kind="stable")
     starts = np.flatnonzero(np.diff(image_ids[order])) + 1
