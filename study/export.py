@@ -1,8 +1,8 @@
-"""Take a trained pose estimator out of a study: ``python study/export.py studies/NAME``.
+"""Export a trained pose estimator from a study: ``python study/export.py studies/NAME``.
 
-What is written stands alone: the student and, after stage 2, the refiner as safetensors, all that
-``models/build.py`` needs to build them as JSON, and a model card. The teacher stays behind. The
-written files are loaded again and must get the AP that the trial recorded.
+An export needs neither the study nor the teacher: it holds the student, after stage 2 also the
+refiner, as safetensors, the values that ``models/build.py`` builds them from as JSON, and a model
+card. The written files are loaded again and must reach the AP that the trial recorded.
 """
 
 import os
@@ -17,9 +17,9 @@ if os.path.isfile(os.path.join(HERE, "__init__.py")):
 import argparse
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,8 +35,8 @@ from study.cache.prepare import PreparedData, prepare_data
 from study.config.compose import from_plain
 from study.config.schema import JITTER, STUDENT
 from study.data.crops import BOX_PADDING
-from study.deploy.model_card import model_card
-from study.deploy.onnx_export import prove_onnx, require_onnx, write_onnx
+from study.deploy.model_card import BOX_CENTER, model_card
+from study.deploy.onnx_export import OnnxShift, check_onnx, require_onnx, write_onnx
 from study.deploy.select_trial import SelectedTrial, relocate, select_trial
 from study.display import Display, percent
 from study.errors import InputError, TrainingDiverged
@@ -52,17 +52,19 @@ from study.workers import Workers
 FORMAT = 2
 """Raised whenever a key of ``config.json`` changes its meaning or its name."""
 TOLERANCE = 1e-6
-"""AP, 0 to 1, may differ by so much; on the machine of the trial it does not differ at all."""
+"""Largest difference of AP, 0 to 1; on the trial's own machine there is none."""
 MAX_SHIFT_PX = 1e-4
-"""A joint may lie so far from where the checkpoint's own estimator puts it, crop pixels."""
+"""Largest distance of a joint from the checkpoint's own prediction, crop pixels."""
 REFINER = ("levels", "depth", "width", "dropout", "gate", "candidates")
 EXPLANATION = """\
-writes STUDY/export:
-  model.safetensors   student and refiner, without the teacher
-  config.json         how to build and feed them, and where they come from
+writes to STUDY/export:
+  model.safetensors   weights of the student and the refiner, without the teacher
+  config.json         how to build the estimator and feed it, and where it comes from
   README.md           the model card
-  model.onnx          with --onnx: crops in, keypoints out, in one graph
-An export that is there already is replaced once the new one is proved.
+  model.onnx          with --onnx: one graph from crops to keypoints
+
+The new files are loaded and scored: their AP must be the trial's. Only then do they replace an
+earlier export.
 
 examples:
   python study/export.py studies/drawn-joint-joint
@@ -70,6 +72,15 @@ examples:
   python study/export.py studies/drawn-joint-joint --onnx
   python study/export.py studies/coco-joint-joint --refined
 """
+
+
+class ExportedAp(NamedTuple):
+    """AP of an export on the search slice, 0 to 1."""
+
+    as_trained: float
+    """In the trial's precision."""
+    in_fp32: float | None
+    """In fp32; None if that is the trial's precision."""
 
 
 def export_study(
@@ -81,91 +92,69 @@ def export_study(
     is_refined: bool = False,
     has_onnx: bool = False,
 ) -> Path:
-    """The trial, by default the study's winner, is in ``folder/export``, proved; returns that.
+    """Write a trial, by default the study's winner, to ``folder/export``; return that folder.
 
     Args:
-        is_refined: its best epoch of stage 2, by default the best refined student's.
-        has_onnx: write it as ONNX, too.
+        number: the trial.
+        tolerance: largest difference between the export's AP and the trial's, 0 to 1.
+        is_refined: export the best epoch of stage 2; the default trial is then that of the best
+            refined student.
+        has_onnx: also write ``model.onnx``.
 
     Raises:
-        InputError: no such trial, no checkpoint, other data, or another AP than the trial's. What
-            was exported before stays.
+        InputError: the trial or its checkpoint is missing, the data have changed, or the AP
+            differs from the trial's. An earlier export stays unchanged.
     """
     if has_onnx:
         require_onnx()
     settings = read_settings(folder)
     config = relocate(from_plain(settings["config"]), folder)
-    chosen = select_trial(folder, config, number, is_refined=is_refined)
-    estimator = chosen.load()
+    selected = select_trial(folder, config, number, is_refined=is_refined)
+    estimator = selected.load()
     with display.meters() as meter:
-        data = prepare_data(config.data, chosen.resolved, meter, display.notify)
+        data = prepare_data(config.data, selected.resolved, meter, display.notify)
     if data.fingerprint != settings["data_fingerprint"]:
         raise InputError(
-            "an export is proved on the data that its study was made with (fingerprint "
+            "an export must be checked on the data of its study (fingerprint "
             f"{settings['data_fingerprint']}), got other data in {config.data.root} "
-            f"({data.fingerprint}); put the data back as they were"
+            f"({data.fingerprint}); restore the data"
         )
-    aside, target = folder / f".export-{os.getpid()}", export_folder(folder)
+    temporary, target = folder / f".export-{os.getpid()}", export_folder(folder)
+    shift = None
     try:
-        info = describe(folder, chosen, settings, data, estimator)
-        write_files(aside, estimator, info, chosen)
-        ap, ap_in_fp32 = prove(aside, estimator, chosen, data, tolerance)
+        info = describe(folder, selected, settings, data, estimator)
+        write_files(temporary, estimator, info, selected)
+        ap = check_export(temporary, estimator, selected, data, tolerance)
         if has_onnx:
-            shifts = add_onnx(aside, chosen, data)
-        _put_in_place(aside, target)
+            shift = add_onnx(temporary, selected, data)
+        _replace_folder(temporary, target)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    trial, stage = chosen.trial["trial"], chosen.checkpoint.stage
-    display.notify(
-        f"exported trial {trial} ({stage}, epoch {chosen.checkpoint.epoch}) to {target}"
-    )
-    display.notify(
-        f"loaded again, its AP on the search slice is {percent(ap)}, which is the trial's "
-        f"(difference {abs(ap - chosen.report['val_ap']):.1g} of at most {tolerance:g})"
-    )
-    if ap_in_fp32 is not None:
-        display.notify(
-            "the trial computed in bf16; in fp32, in which an export computes, AP is "
-            f"{percent(ap_in_fp32)} (difference {100 * (ap_in_fp32 - ap):+.2f} points)"
-        )
-    if has_onnx:
-        display.notify(
-            f"model.onnx is it to {shifts[0]:.1g} px of a crop and {shifts[1]:.1g} in score"
-        )
+        shutil.rmtree(temporary, ignore_errors=True)
+    for line in _summary(selected, target, ap, tolerance, shift):
+        display.notify(line)
     return target
-
-
-def add_onnx(aside: Path, chosen: SelectedTrial, data: PreparedData) -> tuple[float, float]:
-    """What was written to ``aside`` is there as ONNX, too; returns how far the two are apart.
-
-    Raises:
-        InputError: too far, on the search slice's first people.
-    """
-    estimator, _ = load_export(aside)
-    write_onnx(estimator, aside / "model.onnx")
-    store, skeleton = open_crop_store(Path(data.search)), chosen.resolved.skeleton
-    rows = torch.arange(min(len(store), BATCH_SIZE))
-    frame, device = estimator.codec.frame, torch.device("cpu")
-    crops = plain_batch(store, skeleton, frame, rows, device).crops
-    return prove_onnx(estimator, aside / "model.onnx", crops)
 
 
 def describe(
     folder: Path,
-    chosen: SelectedTrial,
+    selected: SelectedTrial,
     settings: dict[str, Any],
     data: PreparedData,
     estimator: RefinedPose,
 ) -> dict[str, Any]:
-    """What ``config.json`` says: how to build and feed the model, and where it comes from."""
-    config, trial, checkpoint = chosen.config, chosen.trial, chosen.checkpoint
-    skeleton, frame = chosen.resolved.skeleton, estimator.codec.frame
+    """Return the content of ``config.json``: how to build and feed the model, and its source.
+
+    Args:
+        settings: the content of ``study.yaml``.
+    """
+    config, trial, checkpoint = selected.config, selected.trial, selected.checkpoint
+    skeleton, frame = selected.resolved.skeleton, estimator.codec.frame
     pixels = estimator.student.pixels
-    built = None
+    refiner = None
     if estimator.refiner is not None:
-        built = {key: getattr(config.refine, key) for key in REFINER}
-        built["mirror_pairs"] = estimator.refiner.mirror_pairs is not None
-    names = [column.name for column in AVERAGE_PRECISION]
+        refiner = {key: getattr(config.refine, key) for key in REFINER}
+        refiner["mirror_pairs"] = estimator.refiner.mirror_pairs is not None
+    figures = [column.name for column in AVERAGE_PRECISION]
     on_val = [
         row
         for row in read_final(folder).to_pylist()
@@ -177,7 +166,7 @@ def describe(
         "joints": list(skeleton.joints),
         "edges": [list(edge) for edge in skeleton.edges],
         "input_size": list(config.data.input_size),
-        "box_centre": list(frame.center),
+        BOX_CENTER: list(frame.center),
         "crop_span": list(frame.span),
         "box_padding": BOX_PADDING,
         "pixel_mean": list(pixels.mean),
@@ -186,7 +175,7 @@ def describe(
         "student": {"name": config.student.name, "size": config.student.size},
         "codec": {"name": config.student.codec, "sigma": config.student.sigma},
         "flip_test": estimator.flip_order is not None,
-        "refiner": built,
+        "refiner": refiner,
         "source": {
             "study": config.name,
             "trial": trial["trial"],
@@ -201,104 +190,121 @@ def describe(
         },
         "search": {
             "num_people": data.num_people[1],
-            **{name: chosen.report[VAL + name] for name in names},
+            **{name: selected.report[VAL + name] for name in figures},
         },
-        "val": {key: on_val[0][key] for key in ("num_people", *names)} if on_val else None,
+        "val": {key: on_val[0][key] for key in ("num_people", *figures)} if on_val else None,
     }
 
 
 def write_files(
-    aside: Path, estimator: RefinedPose, info: dict[str, Any], chosen: SelectedTrial
+    folder: Path, estimator: RefinedPose, info: dict[str, Any], selected: SelectedTrial
 ) -> None:
-    """The export's three files are in a new folder ``aside``."""
-    aside.mkdir()
+    """Write weights, ``config.json`` and model card to a new folder."""
+    folder.mkdir()
     tensors = {key: value.contiguous() for key, value in estimator.state_dict().items()}
-    save_file(tensors, aside / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    # One line per key: with an indent, each number would have a line of its own.
     lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in info.items()]
-    text = ",\n".join(lines)  # a line a key: indented all through, it would be a line a number
-    (aside / "config.json").write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
+    text = ",\n".join(lines)
+    (folder / "config.json").write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
     num_parameters = sum(parameter.numel() for parameter in estimator.parameters())
-    (aside / "README.md").write_text(
-        model_card(info, chosen.values, num_parameters), encoding="utf-8"
-    )
+    card = model_card(info, selected.values, num_parameters)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def prove(
-    aside: Path,
+def check_export(
+    folder: Path,
     estimator: RefinedPose,
-    chosen: SelectedTrial,
+    selected: SelectedTrial,
     data: PreparedData,
     tolerance: float,
-) -> tuple[float, float | None]:
-    """The AP of the written files on the search slice, which is that of the trial.
+) -> ExportedAp:
+    """Check that the written files predict as the checkpoint does, and reach the trial's AP.
 
-    Measured as the trial did: in its precision and batches, on its kind of device and number of
-    threads. Where AP is 0 throughout it says little, so the joints must be the checkpoint's too.
-    The second figure is the AP in fp32, None where the first is that.
+    AP is measured as in the trial: precision, batches, kind of device, number of threads. An AP of
+    0 proves little, hence the comparison of keypoints.
+
+    Args:
+        estimator: the checkpoint's estimator.
 
     Raises:
-        InputError: it is another one.
+        InputError: the AP differs by more than ``tolerance``, or keypoints are not finite.
     """
-    config, recorded = chosen.config, chosen.report["val_ap"]
-    has_gpu = bool(chosen.trial["gpu_s"]) and torch.cuda.is_available()
+    config, recorded = selected.config, selected.report["val_ap"]
+    has_gpu = bool(selected.trial["gpu_s"]) and torch.cuda.is_available()
     workers = Workers(torch.device("cuda" if has_gpu else "cpu"))
-    store, skeleton = open_crop_store(Path(data.search)), chosen.resolved.skeleton
-    starts = _starts_of(chosen, store)
+    store, skeleton = open_crop_store(Path(data.search)), selected.resolved.skeleton
+    truth, kind = Path(data.search_truth), selected.resolved.evaluation
+    starts = _given_poses(selected, store)
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(config.trial.cpus)))
     try:
-        written = load_export(aside)[0].to(workers.device)
+        written = load_export(folder)[0].to(workers.device)
         written.student.precision = estimator.student.precision
         written.student.memory_format = estimator.student.memory_format
-        poses = [
+        expected, predicted = (
             predict_crops(model, store, skeleton, workers, BATCH_SIZE, starts)[0]
             for model in (estimator.to(workers.device), written)
-        ]
-        truth, kind = Path(data.search_truth), chosen.resolved.evaluation
+        )
         ap = evaluate(written, store, truth, skeleton, kind, workers, starts)["ap"]
         ap_in_fp32 = None
         if computes_in_bf16(written.student.precision, workers.device):
             written.student.precision = "fp32"
             ap_in_fp32 = evaluate(written, store, truth, skeleton, kind, workers, starts)["ap"]
     except TrainingDiverged as error:
-        raise InputError(f"trial {chosen.trial['trial']} can't be exported: {error}") from None
+        raise InputError(f"trial {selected.trial['trial']} can't be exported: {error}") from None
     finally:
         torch.set_num_threads(threads)
-    shift = float(np.abs(poses[0] - poses[1]).max())
+    shift = float(np.abs(expected - predicted).max())
     assert shift <= MAX_SHIFT_PX, shift
     if not abs(ap - recorded) <= tolerance:
-        where = "a GPU" if chosen.trial["gpu_s"] else "a CPU"
+        device = "a GPU" if selected.trial["gpu_s"] else "a CPU"
         raise InputError(
-            f"an export must get the AP that its trial recorded, {recorded:.6f} on the search "
-            f"slice, got {ap:.6f}; nothing was exported. The checkpoint may have been changed; or "
-            f"the trial ran on {where} of another machine ({chosen.trial['node']}): export there, "
-            "or allow a difference by --tolerance"
+            f"an export must reach the AP that its trial recorded, {recorded:.6f} on the search "
+            f"slice, got {ap:.6f}; nothing was exported. Either the checkpoint was changed, or "
+            f"the trial ran on {device} of another machine ({selected.trial['node']}): export "
+            "there, or allow a difference with --tolerance"
         )
-    return ap, ap_in_fp32
+    return ExportedAp(ap, ap_in_fp32)
 
 
-def _starts_of(chosen: SelectedTrial, store: CropStore) -> NDArray[np.float32] | None:
-    """The poses that the trial was scored from: those of ``refine.start``'s file, if it has one.
+def _given_poses(selected: SelectedTrial, store: CropStore) -> NDArray[np.float32] | None:
+    """Poses of the file ``refine.start`` that the trial was scored from; None without a file.
 
     Raises:
-        InputError: the file is gone, or is no such file any more.
+        InputError: the file is missing, or holds no poses.
     """
-    start = chosen.config.refine.start
-    if chosen.checkpoint.stage != RefineTask.name or start in (STUDENT, JITTER):
+    start = selected.config.refine.start
+    if selected.checkpoint.stage != RefineTask.name or start in (STUDENT, JITTER):
         return None
-    Predictions(Path(start), chosen.resolved.skeleton, START)
-    return stored_starts(Path(start), store, chosen.resolved.skeleton)
+    Predictions(Path(start), selected.resolved.skeleton, START)
+    return stored_starts(Path(start), store, selected.resolved.skeleton)
 
 
-def _put_in_place(aside: Path, target: Path) -> None:
-    """The finished folder is ``target``, in place of any earlier one."""
-    for path in (*aside.iterdir(), aside):
+def add_onnx(folder: Path, selected: SelectedTrial, data: PreparedData) -> OnnxShift:
+    """Write ``model.onnx`` beside the weights, and check it on people of the search slice.
+
+    Raises:
+        InputError: its predictions differ too much.
+    """
+    estimator, _ = load_export(folder)
+    write_onnx(estimator, folder / "model.onnx")
+    store, skeleton = open_crop_store(Path(data.search)), selected.resolved.skeleton
+    rows = torch.arange(min(len(store), BATCH_SIZE))
+    frame, device = estimator.codec.frame, torch.device("cpu")
+    crops = plain_batch(store, skeleton, frame, rows, device).crops
+    return check_onnx(estimator, folder / "model.onnx", crops)
+
+
+def _replace_folder(temporary: Path, target: Path) -> None:
+    """Flush the new folder to the disk and rename it to ``target``; an earlier one goes last."""
+    for path in (*temporary.iterdir(), temporary):
         sync(path)
     old = target.with_name(f".{target.name}-old-{os.getpid()}")
     if target.exists():
         target.replace(old)
     try:
-        aside.replace(target)
+        temporary.replace(target)
     except OSError:
         if old.exists():
             old.replace(target)
@@ -307,37 +313,71 @@ def _put_in_place(aside: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _summary(
+    selected: SelectedTrial,
+    target: Path,
+    ap: ExportedAp,
+    tolerance: float,
+    shift: OnnxShift | None,
+) -> Iterator[str]:
+    checkpoint = selected.checkpoint
+    yield (
+        f"exported trial {selected.trial['trial']} ({checkpoint.stage}, epoch {checkpoint.epoch}) "
+        f"to {target}"
+    )
+    yield (
+        f"its AP on the search slice is {percent(ap.as_trained)}, as recorded "
+        f"(difference {abs(ap.as_trained - selected.report['val_ap']):.1g}, at most {tolerance:g})"
+    )
+    if ap.in_fp32 is not None:
+        yield (
+            "the trial computed in bf16; in fp32, as exports compute, AP is "
+            f"{percent(ap.in_fp32)} (difference {100 * (ap.in_fp32 - ap.as_trained):+.2f} points)"
+        )
+    if shift is not None:
+        yield (
+            f"model.onnx differs by at most {shift.keypoints_px:.1g} px of a crop and "
+            f"{shift.scores:.1g} in score"
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description="Write a study's best pose estimator, or another trial's, to take away.",
+        description="Export the best pose estimator of a study, or that of another trial.",
         epilog=EXPLANATION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("study", metavar="STUDY", type=Path, help="its folder: <storage>/<name>")
-    parser.add_argument("--trial", metavar="N", type=int, help="which trial (default: the winner)")
+    parser.add_argument(
+        "study", metavar="STUDY", type=Path, help="folder of the study: <storage>/<name>"
+    )
+    parser.add_argument("--trial", metavar="N", type=int, help="trial to export (default: winner)")
     parser.add_argument(
         "--tolerance",
         type=float,
         default=TOLERANCE,
-        help="how far AP, 0 to 1, may be from the trial's (default %(default)g); for a trial that "
-        "ran on another kind of machine",
+        help="largest difference from the trial's AP, 0 to 1 (default %(default)g); raise it if "
+        "the trial ran on another kind of machine",
     )
     parser.add_argument(
         "--refined",
         action="store_true",
-        help="the best epoch of stage 2, whatever stage 1 got: for predict.py --poses",
+        help="export the best epoch of stage 2, even if stage 1 was better; needed for "
+        "predict.py --poses",
     )
-    parser.add_argument("--onnx", action="store_true", help="write model.onnx, too")
+    parser.add_argument("--onnx", action="store_true", help="also write model.onnx")
     options = parser.parse_args(arguments)
     try:
         target = export_study(
-            *(options.study, options.trial, Display("auto"), options.tolerance),
+            options.study,
+            options.trial,
+            Display("auto"),
+            options.tolerance,
             is_refined=options.refined,
             has_onnx=options.onnx,
         )
     except InputError as error:
         sys.exit(f"error: {error}")
-    print(f"try it: python study/predict.py {target} PICTURES...")
+    print(f"try it: python study/predict.py {target} IMAGES...")
 
 
 if __name__ == "__main__":

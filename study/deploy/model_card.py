@@ -1,29 +1,31 @@
-"""The model card of an export, in Markdown: what it is, what it got, how it is used."""
+"""The model card of an export, in Markdown: what it is, how good it is, how to use it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from study.display import percent
+from study.display import heading, percent
 
+BOX_CENTER = "box_centre"
+"""Key of ``config.json``; its spelling is part of the format."""
 CARD = """\
 # {study}, trial {trial}: a pose estimator
 
 Finds the {num_joints} joints of one person in a crop of that person: {student}, {refined},
-{num_parameters:,} parameters. From epoch {epoch} of the trial, stage {stage}; the
-teacher is not part of it.
+{num_parameters:,} parameters. The weights are those of epoch {epoch}, stage {stage}. The teacher
+is not part of the export.
 
 {figures}
 
-By {rules}'s rules, times 100, on crops by the annotated boxes. Trial and epoch were chosen by the
-first row, which therefore flatters them; validation shows what to expect.
+The figures follow {rules}'s rules, times 100, on crops of the annotated boxes. Trial and epoch
+were selected by the figures of the first row, so these are optimistic; expect those of validation.
 
 ## Use
 
-    python study/predict.py EXPORT PICTURES... --boxes BOXES.json
+    python study/predict.py EXPORT IMAGES... --boxes BOXES.json
 
-or in Python, `crops` being (B, 3, {height}, {width}), RGB in 0..255:
+or in Python, with `crops` of shape (B, 3, {height}, {width}), RGB in 0..255:
 
 ```python
 from pathlib import Path
@@ -38,22 +40,21 @@ with torch.inference_mode():
 ```
 
 `EXPORT` is this folder. `config.json` holds all that another program needs to build the network
-and to feed it; `model.safetensors` holds the weights. `model.onnx`, which an export by `--onnx`
-has, is all of it in one graph: any number of float32 `crops` in, `keypoints_crop` and `scores`
-out.
+and to feed it; `model.safetensors` holds the weights. `model.onnx`, written by `--onnx`, is the
+whole estimator in one graph: any number of float32 `crops` in, `keypoints_crop` and `scores` out.
 
-- In: a crop {height} high and {width} wide, the center of the person's box at x {center[0]:g},
-  y {center[1]:g}, pixel centers being whole numbers, and the box, widened to the crop's shape,
-  {box[0]:g} wide and {box[1]:g} high. The estimator takes the mean {pixel_mean} out itself and
+- Input: a crop {height} high and {width} wide. The center of the person's box is at
+  x {center[0]:g}, y {center[1]:g}; pixel centers are whole numbers. The box, widened to the crop's aspect ratio, is
+  {box[0]:g} wide and {box[1]:g} high. The estimator itself subtracts the mean {pixel_mean} and
   divides by {pixel_std}.
-- Out: x and y of each joint in pixels of the crop, and its score: the height of the peak that it
-  was taken from, near 1 where the network is sure.{flip_test}
+- Output: x and y of each joint in pixels of the crop, and its score: the height of the heatmap's
+  peak, near 1 where the network is certain.{flip_test}
 - Joints: {joints}.
 
 ## How it was trained
 
-On {data} data (fingerprint {data_fingerprint}). What the trial was to try, the rest being the
-study's settings:
+On {data} data (fingerprint {data_fingerprint}), with these parameters and otherwise the study's
+settings:
 
 {params}
 
@@ -61,20 +62,18 @@ Made with {versions}.
 
 ## Limits
 
-One person a crop: whoever is in its middle. Where people overlap, joints may be taken from the
-other one. Images unlike those it was trained on need a test of their own before it is used.
+One person per crop, the one in its center. Where people overlap, joints may be those of another
+person. Test the estimator on your own images before you use it.
 """
 
-FLIP_TEST = (
-    """ Each crop is looked at twice, as it is and mirrored, and both answers are averaged."""
-)
+FLIP_TEST = " Each crop is predicted twice, plain and mirrored, and the two results are averaged."
 
 
 def model_card(info: Mapping[str, Any], params: Mapping[str, Any], num_parameters: int) -> str:
-    """The text of the card.
+    """Return the text of the card.
 
     Args:
-        info: what ``config.json`` says.
+        info: the content of ``config.json``.
         params: the trial's values by config path.
     """
     source, student = info["source"], info["student"]
@@ -85,7 +84,10 @@ def model_card(info: Mapping[str, Any], params: Mapping[str, Any], num_parameter
         if info["refiner"]["candidates"] > 1:
             refined += f" from one of {info['refiner']['candidates']} peaks a joint"
     return CARD.format(
-        **{key: source[key] for key in ("study", "trial", "stage", "epoch")},
+        study=source["study"],
+        trial=source["trial"],
+        stage=source["stage"],
+        epoch=source["epoch"],
         num_joints=len(info["joints"]),
         student=f"{student['name']} ({student['size']})",
         refined=refined,
@@ -94,7 +96,7 @@ def model_card(info: Mapping[str, Any], params: Mapping[str, Any], num_parameter
         rules="CrowdPose" if source["data"] == "crowdpose" else "COCO",
         height=height,
         width=width,
-        center=info["box_centre"],
+        center=info[BOX_CENTER],
         box=[length / info["box_padding"] for length in info["crop_span"]],
         flip_test=FLIP_TEST if info["flip_test"] else "",
         pixel_mean=info["pixel_mean"],
@@ -108,7 +110,7 @@ def model_card(info: Mapping[str, Any], params: Mapping[str, Any], num_parameter
 
 
 def _figures(info: Mapping[str, Any]) -> str:
-    """A table of the figures on both splits, without those that neither has."""
+    """A table of the figures on both splits, without those that both lack."""
     rows = [("search slice, held out of train", info["search"])]
     if info["val"] is not None:
         rows.append(("validation", info["val"]))
@@ -118,7 +120,7 @@ def _figures(info: Mapping[str, Any]) -> str:
         if name != "num_people" and any(row[name] is not None for _, row in rows)
     ]
     lines = [
-        f"| scored on | people | {' | '.join(_heading(name) for name in names)} |",
+        f"| scored on | people | {' | '.join(heading(name) for name in names)} |",
         "| --- " * (len(names) + 2) + "|",
     ]
     for title, row in rows:
@@ -127,9 +129,3 @@ def _figures(info: Mapping[str, Any]) -> str:
     if info["val"] is None:
         lines.append("\nThis epoch has not been scored on the validation people.")
     return "\n".join(lines)
-
-
-def _heading(name: str) -> str:
-    """ap50 as AP50, ap_m as AP(m)."""
-    figure, _, part = name.partition("_")
-    return f"{figure.upper()}({part})" if part else figure.upper()

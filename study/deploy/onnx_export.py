@@ -1,4 +1,4 @@
-"""A pose estimator as one ONNX file: crops in, keypoints and scores out, decoding and all."""
+"""Export of a pose estimator to one ONNX graph, from crops to keypoints and scores."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,18 +17,28 @@ from study.errors import InputError
 
 OPSET = 18
 MAX_SHIFT_PX = 1e-2
-"""A joint may lie so far from where torch puts it, crop pixels."""
+"""Largest distance of a joint from torch's prediction, crop pixels."""
 MAX_SCORE_SHIFT = 1e-4
+"""Largest difference of a score, 0 to 1, from torch's."""
 TIE = 1e-5
-"""Where a map's two highest cells differ by less, rounding may choose either."""
+"""If a heatmap's two highest cells differ by less, rounding may select either."""
 LOGGERS = ("torch.onnx", "onnx_ir", "onnxscript")
 
 
+class OnnxShift(NamedTuple):
+    """Largest differences between an ONNX file and torch."""
+
+    keypoints_px: float
+    """Of a keypoint, crop pixels."""
+    scores: float
+    """Of a score, 0 to 1."""
+
+
 def require_onnx() -> None:
-    """Returns if what the export needs is installed.
+    """Check that the packages for ONNX are installed.
 
     Raises:
-        InputError: it is not; says how to install it.
+        InputError: a package is missing; the message has the command that installs all.
     """
     try:
         import onnx  # noqa: F401
@@ -41,10 +52,13 @@ def require_onnx() -> None:
 
 
 def write_onnx(estimator: RefinedPose, path: Path) -> None:
-    """The estimator, which is in eval mode on the CPU, is in the file ``path``.
+    """Write an estimator as an ONNX file.
 
-    Input ``crops`` (B, 3, h, w), float32, RGB in 0..255, for any B; outputs ``keypoints_crop``
-    (B, K, 2) and ``scores`` (B, K).
+    Its input is ``crops`` (B, 3, h, w), float32, RGB in 0..255, for any B; its outputs are
+    ``keypoints_crop`` (B, K, 2) and ``scores`` (B, K).
+
+    Args:
+        estimator: in eval mode, on the CPU.
     """
     crops = torch.zeros(2, 3, *estimator.codec.input_size)
     with _quiet():
@@ -62,14 +76,14 @@ def write_onnx(estimator: RefinedPose, path: Path) -> None:
     program.save(path, external_data=False)
 
 
-def prove_onnx(estimator: RefinedPose, path: Path, crops: Tensor) -> tuple[float, float]:
-    """How far the file's keypoints (px) and scores are from the estimator's on crops, at most.
+def check_onnx(estimator: RefinedPose, path: Path, crops: Tensor) -> OnnxShift:
+    """Return how much an ONNX file differs from the estimator on these crops.
 
-    The crops are fed one alone and all others together. A person one of whose maps has two
-    highest cells is left out: there the answer is a matter of rounding.
+    The first crop is one batch, all others are another. Keypoints of a person are left out if two
+    cells of a heatmap tie for the highest: rounding then selects the peak.
 
     Raises:
-        InputError: farther than MAX_SHIFT_PX or MAX_SCORE_SHIFT.
+        InputError: a difference exceeds MAX_SHIFT_PX or MAX_SCORE_SHIFT.
     """
     import onnxruntime
 
@@ -84,10 +98,10 @@ def prove_onnx(estimator: RefinedPose, path: Path, crops: Tensor) -> tuple[float
         with torch.inference_mode():
             expected_keypoints, expected_scores = estimator(part)
             heatmaps = estimator.student.predict(part).heatmaps
-        rivals = heatmaps.flatten(2).topk(2).values
-        is_clear = ((rivals[..., 0] - rivals[..., 1]) > TIE).all(dim=1)
-        away = (keypoints - expected_keypoints).abs().flatten(1).amax(dim=1)
-        keypoint_shift = max(keypoint_shift, float(torch.where(is_clear, away, 0.0).max()))
+        highest = heatmaps.flatten(2).topk(2).values  # (B, K, 2)
+        is_clear = ((highest[..., 0] - highest[..., 1]) > TIE).all(dim=1)
+        shifts = (keypoints - expected_keypoints).abs().flatten(1).amax(dim=1)  # (B,)
+        keypoint_shift = max(keypoint_shift, float(torch.where(is_clear, shifts, 0.0).max()))
         score_shift = max(score_shift, float((scores - expected_scores).abs().max()))
     if not (keypoint_shift <= MAX_SHIFT_PX and score_shift <= MAX_SCORE_SHIFT):
         raise InputError(
@@ -95,19 +109,19 @@ def prove_onnx(estimator: RefinedPose, path: Path, crops: Tensor) -> tuple[float
             f"{MAX_SCORE_SHIFT:g} in score, got {keypoint_shift:.3g} px and {score_shift:.3g}; "
             "nothing was exported. Export without --onnx"
         )
-    return keypoint_shift, score_shift
+    return OnnxShift(keypoint_shift, score_shift)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter says of its own insides."""
+    """Silence the exporter's warnings about its own code."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            # torch's exporter of 2.13 uses what torch has deprecated
+            # torch 2.13's exporter uses a class that torch has deprecated
             warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec", FutureWarning)
             yield
     finally:

@@ -1,4 +1,4 @@
-"""The trial of a finished or unfinished study that is to be exported, found and loaded."""
+"""Select the trial to export, of a finished or unfinished study, and load its checkpoint."""
 
 from __future__ import annotations
 
@@ -26,26 +26,30 @@ from study.validation.finalists import BEST_REFINED, finalists
 
 @dataclass(frozen=True)
 class SelectedTrial:
-    """The trial to export, and its best epoch, of both stages or of stage 2."""
+    """The trial to export, and its best epoch: of both stages, or of stage 2."""
 
     trial: dict[str, Any]
-    """Its row of ``trials``."""
+    """Row of ``trials``."""
     report: dict[str, Any]
-    """The row of ``reports`` of that epoch."""
+    """Row of ``reports`` of the epoch."""
     config: StudyConfig
-    """The study's settings with the trial's values in place."""
+    """The study's settings with the trial's values."""
     resolved: Resolved
     checkpoint: Checkpoint
 
     @property
     def values(self) -> dict[str, Any]:
-        """What the trial was to try, by config path, without what had no effect on it."""
+        """Parameters of the trial by config path, without those that had no effect on it."""
         values = trial_values(self.config, self.trial)
         skipped = () if self.config.refine.epochs else ("refine.",)
         return {path: value for path, value in values.items() if not path.startswith(skipped)}
 
     def load(self) -> RefinedPose:
-        """The estimator that the trial's AP was measured on."""
+        """Build the estimator that the trial's AP was measured with.
+
+        Raises:
+            InputError: the checkpoint's weights don't fit the trial.
+        """
         config = self.config
         try:
             return load_estimator(
@@ -60,24 +64,29 @@ class SelectedTrial:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
                 f"{self.checkpoint.folder} must hold the weights of trial {self.trial['trial']}, "
-                f"got a file that does not fit it ({reason}...); was it changed, or written by "
-                "another version of this project?"
+                f"got a file that does not fit ({reason}...); it was changed, or written by "
+                "another version of this project: restore it, or use that version"
             ) from None
 
 
 def relocate(config: StudyConfig, folder: Path) -> StudyConfig:
-    """The settings of a study as it lies now: seen from any folder, wherever it was moved to.
+    """Return the settings of a study with the paths of today, after it was moved or copied.
 
-    The student's weights come from checkpoints, so that those it began with are not asked for.
+    ``student.init`` becomes random: weights come from checkpoints, so its file is not needed.
+
+    Args:
+        folder: the study's, where it is now.
+
+    Raises:
+        InputError: the folder of the data is missing.
     """
     storage, root = folder.resolve().parent, Path(config.data.root)
     if root.is_relative_to(config.storage):
         root = storage / root.relative_to(config.storage)
     if not root.is_dir() and (config.data.kind != "drawn" or not root.is_absolute()):
         raise InputError(
-            f"the data of the study must be there to prove the export, got data.root={root}, "
-            "which is no folder seen from here; put them back, or change to the folder that the "
-            "study was run in"
+            f"an export must be checked on the data of the study, got data.root={root}, which "
+            "is not a folder; restore the data, or change to the folder that the study was run in"
         )
     values = {"storage": str(storage), "data.root": str(root), "student.init": RANDOM}
     return with_values(config, values)
@@ -86,14 +95,17 @@ def relocate(config: StudyConfig, folder: Path) -> StudyConfig:
 def select_trial(
     folder: Path, config: StudyConfig, number: int | None, *, is_refined: bool = False
 ) -> SelectedTrial:
-    """The trial of that number, by default the winner among those that came to their end.
+    """Select a trial, by default the winner, and its best epoch.
 
     Args:
-        is_refined: its best epoch of stage 2, though stage 1 may have a better one; by default
-            that of the best refined student.
+        config: the study's settings.
+        number: the trial.
+        is_refined: select the best epoch of stage 2, even if stage 1 was better; the default
+            trial is then that of the best refined student.
 
     Raises:
-        InputError: it is unknown, failed, or has no checkpoint, or none of stage 2.
+        InputError: the trial is unknown, failed, or lacks the checkpoint; or no complete trial
+            satisfies the constraints.
     """
     trials, reports = read_trials(folder), read_reports(folder)
     rows = {row["trial"]: row for row in trials.to_pylist()}
@@ -102,22 +114,22 @@ def select_trial(
         winner = finalists(trials, reports, confirmed_winner(folder)).get(role)
         if winner is None:
             raise InputError(
-                f"a trial of {folder} must have come to its end to be exported, and keep to "
-                f"search.constraints{', with stage 2' if is_refined else ''}, got none yet; wait "
-                "for one, or name a pruned one by --trial N"
+                f"{folder} must have a complete trial that satisfies search.constraints"
+                f"{', with stage 2' if is_refined else ''}, got none; wait for one, or name a "
+                "pruned one with --trial N"
             )
         number = int(winner["trial"])
     if number not in rows:
         raise InputError(
-            f"--trial must be one of the study's finished trials, {_listed(sorted(rows))}, "
+            f"--trial must be one of the study's finished trials, {_ranges(sorted(rows))}, "
             f"got --trial {number}"
         )
-    row, others = rows[number], "choose another by --trial N"
+    row, others = rows[number], "choose another with --trial N"
     if row["state"] == "FAIL":
         reason = (row["error"] or "no reason was recorded").strip().splitlines()[-1]
         raise InputError(f"trial {number} failed and can't be exported ({reason}); {others}")
     if row["best_epoch"] is None:
-        raise InputError(f"trial {number} ended before its first epoch did; {others}")
+        raise InputError(f"trial {number} ended before its first epoch; {others}")
     own = [report for report in reports.to_pylist() if report["trial"] == number]
     report = next(report for report in own if report["epoch"] == row["best_epoch"])
     if is_refined:
@@ -131,17 +143,17 @@ def select_trial(
     except (OSError, ValueError):
         path = checkpoints.path(report["epoch"])
         raise InputError(
-            f"the checkpoint of trial {number} is gone from {path}; {others}"
+            f"the checkpoint of trial {number} is missing from {path}; {others}"
         ) from None
     return SelectedTrial(row, report, trial_config(config, row), resolve(config), checkpoint)
 
 
-def _listed(numbers: Sequence[int]) -> str:
-    """The numbers, runs of them shortened: 0 to 7, 9."""
-    runs: list[list[int]] = []
+def _ranges(numbers: Sequence[int]) -> str:
+    """Sorted numbers as ranges: 0 to 7, 9."""
+    ranges: list[list[int]] = []
     for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1].append(number)
         else:
-            runs.append([number])
-    return ", ".join(f"{run[0]} to {run[-1]}" if run[1:] else str(run[0]) for run in runs)
+            ranges.append([number])
+    return ", ".join(f"{each[0]} to {each[-1]}" if each[1:] else str(each[0]) for each in ranges)

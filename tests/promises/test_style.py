@@ -29,7 +29,7 @@ WORDS = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 """Words that have a plainer one, and British spelling."""
-ON_DISK = {"neighbours", "taught", "asker", "--pictures"}
+ON_DISK = {"neighbours", "taught", "asker", "box_centre", "--pictures"}
 """Names in files of studies and in commands, which stay as they are."""
 PATHS = re.compile(r"\S*/pictures\S*|PICTURES\.\.\.|\{\w+\[[^]]*\]\}")
 """Parts of texts that are no words: paths, and an argument that exported model cards name."""

@@ -72,14 +72,14 @@ def score(config: StudyConfig, checkpoint: Checkpoint, data: PreparedData) -> fl
 def add_trial(
     folder: Path, config: StudyConfig, data: PreparedData, number: int, **changes: Any
 ) -> float:
-    """A trial of one epoch, whose weights are random; returns its AP."""
+    """Add a trial of one epoch with random weights; return its AP."""
     row: dict[str, Any] = {"study": "made", "trial": number, "control": None, "state": "COMPLETE"}
     row |= {"seed": 7, "best_epoch": 1, "gpu_s": 0.0, "node": "here", **changes}
     config = trial_config(config, row)
     task: Any = build_distill_task(
         config.student, config.distill, config.trial, resolve(config), seed=number
     )
-    # All others point at one corner, so that the winner is the winner.
+    # All other trials predict one corner, so that the winner has the highest AP.
     spread = 0.1 if number in (WINNER, PRUNED) else 0.0
     torch.nn.init.normal_(task.student.final_layer.weight, std=spread)
     if number == WINNER:
@@ -87,7 +87,7 @@ def add_trial(
             config.refine, resolve(config).skeleton, task.student.pyramid_channels
         )
         task = RefineTask(task.student, task.codec, refiner, task.skeleton, config.refine)
-        for parameter in refiner.parameters():  # else it moves nothing
+        for parameter in refiner.parameters():  # or it moves no joint
             torch.nn.init.normal_(parameter, std=0.02)
     report = {"study": "made", "trial": number, "stage": task.name, "epoch": 1, "val_ap": 0.0}
     checkpoints = Checkpoints(trial_folder(folder, number))
@@ -102,7 +102,7 @@ def add_trial(
 
 @pytest.fixture(scope="module")
 def made(mini_config: StudyConfig, mini_data: PreparedData, easy: str) -> Path:
-    """A study's folder with a trial of each fate; nobody was trained."""
+    """A study's folder with a trial of each kind; none was trained."""
     values = {"refine.candidates": 2, "refine.student": "finetuned"}
     config = with_values(mini_config, {"data.skeleton": easy, "name": "made", **values})
     folder = Path(config.storage) / "made"
@@ -163,10 +163,10 @@ def refusal(study: Path, capsys: pytest.CaptureFixture[str], *options: str) -> s
 
 
 def recorded(study: Path, number: int) -> float:
-    return float(chosen_of(study, number).trial["objective"])
+    return float(selected_of(study, number).trial["objective"])
 
 
-def chosen_of(study: Path, number: int | None) -> Any:
+def selected_of(study: Path, number: int | None) -> Any:
     config = relocate(from_plain(read_settings(study)["config"]), study)
     return select_trial(study, config, number)
 
@@ -178,7 +178,7 @@ def test_export_gets_the_ap_that_its_trial_recorded(
     info = run(study, number)
     estimator, _ = load_export(study / "export")
     store, workers = open_crop_store(Path(mini_data.search)), Workers(torch.device("cpu"))
-    skeleton = resolve(chosen_of(study, number).config).skeleton
+    skeleton = resolve(selected_of(study, number).config).skeleton
     figures = evaluate(estimator, store, Path(mini_data.search_truth), skeleton, "coco", workers)
     assert figures["ap"] == pytest.approx(recorded(study, number), abs=1e-6)
     assert info["search"]["ap"] == recorded(study, number)
@@ -190,44 +190,50 @@ def test_export_gives_the_keypoints_of_the_trials_estimator(
     study: Path, mini_data: PreparedData, number: int
 ) -> None:
     run(study, number)
-    chosen = chosen_of(study, number)
+    selected = selected_of(study, number)
     store, workers = open_crop_store(Path(mini_data.val)), Workers(torch.device("cpu"))
     found = [
-        predict_crops(estimator, store, resolve(chosen.config).skeleton, workers)
-        for estimator in (load_export(study / "export")[0], chosen.load())
+        predict_crops(estimator, store, resolve(selected.config).skeleton, workers)
+        for estimator in (load_export(study / "export")[0], selected.load())
     ]
     for exported, own in zip(*found, strict=True):
         np.testing.assert_allclose(exported, own, rtol=0, atol=1e-6)
 
 
-def test_trial_in_bf16_is_proved_in_bf16_and_its_ap_in_fp32_is_said(
+def test_trial_in_bf16_is_checked_in_bf16_and_its_ap_in_fp32_is_printed(
     study: Path, mini_data: PreparedData, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = OmegaConf.load(study / "study.yaml")
     settings.config.trial.precision = "bf16"
     OmegaConf.save(settings, study / "study.yaml")
-    chosen = chosen_of(study, WINNER)
-    in_fp32, in_bf16 = recorded(study, WINNER), score(chosen.config, chosen.checkpoint, mini_data)
-    crops = torch.rand(2, 3, *chosen.config.data.input_size) * 255
-    changed = with_values(chosen.config, {"trial.precision": "fp32"})
+    selected = selected_of(study, WINNER)
+    in_fp32, in_bf16 = (
+        recorded(study, WINNER),
+        score(selected.config, selected.checkpoint, mini_data),
+    )
+    crops = torch.rand(2, 3, *selected.config.data.input_size) * 255
+    changed = with_values(selected.config, {"trial.precision": "fp32"})
     exact = load_estimator(
-        chosen.checkpoint,
+        selected.checkpoint,
         changed.student,
         changed.distill,
         changed.refine,
         changed.trial,
         resolve(changed),
     )
-    rounded = chosen.load()
+    rounded = selected.load()
     with torch.inference_mode():
         assert not torch.equal(rounded(crops)[1], exact(crops)[1])
-    trial, report = {**chosen.trial, "objective": in_bf16}, {**chosen.report, "val_ap": in_bf16}
+    trial, report = (
+        {**selected.trial, "objective": in_bf16},
+        {**selected.report, "val_ap": in_bf16},
+    )
     write_trial(study, trial, [report], SPACE)
     main([str(study)])
     out = " ".join(capsys.readouterr().out.split())
     assert f"its AP on the search slice is {100 * in_bf16:.1f}," in out
     expected = f"{100 * in_fp32:.1f} (difference {100 * (in_fp32 - in_bf16):+.2f} points)"
-    assert f"computed in bf16; in fp32, in which an export computes, AP is {expected}" in out
+    assert f"computed in bf16; in fp32, as exports compute, AP is {expected}" in out
     assert load_export(study / "export")[0].student.precision == "fp32"
 
 
@@ -251,7 +257,7 @@ def test_best_complete_trial_is_exported_from_an_unfinished_study(study: Path) -
     assert info["val"] is None
 
 
-def test_config_says_how_to_feed_the_network(study: Path) -> None:
+def test_config_has_the_input_of_the_network(study: Path) -> None:
     info = run(study)
     assert info["skeleton"] == "easy"
     assert info["joints"][:2] == ["nose", "left_eye"] and [15, 13] not in info["edges"]
@@ -285,7 +291,7 @@ def test_onnx_is_written_beside_the_weights_and_agrees(
     study: Path, mini_data: PreparedData, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main([str(study), "--onnx"])
-    assert "model.onnx is it to " in capsys.readouterr().out
+    assert "model.onnx differs by at most " in capsys.readouterr().out
     target = study / "export"
     assert {path.name for path in target.iterdir()} == {*FILES, "model.onnx"}
     store = open_crop_store(Path(mini_data.val))
@@ -299,7 +305,7 @@ def test_onnx_is_written_beside_the_weights_and_agrees(
     np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=1e-4)
 
 
-def test_what_onnx_needs_is_asked_for_before_anything_is_done(
+def test_missing_onnx_packages_are_refused_first(
     study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -327,10 +333,10 @@ def test_bins_and_flip_test_go_with_the_export(study: Path) -> None:
     estimator, _ = load_export(study / "export")
     assert estimator.flip_order == COCO.flip_order
     card = (study / "export" / "README.md").read_text()
-    assert "Each crop is looked at twice" in card and "51.2 wide and 51.2 high" in card
+    assert "Each crop is predicted twice" in card and "51.2 wide and 51.2 high" in card
 
 
-def test_card_leaves_out_what_had_no_effect(study: Path) -> None:
+def test_card_leaves_out_parameters_without_effect(study: Path) -> None:
     run(study, BASELINE)
     card = (study / "export" / "README.md").read_text()
     assert "`distill.heatmap.kind=none`" in card and "refine.depth" not in card
@@ -345,15 +351,15 @@ def test_new_export_replaces_the_old_one_whole(study: Path) -> None:
     assert list(study.glob(".export*")) == []
 
 
-def test_old_export_stays_when_the_new_one_is_broken_off(
+def test_old_export_stays_when_the_new_one_is_interrupted(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(study, BASELINE)
 
-    def break_off(*args: object) -> None:
+    def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export, "prove", break_off)
+    monkeypatch.setattr(export, "check_export", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(study, WINNER)
     source = json.loads((study / "export" / "config.json").read_text())["source"]
@@ -377,12 +383,12 @@ def test_changed_weights_are_refused(
     assert expected in error
 
 
-def test_recorded_ap_that_is_another_is_refused_unless_tolerated(
+def test_other_ap_than_recorded_is_refused_unless_tolerated(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chosen = chosen_of(study, WINNER)
-    report = {**chosen.report, "val_ap": chosen.report["val_ap"] + 0.001}
-    write_trial(study, chosen.trial, [report], SPACE)
+    selected = selected_of(study, WINNER)
+    report = {**selected.report, "val_ap": selected.report["val_ap"] + 0.001}
+    write_trial(study, selected.trial, [report], SPACE)
     error = refusal(study, capsys)
     assert f"{report['val_ap']:.6f}" in error and "nothing was exported" in error
     main([str(study), "--tolerance", "0.01"])
@@ -393,13 +399,13 @@ def test_other_data_are_refused(study: Path, capsys: pytest.CaptureFixture[str])
     settings = OmegaConf.load(study / "study.yaml")
     settings.data_fingerprint = "0123456789abcdef"
     OmegaConf.save(settings, study / "study.yaml")
-    assert "put the data back" in refusal(study, capsys)
+    assert "restore the data" in refusal(study, capsys)
 
 
-def test_study_is_found_where_it_lies_now(
+def test_moved_study_is_exported(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its settings name the storage as it was seen from where the study was run."""
+    """Its settings have the storage as a path relative to the folder that it was run in."""
     settings = OmegaConf.load(study / "study.yaml")
     root = Path(settings.config.data.root).relative_to(settings.config.storage)
     settings.config.storage = "some/where"
@@ -410,9 +416,7 @@ def test_study_is_found_where_it_lies_now(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_data_that_are_not_seen_from_here_are_named(
-    study: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_data_are_named(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = OmegaConf.load(study / "study.yaml")
     settings.config.data.kind, settings.config.data.root = "coco", "data/coco"
     OmegaConf.save(settings, study / "study.yaml")

@@ -36,8 +36,10 @@ def truth_file(data: PreparedData, file: Path) -> Path:
     image = apply_affine(store.keypoints_stored, invert_affine(store.image_to_stored))
     entries = [
         {
-            **{"image_id": int(store.image_ids[row]), "category_id": 1, "score": 0.5},
-            **{"annotation_id": int(store.annotation_ids[row])},
+            "image_id": int(store.image_ids[row]),
+            "category_id": 1,
+            "score": 0.5,
+            "annotation_id": int(store.annotation_ids[row]),
             "keypoints": [value for x, y in pose.tolist() for value in (x, y, 0.5)],
         }
         for row, pose in enumerate(image)
@@ -49,13 +51,13 @@ def truth_file(data: PreparedData, file: Path) -> Path:
 def made(
     config: StudyConfig, data: PreparedData, folder: Path, workers: Workers, shake: float
 ) -> tuple[Path, float, float]:
-    """A study, its trial REFINED of an epoch in each stage, PLAIN of stage 1 alone; and both APs.
+    """Make a study with the trials REFINED (both stages) and PLAIN; return folder and both APs.
 
     Args:
-        shake: spread of the refiner's heads, which are random; at 0 it moves nothing.
+        shake: spread of the refiner's random heads; with 0 it moves no joint.
     """
     torch.manual_seed(1)
-    ground = TrainingData.open(data, resolve(config), workers, None)
+    training_data = TrainingData.open(data, resolve(config), workers, None)
     distilled = build_distill_task(
         config.student, config.distill, config.trial, resolve(config), seed=1
     )
@@ -70,8 +72,8 @@ def made(
     for number, tasks in ((REFINED, (distilled, refined)), (PLAIN, (distilled,))):
         rows: list[dict[str, Any]] = []
         for epoch, task in enumerate(tasks, start=1):
-            starts = ground.starts(config.refine.start) if task is refined else None
-            scores = ground.score(task.estimator().eval(), starts)
+            starts = training_data.starts(config.refine.start) if task is refined else None
+            scores = training_data.score(task.estimator().eval(), starts)
             row = {"study": "made", "trial": number, "stage": task.name, "epoch": epoch}
             rows.append({**row, **{f"val_{name}": value for name, value in scores.items()}})
             Checkpoints(trial_folder(folder, number)).save(task.state_dict(), {}, rows)
@@ -93,7 +95,7 @@ def config_of(mini: StudyConfig, easy: str, folder: Path, start: str) -> StudyCo
 
 @pytest.fixture
 def folder(mini_config: StudyConfig, tmp_path: Path) -> Path:
-    """Of a study, beside the data that all studies of a storage share."""
+    """A study's folder, beside the data that all studies of a storage share."""
     made = Path(mini_config.storage) / tmp_path.name
     made.mkdir()
     return made
@@ -111,7 +113,7 @@ def refusal(study: Path, *options: str) -> str:
     return str(raised.value.code)
 
 
-def test_stage_two_is_exported_where_it_is_asked_for_though_stage_one_is_better(
+def test_refined_exports_stage_two_though_stage_one_is_better(
     mini_config: StudyConfig,
     mini_data: PreparedData,
     easy: str,
@@ -127,12 +129,12 @@ def test_stage_two_is_exported_where_it_is_asked_for_though_stage_one_is_better(
     assert (info["source"]["trial"], info["source"]["epoch"]) == (REFINED, 2)
     assert info["search"]["ap"] == refined_ap and info["refiner"]["mirror_pairs"] is True
     assert load_export(study / "export")[0].refiner is not None
-    assert "trial 1 has no epoch of stage 2; choose another by --trial N, or no --refined" in (
+    assert "trial 1 has no epoch of stage 2; choose another with --trial N, or no --refined" in (
         refusal(study, "--refined", "--trial", str(PLAIN))
     )
 
 
-def test_an_export_is_proved_from_the_poses_of_the_file_that_its_trial_was_scored_from(
+def test_export_of_given_poses_is_checked_from_their_file(
     mini_config: StudyConfig,
     mini_data: PreparedData,
     easy: str,
@@ -143,7 +145,7 @@ def test_an_export_is_proved_from_the_poses_of_the_file_that_its_trial_was_score
     file = truth_file(mini_data, tmp_path / "poses.json")
     config = config_of(mini_config, easy, folder, str(file))
     study, plain_ap, refined_ap = made(config, mini_data, folder, workers, shake=0.0)
-    assert refined_ap > 0.99 > plain_ap  # the refiner leaves the truth as it is
+    assert refined_ap > 0.99 > plain_ap  # the refiner does not move the true joints
     info = exported(study)
     assert info["source"]["stage"] == "refine" and info["search"]["ap"] == refined_ap
     file.unlink()

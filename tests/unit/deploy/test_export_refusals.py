@@ -48,7 +48,7 @@ def study(mini_config: StudyConfig, mini_data: PreparedData, tmp_path: Path) -> 
 
 
 def refusal(study: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
-    """The error that the script ends with, of which nothing is left behind."""
+    """The error that the script ends with; it leaves no file behind."""
     before = sorted(study.rglob("*")) if study.exists() else []
     with pytest.raises(SystemExit) as raised:
         main([str(study), *options])
@@ -63,7 +63,7 @@ def refusal(study: Path, capsys: pytest.CaptureFixture[str], *options: str) -> s
     [
         (["--trial", "9"], "finished trials, 0 to 4, got --trial 9"),
         (["--trial", str(FAILED)], "trial 2 failed and can't be exported (no memory)"),
-        (["--trial", str(GONE)], "the checkpoint of trial 4 is gone from"),
+        (["--trial", str(GONE)], "the checkpoint of trial 4 is missing from"),
     ],
 )
 def test_trial_without_weights_is_refused(
@@ -72,7 +72,7 @@ def test_trial_without_weights_is_refused(
     assert expected in refusal(study, capsys, *options)
 
 
-def test_checkpoint_that_fits_no_more_is_named(
+def test_checkpoint_that_does_not_fit_is_named(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = trial_folder(study, WINNER) / "epoch-001" / "model.safetensors"
@@ -99,4 +99,4 @@ def test_study_whose_trials_all_failed_or_were_pruned_has_no_winner(
 ) -> None:
     for number in (WINNER, BASELINE, GONE):
         (study / "results" / "trials" / f"{number:05d}.parquet").unlink()
-    assert "name a pruned one by --trial N" in refusal(study, capsys)
+    assert "name a pruned one with --trial N" in refusal(study, capsys)

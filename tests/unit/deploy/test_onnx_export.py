@@ -17,7 +17,7 @@ from models.igp_gcn import IgpGcn
 from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton
 from study.deploy import onnx_export
-from study.deploy.onnx_export import OPSET, prove_onnx, require_onnx, write_onnx
+from study.deploy.onnx_export import OPSET, check_onnx, require_onnx, write_onnx
 from study.errors import InputError
 
 SIZE = (96, 64)
@@ -73,19 +73,19 @@ def test_a_file_of_other_weights_is_refused(
     written: tuple[RefinedPose, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     estimator, path = written
-    shift_px, score_shift = prove_onnx(estimator, path, crops_of(9))
+    shift_px, score_shift = check_onnx(estimator, path, crops_of(9))
     assert shift_px < 1e-2 and score_shift < 1e-4
     other = copy.deepcopy(estimator)
     assert other.refiner is not None
     nn.init.constant_(other.refiner.get_parameter("levels.2.head.bias"), 1e-3)  # of 96 px
     with pytest.raises(InputError, match=r"model.onnx must agree .* got 0.0\d+ px"):
-        prove_onnx(other, path, crops_of(9))
-    monkeypatch.setattr(onnx_export, "TIE", 1e9)  # everybody's joints are a matter of rounding
-    assert prove_onnx(other, path, crops_of(9))[0] == 0
+        check_onnx(other, path, crops_of(9))
+    monkeypatch.setattr(onnx_export, "TIE", 1e9)  # all peaks tie
+    assert check_onnx(other, path, crops_of(9))[0] == 0
     assert other.student.final_layer.bias is not None
     nn.init.constant_(other.student.final_layer.bias, 1.0)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"got .* px and 1"):
-        prove_onnx(other, path, crops_of(9))
+        check_onnx(other, path, crops_of(9))
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
