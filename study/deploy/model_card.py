@@ -44,9 +44,9 @@ and to feed it; `model.safetensors` holds the weights. `model.onnx`, written by 
 whole estimator in one graph: any number of float32 `crops` in, `keypoints_crop` and `scores` out.
 
 - Input: a crop {height} high and {width} wide. The center of the person's box is at
-  x {center[0]:g}, y {center[1]:g}; pixel centers are whole numbers. The box, widened to the crop's aspect ratio, is
-  {box[0]:g} wide and {box[1]:g} high. The estimator itself subtracts the mean {pixel_mean} and
-  divides by {pixel_std}.
+  x {center[0]:g}, y {center[1]:g}; pixel centers are whole numbers. The box, widened to the
+  crop's aspect ratio, is {box[0]:g} wide and {box[1]:g} high. The estimator itself subtracts the
+  mean {pixel_mean} and divides by {pixel_std}.
 - Output: x and y of each joint in pixels of the crop, and its score: the height of the heatmap's
   peak, near 1 where the network is certain.{flip_test}
 - Joints: {joints}.

@@ -39,7 +39,7 @@ Updates = Callable[[set[int]], Sequence[tuple[TableRow, Sequence[TableRow]]]]
 
 @dataclass
 class Logged:
-    """What a log has of a trial."""
+    """The part of a trial that a log has."""
 
     epochs: set[int] = field(default_factory=set)
     has_ended: bool = False

@@ -1,4 +1,4 @@
-"""A lab's settings run as they are, on few and small images and for few epochs."""
+"""The settings for full data sets run unchanged on few, small images for few epochs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,18 @@ from study.storage.tables import read_final, read_trials
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
-    *("data.input_size=[64,64]", "data.max_people=24", "distill.epochs=1", "refine.epochs=1"),
-    *("search.trials=2", "search_space=smoke", "confirm.trials=0", "trial.gpus=0", "trial.cpus=1"),
-    *("distill.batch_size=8", "refine.batch_size=8", "teacher.batch_size=8"),
+    "data.input_size=[64,64]",
+    "data.max_people=24",
+    "distill.epochs=1",
+    "refine.epochs=1",
+    "search.trials=2",
+    "search_space=smoke",
+    "confirm.trials=0",
+    "trial.gpus=0",
+    "trial.cpus=1",
+    "distill.batch_size=8",
+    "refine.batch_size=8",
+    "teacher.batch_size=8",
 )
 
 
@@ -58,7 +67,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
     ],
 )
-def test_a_labs_settings_run_on_little(
+def test_full_settings_run_on_few_images(
     group: str,
     data: str,
     files: tuple[str, ...],
@@ -68,13 +77,17 @@ def test_a_labs_settings_run_on_little(
 ) -> None:
     few = few_images(shared / "data" / data / "annotations/lspet_crowd_val.json", tmp_path)
     overrides = [
-        *(f"data={group}", f"data.root={shared / 'data' / data}", f"teacher.init={official}"),
+        f"data={group}",
+        f"data.root={shared / 'data' / data}",
+        f"teacher.init={official}",
         *(file.replace("=VAL", f"={few}") for file in files),
         *SMALL,
     ]
     done = subprocess.run(
         [sys.executable, str(ROOT / "study/tune.py"), f"storage={tmp_path}", *overrides],
-        **{"cwd": tmp_path, "capture_output": True, "text": True},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert [trial["state"] for trial in read_trials(tmp_path / group).to_pylist()] == [
@@ -86,7 +99,7 @@ def test_a_labs_settings_run_on_little(
 
 
 def few_images(annotations: Path, folder: Path) -> Path | None:
-    """The first ten images of an annotation file, if it is there."""
+    """Write the first ten images of an annotation file to another; None if the file is missing."""
     if not annotations.is_file():
         return None
     content = json.loads(annotations.read_text())
@@ -99,7 +112,7 @@ def few_images(annotations: Path, folder: Path) -> Path | None:
 
 
 @pytest.mark.parametrize("group", ["coco_full", "crowdpose_full"])
-def test_a_labs_settings_are_the_literatures(group: str) -> None:
+def test_full_settings_are_those_of_the_literature(group: str) -> None:
     config = compose([f"data={group}"])
     assert (config.teacher.name, config.teacher.size) == ("hrnet", "w48")
     assert config.teacher.flip_test and config.student.flip_test

@@ -52,7 +52,7 @@ def study(tmp_path: Path) -> Path:
     rows = [
         trial(0, 0.20, control="baseline", best_stage="distill"),
         trial(1, 0.25, control="defaults"),
-        trial(2, 0.31, **{"params.p.kind": "y", "params.p.depth": 6}),
+        {**trial(2, 0.31), "params.p.kind": "y", "params.p.depth": 6},
         trial(3, 0.22, state="PRUNED"),
         trial(4, None, state="FAIL", error="Traceback\nRuntimeError: loss is NaN [epoch 3]"),
         trial(5, 0.28),
@@ -189,7 +189,7 @@ def test_importance_is_printed_where_there_are_enough_trials(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(20):
-        row = trial(number, number / 100, **{"params.p.a": number / 20})
+        row = {**trial(number, number / 100), "params.p.a": number / 20}
         tables.write_trial(tmp_path, row, [], SPACE)
     text = printed(tmp_path, capsys)
     assert cells(text, "p.a")[-1][0] == "scientific"
@@ -202,7 +202,7 @@ def test_shares_that_may_be_chance_are_called_hints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(10):
-        row = trial(number, (0.1, 0.2)[number % 2], **{"params.p.a": number / 10})
+        row = {**trial(number, (0.1, 0.2)[number % 2]), "params.p.a": number / 10}
         tables.write_trial(tmp_path, row, [], SPACE)
     assert "exceeds what chance gives in this number of trials: treat them as hints" in (
         printed(tmp_path, capsys)

@@ -41,7 +41,7 @@ def kept(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+def test_saved_checkpoint_is_read_back(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "trials" / "3")
     weights, optimizer = trained(1)
     checkpoints.save(weights, optimizer, [row(1, 0.5)])
@@ -56,14 +56,14 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
         assert all(torch.equal(state["state"][index][name], v) for name, v in values.items())
 
 
-def test_a_layout_in_memory_does_not_matter(tmp_path: Path) -> None:
+def test_layout_in_memory_does_not_matter(tmp_path: Path) -> None:
     weight = torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save({"weight": weight, "half": weight[:, :1]}, {}, [row(1, 0.1)])
     assert torch.equal(checkpoints.at(1).weights()["weight"], weight)
 
 
-def test_before_the_first_epoch_there_is_none(tmp_path: Path) -> None:
+def test_no_checkpoint_before_the_first_epoch(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path / "nowhere").last() is None
     assert Checkpoints(tmp_path).last() is None
 
@@ -78,7 +78,7 @@ def test_only_the_last_and_the_best_of_each_stage_are_kept(tmp_path: Path) -> No
     assert float(weights["weight"].mean()) == pytest.approx(4, abs=0.5)
 
 
-def test_the_best_epoch_outlives_later_ones_that_only_equal_it(tmp_path: Path) -> None:
+def test_best_epoch_is_kept_when_later_ones_equal_it(tmp_path: Path) -> None:
     save_all(Checkpoints(tmp_path), [0.2, 0.4, 0.4, 0.4], ["distill"] * 4)
     assert kept(tmp_path) == ["epoch-002", "epoch-004"]
 
@@ -87,7 +87,8 @@ def test_the_best_row_is_the_first_of_equals() -> None:
     rows = [row(1, 0.2), row(2, 0.4), row(3, 0.4), row(4, 0.9, "refine"), row(5, 0.1, "refine")]
     assert best_row(rows)["epoch"] == 4
     assert {stage: found["epoch"] for stage, found in best_rows(rows).items()} == {
-        **{"distill": 2, "refine": 4}
+        "distill": 2,
+        "refine": 4,
     }
 
 
@@ -110,7 +111,7 @@ def test_a_half_written_checkpoint_is_never_seen(
             checkpoints.save(*trained(2), [*rows, row(2, 0.4)])
     last = Checkpoints(tmp_path).last()
     assert last is not None and last.epoch == 1 and last.rows == rows
-    checkpoints.save(*trained(2), [*rows, row(2, 0.4)])  # over what was left aside
+    checkpoints.save(*trained(2), [*rows, row(2, 0.4)])  # over what the failure left
     assert kept(tmp_path) == ["epoch-002"]
 
 
@@ -135,7 +136,7 @@ def test_an_epoch_that_is_trained_again_replaces_its_checkpoint(tmp_path: Path) 
     assert float(checkpoints.at(1).weights()["weight"].mean()) == pytest.approx(5, abs=0.6)
 
 
-def test_other_files_in_the_folder_are_no_checkpoints(tmp_path: Path) -> None:
+def test_other_files_in_the_folder_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "error.log").write_text("a trace")
     (tmp_path / ".epoch-009").mkdir()
     checkpoints = Checkpoints(tmp_path)

@@ -40,7 +40,7 @@ def report_rows(number: int | None, epochs: int) -> list[dict[str, Any]]:
     ]
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_written_trial_is_read(tmp_path: Path) -> None:
     tables.write_trial(tmp_path, trial_row(7), report_rows(7, 2), SPACE)
     (row,) = tables.read_trials(tmp_path).to_pylist()
     assert {name: value for name, value in row.items() if value is not None} == trial_row(7)
@@ -70,7 +70,7 @@ def test_all_parts_have_one_schema_with_types_of_the_space(tmp_path: Path) -> No
     assert trials.field("started").type == pa.timestamp("ms", tz="UTC")
 
 
-def test_every_column_says_what_it_means(tmp_path: Path) -> None:
+def test_every_column_has_a_description(tmp_path: Path) -> None:
     tables.write_trial(tmp_path, trial_row(0), report_rows(0, 1), SPACE)
     for field in tables.read_trials(tmp_path).schema:
         assert field.metadata[b"description"], field.name
@@ -78,7 +78,7 @@ def test_every_column_says_what_it_means(tmp_path: Path) -> None:
 
 def test_an_unlisted_column_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"columns of trials must be listed.*got params\.nope"):
-        tables.write_trial(tmp_path, trial_row(0, **{"params.nope": 1}), [], SPACE)
+        tables.write_trial(tmp_path, {**trial_row(0), "params.nope": 1}, [], SPACE)
     assert tables.written_trials(tmp_path) == set()
 
 
@@ -101,7 +101,7 @@ def test_the_final_part_replaces_the_running_one(tmp_path: Path) -> None:
     assert tables.read_reports(tmp_path).num_rows == 3
 
 
-def test_no_row_counts_twice_where_a_kill_left_both_parts(tmp_path: Path) -> None:
+def test_row_counts_once_though_a_kill_left_both_parts(tmp_path: Path) -> None:
     tables.write_trial(tmp_path, trial_row(3), report_rows(3, 3), SPACE)
     tables.write_running(tmp_path, 3, report_rows(3, 2), SPACE)
     tables.write_running(tmp_path, 4, report_rows(4, 1), SPACE)
@@ -119,7 +119,7 @@ def test_writing_a_trial_again_doubles_nothing(tmp_path: Path) -> None:
     assert tables.read_reports(tmp_path).num_rows == 2
 
 
-def test_a_kill_while_writing_leaves_nothing_that_readers_see(
+def test_readers_ignore_the_file_of_a_killed_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tables.write_trial(tmp_path, trial_row(0), report_rows(0, 1), SPACE)
@@ -128,15 +128,17 @@ def test_a_kill_while_writing_leaves_nothing_that_readers_see(
         raise KeyboardInterrupt(f"before {source} became {target}")
 
     monkeypatch.setattr(os, "replace", killed)
-    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok: None)  # the dead clean nothing up
+    monkeypatch.setattr(
+        Path, "unlink", lambda path, missing_ok: None
+    )  # a killed process cleans nothing up
     with pytest.raises(KeyboardInterrupt):
         tables.write_trial(tmp_path, trial_row(1), report_rows(1, 5), SPACE)
     monkeypatch.undo()
     reports = tmp_path / "results" / "reports"
     assert len(list(reports.iterdir())) == 2
     assert tables.read_reports(tmp_path).num_rows == 1
-    assert pq.read_table(reports).num_rows == 1  # what pandas does with a folder
-    assert len(list(reports.glob("*.parquet"))) == 1  # what DuckDB does with it
+    assert pq.read_table(reports).num_rows == 1  # as pandas reads a folder
+    assert len(list(reports.glob("*.parquet"))) == 1  # as DuckDB reads it
     tables.remove_leftovers(tmp_path)
     assert len(list(reports.iterdir())) == 1
 
@@ -213,7 +215,7 @@ def test_a_study_of_an_earlier_version_has_no_tables_of_joints(tmp_path: Path) -
         assert tables.read_final(tmp_path, table).num_rows == 0
 
 
-def test_a_folder_that_is_no_study_is_refused(tmp_path: Path) -> None:
+def test_folder_that_is_no_study_is_refused(tmp_path: Path) -> None:
     for reader in (tables.read_trials, tables.read_reports, tables.read_final):
         with pytest.raises(InputError, match="which does not exist; look for it under studies/"):
             reader(tmp_path / "nothing")
@@ -236,7 +238,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         tables.read_trials(tmp_path)
 
 
-def test_a_part_that_is_not_ours_is_refused_by_name(tmp_path: Path) -> None:
+def test_foreign_part_is_refused_by_name(tmp_path: Path) -> None:
     tables.write_trial(tmp_path, trial_row(0), [], SPACE)
     part = tmp_path / "results/trials/00001.parquet"
     part.write_bytes(b"PAR1 cut off")
