@@ -84,33 +84,33 @@ def trial_folder(study_folder: Path, number: int) -> Path:
     return study_folder / "trials" / str(number)
 
 
-def epoch_folder(trial_folder: Path, epoch: int) -> Path:
+def epoch_folder(folder: Path, epoch: int) -> Path:
     """Folder of one checkpoint of a trial, a confirming run or the teacher."""
-    return trial_folder / f"epoch-{epoch:03d}"
+    return folder / f"epoch-{epoch:03d}"
 
 
-def epoch_folders(trial_folder: Path) -> Iterator[tuple[int, Path]]:
+def epoch_folders(folder: Path) -> Iterator[tuple[int, Path]]:
     """Yield the epochs that have a checkpoint, in no order; none if the folder is missing."""
-    if not trial_folder.is_dir():
+    if not folder.is_dir():
         return
-    for path in trial_folder.iterdir():
+    for path in folder.iterdir():
         if match := _EPOCH_FOLDER.fullmatch(path.name):
             yield int(match.group(1)), path
 
 
-def error_log(trial_folder: Path) -> Path:
+def error_log(folder: Path) -> Path:
     """Tracebacks of a trial, appended."""
-    return trial_folder / "error.log"
+    return folder / "error.log"
 
 
-def stall_log(trial_folder: Path, rank: int) -> Path:
+def stall_log(folder: Path, rank: int) -> Path:
     """File that a worker dumps its stack to if its trial stalls."""
-    return trial_folder / f"hang-{rank}.log"
+    return folder / f"hang-{rank}.log"
 
 
-def stall_logs(trial_folder: Path) -> list[Path]:
+def stall_logs(folder: Path) -> list[Path]:
     """Existing stack dumps of a trial, by name."""
-    return sorted(trial_folder.glob("hang-*.log"))
+    return sorted(folder.glob("hang-*.log"))
 
 
 def run_folder(study_folder: Path, trial: int, run: int) -> Path:
@@ -118,14 +118,14 @@ def run_folder(study_folder: Path, trial: int, run: int) -> Path:
     return study_folder / "confirm" / f"{trial}-{run}"
 
 
-def run_result_file(run_folder: Path) -> Path:
+def run_result_file(folder: Path) -> Path:
     """Result of a confirming run; exists once the run is over."""
-    return run_folder / "result.json"
+    return folder / "result.json"
 
 
-def run_keypoints_file(run_folder: Path) -> Path:
+def run_keypoints_file(folder: Path) -> Path:
     """Poses of a confirming run on val, as COCO results."""
-    return run_folder / "keypoints.json"
+    return folder / "keypoints.json"
 
 
 def plots_folder(study_folder: Path) -> Path:
@@ -153,19 +153,19 @@ def mlflow_artifacts_folder(study_folder: Path) -> Path:
     return study_folder / f"{MLFLOW}_artifacts"
 
 
-def teacher_epochs(teacher_folder: Path) -> Path:
+def teacher_epochs(folder: Path) -> Path:
     """Folder of the checkpoints of the teacher's training."""
-    return teacher_folder / "epochs"
+    return folder / "epochs"
 
 
-def teacher_record_file(teacher_folder: Path) -> Path:
+def teacher_record_file(folder: Path) -> Path:
     """Record of a finished teacher; exists once its targets are stored."""
-    return teacher_folder / "teacher.json"
+    return folder / "teacher.json"
 
 
-def target_error_file(teacher_folder: Path) -> Path:
+def target_error_file(folder: Path) -> Path:
     """Error and size of the stored targets."""
-    return teacher_folder / "target_error.json"
+    return folder / "target_error.json"
 
 
 def cached_crops(cache: Path, fingerprint: str) -> Path:

@@ -100,15 +100,11 @@ def _term_columns() -> Iterator[Column]:
     for term, name in TERMS.items():
         yield Column(WEIGHT + term, REAL, f"factor of the {name} in the loss, at the epoch's end")
     for term, name in TERMS.items():
-        meaning = f"share of the {name} in the sum of the weighted terms' gradient norms, 0 to 1"
-        yield Column(GRADIENT_SHARE + term, REAL, f"{meaning}; null without distill.diagnose")
+        meaning = f"share of the {name} in the weighted gradients' norms, 0 to 1"
+        yield Column(GRADIENT_SHARE + term, REAL, f"{meaning}; with distill.diagnose")
     for term, name in TERMS.items():
         meaning = f"cosine of the gradient of the {name} with that of truth, -1 to 1"
-        yield Column(
-            GRADIENT_COSINE + term,
-            REAL,
-            f"{meaning}, 0 if either vanishes; null without distill.diagnose",
-        )
+        yield Column(GRADIENT_COSINE + term, REAL, f"{meaning}; with distill.diagnose")
 
 
 def _val_columns() -> Iterator[Column]:
