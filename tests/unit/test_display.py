@@ -16,6 +16,7 @@ from study.display import (
     clock,
     confirm_line,
     confirm_panel,
+    heading,
     percent,
     remaining,
     teacher_line,
@@ -56,6 +57,11 @@ def test_seconds_are_formatted_as_a_clock(seconds: float, shown: str) -> None:
 
 def test_ap_is_formatted_in_points_and_none_as_a_dash() -> None:
     assert percent(0.1234) == "12.3" and percent(None) == "-"
+
+
+def test_figures_have_the_headings_of_coco() -> None:
+    names = ["ap", "ap50", "ar_m", "ap_easy"]
+    assert [heading(name) for name in names] == ["AP", "AP50", "AR(M)", "AP(easy)"]
 
 
 def test_remaining_time_assumes_the_same_time_per_epoch() -> None:
