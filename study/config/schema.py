@@ -93,7 +93,7 @@ class DataConfig:
     seed: int
     """Seed of the search slice, of data.max_people and, with data=drawn, of the drawn images."""
     crops: str
-    """raw | jpeg | auto: format of stored crops. auto stores raw up to 4 GB per study, else
+    """raw | jpeg | auto: format of stored crops. auto stores raw up to 4 GB per study, otherwise
     jpeg."""
     store: str | None
     """Folder or object store (s3://bucket/prefix, gs://bucket/prefix) of the crops; each node
@@ -372,7 +372,7 @@ class TrialConfig:
 
     launcher: str
     """auto | inline | train: inline runs one worker in the trial's process, train runs workers
-    under Ray Train. auto is inline for one worker without a GPU, else train."""
+    under Ray Train. auto is inline for one worker without a GPU, otherwise train."""
     num_workers: int
     """Workers of a trial."""
     cpus: float
@@ -387,7 +387,7 @@ class TrialConfig:
     and its processes are ended; 0 sets no limit."""
     precision: str
     """auto | fp32 | bf16: precision of all networks in training and evaluation. auto is bf16 on
-    GPUs that support it, else fp32. Weights, losses, decoding and refiner are always fp32."""
+    GPUs that support it, otherwise fp32. Weights, losses, decoding and refiner are always fp32."""
     channels_last: str
     """auto | true | false: memory format of networks and crops; auto is true."""
     compile: str
@@ -410,7 +410,7 @@ class StudyConfig:
     """distill | refine | joint | staged | poses | smoke, or the path of a YAML file."""
     display: str
     """auto | live | plain | none: live tables, plain lines, or no output; auto is live in a
-    terminal, else plain."""
+    terminal, otherwise plain."""
     log: list[str]
     """Trackers to write trials to: tensorboard, mlflow, both or none. Their files are in the
     study's folder; MLFLOW_TRACKING_URI redirects mlflow."""

@@ -28,7 +28,7 @@ FILE = re.compile(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})/[\w./-]*")
 BANNED = re.compile(
     r"""\b(
     besides | anew | whence | mend(s|ed|ing)? | so\ many | as\ (it|they)\ comes? | rooms?
-    | at\ a\ look | hangs?\ together | worth\ (its|their)\ while | (of|by|in)\ (which|whom) | whose
+    | at\ a\ look | hangs?\ together | worth\ (its|their)\ while | (of|by|in)\ (which|whom)
     | says? | said | saying | tells? | told | telling | asks? | asked | asking | taught | heard
     | teacher's\ word | goes?\ on | went\ on | broken\ off | looks?\ at | looked\ at | pictures?
     | (or|,)\ else
