@@ -1,4 +1,4 @@
-"""What is computed once and read by all trials.
+"""Data that are computed once and read by all trials.
 
 prepare        audit, split and crop a study's people
 crop_store     the crops of one split

@@ -56,7 +56,7 @@ Cut = Callable[[Sequence[Part], CountDone], None]
 
 @dataclass(frozen=True)
 class StoreSpec:
-    """How and where a crop store is kept."""
+    """Size, format and place of a crop store."""
 
     input_size: tuple[int, int]
     """(height, width) of the crops that networks see."""
@@ -184,7 +184,7 @@ def store_folder(people: People, spec: StoreSpec) -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """Return whether the store has its index and every part in the length that the index says."""
+    """Return whether the store has its index, and every part in the length listed there."""
     if not (folder / INDEX).is_file():
         return False
     _, meta = read_columns(folder / INDEX)

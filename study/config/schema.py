@@ -381,7 +381,7 @@ class TrialConfig:
     gpus: float
     """GPUs per worker; 0.5 lets two workers share a GPU and its memory."""
     max_failures: int
-    """How often a failed trial resumes from its checkpoint before it counts as failed."""
+    """Times that a crashed trial resumes from its checkpoint before it counts as failed."""
     timeout_s: float
     """Seconds without a finished epoch, start and compilation included, after which a trial fails
     and its processes are ended; 0 sets no limit."""

@@ -1,4 +1,4 @@
-"""Who can teach, and the teacher of this study.
+"""Kinds of teachers, and the making of a study's teacher.
 
 adapters      our networks and others behind one interface
 vitpose       ViTPose from a transformers folder

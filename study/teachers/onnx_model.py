@@ -1,6 +1,6 @@
-"""A pose method in an ONNX file as a teacher: heatmaps, or SimCC's scores of columns and rows.
+"""A pose network in an ONNX file as a teacher, with heatmaps or SimCC's column and row scores.
 
-Sizes are read from the model: its input's shape, and what it puts out for one black crop.
+Sizes are read from the model: from its input's shape and its outputs for one black crop.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PIXELS = {"imagenet": IMAGENET, "unit": Pixels((0.0, 0.0, 0.0), (255.0, 255.0, 2
 
 
 class OnnxHeatmaps(PoseNetwork):
-    """The heatmaps of an ONNX file; there are no features to be had."""
+    """A network in an ONNX file that outputs heatmaps; it has no features."""
 
     def __init__(self, session: Any, pixels: str, heatmap_size: tuple[int, int]) -> None:
         super().__init__()
@@ -33,7 +33,11 @@ class OnnxHeatmaps(PoseNetwork):
 
 
 class OnnxSimcc(nn.Module):
-    """Of crops (B, 3, h, w), RGB in 0..255, the scores of columns (B, K, w * r) and of rows."""
+    """A network in an ONNX file that outputs SimCC's scores.
+
+    For crops (B, 3, h, w), RGB in 0..255, and r bins per pixel it returns scores of the columns
+    (B, K, w * r) and of the rows (B, K, h * r).
+    """
 
     def __init__(self, session: Any, pixels: str) -> None:
         super().__init__()
@@ -48,25 +52,25 @@ class OnnxSimcc(nn.Module):
 def open_onnx(
     path: Path, skeleton: Skeleton, input_size: tuple[int, int], pixels: str
 ) -> OnnxHeatmaps | OnnxSimcc:
-    """What the file holds, told by its shapes.
+    """Open an ONNX file, and decide by its output shapes which kind of network it is.
 
     Raises:
-        InputError: it can't be opened, or takes or gives something else; says what to change.
+        InputError: the file can't be opened, or its inputs or outputs don't fit.
     """
     session = _session(path)
     _check_input(session, path, input_size)
-    answers = _run(session, torch.zeros(1, 3, *input_size))
-    shapes = [tuple(answer.shape) for answer in answers]
+    outputs = _run(session, torch.zeros(1, 3, *input_size))
+    shapes = [tuple(output.shape) for output in outputs]
     ranks = [len(shape) for shape in shapes]
     if ranks not in ([4], [3, 3]):
         raise InputError(
-            f"{path} must put out heatmaps (B, K, H, W), or SimCC's columns (B, K, W) and rows "
-            f"(B, K, H), got {shapes}; export it without decoding, with no further outputs"
+            f"{path} must output heatmaps (B, K, H, W), or SimCC's columns (B, K, W) and rows "
+            f"(B, K, H), got {shapes}; export it without decoding and without other outputs"
         )
     joints = {shape[1] for shape in shapes}
     if joints != {skeleton.num_joints}:
         raise InputError(
-            f"a teacher of {skeleton.num_joints} joints ({skeleton.name}) was asked for, got "
+            f"the teacher must have {skeleton.num_joints} joints ({skeleton.name}), got "
             f"outputs of {shapes} from {path}; change teacher.skeleton or teacher.init"
         )
     if ranks == [4]:
@@ -74,7 +78,7 @@ def open_onnx(
     height, width = input_size
     if shapes[0][2] * height != shapes[1][2] * width:
         raise InputError(
-            f"{path} must put out as many columns a pixel as rows, columns first, got {shapes} "
+            f"{path} must output as many columns per pixel as rows, columns first, got {shapes} "
             f"for crops of {list(input_size)}; change the order of its outputs, or teacher.init"
         )
     return OnnxSimcc(session, pixels)
@@ -108,7 +112,7 @@ def _check_input(session: Any, path: Path, input_size: tuple[int, int]) -> None:
     is_crops = len(inputs) == 1 and inputs[0].type == "tensor(float)" and len(inputs[0].shape) == 4
     if not is_crops or (_is_fixed(inputs[0].shape[1]) and inputs[0].shape[1] != 3):
         raise InputError(
-            f"{path} must take one input, float crops (B, 3, h, w), got {taken}; export it so"
+            f"{path} must take one input, float crops (B, 3, h, w), got {taken}; export it again"
         )
     sides = inputs[0].shape[2:]
     if any(_is_fixed(side) and side != own for side, own in zip(sides, input_size, strict=True)):
@@ -124,17 +128,17 @@ def _check_input(session: Any, path: Path, input_size: tuple[int, int]) -> None:
 
 
 def _is_fixed(size: Any) -> bool:
-    """Whether the model allows one size alone; a free one is a name or None."""
+    """Whether the model allows only this size; a free size is a name or None."""
     return isinstance(size, int)
 
 
 def _run(session: Any, crops: Tensor) -> list[Tensor]:
-    """The outputs for normalized crops (B, 3, h, w), on the crops' device."""
+    """Outputs for normalized crops (B, 3, h, w), on the crops' device."""
     entry = session.get_inputs()[0]
     pixels = crops.contiguous().cpu().numpy()
     parts = np.split(pixels, len(pixels)) if _is_fixed(entry.shape[0]) else [pixels]
-    answers = [session.run(None, {entry.name: part}) for part in parts]
+    outputs = [session.run(None, {entry.name: part}) for part in parts]
     return [
         torch.from_numpy(np.concatenate(column)).to(crops.device)
-        for column in zip(*answers, strict=True)
+        for column in zip(*outputs, strict=True)
     ]

@@ -1,6 +1,6 @@
-"""ViTPose of the ``transformers`` library as a teacher, from a folder of the user's own.
+"""ViTPose of the ``transformers`` library as a teacher, loaded from a local folder.
 
-Nothing is downloaded and no code but the library's is run. Xu et al., ViTPose, NeurIPS 2022.
+Nothing is downloaded, and no code outside the library runs. Xu et al., ViTPose, NeurIPS 2022.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from study.errors import InputError
 
 
 class VitPose(PoseNetwork):
-    """Heatmaps at stride 4 whose outer cells lie on the crop's outer pixels, and the head's input.
+    """ViTPose: heatmaps of stride 4 with outer cells at the crop's outer pixels.
 
-    Raises:
-        InputError: as ``check_vitpose``, or weights are missing from the folder.
+    Its only feature map is the input of the head's last layer.
     """
 
     def __init__(self, folder: Path, skeleton: Skeleton, input_size: tuple[int, int]) -> None:
+        """Load the network.
+
+        Raises:
+            InputError: see ``check_vitpose``, or the folder lacks weights.
+        """
         super().__init__()
         config = check_vitpose(folder, skeleton, input_size)
         library = _library()
@@ -45,13 +49,13 @@ class VitPose(PoseNetwork):
         if left_random := sorted(loaded["missing_keys"]):
             raise InputError(
                 f"{folder} must hold all weights of its config.json, got none of "
-                f"{len(left_random)}, the first are {left_random[:5]}; save the model anew by "
+                f"{len(left_random)}, the first are {left_random[:5]}; save the model again by "
                 "save_pretrained"
             )
         self.has_experts = config.backbone_config.num_experts > 1
 
     def forward(self, crops: Tensor) -> PoseFeatures:
-        # ViTPose+ has an expert for each of its data sets; the first one is COCO's.
+        # ViTPose+ has one expert per data set; the first is COCO's.
         experts = {}
         if self.has_experts:
             experts["dataset_index"] = torch.zeros(len(crops), 1, dtype=torch.long).to(
@@ -65,10 +69,10 @@ class VitPose(PoseNetwork):
 
 
 def check_vitpose(folder: Path, skeleton: Skeleton, input_size: tuple[int, int]) -> Any:
-    """The settings of the ViTPose in the folder, which has these joints and this input size.
+    """Check the ViTPose in the folder against skeleton and input size; return its settings.
 
     Raises:
-        InputError: it is none, or another one; says what to change.
+        InputError: the folder holds no ViTPose, or one of other joints or another input size.
     """
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -77,7 +81,7 @@ def check_vitpose(folder: Path, skeleton: Skeleton, input_size: tuple[int, int])
             "teacher.init must be a folder with ViTPose's config.json and safetensors, got "
             f"teacher.init={folder} ({error})"
         ) from None
-    # A backbone of another kind the library would try to download.
+    # The library would try to download a backbone of another kind.
     backbone = raw.get("backbone_config") or {}
     if raw.get("model_type") != "vitpose" or backbone.get("model_type") != "vitpose_backbone":
         raise InputError(
@@ -88,14 +92,14 @@ def check_vitpose(folder: Path, skeleton: Skeleton, input_size: tuple[int, int])
     config = _library().VitPoseConfig.from_dict(raw)
     if config.num_labels != skeleton.num_joints:
         raise InputError(
-            f"a teacher of {skeleton.num_joints} joints ({skeleton.name}) was asked for, got one "
+            f"the teacher must have {skeleton.num_joints} joints ({skeleton.name}), got one "
             f"of {config.num_labels} joints in {folder}; change teacher.skeleton or teacher.init"
         )
     sides = tuple(config.backbone_config.image_size)
     stride = config.backbone_config.patch_size[0] // config.scale_factor
     if sides != tuple(input_size) or stride != STRIDE:
         raise InputError(
-            f"the ViTPose in {folder} takes crops of {list(sides)} and gives heatmaps of stride "
+            f"the ViTPose in {folder} takes crops of {list(sides)} and outputs heatmaps of stride "
             f"{stride}, got teacher crops of {list(input_size)} and stride {STRIDE}; change to "
             f"teacher.input_size=[{sides[0]},{sides[1]}], or use another model"
         )

@@ -37,9 +37,9 @@ class Starts(NamedTuple):
     """Another method's poses, from which stage 2 starts."""
 
     train: NDArray[np.float32]
-    """Of the training people: x, y in stored-crop pixels and score, (N, K, 3)."""
+    """Poses of the training people: x, y in stored-crop pixels and score, (N, K, 3)."""
     search: NDArray[np.float32]
-    """Of the people of the search slice, likewise."""
+    """Poses of the people of the search slice, likewise."""
 
 
 @dataclass(frozen=True)

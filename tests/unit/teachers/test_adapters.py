@@ -162,11 +162,11 @@ def test_pixels_are_normalized_as_the_setting_says(config: StudyConfig, tmp_path
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        ({"joints": 3}, r"5 joints \(five\) was asked for, got .*\(1, 3, 24, 16\).*skeleton"),
+        ({"joints": 3}, r"must have 5 joints \(five\), got .*\(1, 3, 24, 16\).*skeleton"),
         ({"crops": ("b", 3, 64, 64)}, r"takes crops of \[64, 64\].*teacher.input_size=\[64,64\]"),
         ({"crops": (8, 3, 96, 64)}, "one crop at a time or any number, got .*free batch"),
         ({"crops": ("b", 4, 96, 64)}, r"must take one input, float crops \(B, 3, h, w\)"),
-        ({"simcc": True, "stride": 1, "swap": True}, "columns a pixel as rows, columns first"),
+        ({"simcc": True, "stride": 1, "swap": True}, "columns per pixel as rows, columns first"),
     ],
 )
 def test_an_onnx_file_that_does_not_fit_is_refused(

@@ -153,7 +153,7 @@ def test_relations_come_from_what_the_last_layer_sees(
 
 
 def test_another_number_of_joints_or_another_size_is_refused(config: StudyConfig) -> None:
-    with pytest.raises(InputError, match=r"14 joints \(crowdpose\) was asked for, got .* 17"):
+    with pytest.raises(InputError, match=r"must have 14 joints \(crowdpose\), got .* 17"):
         changed = with_values(config, {"teacher.skeleton": "crowdpose"})
         check_teacher(changed.teacher, resolve(changed))
     with pytest.raises(InputError, match=r"takes crops of \[96, 64\].*input_size=\[96,64\]"):
