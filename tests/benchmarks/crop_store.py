@@ -1,25 +1,23 @@
-"""What JPEG crops cost and save: bytes, reading speed and pixel error, relative to raw ones.
+"""Are JPEG crops worth their cost? ``python tests/benchmarks/crop_store.py data.root=DIR``
+
+Bytes, reading speed and pixel error, relative to raw crops, of up to PEOPLE of the study's
+training people. Speeds are ratios within one run, medians of ROUNDS in which raw and JPEG take
+turns. Raw crops are in the page cache, as with ``data.crops=auto``.
 
     python tests/benchmarks/crop_store.py data=crowdpose data.root=/data/crowdpose
-
-Takes up to PEOPLE of the study's training people; speeds are ratios within this one run, each the
-median of ROUNDS, raw and JPEG in turns. Raw crops lie in the page cache, as those of ``auto`` do.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
-
 import cv2
 import numpy as np
 import torch
+from common import new_parser
 
 from study.cache import crop_parts
 from study.cache.crop_parts import JPEG, RAW
@@ -65,8 +63,8 @@ def seconds_per_person(store: CropStore, rng: np.random.RandomState) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="such as data.root=...")
+    parser = new_parser(__doc__)
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings, as of tune.py")
     settings = parser.parse_args().settings
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
@@ -74,8 +72,10 @@ def main() -> None:
         stores = {RAW: open_crop_store(make_crop_store(people, StoreSpec(size, Path(scratch))))}
         for name, (quality, sampling) in FORMS.items():
             crop_parts.JPEG_SETTINGS = (
-                *(cv2.IMWRITE_JPEG_QUALITY, quality),
-                *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling),
+                cv2.IMWRITE_JPEG_QUALITY,
+                quality,
+                cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+                sampling,
             )
             stores[name] = open_crop_store(
                 make_crop_store(people, StoreSpec(size, Path(scratch), form=JPEG))
@@ -83,16 +83,16 @@ def main() -> None:
         everyone = np.arange(len(people))
         raw = np.stack(stores[RAW].crops(everyone)).astype(np.int16)
         rng = np.random.RandomState(0)
-        took: dict[str, list[float]] = {name: [] for name in stores}
+        seconds: dict[str, list[float]] = {name: [] for name in stores}
         for _ in range(ROUNDS):
             for name, store in stores.items():
-                took[name].append(seconds_per_person(store, rng))
-        base = statistics.median(took[RAW])
+                seconds[name].append(seconds_per_person(store, rng))
+        base = statistics.median(seconds[RAW])
         print(f"{len(people)} people, crops of {raw.shape[1]} x {raw.shape[2]}, one thread")
         print(f"{'':14} {'kB/person':>9} {'of raw':>7} {'read, of raw':>12} {'pixel error':>11}")
         for name, store in stores.items():
             error = np.abs(np.stack(store.crops(everyone)).astype(np.int16) - raw).mean()
-            size_kb, speed = bytes_per_person(store) / 1e3, base / statistics.median(took[name])
+            size_kb, speed = bytes_per_person(store) / 1e3, base / statistics.median(seconds[name])
             share = bytes_per_person(store) / bytes_per_person(stores[RAW])
             print(f"{name:14} {size_kb:9.1f} {share:7.3f} {speed:12.3f} {error:11.2f}")
 

@@ -1,16 +1,15 @@
-"""How fast people come from the store: ``python tests/benchmarks/data.py --data FOLDER``.
+"""Is the crop store faster than image files? ``python tests/benchmarks/data.py --data FOLDER``
 
 Training samples per second of one thread, at 256x192: from the crop store with augmentation,
-targets and normalization, against a pipeline of the classic kind, in which every person is read
-from its image, warped, normalized and given its heatmaps by itself. Both take turns; what counts
-is the thread's own time, so that nobody else on the machine does.
+targets and normalization, compared with a classic pipeline, which reads, warps and normalizes each
+person's image and renders its heatmaps, one person at a time. Both take turns. Times are CPU time
+of the thread, so that other work on the machine does not count.
 
---official DIR adds the official HRNet's own dataset class to the turns: DIR is its repository.
+--official DIR adds the official HRNet's dataset class; DIR is its repository.
 """
 
 from __future__ import annotations
 
-import argparse
 import runpy
 import statistics
 import sys
@@ -21,15 +20,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
-
 import cv2
 import numpy as np
 import torch
+from common import new_parser, new_table
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from models.build import build_codec
@@ -55,7 +51,7 @@ MEAN, STD = (torch.tensor(v).view(3, 1, 1) / 255 for v in (IMAGENET.mean, IMAGEN
 
 
 class ClassicDataset:
-    """Person by person: read the image, warp, normalize, draw each joint's Gaussian."""
+    """Reads, warps and normalizes one person at a time and renders each joint's Gaussian."""
 
     def __init__(self, people: People, skeleton: Skeleton) -> None:
         self.people = people
@@ -68,16 +64,16 @@ class ClassicDataset:
         assert image is not None
         image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         box, joints = people.boxes[row].copy(), people.keypoints_image[row].copy()
-        seen = people.visibility[row]
+        visibility = people.visibility[row]
         scale = float(np.clip(1 + 0.35 * rng.randn(), 0.65, 1.35))
         angle = float(np.clip(40 * rng.randn(), -80, 80)) if rng.rand() < 0.6 else 0.0
-        if seen.astype(bool).sum() > 8 and rng.rand() < 0.3:
-            box = self._half(joints, seen)
+        if visibility.astype(bool).sum() > 8 and rng.rand() < 0.3:
+            box = self._half(joints, visibility)
         if rng.rand() < 0.5:
             width = image.shape[1]
             image = image[:, ::-1]
             order = list(self.skeleton.flip_order)
-            joints, seen = joints[order], seen[order]
+            joints, visibility = joints[order], visibility[order]
             joints[:, 0] = width - 1 - joints[:, 0]
             box[0] = width - 1 - box[0] - box[2]
         affine = image_to_crop_affine(box[None], self.frame, scale=scale, rotation=angle)[0]
@@ -85,24 +81,26 @@ class ClassicDataset:
         pixels = torch.from_numpy(crop.transpose(2, 0, 1)).contiguous().float().div(255)
         pixels = pixels.sub_(MEAN).div_(STD)
         joints = joints @ affine[:, :2].T + affine[:, 2]
-        heatmaps, weights = self._heatmaps(joints, seen)
+        heatmaps, weights = self._heatmaps(joints, visibility)
         return pixels, torch.from_numpy(heatmaps), torch.from_numpy(weights)
 
-    def _half(self, joints: NDArray[np.float64], seen: NDArray[np.uint8]) -> NDArray[np.float64]:
-        upper = np.isin(np.arange(len(seen)), self.skeleton.upper_body)
-        halves = [joints[(seen > 0) & half] for half in (upper, ~upper)]
-        wanted, other = halves if np.random.randn() < 0.5 else halves[::-1]
-        half = wanted if len(wanted) > 2 else other
+    def _half(
+        self, joints: NDArray[np.float64], visibility: NDArray[np.uint8]
+    ) -> NDArray[np.float64]:
+        upper = np.isin(np.arange(len(visibility)), self.skeleton.upper_body)
+        halves = [joints[(visibility > 0) & half] for half in (upper, ~upper)]
+        preferred, other = halves if np.random.randn() < 0.5 else halves[::-1]
+        half = preferred if len(preferred) > 2 else other
         extent = 1.5 / 1.25 * np.ptp(half, axis=0)
         return np.concatenate((half.mean(axis=0) - extent / 2, extent))
 
     def _heatmaps(
-        self, joints: NDArray[np.float64], seen: NDArray[np.uint8]
+        self, joints: NDArray[np.float64], visibility: NDArray[np.uint8]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         height, width = CELLS
         reach = 3 * SIGMA
         maps = np.zeros((len(joints), height, width), np.float32)
-        weights = (seen > 0).astype(np.float32)
+        weights = (visibility > 0).astype(np.float32)
         span = np.arange(2 * reach + 1, dtype=np.float32) - reach
         for joint in range(len(joints)):
             x, y = (int(value / 4 + 0.5) for value in joints[joint])
@@ -123,13 +121,13 @@ class ClassicDataset:
 
 
 def official_dataset(folder: Path, people: People, skeleton: Skeleton) -> Any:
-    """The official HRNet's dataset class over the same people."""
+    """Build the official HRNet's dataset class for the same people."""
     sys.path.insert(0, str(folder / "lib"))
     for name, kind in (("float", float), ("int", int)):
-        setattr(np, name, kind)  # which it still asks for
-    # by its file: the package around it wants more than this class does
+        setattr(np, name, kind)  # removed from NumPy, still used there
+    # From its file, since its package imports more than this class needs.
     file = folder / "lib" / "dataset" / "JointsDataset.py"
-    made_of = runpy.run_path(str(file))["JointsDataset"]
+    dataset_class = runpy.run_path(str(file))["JointsDataset"]
 
     settings = SimpleNamespace(
         DATASET=SimpleNamespace(
@@ -148,30 +146,30 @@ def official_dataset(folder: Path, people: People, skeleton: Skeleton) -> Any:
         pixels = torch.from_numpy(crop.transpose(2, 0, 1)).contiguous().float().div(255)
         return pixels.sub_(MEAN).div_(STD)
 
-    made = made_of(settings, "", "train", True, transform)
-    made.num_joints, made.flip_pairs = skeleton.num_joints, skeleton.flip_pairs
-    made.upper_body_ids = skeleton.upper_body
-    made.aspect_ratio, made.joints_weight = 192 / 256, 1
+    dataset = dataset_class(settings, "", "train", True, transform)
+    dataset.num_joints, dataset.flip_pairs = skeleton.num_joints, skeleton.flip_pairs
+    dataset.upper_body_ids = skeleton.upper_body
+    dataset.aspect_ratio, dataset.joints_weight = 192 / 256, 1
     frame = build_codec("msra", SIZE, SIGMA).frame
     zooms = image_to_crop_affine(people.boxes, frame)[:, 0, 0]
     for row in range(len(people)):
         left, top, width, height = people.boxes[row]
-        shown = np.array([192, 256], np.float32) / zooms[row] / made.pixel_std
+        scale = np.array([192, 256], np.float32) / zooms[row] / dataset.pixel_std
         joints = np.zeros((skeleton.num_joints, 3))
         joints[:, :2] = people.keypoints_image[row]
-        seen = np.repeat((people.visibility[row] > 0).astype(float)[:, None], 3, axis=1)
+        visible = np.repeat((people.visibility[row] > 0).astype(float)[:, None], 3, axis=1)
         center = np.array([left + width / 2, top + height / 2], np.float32)
-        made.db.append(
+        dataset.db.append(
             {
-                "image": str(people.image_paths[row]), "center": center, "scale": shown,
-                "joints_3d": joints, "joints_3d_vis": seen, "filename": "", "imgnum": 0,
+                "image": str(people.image_paths[row]), "center": center, "scale": scale,
+                "joints_3d": joints, "joints_3d_vis": visible, "filename": "", "imgnum": 0,
             }
         )  # fmt: skip
-    return made
+    return dataset
 
 
 def one_by_one(dataset: Any, orders: Callable[[], list[Tensor]]) -> None:
-    """An epoch of batches, collated as a loader does."""
+    """Read an epoch of batches, collated as a loader does."""
     for rows in orders():
         samples = [dataset[int(row)] for row in rows]
         for part in range(3):
@@ -184,7 +182,7 @@ def from_store(
     augment: AugmentConfig,
     orders: Callable[[], list[Tensor]],
 ) -> None:
-    """An epoch of batches as stage 1 sees them, up to the network's first layer."""
+    """Read an epoch of batches as in stage 1, up to the network's first layer."""
     codec = build_codec("msra", SIZE, SIGMA)
     workers, generator = Workers(torch.device("cpu")), torch.Generator()
     for batch in training_batches(
@@ -195,14 +193,16 @@ def from_store(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of a COCO-format dataset")
     parser.add_argument("--annotations", help="file in it (default: the first *train*.json)")
     parser.add_argument("--images", help="folder in it (default: train2017, or images)")
     parser.add_argument("--skeleton", choices=sorted(SKELETONS), default="coco")
-    parser.add_argument("--people", type=int, default=512, help="of an epoch (default 512)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--form", choices=("raw", "jpeg"), default="raw")
+    parser.add_argument("--people", type=int, default=512, help="people per epoch (default 512)")
+    parser.add_argument("--rounds", type=int, default=5, help="epochs of each way (default 5)")
+    parser.add_argument(
+        "--form", choices=("raw", "jpeg"), default="raw", help="of the store (default raw)"
+    )
     parser.add_argument("--official", type=Path, help="the official HRNet's repository")
     options = parser.parse_args()
     configure_process(1)
@@ -222,7 +222,7 @@ def main() -> None:
         return list(repeated[: options.people].split(BATCH))
 
     with tempfile.TemporaryDirectory() as cache:
-        path = make_crop_store(people, StoreSpec(SIZE, Path(cache)))
+        path = make_crop_store(people, StoreSpec(SIZE, Path(cache), form=options.form))
         store = open_crop_store(path)
         classic = ClassicDataset(people, skeleton)
         ways: dict[str, Callable[[], None]] = {
@@ -242,15 +242,18 @@ def main() -> None:
             for name, way in ways.items():
                 started = time.thread_time()
                 way()
-                if turn:  # the first warms up
+                if turn:  # the first is the warm-up
                     seconds[name].append(time.thread_time() - started)
     base = statistics.median(seconds["classic, person by person"])
-    table = Table(title=f"training samples of {root.name}, {SIZE[0]}x{SIZE[1]}, one thread")
-    for heading in ("way", "samples/s", "ratio to classic"):
-        table.add_column(heading, justify="left" if heading == "way" else "right")
+    table = new_table(
+        f"training samples of {root.name}, {SIZE[0]}x{SIZE[1]}, one thread",
+        "way",
+        "samples/s",
+        "ratio to classic",
+    )
     for name, times in seconds.items():
-        took = statistics.median(times)
-        table.add_row(name, f"{options.people / took:.0f}", f"{base / took:.2f}")
+        median = statistics.median(times)
+        table.add_row(name, f"{options.people / median:.0f}", f"{base / median:.2f}")
     Console(width=100).print(table)
 
 

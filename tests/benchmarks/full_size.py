@@ -1,10 +1,10 @@
-"""What a study of COCO's size takes: ``python tests/benchmarks/full_size.py SOURCE --folder DIR``.
+"""Do data of COCO's size fit in memory? ``tests/benchmarks/full_size.py SOURCE --folder DIR``
 
-An annotation file like COCO's of training people is made by repeating the people of a small one,
-outlines and all: 118,287 images, 150,000 people with joints. Its images are links to SOURCE's
-few files, so what reading so many from a disk takes is not measured. Then each step runs in a
-process of its own, as in a study, and its memory is watched: RssAnon, what a process has of its
-own, without the files that it maps. SOURCE is a folder in COCO's layout with official names.
+An annotation file of the size of COCO's is made by repeating the people of a small one, with their
+segmentations: 118,287 images, 150,000 people with joints. Its images are links to SOURCE's few
+files, so the time to read that many from a disk is not measured. Each step runs in its own
+process, as in a study, and its memory is monitored: RssAnon, a process's private memory without
+the files that it maps. SOURCE is a folder in COCO's layout with official names.
 """
 
 from __future__ import annotations
@@ -21,43 +21,42 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
+from common import ROOT, new_parser, new_table
 
 LIMIT = 2 * 1024**3
-"""Bytes that no process may have of its own."""
+"""Most bytes of private memory for any process."""
 FULL = 150_000
-"""People with joints; what else is as large as in COCO 2017 follows in proportion."""
+"""People with joints; all other numbers of COCO 2017 are scaled in proportion."""
 IMAGES, VAL_PEOPLE = 118_287, 6_352
 POLL_S = 0.05
 STEPS = ("audit", "dataset.py", "prepare", "targets", "train")
 SPARE = 1.2
-"""What is written at most, over the stored crops."""
+"""Upper bound of all bytes written, relative to the stored crops."""
 
 
 def repeated(source: Path, split: str, people: int) -> Iterator[tuple[dict[str, Any], list]]:
-    """Images of the source with their annotations, over and over, numbered anew."""
+    """Repeat the source's images with their annotations, under new ids."""
     document = json.loads((source / f"annotations/person_keypoints_{split}2017.json").read_text())
-    of: dict[int, list[dict[str, Any]]] = {}
+    by_image: dict[int, list[dict[str, Any]]] = {}
     for annotation in document["annotations"]:
-        of.setdefault(annotation["image_id"], []).append(annotation)
-    images = [image for image in document["images"] if image["id"] in of]
-    number, found = itertools.count(1), 0
+        by_image.setdefault(annotation["image_id"], []).append(annotation)
+    images = [image for image in document["images"] if image["id"] in by_image]
+    annotation_ids, num_people = itertools.count(1), 0
     for image_id, image in enumerate(itertools.cycle(images), start=1):
         annotations = [
-            {**annotation, "id": next(number), "image_id": image_id}
-            for annotation in of[image["id"]]
+            {**annotation, "id": next(annotation_ids), "image_id": image_id}
+            for annotation in by_image[image["id"]]
         ]
         yield {**image, "id": image_id, "linked": image["file_name"]}, annotations
-        found += sum(a["num_keypoints"] > 0 and not a["iscrowd"] for a in annotations)
-        if found >= people:
+        num_people += sum(a["num_keypoints"] > 0 and not a["iscrowd"] for a in annotations)
+        if num_people >= people:
             return
 
 
 def make_split(
     source: Path, root: Path, split: str, people: int, num_images: int
 ) -> dict[str, int]:
-    """Writes the annotation file and links the images; returns the number of each thing."""
+    """Write the annotation file and link the images; return images, annotations and bytes."""
     originals, folder = root / "originals" / split, root / f"{split}2017"
     shutil.copytree(source / f"{split}2017", originals, dirs_exist_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -88,23 +87,29 @@ def make_split(
 
 
 def settings_of(root: Path, size: int) -> list[str]:
-    """A study of these people with the tiny student, without a second stage."""
+    """Return the settings of a study of these people: the tiny student, no stage 2."""
     return [
-        *("data=coco", f"data.root={root}", f"storage={root / 'studies'}"),
-        *(f"data.input_size=[{size},{size}]", "student.size=tiny", "teacher.size=tiny"),
-        *("distill.epochs=1", "refine.epochs=0", "distill.batch_size=64"),
+        "data=coco",
+        f"data.root={root}",
+        f"storage={root / 'studies'}",
+        f"data.input_size=[{size},{size}]",
+        "student.size=tiny",
+        "teacher.size=tiny",
+        "distill.epochs=1",
+        "refine.epochs=0",
+        "distill.batch_size=64",
     ]
 
 
 def run_step(step: str, root: Path, size: int) -> None:
-    """One step, in this process."""
+    """Run a step other than train in this process."""
     from study.cache.prepare import prepare_data
     from study.config.compose import compose
     from study.config.derived import resolve
 
     config = compose(settings_of(root, size))
     if step == "audit":
-        return look(root / config.data.train.annotations, root / "train2017", root / "audit")
+        return run_audit(root / config.data.train.annotations, root / "train2017", root / "audit")
     began = time.monotonic()
     data = prepare_data(
         config.data, resolve(config), lambda _: lambda *_: None, print, audit_folder=root / "audit"
@@ -115,8 +120,8 @@ def run_step(step: str, root: Path, size: int) -> None:
     (root / "data.json").write_text(json.dumps(vars(data)))
 
 
-def look(annotations: Path, images: Path, folder: Path) -> None:
-    """A study's audit, the annotation file and the images timed apart."""
+def run_audit(annotations: Path, images: Path, folder: Path) -> None:
+    """Audit the split as a study does, with separate times for annotations and images."""
     from models.skeleton import COCO
     from study.data.annotations import read_table
     from study.data.audit import audit, describe, find_notes, write_audit
@@ -132,7 +137,7 @@ def look(annotations: Path, images: Path, folder: Path) -> None:
 
 
 def write_targets(store: Path, file: Path) -> None:
-    """What a teacher would say: the truth, thrice, so that the store is as large as a real one."""
+    """Write the truth as three modes per joint, so that the store has a real one's size."""
     import torch
 
     from study.cache.crop_store import open_crop_store
@@ -152,7 +157,7 @@ def write_targets(store: Path, file: Path) -> None:
 
 
 def train(root: Path, size: int) -> None:
-    """One epoch of stage 1, as a worker trains it."""
+    """Train one epoch of stage 1, as a worker does."""
     import torch
 
     from study.cache.prepare import PreparedData
@@ -175,67 +180,66 @@ def train(root: Path, size: int) -> None:
     run_trial(trial, Workers(torch.device("cpu")), notify)
 
 
-class Used(NamedTuple):
-    """What a step took."""
+class Usage(NamedTuple):
+    """Time and memory of a step."""
 
     step: str
     seconds: float
     bytes: int
-    """Of its own, the process that had most."""
+    """Most private memory of one of its processes."""
 
 
-def watch(step: str, command: list[str]) -> Used:
-    """Runs the command, and looks at the memory of its processes until it ends."""
+def watch(step: str, command: list[str]) -> Usage:
+    """Run the command and monitor the memory of its processes until it ends."""
     began, most = time.monotonic(), 0
     with subprocess.Popen(command) as process:
         while process.poll() is None:
-            most = max([most, *map(own_memory, family(process.pid))])
+            most = max([most, *map(private_memory, process_tree(process.pid))])
             time.sleep(POLL_S)
     if process.returncode:
         sys.exit(f"{step} failed with status {process.returncode}")
-    return Used(step, time.monotonic() - began, most)
+    return Usage(step, time.monotonic() - began, most)
 
 
-def family(pid: int) -> list[int]:
-    """The process and its descendants."""
-    found = [pid]
-    for parent in found:
+def process_tree(pid: int) -> list[int]:
+    """List the process and its descendants."""
+    pids = [pid]
+    for parent in pids:
         try:
             for task in Path(f"/proc/{parent}/task").iterdir():
-                found += map(int, (task / "children").read_text().split())
+                pids += map(int, (task / "children").read_text().split())
         except OSError:  # it has ended
             continue
-    return found
+    return pids
 
 
-def own_memory(pid: int) -> int:
-    """RssAnon in bytes; 0 of a process that has ended."""
+def private_memory(pid: int) -> int:
+    """Return RssAnon in bytes, 0 if the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return 0
-    found = [line for line in lines if line.startswith("RssAnon:")]
-    return int(found[0].split()[1]) * 1024 if found else 0
+    sizes = [line.split()[1] for line in lines if line.startswith("RssAnon:")]
+    return int(sizes[0]) * 1024 if sizes else 0
 
 
 def check_disk(root: Path, people: int, size: int) -> None:
-    """Says how much will be written; stops where there is less room."""
+    """Print how much will be written; exit if the disk has less space."""
     needed = people * (2000 + (1.5 * size) ** 2 * 3 * SPARE) + 1e8
     free = shutil.disk_usage(root).free
     print(f"{needed / 1e9:.1f} GB will be written to {root}, {free / 1e9:.1f} GB are free")
     if needed > 0.9 * free:
-        sys.exit("that is too little room; lower --people or --size, or change --folder")
+        sys.exit(
+            "the disk must have more free space; lower --people or --size, or change --folder"
+        )
 
 
-def show(used: list[Used], root: Path) -> None:
+def show(used: list[Usage], root: Path) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(title="a step in a process of its own")
-    for heading in ("step", "seconds", "most RssAnon, MB"):
-        table.add_column(heading, justify="left" if heading == "step" else "right")
-    for one in used:
-        table.add_row(one.step, f"{one.seconds:.1f}", f"{one.bytes / 1e6:.0f}")
+    table = new_table("each step in its own process", "step", "seconds", "most RssAnon, MB")
+    for usage in used:
+        table.add_row(usage.step, f"{usage.seconds:.1f}", f"{usage.bytes / 1e6:.0f}")
     console = Console(width=100)
     console.print(table)
     stores = sorted((root / "studies/cache").glob("crops-*"))
@@ -245,11 +249,17 @@ def show(used: list[Used], root: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time, memory and disk of a study of COCO's size")
+    parser = new_parser(__doc__)
     parser.add_argument("source", type=Path, help="a small data set in COCO's layout")
-    parser.add_argument("--folder", type=Path, required=True, help="where all is written")
-    parser.add_argument("--people", type=int, default=FULL, help=f"with joints (default {FULL})")
-    parser.add_argument("--size", type=int, default=64, help="of the square crop (default 64)")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="folder for all that is written"
+    )
+    parser.add_argument(
+        "--people", type=int, default=FULL, help=f"people with joints (default {FULL})"
+    )
+    parser.add_argument(
+        "--size", type=int, default=64, help="side of the crops in pixels (default 64)"
+    )
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS, help="default: all")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -267,16 +277,33 @@ def main() -> None:
     ):
         made = make_split(options.source, root, split, people, images)
         print(split, *(f"{number:,} {what}" for what, number in made.items()), flush=True)
-    own = [sys.executable, __file__, str(options.source), "--folder", str(root)]
-    own += ["--size", str(options.size), "--step"]
-    survey = [sys.executable, str(ROOT / "study/dataset.py"), str(root)]
-    survey += ["--out", str(root / "survey")]
+    this_script = [
+        sys.executable,
+        __file__,
+        str(options.source),
+        "--folder",
+        str(root),
+        "--size",
+        str(options.size),
+        "--step",
+    ]
+    survey = [
+        sys.executable,
+        str(ROOT / "study/dataset.py"),
+        str(root),
+        "--out",
+        str(root / "survey"),
+    ]
     used = [
-        watch(step, survey if step == "dataset.py" else [*own, step]) for step in options.steps
+        watch(step, survey if step == "dataset.py" else [*this_script, step])
+        for step in options.steps
     ]
     show(used, root)
-    if worst := [one.step for one in used if one.bytes > LIMIT]:
-        sys.exit(f"no process may have more than {LIMIT / 1e9:.1f} GB of its own: {worst}")
+    if too_large := [usage.step for usage in used if usage.bytes > LIMIT]:
+        sys.exit(
+            f"no process may have more than {LIMIT / 1e9:.1f} GB of private memory, got more in "
+            f"{', '.join(too_large)}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,26 +1,20 @@
-"""Reading features at joints, in ratios: ``python tests/benchmarks/igp_gcn.py --size teacher``.
+"""Are gathers the fastest way to sample features? ``python tests/benchmarks/igp_gcn.py``
 
-By four gathers, by grid_sample, and by gathers joint for joint, each checked against the others,
-in one process on one thread. What is compared is run in turn, and the median of all rounds counts.
-What the refiner costs beside its student: models.py.
+Compares four gathers, grid_sample, and gathers for one joint after another, in one process on one
+thread; all must agree. They take turns, and the median over rounds counts. For the refiner's cost
+relative to its student see models.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
 
 import torch
 import torch.nn.functional as F
+from common import new_parser, new_table
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from models.build import MODELS, build_model
@@ -52,55 +46,62 @@ SAMPLERS: list[Sampler] = [by_gathers, by_grid_sample, by_joint]
 
 
 def medians(calls: list[Callable[[], object]], rounds: int) -> list[float]:
-    """Seconds of each call, the calls taking turns."""
+    """Return the median seconds of each call; the calls take turns."""
     seconds: list[list[float]] = [[] for _ in calls]
     for number in range(rounds + 1):
-        for call, own in zip(calls, seconds, strict=True):
+        for call, times in zip(calls, seconds, strict=True):
             start = time.perf_counter()
             call()
-            if number:  # the first round warms up
-                own.append(time.perf_counter() - start)
-    return [statistics.median(own) for own in seconds]
+            if number:  # the first round is the warm-up
+                times.append(time.perf_counter() - start)
+    return [statistics.median(times) for times in seconds]
 
 
-def reading_times(
+def sampling_times(
     features: Tensor, keypoints: Tensor, rounds: int
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each sampler: reading alone, and with the gradient of the features."""
+    """Return each sampler's seconds: forward only, and with the gradient of the features."""
     leaf = features.clone().requires_grad_()
 
-    def alone(read: Sampler) -> Callable[[], object]:
+    def forward(sample: Sampler) -> Callable[[], object]:
         def call() -> None:
             with torch.inference_mode():
-                read(features, keypoints)
+                sample(features, keypoints)
 
         return call
 
-    def with_gradient(read: Sampler) -> Callable[[], object]:
+    def with_gradient(sample: Sampler) -> Callable[[], object]:
         def call() -> None:
             leaf.grad = None
-            read(leaf, keypoints).sum().backward()
+            sample(leaf, keypoints).sum().backward()
 
         return call
 
     return (
-        medians([alone(read) for read in SAMPLERS], 10 * rounds),
-        medians([with_gradient(read) for read in SAMPLERS], rounds),
+        medians([forward(sample) for sample in SAMPLERS], 10 * rounds),
+        medians([with_gradient(sample) for sample in SAMPLERS], rounds),
     )
 
 
 def show_sampling(pyramid: tuple[Tensor, ...], keypoints: Tensor, rounds: int) -> None:
-    """Prints how many times as long as four gathers the others take."""
-    table = Table(title=f"reading {keypoints.shape[1]} joints of {len(keypoints)} people")
-    headings = ("stride", "channels", "gathers", "grid_sample", "per-joint loop")
-    for heading in (*headings, "grid_sample, gradient", "loop, gradient"):
-        table.add_column(heading, justify="right")
+    """Print the times of all samplers relative to four gathers."""
+    table = new_table(
+        f"sampling at {keypoints.shape[1]} joints of {len(keypoints)} people",
+        "stride",
+        "channels",
+        "gathers",
+        "grid_sample",
+        "per-joint loop",
+        "grid_sample, gradient",
+        "loop, gradient",
+        num_left=0,
+    )
     for features in pyramid:
-        found = [read(features.double(), keypoints.double()) for read in SAMPLERS]
-        for other in found[1:]:
-            torch.testing.assert_close(other, found[0], atol=1e-6, rtol=0)
-        alone, with_gradient = reading_times(features, keypoints, rounds)
-        ratios = [time / alone[0] for time in alone]
+        sampled = [sample(features.double(), keypoints.double()) for sample in SAMPLERS]
+        for other in sampled[1:]:
+            torch.testing.assert_close(other, sampled[0], atol=1e-6, rtol=0)
+        forward, with_gradient = sampling_times(features, keypoints, rounds)
+        ratios = [time / forward[0] for time in forward]
         ratios += [time / with_gradient[0] for time in with_gradient[1:]]
         table.add_row(
             str(CROP[0] // features.shape[2]),
@@ -111,11 +112,18 @@ def show_sampling(pyramid: tuple[Tensor, ...], keypoints: Tensor, rounds: int) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare ways to read features at joints.")
-    parser.add_argument("--model", choices=sorted(MODELS), default="mobile_net")
-    parser.add_argument("--size", choices=sorted(SIZES), default="teacher")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser = new_parser(__doc__)
+    parser.add_argument(
+        "--model", choices=sorted(MODELS), default="mobile_net", help="default mobile_net"
+    )
+    parser.add_argument("--size", choices=sorted(SIZES), default="teacher", help="default teacher")
+    parser.add_argument("--batch", type=int, default=32, help="people at a time (default 32)")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=7,
+        help="with gradient; ten times as many without (default 7)",
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)

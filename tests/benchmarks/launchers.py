@@ -1,14 +1,13 @@
-"""What a launcher adds to a trial: ``python tests/benchmarks/launchers.py``, some minutes.
+"""Does a launcher slow trials down? ``python tests/benchmarks/launchers.py``, a few minutes
 
-The same trials are trained four times, one after another: by a study under each launcher, by bare
-Tune, whose trainable is nothing but ``run_trial``, and by ``run_trial`` as a plain function in
-this process, without Ray. That all end with the same AP is checked, so that it is the same
-training whose times are compared; what a trial takes beyond the plain function is its overhead.
+The same trials are trained four times, one after another: by a study under each launcher, by Tune
+with ``run_trial`` as trainable, and by plain calls of ``run_trial`` in this process, without Ray.
+All must reach the same AP, so that the times are those of the same training. A trial's overhead is
+its time beyond the plain call's.
 """
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import itertools
 import statistics
@@ -18,16 +17,13 @@ import time
 from pathlib import Path
 from unittest import mock
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
-
 import torch
+from common import new_parser, new_table, prepare_quietly
 from ray import tune
 from rich.console import Console
-from rich.table import Table
 
 from study import driver
-from study.cache.prepare import PreparedData, prepare_data
+from study.cache.prepare import PreparedData
 from study.config.compose import compose
 from study.config.derived import resolve
 from study.config.schema import StudyConfig
@@ -54,25 +50,31 @@ SETTINGS = (
     "search.concurrent=1",
     "display=none",
 )
-
 LAUNCHERS = ("inline", "train")
 
 
 def settings_of(storage: Path, launcher: str, trials: int) -> StudyConfig:
-    own = (f"storage={storage}", f"name={launcher}", f"trial.launcher={launcher}")
-    return compose([*SETTINGS, *own, f"search.trials={trials}"])
+    return compose(
+        [
+            *SETTINGS,
+            f"storage={storage}",
+            f"name={launcher}",
+            f"trial.launcher={launcher}",
+            f"search.trials={trials}",
+        ]
+    )
 
 
 def run_launched(config: StudyConfig) -> tuple[list[float], list[float]]:
-    """Seconds of each trial, from the end of the one before, and the APs that they got."""
+    """Return each trial's seconds, from the end of the one before, and its AP."""
     started = []
     run_trials = tune_adapter.run_trials
 
-    def note_and_run(*arguments: object) -> None:
+    def record_start(*arguments: object) -> None:
         started.append(datetime.datetime.now())
         run_trials(*arguments)  # type: ignore[arg-type]
 
-    with mock.patch("study.driver.run_trials", note_and_run):
+    with mock.patch("study.driver.run_trials", record_start):
         folder = driver.run_study(config)
     trials = open_study(folder, config.name).get_trials()
     ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
@@ -83,7 +85,7 @@ def run_launched(config: StudyConfig) -> tuple[list[float], list[float]]:
 def run_plain(
     config: StudyConfig, data: PreparedData, folder: Path, rows: list[Row]
 ) -> tuple[list[float], list[float]]:
-    """The same of these trials as plain calls."""
+    """Return the same for these trials as plain calls."""
     torch.set_num_threads(max(1, int(config.trial.cpus)))
     seconds, aps = [], []
     targets = teacher_folder(teacher_spec(config, resolve(config)), data) / TARGETS
@@ -95,9 +97,9 @@ def run_plain(
             return False
 
         number = int(row["trial"])
-        own = folder / str(number)
         changed = trial_config(config, row)
-        trial = Trial(number, changed, resolve(changed), data, own, targets)
+        out = folder / str(number)
+        trial = Trial(number, changed, resolve(changed), data, out, targets)
         start = time.perf_counter()
         run_trial(trial, Workers(torch.device("cpu")), report)
         seconds.append(time.perf_counter() - start)
@@ -108,7 +110,7 @@ def run_plain(
 def run_bare(
     config: StudyConfig, data: PreparedData, folder: Path, rows: list[Row]
 ) -> tuple[list[float], list[float]]:
-    """The same of these trials as bare Tune runs them: a process each, no owner, no search."""
+    """Return the same for these trials under Tune alone: a process each, no owner, no search."""
 
     def trainable(values: dict[str, int]) -> None:
         (_,), (ap,) = run_plain(config, data, folder, [rows[values["row"]]])
@@ -129,31 +131,38 @@ def run_bare(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time a trial under each launcher.")
+    parser = new_parser(__doc__)
     parser.add_argument("--trials", type=int, default=4, help="at least 3 (default 4)")
     trials = max(3, parser.parse_args().trials)
     with tempfile.TemporaryDirectory() as temporary:
         storage = Path(temporary)
         configs = {name: settings_of(storage, name, trials) for name in LAUNCHERS}
-        changed = configs["inline"]
-        data = prepare_data(
-            changed.data, resolve(changed), lambda _: lambda *_: None, lambda _: None
-        )
+        inline = configs["inline"]
+        data = prepare_quietly(inline, resolve(inline), lambda _: None)
         runs = {name: run_launched(config) for name, config in configs.items()}
         rows = read_trials(storage / "inline").to_pylist()
         plain = run_plain(configs["inline"], data, storage / "plain", rows)
         runs["bare Tune"] = run_bare(configs["inline"], data, storage / "bare", rows)
     for name, (_, aps) in runs.items():
         if aps != plain[1]:
-            sys.exit(f"{name} did not train what the plain calls did: {aps} against {plain[1]}")
+            sys.exit(
+                f"all ways must reach the same AP, got {aps} with {name} and {plain[1]} by plain "
+                "calls"
+            )
     show(plain[0], {name: seconds for name, (seconds, _) in runs.items()})
 
 
 def show(plain: list[float], launched: dict[str, list[float]]) -> None:
-    """Prints the first trial, which starts processes, and the mean of the others."""
-    table = Table(title=f"seconds per trial, {len(plain)} trials, one at a time, one CPU each")
-    for heading in ("", "first", "further", "overhead, first", "overhead, further", "ratio"):
-        table.add_column(heading, justify="right" if heading else "left")
+    """Print the first trial, which starts processes, and the mean of the others."""
+    table = new_table(
+        f"seconds per trial, {len(plain)} trials, one at a time, one CPU each",
+        "",
+        "first",
+        "further",
+        "overhead, first",
+        "overhead, further",
+        "ratio",
+    )
     rest = statistics.mean(plain[1:])
     table.add_row("plain function", f"{plain[0]:.1f}", f"{rest:.1f}", "-", "-", "1.00")
     for name, seconds in launched.items():

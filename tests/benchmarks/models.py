@@ -1,32 +1,26 @@
-"""What every model costs: ``python tests/benchmarks/models.py``, a quarter of an hour.
+"""Do the light students save time? ``python tests/benchmarks/models.py``, a quarter of an hour
 
-One CPU thread, crops of 256x192, one at a time and 32 together; batch norms are folded, as every
-inference runtime does. All networks are timed in turn, round after round, by the thread's own
-time, to which waiting for a core doesn't count, and a ratio is the median over the rounds of the
-time over SimpleBaseline-R50's in the same round. The second table sets IGP-GCN beside the light
-students, decoding left out. With ``--shapes`` other shapes of the light students, widened until
-they have as many parameters, are set beside MoveNet's ``lightning``: that is how their sizes were
-chosen.
+Parameters, multiply-adds and time of all models, on one CPU thread and crops of 256x192, singly
+and in batches of 32. Batch norms are folded, as in every inference runtime. In each round the
+networks take turns; times are CPU time of the thread, and a ratio is the median over rounds of the
+time relative to SimpleBaseline-R50's in the same round. The second table has IGP-GCN's time
+relative to each light student's, without decoding. ``--shapes`` compares other shapes of the light
+students, scaled to equal numbers of parameters, with MoveNet's ``lightning``; their sizes were
+chosen by it.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import itertools
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
 
 import torch
+from common import new_parser, new_table
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -48,7 +42,7 @@ Call = Callable[[], object]
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What is left when the width is taken out: proportions, depth, expansion."""
+    """A network's shape apart from its width: proportions, depth, expansion."""
 
     channels: tuple[int, ...]
     repeats: tuple[int, ...]
@@ -69,14 +63,14 @@ SHAPES = {
 
 
 def widened(shape: Shape, budget: str) -> MobileNetSize:
-    """The shape at that width, in multiples of 8, whose parameters come nearest to the budget."""
+    """Scale the shape, in multiples of 8 channels, to the budget of parameters."""
 
     def at(percent: int) -> MobileNetSize:
         def scaled(channels: int) -> int:
             return max(8, round(channels * percent / 800) * 8)
 
         return dataclasses.replace(
-            SIZES[budget],  # its pyramid and its head
+            SIZES[budget],  # for its pyramid and head
             stem=scaled(32),
             channels=tuple(scaled(channels) for channels in shape.channels),
             repeats=shape.repeats,
@@ -96,29 +90,29 @@ def num_parameters(network: nn.Module) -> int:
 
 
 def multiply_adds(call: Call) -> int:
-    """Of what the call computes: convolutions and matrix products."""
+    """Count the multiply-adds of a call's convolutions and matrix products."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         call()
     return counter.get_total_flops() // 2
 
 
 def network_costs(build: Callable[[], PoseNetwork]) -> tuple[int, int]:
-    """Parameters, and multiply-adds of one crop; nothing is computed."""
+    """Return parameters, and multiply-adds per crop, without running the network."""
     with torch.device("meta"):
         network = build().eval()
         return num_parameters(network), multiply_adds(lambda: network(torch.zeros(1, 3, *CROP)))
 
 
-def answering(network: PoseNetwork, batch: int) -> Call:
-    """The network at work on so many crops, as it would be shipped."""
+def inference(network: PoseNetwork, batch: int) -> Call:
+    """Return a call of the network on a batch of crops, folded as in deployment."""
     fold_batch_norms(network.eval())
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     crops = torch.randn(batch, 3, *CROP).contiguous(memory_format=torch.channels_last)
     return lambda: network(crops)
 
 
-def refining(channels: Sequence[int], candidates: int, batch: int) -> tuple[IgpGcn, Call]:
-    """IGP-GCN of the study's settings, and it at work on so many people."""
+def refinement(channels: Sequence[int], candidates: int, batch: int) -> tuple[IgpGcn, Call]:
+    """Return IGP-GCN with the study's settings, and a call of it on a batch of people."""
     refiner = IgpGcn(COCO, channels, candidates=candidates).eval()
     pyramid = tuple(
         torch.randn(batch, count, CROP[0] // stride, CROP[1] // stride).contiguous(
@@ -138,7 +132,7 @@ def refining(channels: Sequence[int], candidates: int, batch: int) -> tuple[IgpG
 
 
 def ratios(calls: dict[str, Call], over: dict[str, str], rounds: int) -> dict[str, float]:
-    """Each call's time over that of the one named in ``over``, the median over the rounds."""
+    """Return each call's time relative to that of call ``over[name]``, the median over rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     with torch.inference_mode():
         for number in range(rounds + 1):
@@ -148,27 +142,28 @@ def ratios(calls: dict[str, Call], over: dict[str, str], rounds: int) -> dict[st
                 if number:
                     seconds[name].append(time.thread_time() - start)
                 elif "IGP-GCN" not in name:
-                    print(f"  {name} is warm", flush=True)
+                    print(f"  warmed up {name}", flush=True)
             print(f"  round {number}/{rounds} done" if number else "  timing", flush=True)
     return {
-        name: statistics.median(a / b for a, b in zip(own, seconds[over[name]], strict=True))
-        for name, own in seconds.items()
+        name: statistics.median(a / b for a, b in zip(times, seconds[over[name]], strict=True))
+        for name, times in seconds.items()
     }
 
 
 def measure(
     builds: dict[str, Callable[[], PoseNetwork]], refined: Sequence[str], batch: int, rounds: int
 ) -> dict[str, float]:
-    """Times of the networks over the first one's, those of refiners over their student's."""
+    """Return times of networks relative to the first one's, of refiners to their student's."""
     print(f"batch {batch}", flush=True)
     calls: dict[str, Call] = {}
     over = dict.fromkeys(builds, next(iter(builds)))
     for name, build in builds.items():
         network = build()
-        calls[name] = answering(network, batch)
+        calls[name] = inference(network, batch)
         for candidates in CANDIDATES if name in refined else ():
             key = refiner_name(name, candidates)
-            calls[key], over[key] = refining(network.pyramid_channels, candidates, batch)[1], name
+            _, calls[key] = refinement(network.pyramid_channels, candidates, batch)
+            over[key] = name
     return ratios(calls, over, rounds)
 
 
@@ -176,7 +171,7 @@ def refiner_name(student: str, candidates: int) -> str:
     return f"{student}, IGP-GCN of {candidates}"
 
 
-def shown(count: int) -> str:
+def with_unit(count: int) -> str:
     unit, letter = next(pair for pair in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if count >= pair[0])
     return f"{count / unit:.3g} {letter}"
 
@@ -186,43 +181,52 @@ def show(
     refined: Sequence[str],
     found: dict[int, dict[str, float]],
 ) -> None:
-    """Prints a row a network, then a row a refiner."""
+    """Print a table of networks, then one of refiners."""
     baseline, console = next(iter(builds)), Console(width=110)
-    table = Table(title=f"time over {baseline}'s, {CROP[0]}x{CROP[1]}, one CPU thread")
-    for heading in ("", "parameters", "multiply-adds", *(f"batch {batch}" for batch in found)):
-        table.add_column(heading, justify="right" if heading else "left")
+    batches = [f"batch {batch}" for batch in found]
+    table = new_table(
+        f"time relative to {baseline}, {CROP[0]}x{CROP[1]}, one CPU thread",
+        "",
+        "parameters",
+        "multiply-adds",
+        *batches,
+    )
     for name, build in builds.items():
-        costs = map(shown, network_costs(build))
+        costs = map(with_unit, network_costs(build))
         table.add_row(name, *costs, *(f"{times[name]:.3f}" for times in found.values()))
     console.print(table)
     if not refined:
         return
-    table = Table(title="IGP-GCN, and its share of its student's time")
-    headings = ("student", "candidates", "parameters", "multiply-adds")
-    for heading in (*headings, *(f"batch {batch}" for batch in found)):
-        table.add_column(heading, justify="left" if heading == "student" else "right")
+    table = new_table(
+        "IGP-GCN, and its time relative to its student's",
+        "student",
+        "candidates",
+        "parameters",
+        "multiply-adds",
+        *batches,
+    )
     for name, candidates in itertools.product(refined, CANDIDATES):
         with torch.device("meta"):
             channels = builds[name]().pyramid_channels
-        refiner, call = refining(channels, candidates, 1)
-        costs = map(shown, (num_parameters(refiner), multiply_adds(call)))
+        refiner, call = refinement(channels, candidates, 1)
+        costs = map(with_unit, (num_parameters(refiner), multiply_adds(call)))
         shares = (times[refiner_name(name, candidates)] for times in found.values())
         table.add_row(name, str(candidates), *costs, *(f"{100 * share:.1f} %" for share in shares))
     console.print(table)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What models cost, beside one another.")
+    parser = new_parser(__doc__)
     parser.add_argument(
-        "--batch", type=int, nargs="+", default=[1, 32], help="crops at a time (default: 1 32)"
+        "--batch", type=int, nargs="+", default=[1, 32], help="crops at a time (default 1 32)"
     )
     parser.add_argument(
         "--rounds",
         type=int,
         default=30,
-        help="at batch 1; at larger ones a tenth (default: 30)",
+        help="at batch 1; a tenth of them at larger batches (default 30)",
     )
-    parser.add_argument("--shapes", action="store_true", help="shapes of students of equal size")
+    parser.add_argument("--shapes", action="store_true", help="compare other shapes of students")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -1,81 +1,72 @@
-"""Whether a setting costs AP: ``paired.py trial.precision fp32 bf16 --storage DIR --out FILE``.
+"""Does a setting cost AP? ``paired.py trial.precision fp32 bf16 --storage DIR --out FILE``
 
 The default student of the built-in study is trained, stage 1 and stage 2 by plain calls, from
-several seeds, each time with either value of the setting, from the same weights on the same
-batches, taught by the study's one teacher. What is compared is the AP of a trial's best epoch by
-its objective, on all people held out: the mean of that on the search slice and that on val, by
-their numbers of people, for fewer people would be noise. Every result is kept in a JSON at once;
-the same command goes on where it was.
+several seeds and with both values of the setting: from the same weights, on the same batches, with
+the same teacher. Compared is the AP of the trial's best epoch on all held-out people: the mean of
+search slice and val, weighted by their numbers of people, since fewer people would be too noisy.
+Every result is saved to a JSON file at once; the same command resumes.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
-
 import torch
+from common import new_parser, new_table, prepare_quietly, print_row, trained_teacher
 from rich.console import Console
-from rich.table import Table
 from scipy import stats
 
 from study.cache.crop_store import open_crop_store
-from study.cache.prepare import PreparedData, prepare_data
+from study.cache.prepare import PreparedData
 from study.config.compose import compose, with_values
 from study.config.derived import resolve
 from study.config.schema import StudyConfig
-from study.storage.checkpoint import Checkpoints, Row, best_row
+from study.storage.checkpoint import Checkpoints, best_row
+from study.storage.files import write_atomic
 from study.storage.paths import TARGETS, trial_folder
-from study.teachers.make import is_ready, make_teacher, teacher_folder
 from study.training.evaluation import evaluate
 from study.training.networks import load_estimator
-from study.trial import Trial, run_trial, teacher_spec
+from study.trial import Trial, run_trial
 from study.workers import Workers, configure_process
 
 WORST = -1.0
-"""Points of AP that the bound must lie above."""
+"""Points of AP that the lower bound of the difference must exceed."""
 Results = dict[str, dict[str, float]]
-"""By ``seed/value``: ap, and the seconds of training."""
-
-
-def notify(row: Row) -> bool:
-    print(f"  {row['stage']} epoch {row['epoch']}: AP {100 * row['val_ap']:.1f}", flush=True)
-    return False
+"""``ap``, and the ``seconds`` of training, by ``seed/value``."""
 
 
 def train(
     folder: Path,
     seed: int,
-    own: StudyConfig,
+    config: StudyConfig,
     targets: Path,
     data: PreparedData,
     workers: Workers,
 ) -> dict[str, float]:
-    """AP and seconds of a trial, which goes on from its last checkpoint if it has one."""
-    run_trial(Trial(seed, own, resolve(own), data, folder, targets), workers, notify)
+    """Train a trial, from its last checkpoint if there is one, and return AP and seconds."""
+    resolved = resolve(config)
+    run_trial(Trial(seed, config, resolved, data, folder, targets), workers, print_row)
     last = Checkpoints(folder).last()
     assert last is not None
     best = best_row(last.rows)
     estimator = load_estimator(
         Checkpoints(folder).at(int(best["epoch"])),
-        own.student,
-        own.distill,
-        own.refine,
-        own.trial,
-        resolve(own),
+        config.student,
+        config.distill,
+        config.refine,
+        config.trial,
+        resolved,
     )
     on_val = evaluate(
         estimator,
         open_crop_store(Path(data.val)),
         Path(data.val_truth),
-        resolve(own).skeleton,
-        resolve(own).evaluation,
+        resolved.skeleton,
+        resolved.evaluation,
         workers,
     )["ap"]
     _, search, val = data.num_people
@@ -84,36 +75,36 @@ def train(
 
 
 def run(config: StudyConfig, setting: str, values: list[str], seeds: int, out: Path) -> Results:
-    """The results of these seeds, those that ``out`` has not told yet trained and added to it."""
+    """Return the results of all seeds; train those that ``out`` lacks and add them to it."""
     results: Results = json.loads(out.read_text()) if out.exists() else {}
     trials = out.with_suffix("")
     configure_process(config.trial.cpus)
     workers = Workers(torch.device("cpu"))
     resolved = resolve(config)
-    spec = teacher_spec(config, resolved)
-    data = prepare_data(config.data, resolved, lambda _: lambda *_: None, print)
-    if not is_ready(teacher_folder(spec, data)):
-        make_teacher(spec, config.student, data, workers, notify)
-    targets = teacher_folder(spec, data) / TARGETS
+    data = prepare_quietly(config, resolved)
+    targets = trained_teacher(config, resolved, data, workers, print_row) / TARGETS
     for seed in range(seeds):
         for value in values:
             key = f"{seed}/{value}"
             if key not in results:
                 print(f"{time.strftime('%H:%M:%S')} seed {seed}, {setting}={value}", flush=True)
-                own = with_values(config, {setting: value})
+                changed = with_values(config, {setting: value})
                 folder = trial_folder(trials / value, seed)
-                results[key] = train(folder, seed, own, targets, data, workers)
-                aside = out.with_name(f".{out.name}")
-                aside.write_text(json.dumps(results, indent=1))
-                aside.replace(out)
+                results[key] = train(folder, seed, changed, targets, data, workers)
+                write_atomic(out, json.dumps(results, indent=1))
     return results
 
 
 def show(results: Results, setting: str, values: list[str], seeds: int) -> bool:
-    """Prints all pairs and their mean difference; returns whether its bound is above WORST."""
-    table = Table(title=f"AP on held-out people (x100) by {setting}")
-    for heading in ("seed", *values, "difference", f"wall seconds, {values[1]} / {values[0]}"):
-        table.add_column(heading, justify="right")
+    """Print all pairs and the mean difference; return whether its lower bound exceeds WORST."""
+    table = new_table(
+        f"AP on held-out people (x100) by {setting}",
+        "seed",
+        *values,
+        "difference",
+        f"wall seconds, {values[1]} / {values[0]}",
+        num_left=0,
+    )
     differences = []
     for seed in range(seeds):
         first, second = (results[f"{seed}/{value}"] for value in values)
@@ -121,7 +112,7 @@ def show(results: Results, setting: str, values: list[str], seeds: int) -> bool:
         differences.append(difference)
         table.add_row(
             str(seed),
-            *(f"{100 * one['ap']:.2f}" for one in (first, second)),
+            *(f"{100 * result['ap']:.2f}" for result in (first, second)),
             f"{difference:+.2f}",
             f"{second['seconds'] / first['seconds']:.2f}",
         )
@@ -138,12 +129,14 @@ def show(results: Results, setting: str, values: list[str], seeds: int) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What a setting does to AP, over paired seeds.")
+    parser = new_parser(__doc__)
     parser.add_argument("setting", help="config path, such as trial.precision or teacher.mode")
-    parser.add_argument("values", nargs=2, help="what is compared: the control, and the other")
-    parser.add_argument("--storage", type=Path, required=True, help="of the data and the teacher")
+    parser.add_argument("values", nargs=2, help="its values: the control, and the other")
     parser.add_argument(
-        "--out", type=Path, required=True, help="JSON file of the results; trials beside it"
+        "--storage", type=Path, required=True, help="folder of the data and the teacher"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="JSON file of the results; trials go beside it"
     )
     parser.add_argument("--seeds", type=int, default=5, help="at least 2 (default 5)")
     parser.add_argument(
@@ -152,7 +145,7 @@ def main() -> None:
         nargs="*",
         default=[],
         metavar="KEY=VALUE",
-        help="further settings of the study; others need another --out",
+        help="further settings of the study; with others use another --out",
     )
     options = parser.parse_args()
     seeds = max(2, options.seeds)
@@ -161,8 +154,8 @@ def main() -> None:
     results = run(config, setting, values, seeds, options.out)
     if not show(results, setting, values, seeds):
         sys.exit(
-            f"the bound must be above {WORST:g} points: {setting}={values[1]} costs AP, or "
-            "--seeds are too few"
+            f"the lower bound must be above {WORST:g} points: either {setting}={values[1]} costs "
+            "AP, or there are too few --seeds"
         )
 
 

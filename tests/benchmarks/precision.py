@@ -1,28 +1,21 @@
-"""What bf16, memory format and compiling do to speed: ``python tests/benchmarks/precision.py``.
+"""Are bf16, channels-last and compiling faster? ``python tests/benchmarks/precision.py``
 
-Images/s of stage 1's training step (without a teacher) and of inference, as ratios against fp32 in
-channels-last uncompiled. All variants take turns, so that what else the machine does hits all of
-them alike; a variant's figure is the median of its turns. On a CPU it is seconds of one thread
-that are counted, without those in which others had the core. Compiling needs a C++ compiler. Only
-training is compiled by a study; inference is here for comparison.
+Images/s of stage 1's training step (without a teacher) and of inference, relative to uncompiled
+fp32 in channels-last. All variants take turns, so that other work on the machine affects them
+equally; the result is the median over turns. On a CPU, times are CPU time of one thread. Compiling
+needs a C++ compiler. A study compiles only the training; compiled inference is for comparison.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
 
 import torch
+from common import new_parser, new_table
 from rich.console import Console
-from rich.table import Table
 
 from models.pose_features import computes_in_bf16
 from study.config.compose import compose, with_values
@@ -40,12 +33,12 @@ SIZES = ("tiny", "teacher")
 INPUTS = ((96, 64), (256, 192))
 WORK = ("training", "inference")
 PEOPLE = {(96, 64): 32, (256, 192): 16}
-"""Of a batch."""
+"""Batch size by the size of crops."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """How a network computes."""
+    """A combination of precision, memory format and compilation."""
 
     precision: str
     channels_last: str
@@ -71,9 +64,9 @@ Step = Callable[[], object]
 
 
 def build(config: StudyConfig, variant: Variant, device: torch.device) -> DistillTask:
-    """A network that learns from ground truth alone."""
-    own = {"trial.precision": variant.precision, "trial.channels_last": variant.channels_last}
-    changed = with_values(config, own)
+    """Build a network and its training from ground truth only."""
+    values = {"trial.precision": variant.precision, "trial.channels_last": variant.channels_last}
+    changed = with_values(config, values)
     return build_task(teacher_spec(changed, resolve(changed))).to(device)
 
 
@@ -93,27 +86,30 @@ def training_step(task: DistillTask, batch: Batch, workers: Workers) -> Step:
 def inference_step(
     task: DistillTask, batch: Batch, variant: Variant, *, is_compiled: bool
 ) -> Step:
-    """As an estimator does it; a compiled network is called as such, which ``look`` would not."""
+    """Return a call as in an estimator; a compiled network is called directly.
+
+    ``predict`` would run it uncompiled, since it is in eval mode.
+    """
     estimator = task.eval().estimator()
     network, codec = task.student, task.codec
-    is_rounded = computes_in_bf16(variant.precision, batch.crops.device)
+    is_bf16 = computes_in_bf16(variant.precision, batch.crops.device)
 
     def step() -> None:
         with torch.inference_mode():
             if not is_compiled:
                 estimator(batch.crops)
                 return
-            seen = network.pixels.normalize(batch.crops)
-            seen = seen.contiguous(memory_format=network.memory_format)
-            with torch.autocast(batch.crops.device.type, torch.bfloat16, enabled=is_rounded):
-                answer = network(seen)
-            codec.decode(answer.heatmaps)
+            inputs = network.pixels.normalize(batch.crops)
+            inputs = inputs.contiguous(memory_format=network.memory_format)
+            with torch.autocast(batch.crops.device.type, torch.bfloat16, enabled=is_bf16):
+                features = network(inputs)
+            codec.decode(features.heatmaps)
 
     return step
 
 
-def made_up_batch(config: StudyConfig, device: torch.device) -> Batch:
-    """Noise with all joints labeled."""
+def random_batch(config: StudyConfig, device: torch.device) -> Batch:
+    """Return noise with all joints labeled."""
     height, width = config.data.input_size
     count = PEOPLE[height, width]
     torch.manual_seed(0)
@@ -133,8 +129,8 @@ def made_up_batch(config: StudyConfig, device: torch.device) -> Batch:
 def time_all(
     work: str, config: StudyConfig, device: torch.device, variants: list[Variant], turns: int
 ) -> tuple[dict[Variant, float], dict[Variant, float]]:
-    """Seconds of a step of each variant, and of its first, which compiles."""
-    batch = made_up_batch(config, device)
+    """Return the seconds of a step of each variant, and of its first, which compiles."""
+    batch = random_batch(config, device)
     steps: dict[Variant, Step] = {}
     first: dict[Variant, float] = {}
     for variant in variants:
@@ -169,25 +165,31 @@ def seconds_of(step: Step, device: torch.device) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare bf16, memory formats, torch.compile.")
+    parser = new_parser(__doc__)
     parser.add_argument("--turns", type=int, default=15, help="of each variant (default 15)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--work", nargs="+", choices=WORK, default=WORK)
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
-    parser.add_argument("--no-compile", action="store_true", help="leave compiled variants out")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--work", nargs="+", choices=WORK, default=WORK, help="default: both")
+    parser.add_argument(
+        "--sizes", nargs="+", choices=SIZES, default=SIZES, help="of mobile_net (default: both)"
+    )
+    parser.add_argument("--no-compile", action="store_true", help="leave out compiled variants")
     options = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(options.device)
-    variants = [one for one in VARIANTS if not (options.no_compile and one.is_compiled)]
+    variants = [v for v in VARIANTS if not (options.no_compile and v.is_compiled)]
     console = Console(width=120)
     for work in options.work:
-        table = Table(title=f"{work}: images/s, and ratios to it (first step of compiled, s)")
-        for heading in ("network", "crops", *(variant.name for variant in variants)):
-            table.add_column(heading, justify="right")
+        table = new_table(
+            f"{work}: images/s, and ratios to it (first step of compiled, s)",
+            "network",
+            "crops",
+            *(variant.name for variant in variants),
+            num_left=0,
+        )
         for size in options.sizes:
             for height, width in INPUTS:
-                own = {"teacher.size": size, "data.input_size": [height, width]}
-                config = with_values(compose(), own)
+                values = {"teacher.size": size, "data.input_size": [height, width]}
+                config = with_values(compose(), values)
                 seconds, first = time_all(work, config, device, variants, options.turns)
                 base = seconds[variants[0]]
                 cells = [f"{PEOPLE[height, width] / base:.0f}"]

@@ -1,39 +1,34 @@
-"""Whether the refiner improves other methods' poses: ``refine_anything.py --data DIR --out DIR``.
+"""Does the refiner improve other methods' poses? ``refine_anything.py --data DIR --out DIR``
 
-A student learns from labels alone; on top of it, frozen, IGP-GCN learns to improve poses that come
-from elsewhere (``refine.start``), each given joint being one candidate among the student's peaks.
-Then it gets poses of the validation people:
+A student is trained from labels only. Then IGP-GCN, on the frozen student, learns to improve given
+poses (``refine.start``): each given joint is a candidate among the student's peaks. It is scored
+on poses of the validation people:
 
   real      another method's predictions: MoveNet's (--movenet), or any COCO results (--poses)
-  swapped   the truth, a third of the left-right pairs swapped, by ten draws for each person
-  missed    the truth, a fifth of the joints thrown to a random place of the person's box
+  swapped   the truth with a third of the left-right pairs swapped, ten draws per person
+  missed    the truth with a fifth of the joints at a random place in the person's box
   jitter    the truth with the noise of the training
 
-Each gets AP by CrowdPose's rules and the mean OKS, before and after; of several draws the means.
-The interval is of the mean OKS's gain, by a bootstrap over the photographed persons of whom the
-data are composed (each may be in many images), else over images. Every step is kept under
---out; the same command goes on.
+The table has AP by CrowdPose's rules and the mean OKS, before and after; means over the draws. The
+interval of the gain in mean OKS is from a bootstrap over the photographed persons from whom the
+data are composed (each may be in many images), or over images if these are not recorded. Every
+step is saved under --out; the same command resumes.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
-
 import numpy as np
 import torch
+from common import new_parser, new_table, prepare_quietly
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from models.build import build_codec, build_model
@@ -43,13 +38,14 @@ from models.refined_pose import RefinedPose
 from models.skeleton import COCO, CROWDPOSE, shared_joints
 from study.cache.crop_store import CropStore, open_crop_store
 from study.cache.predictions import given_starts
-from study.cache.prepare import PreparedData, prepare_data
+from study.cache.prepare import PreparedData
 from study.config.compose import compose, with_values
 from study.config.derived import resolve
 from study.config.schema import MOVENET_SIZES, StudyConfig
 from study.data.crops import apply_affine, crop_to_image_affine, invert_affine
 from study.metrics import average_precision, oks, to_detections
 from study.storage.checkpoint import Checkpoints, Row
+from study.storage.files import write_atomic
 from study.training.batches import evaluation_batches
 from study.training.evaluation import BATCH_SIZE, predict_crops
 from study.training.networks import load_estimator
@@ -61,7 +57,7 @@ SWAPPED, MISSED = 1 / 3, 1 / 5
 SWAP_DRAWS = 10
 RESAMPLES = 2000
 SHARED = [CROWDPOSE.joints.index(joint) for joint in CROWDPOSE.joints if joint in COCO.joints]
-"""Joints that methods of COCO's 17 know; head and neck they can but guess."""
+"""Joints that methods with COCO's 17 joints predict; head and neck they can only extrapolate."""
 FACE = ("nose", "left_eye", "right_eye", "left_ear", "right_ear")
 QUICK = ("data.max_people=120", "distill.epochs=1", "refine.epochs=1")
 SETTINGS = (
@@ -69,8 +65,10 @@ SETTINGS = (
     "data.input_size=[128,128]",
     "data.search_fraction=0.05",
     "seed=0",
-    *(f"data.{s}.annotations=annotations/lspet_crowd_{s}.json" for s in ("train", "val")),
-    *(f"data.{s}.images=images/{s}" for s in ("train", "val")),
+    "data.train.annotations=annotations/lspet_crowd_train.json",
+    "data.val.annotations=annotations/lspet_crowd_val.json",
+    "data.train.images=images/train",
+    "data.val.images=images/val",
     "distill.heatmap.kind=none",
     "distill.structure.kind=none",
     "distill.normalize=none",
@@ -89,7 +87,7 @@ Poses = NDArray[np.float32]
 """x, y in stored-crop pixels and score, (N, K, 3)."""
 
 
-def notify(row: Row) -> bool:
+def print_epoch(row: Row) -> bool:
     print(
         f"  {row['stage']} epoch {row['epoch']}: AP {100 * row['val_ap']:.1f} on held-out people, "
         f"loss {row['loss']:.4f}, {row['seconds']:.0f} s",
@@ -99,34 +97,35 @@ def notify(row: Row) -> bool:
 
 
 def train(config: StudyConfig, data: PreparedData, out: Path, starts: list[str]) -> None:
-    """The student, and on top of copies of it a refiner for each start, as far as not yet done."""
+    """Train or resume the student, then, on copies of it, a refiner for each start."""
     workers = Workers(torch.device("cpu"))
 
-    def go_on(name: str, values: dict[str, Any]) -> None:
+    def train_or_resume(name: str, values: dict[str, Any]) -> None:
         print(f"training {name}", flush=True)
-        own = with_values(config, values)
-        run_trial(Trial(0, own, resolve(own), data, out / name, targets=None), workers, notify)
+        changed = with_values(config, values)
+        trial = Trial(0, changed, resolve(changed), data, out / name, targets=None)
+        run_trial(trial, workers, print_epoch)
 
-    go_on("student", {"refine.epochs": 0})
+    train_or_resume("student", {"refine.epochs": 0})
     for start in starts:
         folder = out / name_of(start)
         if not folder.exists():
-            aside = out / f".{folder.name}"
-            shutil.copytree(out / "student", aside, dirs_exist_ok=True)
-            aside.rename(folder)
-        go_on(folder.name, {"refine.start": start})
+            partial = out / f".{folder.name}"
+            shutil.copytree(out / "student", partial, dirs_exist_ok=True)
+            partial.rename(folder)
+        train_or_resume(folder.name, {"refine.start": start})
 
 
 def name_of(start: str) -> str:
-    """The folder of the refiner that learns from this start."""
+    """Return the name of the folder of the refiner trained on this start."""
     return f"refiner-{Path(start).stem}"
 
 
 def write_movenet_poses(file: Path, weights: Path, store: CropStore) -> None:
-    """COCO results of MoveNet as it comes, by its own decoding, on the store's square crops.
+    """Write COCO results of MoveNet, untrained and with its own decoding, on square crops.
 
-    Head and neck, which it lacks, are extrapolated: the neck 0.12 of the way from the shoulders'
-    middle to the face's, the head 0.6 of that way beyond the face.
+    Head and neck, which it lacks, are extrapolated along the line from the middle of the shoulders
+    to that of the face: the neck at 0.12 of it, the head at 0.6.
     """
     size = next(size for size in MOVENET_SIZES if size in weights.name)
     codec = build_codec("movenet", store.input_size, 2.0)
@@ -142,18 +141,18 @@ def write_movenet_poses(file: Path, weights: Path, store: CropStore) -> None:
         for rows, batch in evaluation_batches(
             store, CROWDPOSE, movenet.frame, len(store), BATCH_SIZE, workers
         ):
-            pose, scores = (answer.double().numpy() for answer in movenet(batch.crops))
-            image = apply_affine(pose, crop_to_image[rows.numpy()])
-            found = np.concatenate((image, scores[..., None]), axis=-1)
-            middle, towards = (found[:, which].mean(axis=1) for which in (shoulders, face))
-            out = np.zeros((len(rows), CROWDPOSE.num_joints, 3))
-            for ours, theirs in shared_joints(CROWDPOSE, COCO):
-                out[:, ours] = found[:, theirs]
-            for joint, start, share in (("neck", middle, 0.12), ("head", towards, 0.6)):
-                place = CROWDPOSE.joints.index(joint)
-                out[:, place, :2] = (start + share * (towards - middle))[:, :2]
-                out[:, place, 2] = start[:, 2]
-            for row, keypoints in zip(rows.tolist(), out, strict=True):
+            keypoints_crop, scores = (output.double().numpy() for output in movenet(batch.crops))
+            keypoints_image = apply_affine(keypoints_crop, crop_to_image[rows.numpy()])
+            predicted = np.concatenate((keypoints_image, scores[..., None]), axis=-1)
+            below, above = (predicted[:, which].mean(axis=1) for which in (shoulders, face))
+            poses = np.zeros((len(rows), CROWDPOSE.num_joints, 3))
+            for joint, coco_joint in shared_joints(CROWDPOSE, COCO):
+                poses[:, joint] = predicted[:, coco_joint]
+            for name, start, share in (("neck", below, 0.12), ("head", above, 0.6)):
+                joint = CROWDPOSE.joints.index(name)
+                poses[:, joint, :2] = (start + share * (above - below))[:, :2]
+                poses[:, joint, 2] = start[:, 2]
+            for row, keypoints in zip(rows.tolist(), poses, strict=True):
                 entries.append(
                     {
                         "image_id": int(store.image_ids[row]),
@@ -169,25 +168,25 @@ def write_movenet_poses(file: Path, weights: Path, store: CropStore) -> None:
 def movenet_poses(
     config: StudyConfig, weights: Path, out: Path, part: Literal["train", "val"]
 ) -> Path:
-    """The file of a MoveNet's results on one of the splits, made unless it is there."""
+    """Return the file of a MoveNet's results on a split; make it first if it is missing."""
     file = out / f"{weights.stem}-{part}.json"
     if not file.exists():
         side = 256 if "thunder" in weights.name else 192
-        own = with_values(config, {"data.input_size": [side, side]})
-        data = prepare_data(own.data, resolve(own), lambda _: lambda *_: None, print)
+        changed = with_values(config, {"data.input_size": [side, side]})
+        data = prepare_quietly(changed, resolve(changed))
         parts = (data.train, data.search) if part == "train" else (data.val,)
-        made = []
+        entries = []
         for number, path in enumerate(parts):
-            aside = out / f".{file.name}.{number}"
-            write_movenet_poses(aside, weights, open_crop_store(Path(path)))
-            made += json.loads(aside.read_text())
-            aside.unlink()
-        file.write_text(json.dumps(made))
+            temporary = out / f".{file.name}.{number}"
+            write_movenet_poses(temporary, weights, open_crop_store(Path(path)))
+            entries += json.loads(temporary.read_text())
+            temporary.unlink()
+        file.write_text(json.dumps(entries))
     return file
 
 
-def made_up_starts(store: CropStore, spread: float) -> dict[str, list[Poses]]:
-    """The truth of all people made worse, in each draw; what is not labeled has score 0."""
+def disturbed_truth(store: CropStore, spread: float) -> dict[str, list[Poses]]:
+    """Disturb the truth of all people, in one or more draws; unlabeled joints have score 0."""
     rng = np.random.RandomState(0)
     truth, labeled = store.keypoints_stored, store.visibility > 0
     count, joints = labeled.shape
@@ -198,8 +197,12 @@ def made_up_starts(store: CropStore, spread: float) -> dict[str, list[Poses]]:
     missed = np.where(rng.rand(count, joints, 1) < MISSED, places, truth)
     swapped += [swap_some(truth, labeled, rng) for _ in range(SWAP_DRAWS - 1)]
     torch.manual_seed(0)
-    points, seen, areas = map(torch.from_numpy, (truth, store.visibility, store.areas))
-    noisy, _ = jittered(points, seen, areas, spread)
+    noisy, _ = jittered(
+        torch.from_numpy(truth),
+        torch.from_numpy(store.visibility),
+        torch.from_numpy(store.areas),
+        spread,
+    )
     poses = {"swapped": swapped, "missed": [missed], "jitter": [noisy.numpy()]}
     return {
         name: [
@@ -213,7 +216,7 @@ def made_up_starts(store: CropStore, spread: float) -> dict[str, list[Poses]]:
 def swap_some(
     truth: NDArray[np.float32], labeled: NDArray[np.bool_], rng: np.random.RandomState
 ) -> NDArray[np.float32]:
-    """The truth (N, K, 2) with a share of the labeled left-right pairs swapped."""
+    """Swap a share of the labeled left-right pairs of the truth (N, K, 2)."""
     order = list(CROWDPOSE.flip_order)
     draws = rng.rand(*labeled.shape)
     draws = np.minimum(draws, draws[:, order])  # both of a pair are swapped or none
@@ -222,23 +225,23 @@ def swap_some(
     return np.where(swaps[..., None], truth[:, order], truth)
 
 
-def look_once(estimator: RefinedPose, answers: dict[int, PoseFeatures]) -> None:
-    """Lets the estimator take the student's answer to crops from those it has given before."""
+def cache_student(estimator: RefinedPose, cache: dict[int, PoseFeatures]) -> None:
+    """Make the estimator take the student's output from the cache if it has the crops."""
     predict = estimator.predict
 
-    def remembered(crops: Tensor) -> PoseFeatures:
+    def cached_predict(crops: Tensor) -> PoseFeatures:
         key = hash(crops.numpy().tobytes())
-        if key not in answers:
-            answers[key] = predict(crops)
-        return answers[key]
+        if key not in cache:
+            cache[key] = predict(crops)
+        return cache[key]
 
-    estimator.predict = remembered  # type: ignore[method-assign]
+    estimator.predict = cached_predict  # type: ignore[method-assign]
 
 
 def measure(
     estimator: RefinedPose, store: CropStore, truth: Path, draws: list[Poses], groups: list[int]
 ) -> dict[str, Any]:
-    """AP and mean OKS before and after, and the interval of the latter's gain."""
+    """Return AP and mean OKS before and after, and the interval of the gain in mean OKS."""
     workers, counts = Workers(torch.device("cpu")), (store.visibility > 0).any(axis=1)
     stored_to_image = invert_affine(store.image_to_stored)
     found: dict[str, list[Any]] = {}
@@ -267,7 +270,7 @@ def measure(
 
 
 def interval(gains: NDArray[np.float64], groups: NDArray[np.int64]) -> list[float]:
-    """The mean's 95 % interval, whole groups being drawn with replacement."""
+    """Compute the mean's 95 % interval by a bootstrap over groups."""
     _, places = np.unique(groups, return_inverse=True)
     sums, sizes = np.bincount(places, gains), np.bincount(places)
     drawn = np.random.RandomState(0).randint(0, len(sums), (RESAMPLES, len(sums)))
@@ -276,7 +279,7 @@ def interval(gains: NDArray[np.float64], groups: NDArray[np.int64]) -> list[floa
 
 
 def groups_of(truth: Path, store: CropStore) -> list[int]:
-    """What was drawn together: each person's source in the annotations, else its image."""
+    """Return each person's group: its source in the annotations or, without one, its image."""
     annotations = json.loads(truth.read_text())["annotations"]
     own = {a["id"]: int(a.get("source_id", a["image_id"])) for a in annotations}
     return [own[int(number)] for number in store.annotation_ids]
@@ -285,7 +288,7 @@ def groups_of(truth: Path, store: CropStore) -> list[int]:
 def score(
     config: StudyConfig, data: PreparedData, out: Path, starts: list[str], real: list[Path]
 ) -> dict[str, Any]:
-    """The results by refiner and case, those that are not kept yet measured and kept."""
+    """Return the results by refiner and case; measure and save those that are missing."""
     file = out / "results.json"
     results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     store, truth = open_crop_store(Path(data.val)), Path(data.val_truth)
@@ -298,30 +301,33 @@ def score(
     cases: dict[str, Callable[[], list[Poses]]] = {
         f"real: {path.stem}": functools.partial(given, path) for path in real
     }
-    for name, draws in made_up_starts(store, config.refine.jitter).items():
+    for name, draws in disturbed_truth(store, config.refine.jitter).items():
         cases[name] = functools.partial(list, draws)
     frozen: dict[int, PoseFeatures] = {}
     for start in starts:
         last = Checkpoints(out / name_of(start)).last()
         assert last is not None
-        own = with_values(config, {"refine.start": start})
+        changed = with_values(config, {"refine.start": start})
         estimator = load_estimator(
-            last, own.student, own.distill, own.refine, own.trial, resolve(own)
+            last,
+            changed.student,
+            changed.distill,
+            changed.refine,
+            changed.trial,
+            resolve(changed),
         )
-        look_once(estimator, frozen if config.refine.student == "frozen" else {})
+        cache_student(estimator, frozen if config.refine.student == "frozen" else {})
         for case, make in cases.items():
             key = f"{name_of(start)} / {case}"
             if key not in results:
                 results[key] = measure(estimator, store, truth, make(), groups)
-                aside = file.with_name(f".{file.name}")
-                aside.write_text(json.dumps(results, indent=1))
-                aside.replace(file)
+                write_atomic(file, json.dumps(results, indent=1))
     return results
 
 
 def show(results: dict[str, Any]) -> None:
-    table = Table(title="val people of lspet_crowd (x100): before > after")
-    for heading in (
+    table = new_table(
+        "val people of lspet_crowd (x100): before > after",
         "refiner / poses",
         "AP",
         "easy",
@@ -329,8 +335,8 @@ def show(results: dict[str, Any]) -> None:
         "mean OKS",
         "gain",
         "gain, 12 joints",
-    ):
-        table.add_column(heading)
+        num_left=7,
+    )
     for key, row in results.items():
         pairs = [(row[f"{n}_before"], row[f"{n}_after"]) for n in ("ap", "ap_easy", "ap_hard")]
         table.add_row(
@@ -344,38 +350,41 @@ def show(results: dict[str, Any]) -> None:
     console = Console(width=140)
     console.print(table)
     console.print(
-        "gain: 95 % interval of the mean OKS's; 12 joints: without head and neck, which methods "
-        "of COCO's 17 joints can but guess"
+        "gain: 95 % interval of the gain in mean OKS; 12 joints: without head and neck, which "
+        "methods with COCO's 17 joints don't predict"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What the refiner makes of other methods' poses.")
+    parser = new_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of lspet_crowd")
-    parser.add_argument("--out", type=Path, required=True, help="folder of all that is kept")
+    parser.add_argument("--out", type=Path, required=True, help="folder of all output")
     parser.add_argument(
         "--poses",
         metavar="JSON",
         type=Path,
         action="append",
         default=[],
-        help="COCO results on the val images; may be given again",
+        help="COCO results on the val images; may be repeated",
     )
     parser.add_argument(
         "--start",
         metavar="START",
         action="append",
-        help="refine.start of a refiner, a JSON being of the train images; may be given again "
-        "(default: jitter)",
+        help="refine.start of a refiner: jitter, or COCO results on the train images; may be "
+        "repeated (default: jitter)",
     )
     parser.add_argument(
         "--movenet",
         metavar="JSON",
         type=Path,
-        help="a MoveNet's TF.js .json: its results on val are a case, and those on train a start",
+        help="a MoveNet's TF.js .json: adds its results on val as a case, those on train as a "
+        "start",
     )
-    parser.add_argument("--quick", action="store_true", help="a smoke run; another --out")
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="of the study")
+    parser.add_argument(
+        "--quick", action="store_true", help="a short test; needs an --out of its own"
+    )
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings, as of tune.py")
     options = parser.parse_args()
     out = options.out.absolute()
     config = compose(
@@ -388,7 +397,7 @@ def main() -> None:
         ]
     )
     torch.set_num_threads(max(1, int(config.trial.cpus)))
-    data = prepare_data(config.data, resolve(config), lambda _: lambda *_: None, print)
+    data = prepare_quietly(config, resolve(config))
     starts, poses = options.start or ["jitter"], list(options.poses)
     if options.movenet:
         poses.append(movenet_poses(config, options.movenet, out, "val"))

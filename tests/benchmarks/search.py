@@ -1,45 +1,42 @@
-"""How efficient the search is: ``python tests/benchmarks/search.py``, replayed on recorded curves.
+"""Does the search need fewer epochs than others? ``python tests/benchmarks/search.py``
 
-Every Parquet file in ``curves/`` (``record_curves.py``) is a table of real trainings. A searcher
-proposes values in the space that was recorded; in their place the most alike recorded
-configuration that it has not had yet is trained, by reading its curve, and the searcher is told
-that configuration's values for its proposal. How much two differ is a sum over the parameters: 1
-for another choice (or for a parameter that only one of both has), the distance between the bounds
-for a number, each times the share in which the parameter decides what AP the recorded
-configurations have (a forest's impurity importance). Else a proposal would often be exchanged for
-one of another learning rate, since its many parameters that matter little are nearer: with
---plain, all count alike. An epoch is the unit of cost, those of pruned trials and of controls
-included.
+Searches are replayed on recorded trainings: each Parquet file in ``curves/`` (made by
+``record_curves.py``) is a table of configurations and their learning curves. A searcher proposes
+values; the most similar recorded configuration that it has not had yet is "trained" in their place
+by reading its curve, and the searcher gets that configuration's values as if it had proposed them.
 
-A search has reached its target once (best - ap) / (best - median) <= 0.05, ap being the best that
-any report of it had; best and median are those of all recorded configurations. It is censored at
-64 full budgets. What is compared, from the same seeds:
+The distance of two configurations is a weighted sum over the parameters: 1 for different choices
+(or for a parameter that only one of them has), the distance relative to the bounds for a number.
+The weights are the parameters' importances for AP (a forest's impurity importance): with equal
+weights (--plain) a proposal is often replaced by one with another learning rate, because the many
+unimportant parameters are more similar. The cost is counted in epochs, including those of pruned
+trials and of controls.
+
+A search has reached its target when (best - ap) / (best - median) <= 0.05, where ap is its best
+report, and best and median are of all recorded configurations. It is censored at 64 full budgets.
+Compared, from the same seeds:
 
 * random: ``search.sampler=random search.pruner=none``, without controls;
-* stock: Ray's OptunaSearch and ASHAScheduler as they come, but ASHA's max_t is the budget;
-* ours: what a study does (``StageSearch``), its controls included. KEY=VALUE changes its settings;
-* joint, only where --only asks for it: the same, but with Optuna's TPE over all parameters at once
+* stock: Ray's OptunaSearch and ASHAScheduler with their defaults, but the budget as max_t;
+* ours: the search of a study (``StageSearch``) with controls; KEY=VALUE changes its settings;
+* joint, only with --only: the same, but with Optuna's TPE over all parameters at once
   (``multivariate`` and ``group``).
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent.parent))
-
 import numpy as np
 import optuna
 import pyarrow.parquet as pq
+from common import new_parser, new_table
 from numpy.typing import NDArray
 from optuna.distributions import CategoricalDistribution
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
@@ -55,8 +52,9 @@ from study.config.schema import StudyConfig
 from study.search.controls import BASELINE, DEFAULTS, baseline_values
 from study.search.stage import StageSearch
 
+CURVES = Path(__file__).resolve().parent / "curves"
 SHORTFALL = 0.05
-"""The share of the way from the median to the best that a search may lack at its target."""
+"""Distance of the target from the best AP, relative to that of the median."""
 BUDGETS = 64
 """Full budgets after which a search that has not reached its target is censored."""
 
@@ -65,10 +63,10 @@ class Recorded:
     """Configurations that were trained to the end, and their curves.
 
     Attributes:
-        values: what each configuration had, by config path.
-        curves: AP after each epoch, 0 to 1, (configurations, epochs); 0 once it had diverged.
-        target: the AP that a search is to reach.
-        shares: in which each parameter decides how much two configurations differ; they sum to 1.
+        values: each configuration's values by config path.
+        curves: AP after each epoch, 0 to 1, (configurations, epochs); 0 after divergence.
+        target: the AP to reach.
+        shares: each parameter's weight in the distance of two configurations; they sum to 1.
     """
 
     def __init__(self, file: Path, space: SearchSpace, *, plain: bool = False) -> None:
@@ -78,9 +76,9 @@ class Recorded:
             {path: row[path] for path in space.paths if row[path] is not None} for row in rows
         ]
         self.budget = max(len(row["curve"]) for row in rows)
-        lacking = [[0.0] * (self.budget - len(row["curve"])) for row in rows]
+        padding = [[0.0] * (self.budget - len(row["curve"])) for row in rows]
         self.curves = np.array(
-            [row["curve"] + zeros for row, zeros in zip(rows, lacking, strict=True)]
+            [row["curve"] + zeros for row, zeros in zip(rows, padding, strict=True)]
         )
         aps = self.curves.max(axis=1)
         self.best, self.median = float(aps.max()), float(np.median(aps))
@@ -90,7 +88,7 @@ class Recorded:
         self.shares = np.full(number, 1 / number) if plain else self._importances(aps)
 
     def _importances(self, aps: NDArray[Any]) -> NDArray[Any]:
-        """Of each parameter, the impurity that it takes from the ranks of AP in a forest."""
+        """Each parameter's impurity importance in a forest that predicts the ranks of AP."""
         columns, owners = [], []
         for parameter, places in zip(self.space.parameters, self.places.T, strict=True):
             kinds = [places]
@@ -102,28 +100,29 @@ class Recorded:
             owners += [parameter.path] * len(kinds)
         forest = ExtraTreesRegressor(500, max_features=0.6, bootstrap=True, random_state=0)
         forest.fit(np.stack(columns, axis=1), aps.argsort().argsort())
-        found = forest.feature_importances_
-        return np.array([found[np.array(owners) == path].sum() for path in self.space.paths])
+        importances = forest.feature_importances_
+        return np.array([importances[np.array(owners) == path].sum() for path in self.space.paths])
 
     def _place(self, values: Mapping[str, Any]) -> list[float]:
-        """A number for every parameter: NaN where there is none, a choice's index times 2."""
+        """Map the values to a number each: NaN for a missing one, twice the index of a choice."""
         return [
             _place_of(parameter, values.get(parameter.path)) for parameter in self.space.parameters
         ]
 
-    def most_alike(self, values: Mapping[str, Any], had: Sequence[int]) -> int:
-        """The index of the configuration that is trained in place of these values."""
-        apart = np.abs(self.places - np.array(self._place(values)))
+    def most_similar(self, values: Mapping[str, Any], used: Sequence[int]) -> int:
+        """Return the index of the configuration most similar to the values, except ``used``."""
+        difference = np.abs(self.places - np.array(self._place(values)))
         both_lack = np.isnan(self.places) & np.isnan(self._place(values))
-        apart = np.where(both_lack, 0.0, np.nan_to_num(np.minimum(apart, 1.0), nan=1.0))
-        distance = apart @ self.shares
-        distance[list(had)] = np.inf
+        difference = np.where(both_lack, 0.0, np.nan_to_num(np.minimum(difference, 1.0), nan=1.0))
+        distance = difference @ self.shares
+        distance[list(used)] = np.inf
         return int(distance.argmin())
 
     def reached_by(self) -> list[tuple[int, int]]:
-        """The configurations that reach the target, and the epoch in which they do."""
-        reach = self.curves >= self.target
-        return [(int(i), int(reach[i].argmax()) + 1) for i in np.flatnonzero(reach.any(axis=1))]
+        """List the configurations that reach the target, and their epochs at that point."""
+        reaches = self.curves >= self.target
+        indices = np.flatnonzero(reaches.any(axis=1))
+        return [(int(i), int(reaches[i].argmax()) + 1) for i in indices]
 
 
 def _place_of(parameter: Parameter, value: Any) -> float:
@@ -135,23 +134,23 @@ def _place_of(parameter: Parameter, value: Any) -> float:
 
 
 class Searcher(Protocol):
-    """What proposes values and ends trials early; trials are known by their numbers, from 0."""
+    """Proposes values and prunes trials, which have numbers from 0."""
 
     def propose(self) -> tuple[int, Mapping[str, Any]]:
-        """A new trial, and its values by config path."""
+        """Start a trial; return its number and its values by config path."""
         ...
 
-    def told(self, number: int, values: Mapping[str, Any]) -> None:
-        """The trial has these values instead."""
+    def replace_values(self, number: int, values: Mapping[str, Any]) -> None:
+        """Replace the trial's values."""
         ...
 
     def report(self, number: int, epoch: int, ap: float) -> bool:
-        """Records an epoch; returns whether the trial is over."""
+        """Record an epoch; return whether the trial is over."""
         ...
 
 
 class Ours:
-    """The search of a study of plan joint, without Ray and in memory."""
+    """The search of a study with plan=joint, without Ray and in memory."""
 
     def __init__(self, recorded: Recorded, overrides: Sequence[str], seed: int, controls: bool):
         self.config = with_values(config_of(recorded.name, *overrides), {"seed": seed})
@@ -172,8 +171,8 @@ class Ours:
         self.search.suggestion(number)
         return number, self.search.frozen(number).params
 
-    def told(self, number: int, values: Mapping[str, Any]) -> None:
-        exchange(self.search.study, number, self.search.space, values)
+    def replace_values(self, number: int, values: Mapping[str, Any]) -> None:
+        set_values(self.search.study, number, self.search.space, values)
 
     def report(self, number: int, epoch: int, ap: float) -> bool:
         state = self.search.record(number, {"epoch": epoch, "val_ap": ap})
@@ -199,10 +198,10 @@ class Joint(Ours):
 
 
 class Stock:
-    """OptunaSearch and ASHAScheduler, called as Tune calls them."""
+    """Ray's OptunaSearch and ASHAScheduler, called as Tune calls them."""
 
     class Trial(NamedTuple):
-        """What ASHA knows of a trial."""
+        """The part of a trial that ASHA uses."""
 
         trial_id: str
 
@@ -224,8 +223,8 @@ class Stock:
         self.scheduler.on_trial_add(None, self.Trial(str(number)))
         return number, values
 
-    def told(self, number: int, values: Mapping[str, Any]) -> None:
-        exchange(self.search._ot_study, number, self.space, values)
+    def replace_values(self, number: int, values: Mapping[str, Any]) -> None:
+        set_values(self.search._ot_study, number, self.space, values)
 
     def report(self, number: int, epoch: int, ap: float) -> bool:
         trial, result = self.Trial(str(number)), {"training_iteration": epoch, "ap": ap}
@@ -237,10 +236,10 @@ class Stock:
         return is_over
 
 
-def exchange(
+def set_values(
     study: optuna.Study, number: int, space: SearchSpace, values: Mapping[str, Any]
 ) -> None:
-    """The running trial has these values, as if they had been suggested."""
+    """Set a running trial's values, as if they had been suggested."""
     trial = study.get_trials(deepcopy=False)[number]  # the storage's own, since it is in memory
     trial.params = dict(values)
     trial.distributions = {p.path: p.distribution for p in space.parameters if p.path in values}
@@ -248,48 +247,47 @@ def exchange(
 
 @functools.cache
 def config_of(name: str, *overrides: str) -> StudyConfig:
-    """What a study on the data of these curves would be set to."""
-    ungiven = ("storage=nowhere", "data.root=nowhere", "teacher.init=nowhere")
-    return compose([*SETTINGS[name], *ungiven, *overrides])
+    """Return the settings of a study on the data of these curves."""
+    unused = ("storage=nowhere", "data.root=nowhere", "teacher.init=nowhere")
+    return compose([*SETTINGS[name], *unused, *overrides])
 
 
 def epochs_to_target(recorded: Recorded, searcher: Searcher, concurrent: int) -> tuple[int, int]:
-    """The epochs trained until the target was reached, and the trials begun by then.
+    """Count the epochs until the target is reached, and the trials started by then.
 
-    As many trials at once as there are to be, each an epoch in turn. ``BUDGETS`` full budgets
-    where the target is not reached in them, or all configurations were had.
+    ``concurrent`` trials take turns, an epoch each. The epochs are ``BUDGETS`` full budgets if the
+    target is not reached within them, or if no recorded configuration is left.
     """
     limit = BUDGETS * recorded.budget
-    had: list[int] = []
+    used: list[int] = []
     running: list[tuple[int, int, int]] = []  # number, configuration, epochs
     for spent in range(1, limit + 1):
-        if len(running) < concurrent and len(had) < len(recorded.values):
+        if len(running) < concurrent and len(used) < len(recorded.values):
             number, values = searcher.propose()
-            had.append(recorded.most_alike(values, had))
-            searcher.told(number, recorded.values[had[-1]])
-            running.append((number, had[-1], 0))
+            used.append(recorded.most_similar(values, used))
+            searcher.replace_values(number, recorded.values[used[-1]])
+            running.append((number, used[-1], 0))
         if not running:
             break
         number, index, epochs = running.pop(0)
         ap = float(recorded.curves[index, epochs])
         if ap >= recorded.target:
-            return spent, len(had)
+            return spent, len(used)
         if not searcher.report(number, epochs + 1, ap):
             running.append((number, index, epochs + 1))
-    return limit, len(had)
+    return limit, len(used)
 
 
 def compare(
     recorded: Recorded,
     searchers: Mapping[str, Callable[[int], Searcher]],
     seeds: range,
-    at_once: int,
+    concurrent: int,
 ) -> Table:
+    """Run all searchers with all seeds and return the table of their epochs."""
     limit = BUDGETS * recorded.budget
-    table = Table(
-        title=f"{recorded.name}: epochs until {recorded.target:.3f} AP, {len(seeds)} seeds"
-    )
-    for heading in (
+    table: Table = new_table(
+        f"{recorded.name}: epochs until {recorded.target:.3f} AP, {len(seeds)} seeds",
         "",
         "median",
         "quartiles",
@@ -298,12 +296,11 @@ def compare(
         "to random",
         "to stock",
         "CPU s",
-    ):
-        table.add_column(heading, justify="right" if heading else "left")
+    )
     medians: dict[str, float] = {}
     for name, new in searchers.items():
         start = time.process_time()
-        found = [epochs_to_target(recorded, new(seed), at_once) for seed in seeds]
+        found = [epochs_to_target(recorded, new(seed), concurrent) for seed in seeds]
         epochs, trials = zip(*found, strict=True)
         medians[name] = statistics.median(epochs)
         low, _, high = statistics.quantiles(epochs, n=4)
@@ -324,23 +321,30 @@ def _ratio(medians: Mapping[str, float], name: str, other: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Replay searches on recorded curves.")
-    parser.add_argument("--curves", action="append", help="a name (default: all there are)")
-    parser.add_argument("--seeds", type=int, default=100, help="how many (default 100)")
-    parser.add_argument("--first-seed", type=int, default=0)
+    parser = new_parser(__doc__)
+    parser.add_argument("--curves", action="append", help="a name in curves/ (default: all)")
+    parser.add_argument("--seeds", type=int, default=100, help="number of seeds (default 100)")
+    parser.add_argument("--first-seed", type=int, default=0, help="default 0")
     parser.add_argument("--concurrent", type=int, default=1, help="trials at once (default 1)")
     parser.add_argument(
-        "--plain", action="store_true", help="all parameters count alike in what is most alike"
+        "--plain", action="store_true", help="give all parameters equal weight in the distance"
     )
-    parser.add_argument("--only", action="append", choices=["random", "stock", "ours", "joint"])
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="for ours, as of tune.py")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=["random", "stock", "ours", "joint"],
+        help="a searcher; may be repeated (default: all but joint)",
+    )
+    parser.add_argument(
+        "settings", nargs="*", metavar="KEY=VALUE", help="settings of ours, as of tune.py"
+    )
     options = parser.parse_intermixed_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    names = options.curves or sorted(file.stem for file in (HERE / "curves").glob("*.parquet"))
+    names = options.curves or sorted(file.stem for file in CURVES.glob("*.parquet"))
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     for name in names:
         space = load_space(config_of(name).search_space)
-        recorded = Recorded(HERE / "curves" / f"{name}.parquet", space, plain=options.plain)
+        recorded = Recorded(CURVES / f"{name}.parquet", space, plain=options.plain)
         reached = ", ".join(
             f"{number} in epoch {epoch}" for number, epoch in recorded.reached_by()
         )
@@ -357,8 +361,8 @@ def main() -> None:
             "ours": functools.partial(Ours, recorded, options.settings, controls=True),
             "joint": functools.partial(Joint, recorded, options.settings),
         }
-        chosen = {key: searchers[key] for key in options.only or ("random", "stock", "ours")}
-        Console(width=100).print(compare(recorded, chosen, seeds, options.concurrent))
+        selected = {key: searchers[key] for key in options.only or ("random", "stock", "ours")}
+        Console(width=100).print(compare(recorded, selected, seeds, options.concurrent))
 
 
 if __name__ == "__main__":

@@ -1,42 +1,35 @@
-"""What shapes of the smallest student learn in how long: ``student_shapes.py --storage DIR``.
+"""Is another shape of the smallest student better? ``student_shapes.py --storage DIR``
 
-Each shape is trained by the built-in study's default stage 1, from several seeds, in turn, taught
-by the study's one teacher. Time is this process's own, over that of MobileNetV2's seven groups,
-which ``tiny`` once was; AP is the best epoch's on the search slice.
+Each shape is trained by stage 1 of the built-in study, from several seeds, in turn and with the
+same teacher. Time is CPU time of this process, relative to the shape with MobileNetV2's seven
+groups, which ``tiny`` had before; AP is the best epoch's on the search slice.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
-
 import torch
+from common import ignore_row, new_parser, new_table, prepare_quietly, trained_teacher
 from rich.console import Console
-from rich.table import Table
 
 from models.mobile_net import SIZES, MobileNet, MobileNetSize
-from study.cache.prepare import prepare_data
 from study.config.compose import compose
 from study.config.derived import resolve
 from study.storage.checkpoint import Checkpoints, best_row
 from study.storage.paths import TARGETS
-from study.teachers.make import is_ready, make_teacher, teacher_folder
-from study.trial import Trial, run_trial, teacher_spec
+from study.trial import Trial, run_trial
 from study.workers import Workers, configure_process
 
 TINY = SIZES["tiny"]
 
 
 def with_fine(shape: MobileNetSize, channels: int) -> MobileNetSize:
-    """The shape with so many channels at the pyramid's strides."""
+    """Return the shape with ``channels`` at all strides of the pyramid."""
     return dataclasses.replace(shape, pyramid=(channels,) * 3)
 
 
@@ -60,8 +53,10 @@ SHAPES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What shapes of the smallest student learn.")
-    parser.add_argument("--storage", help="of data and teacher (default: a temporary folder)")
+    parser = new_parser(__doc__)
+    parser.add_argument(
+        "--storage", help="folder of data and teacher (default: a temporary folder)"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="at least 2 (default 5)")
     options = parser.parse_args()
     configure_process(1)
@@ -70,32 +65,30 @@ def main() -> None:
     scores: dict[str, list[float]] = {name: [] for name in SHAPES}
     with tempfile.TemporaryDirectory() as scratch:
         config = compose([f"storage={options.storage or scratch}", "refine.epochs=0"])
-        data = prepare_data(config.data, resolve(config), lambda _: lambda *_: None, print)
-        teacher = teacher_folder(teacher_spec(config, resolve(config)), data)
-        if not is_ready(teacher):
-            make_teacher(
-                teacher_spec(config, resolve(config)),
-                config.student,
-                data,
-                workers,
-                lambda row: False,
-            )
+        resolved = resolve(config)
+        data = prepare_quietly(config, resolved)
+        targets = trained_teacher(config, resolved, data, workers, ignore_row) / TARGETS
         for seed in range(max(2, options.seeds)):
             for name, shape in SHAPES.items():
                 SIZES["tiny"] = shape
                 folder = Path(scratch) / name / str(seed)
-                trial = Trial(seed, config, resolve(config), data, folder, teacher / TARGETS)
+                trial = Trial(seed, config, resolved, data, folder, targets)
                 started = time.process_time()
-                run_trial(trial, workers, lambda row: False)
+                run_trial(trial, workers, ignore_row)
                 seconds[name].append(time.process_time() - started)
                 last = Checkpoints(folder).last()
                 assert last is not None
                 scores[name].append(100 * best_row(last.rows)["val_ap"])
                 print(f"seed {seed}, {name}: AP {scores[name][-1]:.1f}", flush=True)
     first = next(iter(SHAPES))
-    table = Table(title="stage 1 of the drawn people")
-    for heading in ("shape", "parameters", "CPU time", "AP x 100", "standard error"):
-        table.add_column(heading, justify="left" if heading == "shape" else "right")
+    table = new_table(
+        "stage 1 on the synthetic people",
+        "shape",
+        "parameters",
+        "CPU time",
+        "AP x 100",
+        "standard error",
+    )
     for name, shape in SHAPES.items():
         network = MobileNet(17, shape)
         table.add_row(

@@ -16,7 +16,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("models", "search_spaces", "study")
 SCRIPTS = ("tune", "dataset", "analyze", "export", "predict")
-BENCHMARKS = sorted(file.name for file in (ROOT / "tests" / "benchmarks").glob("*.py"))
+BENCHMARKS = sorted(
+    file.name for file in (ROOT / "tests" / "benchmarks").glob("*.py") if file.name != "common.py"
+)
 
 EXPLAIN = """
 import contextlib, io, json, runpy, sys

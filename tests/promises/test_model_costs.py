@@ -1,4 +1,4 @@
-"""What tests/benchmarks/models.py counts, and what it times."""
+"""The costs that tests/benchmarks/models.py counts, and the folded networks that it times."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec = importlib.util.spec_from_file_location("model_costs", FILE)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setattr(sys, "path", [*sys.path, str(FILE.parent)])
     monkeypatch.setitem(sys.modules, "model_costs", module)
     spec.loader.exec_module(module)
     return module
@@ -47,15 +47,15 @@ def test_costs_are_those_of_the_official_networks(
     assert found == (manifest["n_parameters"], manifest["conv_macs"])
 
 
-def test_a_graph_convolution_costs_its_products(costs: ModuleType, five: Skeleton) -> None:
-    """By hand: the joint's own part and the neighbors' mix channels, the latter joints too."""
+def test_graph_convolution_costs_its_products(costs: ModuleType, five: Skeleton) -> None:
+    """By hand: two matrices over channels per joint, and one product over joints."""
     layer, people = SemGraphConv(6, 8, five.adjacency()), 3
     products = 2 * 5 * 6 * 8 + 5 * 5 * 8
     assert costs.multiply_adds(lambda: layer(torch.zeros(people, 5, 6))) == people * products
 
 
 @pytest.mark.parametrize(("name", "size"), [("simple_baseline", "r18"), ("mobile_net", "tiny")])
-def test_folded_networks_answer_the_same(name: str, size: str, costs: ModuleType) -> None:
+def test_folded_networks_have_equal_outputs(name: str, size: str, costs: ModuleType) -> None:
     torch.manual_seed(0)
     network = build_model(name, size, COCO).eval()
     for module in network.modules():
