@@ -13,7 +13,7 @@ from models.simcc_head import SimccHead
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """How a network's input is normalized: mean and deviation of the channels, and their order."""
+    """The normalization of a network's input: mean, deviation and order of the channels."""
 
     mean: tuple[float, float, float]
     """Of R, G, B in 0..255."""

@@ -1,4 +1,4 @@
-"""What a study may vary: search spaces as YAML files, and the module that reads them.
+"""Search spaces: what a study may vary, as YAML files, and the module that reads them.
 
 distill.yaml  the losses of stage 1
 joint.yaml    both stages in one search

@@ -1,4 +1,4 @@
-"""From names to models and codecs, and to networks of weights that the settings name."""
+"""Models and codecs by name, and networks with weights from the files in the settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from study.trial import teacher_spec
 
 
 def saved(path: Path, skeleton: Skeleton) -> Path:
-    """A file of a tiny network's weights."""
+    """Write a tiny network's weights."""
     save_file(build_model("mobile_net", "tiny", skeleton).state_dict(), path)
     return path
 
@@ -35,10 +35,10 @@ NETWORKS = [(name, size) for name, (_, sizes) in MODELS.items() for size in size
 
 
 @pytest.mark.parametrize(("name", "size"), NETWORKS)
-def test_every_name_and_size_has_a_heatmap_a_joint_and_a_pyramid_at_strides_16_8_4(
+def test_every_model_has_one_heatmap_per_joint_and_a_pyramid_at_strides_16_8_4(
     name: str, size: str
 ) -> None:
-    with torch.device("meta"):  # shapes alone
+    with torch.device("meta"):  # shapes only
         model = build_model(name, size, CROWDPOSE).eval()
     for height, width in ((256, 192), (384, 288)):
         heatmaps, pyramid, *_ = model(torch.zeros(2, 3, height, width, device="meta"))
@@ -50,7 +50,7 @@ def test_every_name_and_size_has_a_heatmap_a_joint_and_a_pyramid_at_strides_16_8
 
 
 @pytest.mark.parametrize(("name", "size"), [("hrnet", "w18"), ("simple_baseline", "r18")])
-def test_an_export_of_an_official_network_estimates_as_before(
+def test_export_of_an_official_network_has_equal_outputs(
     name: str, size: str, tmp_path: Path
 ) -> None:
     info = {
@@ -76,13 +76,13 @@ def test_an_export_of_an_official_network_estimates_as_before(
 
 
 @pytest.mark.parametrize("name", sorted(CODECS))
-def test_a_codecs_heatmaps_are_a_quarter_of_the_input(name: str) -> None:
+def test_heatmaps_have_a_quarter_of_the_input_size(name: str) -> None:
     codec = build_codec(name, (96, 64), sigma=1.5)
     assert isinstance(codec, CODECS[name])
     assert (codec.input_size, codec.heatmap_size, codec.sigma) == ((96, 64), (24, 16), 1.5)
 
 
-def test_normalized_crops_have_imagenets_mean_at_0() -> None:
+def test_normalization_maps_imagenets_mean_to_0() -> None:
     mean = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1)
     assert IMAGENET.normalize(mean.expand(2, 3, 4, 5)).abs().max() < 1e-6
     one = IMAGENET.normalize(torch.full((1, 3, 1, 1), 255.0)).flatten()
@@ -91,13 +91,13 @@ def test_normalized_crops_have_imagenets_mean_at_0() -> None:
 
 
 def build(config: StudyConfig, seed: int = 0) -> tuple[PoseNetwork, frozenset[str]]:
-    """The student of these settings."""
+    """Build the student of these settings."""
     codec = build_codec(config.student.codec, (64, 64), config.student.sigma)
     skeleton = SKELETONS[config.data.skeleton]
     return build_network(config.student, config.trial, codec, skeleton, seed)
 
 
-def test_a_network_from_weights_tells_what_is_trained(
+def test_network_from_a_file_lists_its_trained_parameters(
     mini_config: StudyConfig, tmp_path: Path
 ) -> None:
     path = saved(tmp_path / "weights.safetensors", CROWDPOSE)
@@ -108,34 +108,32 @@ def test_a_network_from_weights_tells_what_is_trained(
     assert trained == frozenset()
 
 
-def test_layers_that_stay_random_beside_trained_ones_are_said_once(
+def test_random_layers_next_to_trained_ones_are_reported_once(
     mini_config: StudyConfig, tmp_path: Path
 ) -> None:
     same = saved(tmp_path / "same.safetensors", COCO)
     other = saved(tmp_path / "other.safetensors", CROWDPOSE)
-    told: list[str] = []
+    messages: list[str] = []
     check_weights(
-        teacher_spec(mini_config, resolve(mini_config)), mini_config.student, told.append
+        teacher_spec(mini_config, resolve(mini_config)), mini_config.student, messages.append
     )
     changed = with_values(mini_config, {"teacher.init": str(same)})
-    check_weights(teacher_spec(changed, resolve(changed)), changed.student, told.append)
-    assert told == []
+    check_weights(teacher_spec(changed, resolve(changed)), changed.student, messages.append)
+    assert messages == []
     values = {
         "teacher.init": str(other),
         "student.init": str(same),
         "distill.structure.kind": "none",
     }
     changed = with_values(mini_config, values)
-    check_weights(teacher_spec(changed, resolve(changed)), changed.student, told.append)
-    assert told == [
+    check_weights(teacher_spec(changed, resolve(changed)), changed.student, messages.append)
+    assert messages == [
         "teacher.init has another joint count than coco (17 joints); "
         "random: final_layer.weight, final_layer.bias"
     ]
 
 
-def test_a_teacher_that_is_not_trained_must_have_all_its_weights(
-    mini_config: StudyConfig, tmp_path: Path
-) -> None:
+def test_untrained_teacher_must_have_all_weights(mini_config: StudyConfig, tmp_path: Path) -> None:
     other = saved(tmp_path / "other.safetensors", CROWDPOSE)
     values = {"teacher.init": str(other), "teacher.epochs": 0}
     with pytest.raises(
@@ -149,27 +147,27 @@ def test_a_teacher_that_is_not_trained_must_have_all_its_weights(
     check_weights(teacher_spec(changed, resolve(changed)), changed.student, print)
 
 
-def test_bins_that_a_file_lacks_are_said_to_be_what_is_random(
+def test_bins_missing_in_the_file_are_reported_as_random(
     mini_config: StudyConfig, tmp_path: Path
 ) -> None:
     init = str(saved(tmp_path / "same.safetensors", COCO))
-    told: list[str] = []
+    messages: list[str] = []
     values = {"student.init": init, "student.codec": "simcc", "distill.structure.kind": "none"}
     changed = with_values(mini_config, values)
-    check_weights(teacher_spec(changed, resolve(changed)), changed.student, told.append)
+    check_weights(teacher_spec(changed, resolve(changed)), changed.student, messages.append)
     layers = (
         f"simcc_head.{layer}.{kind}"
         for layer in ("joints", "x", "y")
         for kind in ("weight", "bias")
     )
-    assert told == [
+    assert messages == [
         "student.init has no head for the bins of codec simcc at this crop size; "
         f"random: {', '.join(layers)}"
     ]
 
 
 @pytest.mark.parametrize(
-    ("values", "named"),
+    ("values", "expected"),
     [
         ({"distill.structure.weight": 0.1}, "distill.structure.weight=0.1 "),
         ({"distill.structure.kind": "mix"}, "distill.structure.mix.* together=0.1 "),
@@ -178,29 +176,27 @@ def test_bins_that_a_file_lacks_are_said_to_be_what_is_random(
         ({"distill.weights": "learned"}, None),
     ],
 )
-def test_a_structure_loss_that_sets_back_trained_students_is_warned_of(
-    values: dict[str, Any], named: str | None, mini_config: StudyConfig, tmp_path: Path
+def test_structure_loss_that_harms_trained_students_gets_a_warning(
+    values: dict[str, Any], expected: str | None, mini_config: StudyConfig, tmp_path: Path
 ) -> None:
-    told: list[str] = []
+    messages: list[str] = []
     changed = with_values(mini_config, values)
-    check_weights(teacher_spec(changed, resolve(changed)), changed.student, told.append)
-    assert told == []
+    check_weights(teacher_spec(changed, resolve(changed)), changed.student, messages.append)
+    assert messages == []
     init = str(saved(tmp_path / "weights.safetensors", COCO))
     changed = with_values(mini_config, {**values, "student.init": init})
-    check_weights(teacher_spec(changed, resolve(changed)), changed.student, told.append)
-    assert [named in line for line in told if named] == [True] * (named is not None)
-    assert len(told) == (named is not None)
+    check_weights(teacher_spec(changed, resolve(changed)), changed.student, messages.append)
+    assert [expected in line for line in messages if expected] == [True] * (expected is not None)
+    assert len(messages) == (expected is not None)
 
 
-def test_a_seed_decides_the_random_weights(mini_config: StudyConfig) -> None:
+def test_seed_determines_the_random_weights(mini_config: StudyConfig) -> None:
     first, second, other = (build(mini_config, seed)[0].state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert not torch.equal(first["stem.0.weight"], other["stem.0.weight"])
 
 
-def test_weights_that_do_not_fit_are_the_users_to_mend(
-    mini_config: StudyConfig, tmp_path: Path
-) -> None:
+def test_mismatched_weights_are_an_input_error(mini_config: StudyConfig, tmp_path: Path) -> None:
     config = with_values(mini_config, {"student.init": str(tmp_path / "nowhere.safetensors")})
     with pytest.raises(InputError, match=r"nowhere\.safetensors"):
         build(config)

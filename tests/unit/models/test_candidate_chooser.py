@@ -1,4 +1,4 @@
-"""The network that chooses among candidates: what it reads, and what never reaches it."""
+"""The network that chooses among candidates: its inputs, and what must not affect it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CROP = (128, 96)
 
 
 def example(skeleton: Skeleton, count: int = 3) -> tuple[CandidateChooser, PoseFeatures, Tensor]:
-    """A chooser whose head is random, features, and candidates of which some are missing."""
+    """Build a chooser with a random head, features, and candidates, some of them missing."""
     torch.manual_seed(4)
     chooser = CandidateChooser(skeleton, 3, width=8, dropout=0.0).eval()
     nn.init.normal_(chooser.head.weight)
@@ -28,17 +28,19 @@ def example(skeleton: Skeleton, count: int = 3) -> tuple[CandidateChooser, PoseF
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_an_untrained_chooser_takes_the_first_to_the_bit(count: int, five: Skeleton) -> None:
+def test_untrained_chooser_takes_the_first_candidate_to_the_bit(
+    count: int, five: Skeleton
+) -> None:
     _, features, candidates = example(five, count)
     untrained = CandidateChooser(five, 3, width=8, dropout=0.0)
-    candidates[3, :, 1] = candidates[3, :, 0]  # of equal ones the first
+    candidates[3, :, 1] = candidates[3, :, 0]  # among equals the first wins
     candidates[4, :, 1, 2] = candidates[4, :, 0, 2] * 1.05  # a fitted height may exceed the first
     choice = untrained.choose(features, candidates, CROP)
     assert torch.equal(choice.keypoints_crop, candidates[:, :, 0, :2])
     assert torch.equal(choice.scores, candidates[:, :, 0, 2])
 
 
-def test_a_missing_candidate_never_wins(five: Skeleton) -> None:
+def test_missing_candidate_is_never_chosen(five: Skeleton) -> None:
     chooser, features, candidates = example(five)
     nn.init.normal_(chooser.head.weight, std=100.0)
     choice = chooser.choose(features, candidates, CROP)
@@ -47,14 +49,14 @@ def test_a_missing_candidate_never_wins(five: Skeleton) -> None:
     assert torch.equal(choice.logits > -torch.inf, (candidates[..., 2] > 0) | first)
     assert torch.equal(choice.keypoints_crop[:2], candidates[:2, :, 0, :2])
     best = choice.logits.argmax(dim=2)
-    assert (best[2:] != 0).any()  # else nothing was chosen at all
+    assert (best[2:] != 0).any()  # or the test would prove nothing
     for person, joint in ((2, 0), (4, 3)):
         chosen = candidates[person, joint, best[person, joint]]
         assert torch.equal(choice.keypoints_crop[person, joint], chosen[:2])
         assert choice.scores[person, joint] == chosen[2]
 
 
-def test_a_missing_candidate_says_nothing(five: Skeleton) -> None:
+def test_missing_candidate_sends_no_message(five: Skeleton) -> None:
     chooser, features, candidates = example(five)
     moved = candidates.clone()
     moved[..., :2] += torch.where(candidates[..., 2:] > 0, 0.0, 20.0)
@@ -64,11 +66,11 @@ def test_a_missing_candidate_says_nothing(five: Skeleton) -> None:
     moved = candidates.clone()
     moved[2:, 0, 1, 0] += 20.0
     after = chooser(features, moved, CROP)
-    assert (before[2:, 1] != after[2:, 1])[others[2:, 1]].all()  # a neighbor hears what is there
+    assert (before[2:, 1] != after[2:, 1])[others[2:, 1]].all()  # present candidates send messages
 
 
 def test_peaks_below_zero_give_no_nan(five: Skeleton) -> None:
-    """A student that has hardly learned has maps that are negative everywhere."""
+    """The heatmaps of an untrained student may be negative everywhere."""
     chooser, features, candidates = example(five)
     candidates[3, :, :, 2] = torch.tensor([-0.2, -0.3, -0.4])
     logits = chooser(features, candidates, CROP)
@@ -78,7 +80,7 @@ def test_peaks_below_zero_give_no_nan(five: Skeleton) -> None:
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in chooser.parameters())
 
 
-def test_candidates_hear_of_one_another_along_limbs_as_far_as_there_are_rounds() -> None:
+def test_messages_reach_as_many_limbs_as_there_are_rounds() -> None:
     chain = Skeleton(
         name="chain",
         joints=tuple("abcdef"),
@@ -95,14 +97,14 @@ def test_candidates_hear_of_one_another_along_limbs_as_far_as_there_are_rounds()
     assert not differs[[0, 1, 2, 4, 5]].any()
 
 
-def test_the_order_of_the_others_does_not_matter(five: Skeleton) -> None:
+def test_order_of_the_other_candidates_does_not_matter(five: Skeleton) -> None:
     chooser, features, candidates = example(five)
     swapped = candidates[:, :, [0, 2, 1]]
     logits, other = (chooser(features, given, CROP) for given in (candidates, swapped))
     torch.testing.assert_close(other, logits[:, :, [0, 2, 1]], atol=1e-5, rtol=0)
 
 
-def test_features_are_read_under_every_candidate(five: Skeleton) -> None:
+def test_features_are_sampled_at_every_candidate(five: Skeleton) -> None:
     chooser, features, candidates = example(five)
     maps, (finest,) = features.heatmaps, features.pyramid
     for read in (maps, finest):
@@ -115,4 +117,4 @@ def test_features_are_read_under_every_candidate(five: Skeleton) -> None:
     assert not finest.grad[:5].any()
     partner = five.flip_order[2]
     assert partner != 2 and maps.grad[5, partner, y, x] != 0
-    assert not maps.grad[5, 2, y, x]  # its own map's height came with the candidate
+    assert not maps.grad[5, 2, y, x]  # its height is part of the candidate

@@ -1,4 +1,4 @@
-"""The chooser: it starts as the identity, and learns which candidates belong to one body."""
+"""Candidates and the chooser: untrained the identity, trained it finds those of one body."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHANNELS = (3, 3, 3)
 
 
 def bodies(count: int, skeleton: Skeleton) -> Tensor:
-    """Two bodies a person, (count, 2, K, 2), in one place alike, whose joints lie well apart."""
+    """Draw two bodies per person, (count, 2, K, 2), close together but with their joints apart."""
     found: list[Tensor] = []
     while sum(len(part) for part in found) < count:
         heads = torch.rand(4 * count, 2, 2) * torch.tensor([60.0, 40.0]) + torch.tensor([18.0, 12])
@@ -47,25 +47,25 @@ def bodies(count: int, skeleton: Skeleton) -> Tensor:
     return torch.cat(found)[:count]
 
 
-class Logged(PoseNetwork):
-    """A student that answers what it was told."""
+class FixedStudent(PoseNetwork):
+    """A student with a given output."""
 
     pyramid_channels = CHANNELS
-    answer: PoseFeatures
+    output: PoseFeatures
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, crops: Tensor) -> PoseFeatures:
-        return self.answer
+        return self.output
 
 
 def crowd(count: int, skeleton: Skeleton) -> tuple[PoseFeatures, Tensor]:
-    """Two bodies in each crop, and where the joints of the first, the right one, are.
+    """Draw two bodies in each crop; return features and the joints of the first, the right one.
 
-    The higher peak of each joint is either body's, by a coin. The features show the right body's
-    first joint, and nothing else: to a joint by itself both of its peaks look the same.
+    Either body may have the higher peak of a joint, at random. The features show only the right
+    body's first joint, so that the peaks of any other joint are alike on their own.
     """
     both = bodies(count, skeleton)
     heights = torch.rand(count, 2, skeleton.num_joints, 1) * 0.5 + 0.5
@@ -124,13 +124,13 @@ def task_of(skeleton: Skeleton, **changes: Any) -> RefineTask:
         width=settings.width,
         candidates=settings.candidates,
     )
-    return RefineTask(Logged(), CODEC, refiner, skeleton, settings)
+    return RefineTask(FixedStudent(), CODEC, refiner, skeleton, settings)
 
 
 def share_right(task: RefineTask, skeleton: Skeleton) -> float:
-    """Of the joints of fresh people that lie within two cells of the right body's."""
+    """Return the share of new people's joints within two cells of the right body's."""
     torch.manual_seed(99)
-    task.student.answer, truth = crowd(500, skeleton)  # type: ignore[assignment]
+    task.student.output, truth = crowd(500, skeleton)  # type: ignore[assignment]
     with torch.no_grad():
         keypoints, _ = task.estimator().eval()(torch.zeros(500, 3, *CROP))
     return float(((keypoints - truth).norm(dim=-1) < 8).float().mean())
@@ -141,7 +141,7 @@ def train(task: RefineTask, skeleton: Skeleton, steps: int) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
     task.train()
     for _ in range(steps):
-        task.student.answer, truth = crowd(64, skeleton)  # type: ignore[assignment]
+        task.student.output, truth = crowd(64, skeleton)  # type: ignore[assignment]
         terms = task(batch_of(truth))
         loss = torch.stack([term.sum / term.count for term in terms.values()]).sum()
         optimizer.zero_grad()
@@ -163,7 +163,7 @@ def test_candidates_of_one_body_are_found_by_their_limbs(five: Skeleton) -> None
 
 @pytest.mark.parametrize("name", sorted(CODECS))
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_the_first_candidate_is_what_decode_gives(name: str, count: int) -> None:
+def test_first_candidate_is_the_decoded_keypoint(name: str, count: int) -> None:
     torch.manual_seed(0)
     codec = CODECS[name](CROP, (32, 24), 2.0)
     heatmaps = torch.rand(2, 5, 32, 24) - 0.2
@@ -182,20 +182,20 @@ def test_the_first_candidate_is_what_decode_gives(name: str, count: int) -> None
 
 
 @pytest.mark.parametrize("candidates", [0, 4])
-def test_an_impossible_number_of_candidates_is_refused(candidates: int, five: Skeleton) -> None:
+def test_impossible_number_of_candidates_is_refused(candidates: int, five: Skeleton) -> None:
     with pytest.raises(ValueError, match=r"candidates must be 1 to 3.*refine\.candidates"):
         IgpGcn(five, CHANNELS, candidates=candidates)
 
 
-def test_choosing_is_learned_whatever_the_levels_do(five: Skeleton) -> None:
-    """By hand: half and half between a perfect place and one of no worth costs a half."""
+def test_choice_has_a_loss_of_its_own(five: Skeleton) -> None:
+    """By hand: equal probabilities for a perfect place and a useless one cost a half."""
     task = task_of(five)
-    task.student.answer, truth = crowd(32, five)  # type: ignore[assignment]
-    told = batch_of(truth)
+    task.student.output, truth = crowd(32, five)  # type: ignore[assignment]
+    batch = batch_of(truth)
     plain = task_of(five, candidates=1)
-    plain.student.answer = task.student.answer
-    added = {name: task(told)[name].sum - plain(told)[name].sum for name in ("teacher", "truth")}
-    candidates = read_candidates(CODEC, task.student.answer, 2)
+    plain.student.output = task.student.output
+    added = {name: task(batch)[name].sum - plain(batch)[name].sum for name in ("teacher", "truth")}
+    candidates = read_candidates(CODEC, task.student.output, 2)
     share = candidates[..., 2].clamp_max(candidates[..., :1, 2])
     probability = share / share.sum(dim=2, keepdim=True)
     squared = (candidates[..., :2] - truth[:, :, None]).square().sum(dim=-1)
@@ -206,11 +206,11 @@ def test_choosing_is_learned_whatever_the_levels_do(five: Skeleton) -> None:
         torch.testing.assert_close(term, expected, atol=0, rtol=1e-4)
 
 
-def seen(people: Tensor, is_right: Tensor) -> PoseFeatures:
-    """A student's answer about people of two bodies, (B, 2, K, 2), the first the right one.
+def features_of(people: Tensor, is_right: Tensor) -> PoseFeatures:
+    """Build a student's output for people of two bodies, (B, 2, K, 2), the first the right one.
 
-    Each joint has one peak, on the first body where ``is_right`` (B, K), else on the second. The
-    features show where the first one's joints are.
+    Each joint has one peak: on the first body if ``is_right`` (B, K), otherwise on the second. The
+    features show the first one's joints.
     """
 
     def render(joints: Tensor) -> Tensor:
@@ -223,10 +223,10 @@ def seen(people: Tensor, is_right: Tensor) -> PoseFeatures:
     return PoseFeatures(render(peaks), pyramid)
 
 
-def test_a_given_joint_comes_before_the_peaks_with_the_maps_height_there(five: Skeleton) -> None:
+def test_given_joint_is_the_first_candidate_with_the_heatmaps_height(five: Skeleton) -> None:
     torch.manual_seed(0)
     people = bodies(4, five).div(4).round().mul(4)  # joints on cells
-    features = seen(people, torch.ones(4, 5, dtype=torch.bool))
+    features = features_of(people, torch.ones(4, 5, dtype=torch.bool))
     given = people[:, 0].clone()
     given[0, 1] = torch.tensor([0.0, 0.0])
     scores = torch.full((4, 5), 0.3)
@@ -243,10 +243,10 @@ def test_a_given_joint_comes_before_the_peaks_with_the_maps_height_there(five: S
     torch.testing.assert_close(heights, torch.ones(4, 5), atol=1e-3, rtol=0)
 
 
-def test_a_given_joint_may_lie_where_its_mirror_partner_was_given(five: Skeleton) -> None:
+def test_place_of_the_left_right_partner_is_a_candidate(five: Skeleton) -> None:
     torch.manual_seed(0)
     people = bodies(4, five).div(4).round().mul(4)  # joints on cells
-    features = seen(people, torch.ones(4, 5, dtype=torch.bool))
+    features = features_of(people, torch.ones(4, 5, dtype=torch.bool))
     order = list(five.flip_order)
     swapped, scores = people[:, 0][:, order], torch.ones(4, 5)
     scores[2, 3] = 0
@@ -262,13 +262,13 @@ def test_a_given_joint_may_lie_where_its_mirror_partner_was_given(five: Skeleton
 
 
 @pytest.mark.parametrize("candidates", [2, 3])
-def test_untrained_it_gives_back_even_a_pose_that_the_student_sees_nothing_of(
+def test_untrained_refiner_returns_poses_where_the_heatmaps_are_empty(
     candidates: int, five: Skeleton
 ) -> None:
     torch.manual_seed(0)
     people = bodies(6, five)
     task = task_of(five, candidates=candidates)
-    task.student.answer = seen(people, torch.ones(6, 5, dtype=torch.bool))  # type: ignore[assignment]
+    task.student.output = features_of(people, torch.ones(6, 5, dtype=torch.bool))  # type: ignore[assignment]
     start = (people[:, 1], torch.full((6, 5), 0.2))
     keypoints, scores = task.estimator().eval()(torch.zeros(6, 3, *CROP), start)
     assert torch.equal(keypoints, start[0]) and torch.equal(scores, start[1])
@@ -281,7 +281,7 @@ def trained_on_jitter(skeleton: Skeleton) -> RefineTask:
     for _ in range(60):
         people = bodies(32, skeleton)
         is_right = torch.rand(32, 5) < 0.5
-        task.student.answer = seen(people, is_right)  # type: ignore[assignment]
+        task.student.output = features_of(people, is_right)  # type: ignore[assignment]
         term = task(batch_of(people[:, 0]))["truth"]
         optimizer.zero_grad()
         (term.sum / term.count).backward()
@@ -295,7 +295,7 @@ def on_jitter(five: Skeleton) -> RefineTask:
 
 
 @pytest.mark.slow
-def test_trained_on_jitter_it_mends_what_is_far_off_and_keeps_what_is_right(
+def test_training_on_jitter_corrects_wrong_joints_and_keeps_right_ones(
     five: Skeleton, on_jitter: RefineTask
 ) -> None:
     task = on_jitter
@@ -303,7 +303,7 @@ def test_trained_on_jitter_it_mends_what_is_far_off_and_keeps_what_is_right(
     people = bodies(300, five)
     truth, other = people[:, 0], people[:, 1]
     is_off = torch.rand(300, 5) < 0.2  # given on the other body, where the student is right
-    task.student.answer = seen(people, is_off)  # type: ignore[assignment]
+    task.student.output = features_of(people, is_off)  # type: ignore[assignment]
     start = torch.where(is_off[..., None], other, truth)
     with torch.no_grad():
         estimator = task.estimator().eval()

@@ -46,7 +46,7 @@ def encode_person(person: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def crop_to_image(keypoints_crop: Tensor, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Official affine of an upright crop: scale is the box's size over 200, both axes alike."""
+    """Return the official affine of an upright crop: scale is the box's size over 200."""
     factor = scale[:, None, :1] * 200 / SIZE[1]
     middle = np.array([SIZE[1] / 2, SIZE[0] / 2])
     moved: np.ndarray = (keypoints_crop.numpy() - middle) * factor + center[:, None]
@@ -54,14 +54,14 @@ def crop_to_image(keypoints_crop: Tensor, center: np.ndarray, scale: np.ndarray)
 
 
 def at(codec: HeatmapCodec, *cells: tuple[float, float]) -> Tensor:
-    """Crop pixels of these places in cells of SIZE's maps, (N, 2)."""
+    """Convert places in cells, (N, 2), to crop pixels."""
     gaps = 1 if codec.align_corners else 0
     stride = [(SIZE[axis] - gaps) / (MAPS[axis] - gaps) for axis in (1, 0)]
     return torch.tensor(cells) * torch.tensor(stride)
 
 
 def blobs(*modes: tuple[float, float, float]) -> Tensor:
-    """The sum of Gaussians at (x, y) in cells with this height, sigma 2, as (1, 1, H, W)."""
+    """Sum Gaussians of sigma 2 at (x, y, height), in cells, as (1, 1, H, W)."""
     rows = torch.arange(MAPS[0])[:, None]
     columns = torch.arange(MAPS[1])[None]
     total = torch.zeros(MAPS)
@@ -158,11 +158,11 @@ def test_dark_finds_random_joints_within_a_twentieth_of_a_pixel() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(CODECS))
-def test_cell_i_lies_at_pixel_stride_times_i(name: str) -> None:
+def test_cell_i_is_at_pixel_stride_times_i(name: str) -> None:
     codec = CODECS[name]((96, 128), (24, 16))
-    # strides of 8 across and 4 down, in udp from center to center
-    across, down = (127 / 15, 95 / 23) if name == "udp" else (8.0, 4.0)
-    keypoints = torch.tensor([[[across * 5, down * 13]]])
+    # Strides of 8 along x and 4 along y; in udp from center to center.
+    stride_x, stride_y = (127 / 15, 95 / 23) if name == "udp" else (8.0, 4.0)
+    keypoints = torch.tensor([[[stride_x * 5, stride_y * 13]]])
     heatmaps, _ = codec.encode(keypoints, VISIBLE)
     assert heatmaps[0, 0].argmax().item() == 13 * 16 + 5
     torch.testing.assert_close(codec.decode(heatmaps)[0], keypoints, atol=0.02, rtol=0)
@@ -180,7 +180,7 @@ def test_unlabeled_joints_have_weight_zero_and_an_empty_map(codec: HeatmapCodec)
     ("cell", "weight"),
     [(-9.0, 0), (-5.0, 1), (53.0, 1), (55.0, 0)],  # the window reaches 6 cells, the map has 48
 )
-def test_a_joint_counts_while_its_window_touches_the_map(
+def test_joint_counts_while_its_window_touches_the_map(
     codec: HeatmapCodec, cell: float, weight: int
 ) -> None:
     heatmaps, weights = codec.encode(torch.tensor([[[4 * cell, 80.0]]]), VISIBLE)
@@ -188,14 +188,14 @@ def test_a_joint_counts_while_its_window_touches_the_map(
     assert (heatmaps.sum() > 0) == bool(weight)
 
 
-def test_msra_draws_nothing_beyond_three_sigma() -> None:
+def test_msra_is_zero_beyond_three_sigma() -> None:
     heatmaps, _ = Msra(SIZE, MAPS).encode(torch.tensor([[[80.0, 120.0]]]), VISIBLE)
     assert (heatmaps > 0).sum() == 13 * 13
     assert heatmaps[0, 0, 30, 26] == pytest.approx(np.exp(-36 / 8))
     assert heatmaps[0, 0, 30, 27] == 0
 
 
-def test_udp_draws_at_the_exact_place_within_three_sigma_of_the_nearest_cell() -> None:
+def test_udp_is_exact_within_three_sigma_of_the_nearest_cell() -> None:
     heatmaps, _ = Udp(SIZE, MAPS).encode(at(Udp(SIZE, MAPS), (20.4, 30.0))[None], VISIBLE)
     assert (heatmaps > 0).sum() == 13 * 13
     assert heatmaps[0, 0, 30, 26] == pytest.approx(np.exp(-(5.6**2) / 8), rel=1e-4)
@@ -203,7 +203,7 @@ def test_udp_draws_at_the_exact_place_within_three_sigma_of_the_nearest_cell() -
     assert heatmaps[0, 0, 30, 27] == 0
 
 
-def test_a_saddle_throws_no_udp_joint_away() -> None:
+def test_saddle_moves_no_udp_joint() -> None:
     torch.manual_seed(0)
     heatmaps = torch.rand(4, 17, *MAPS)
     cells = heatmaps.flatten(2).argmax(dim=2)
@@ -238,7 +238,7 @@ def test_decoding_passes_no_gradient(codec: HeatmapCodec) -> None:
     assert not scores.requires_grad
 
 
-def test_a_batch_decodes_as_its_members_do(codec: HeatmapCodec) -> None:
+def test_batch_decodes_as_its_members_do(codec: HeatmapCodec) -> None:
     torch.manual_seed(0)
     heatmaps = torch.rand(3, 4, *MAPS)
     whole = codec.decode_modes(heatmaps, 3)
@@ -247,14 +247,14 @@ def test_a_batch_decodes_as_its_members_do(codec: HeatmapCodec) -> None:
         torch.testing.assert_close(whole[index : index + 1], alone)
 
 
-def test_first_mode_lies_where_decode_says(codec: HeatmapCodec) -> None:
+def test_first_mode_is_where_decode_puts_the_joint(codec: HeatmapCodec) -> None:
     torch.manual_seed(0)
     heatmaps = torch.rand(2, 5, *MAPS) - 0.3
     keypoints, _ = codec.decode(heatmaps)
     torch.testing.assert_close(codec.decode_modes(heatmaps, 2)[:, :, 0, :2], keypoints)
 
 
-def test_two_peaks_are_two_modes_by_height(codec: HeatmapCodec) -> None:
+def test_two_peaks_are_two_modes_in_order_of_height(codec: HeatmapCodec) -> None:
     modes = codec.decode_modes(blobs((12.0, 20.0, 0.5), (36.0, 44.0, 0.9)), 3)[0, 0]
     places = at(codec, (36.0, 44.0), (12.0, 20.0), (0.0, 0.0))
     expected = torch.tensor([[0.9, 1.0], [0.5, 1.0], [0.0, 1.0]])
@@ -266,7 +266,7 @@ def test_modes_beyond_the_count_are_left_out(codec: HeatmapCodec) -> None:
     assert codec.decode_modes(heatmaps, 2)[0, 0, :, 2].tolist() == pytest.approx([0.9, 0.6], 1e-3)
 
 
-def test_a_plateau_is_one_mode(codec: HeatmapCodec) -> None:
+def test_plateau_is_one_mode(codec: HeatmapCodec) -> None:
     heatmaps = torch.zeros(1, 1, *MAPS)
     heatmaps[0, 0, 30:32, 20:22] = 1.0
     modes = codec.decode_modes(heatmaps, 3)[0, 0]
@@ -274,7 +274,7 @@ def test_a_plateau_is_one_mode(codec: HeatmapCodec) -> None:
 
 
 @pytest.mark.parametrize("width", [0.5, 0.8, 1.0, 1.5, 3.0])
-def test_the_width_of_a_mode_is_read_back(codec: HeatmapCodec, width: float) -> None:
+def test_width_of_a_mode_survives_the_round_trip(codec: HeatmapCodec, width: float) -> None:
     modes = torch.tensor([[[[*at(codec, (24.0, 32.0))[0].tolist(), 0.7, width]]]])
     torch.testing.assert_close(codec.decode_modes(codec.render(modes), 1), modes)
 
@@ -284,7 +284,7 @@ def test_widths_stay_between_half_and_three_sigma(codec: HeatmapCodec) -> None:
     assert codec.decode_modes(codec.render(drawn), 1)[0, :, 0, 3].tolist() == [0.5, 3.0]
 
 
-def test_rendered_modes_are_the_map_that_they_came_from(codec: HeatmapCodec) -> None:
+def test_rendered_modes_equal_the_decoded_heatmaps(codec: HeatmapCodec) -> None:
     torch.manual_seed(0)
     keypoints = 40 + torch.rand(3, 5, 2) * torch.tensor([112.0, 176.0])
     heatmaps, _ = codec.encode(keypoints, torch.ones(3, 5))
@@ -301,7 +301,7 @@ def test_render_takes_the_higher_of_two_modes(codec: HeatmapCodec) -> None:
     assert heatmaps[32, 26] == 1
 
 
-def test_a_mode_of_height_zero_draws_nothing(codec: HeatmapCodec) -> None:
+def test_mode_of_height_zero_renders_nothing(codec: HeatmapCodec) -> None:
     assert codec.render(torch.tensor([[[[96.0, 128.0, 0.0, 0.0]]]])).abs().sum() == 0
 
 

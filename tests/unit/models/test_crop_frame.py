@@ -1,4 +1,4 @@
-"""A crop's frame: the official HRNet's and UDP's, and a pose carried from one to another."""
+"""A crop's frame: the official HRNet's and UDP's, and poses transformed between them."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ WILD = AugmentConfig(scale=0.35, rotation=40, flip=0.5, half_body=0.3, color=0, 
 def udp_matrix(
     box: NDArray[np.float64], rotation: float, size: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """The unbiased affine as published: mmpose's get_udp_warp_matrix, which turns the other way.
+    """The unbiased affine as published: mmpose's get_udp_warp_matrix, which rotates the other way.
 
-    The box, widened to the crop's shape and by a quarter, is ``scale`` long.
+    ``scale`` is the box's size, widened to the crop's shape and by a quarter.
     """
     height, width = size
     x, y = box[:2] + box[2:] / 2
@@ -79,7 +79,7 @@ def test_lengths_by_hand() -> None:
     assert udp.zoom == (191 / 192, 255 / 256)
 
 
-def test_udp_alone_counts_gaps() -> None:
+def test_only_udp_has_length_w_minus_1() -> None:
     frames = {name: codec((96, 64), (24, 16)).frame for name, codec in CODECS.items()}
     assert {name for name, frame in frames.items() if frame.align_corners} == {"udp"}
     assert {frame.size for frame in frames.values()} == {(96, 64)}
@@ -95,7 +95,9 @@ def test_udp_affine_equals_the_published_formula(rotation: float) -> None:
 
 @pytest.mark.parametrize("name", sorted(CODECS))
 @pytest.mark.parametrize("size", [SMALL, LARGE, (96, 160)])
-def test_the_way_by_the_stored_crop_is_the_direct_one(name: str, size: tuple[int, int]) -> None:
+def test_affines_via_the_stored_crop_equal_the_direct_one(
+    name: str, size: tuple[int, int]
+) -> None:
     frame = CODECS[name](size, (16, 16)).frame
     by_store = compose_affines(images_to_stored(size), stored_to_crop_affine(frame))
     np.testing.assert_allclose(by_store, image_to_crop_affine(BOXES, frame), atol=1e-9)
@@ -105,14 +107,14 @@ def test_the_way_by_the_stored_crop_is_the_direct_one(name: str, size: tuple[int
     )
 
 
-def test_the_official_frame_is_a_whole_shift_of_the_stored_crop() -> None:
+def test_official_frame_is_the_stored_crop_shifted_by_whole_pixels() -> None:
     for size in (SMALL, LARGE, (96, 64), (64, 64)):
         affine = stored_to_crop_affine(CropFrame(size))
         assert np.array_equal(affine[:, :2], np.eye(2))
         assert np.array_equal(affine[:, 2], [-size[1] / 4, -size[0] / 4])
 
 
-def test_udp_pixels_from_the_stored_crop_are_those_of_the_image() -> None:
+def test_udp_pixels_from_the_stored_crop_equal_those_from_the_image() -> None:
     coarse = np.random.RandomState(0).randint(0, 256, (15, 20, 3), np.uint8)
     image = np.asarray(cv2.resize(coarse, (240, 180)), np.uint8)
     frame = CropFrame((96, 64), align_corners=True)
@@ -126,11 +128,11 @@ def test_udp_pixels_from_the_stored_crop_are_those_of_the_image() -> None:
         assert (crop - expected).abs().mean() < 1
 
 
-def test_a_mirrored_udp_crop_is_the_mirror_of_the_plain_one(five: Skeleton) -> None:
+def test_mirrored_udp_crop_is_the_mirror_image_of_the_plain_one(five: Skeleton) -> None:
     frame = CropFrame((96, 64), align_corners=True)
     points = torch.rand(4, 5, 2, generator=torch.Generator().manual_seed(1)) * 60
-    seen = torch.full((4, 5), 2)
-    affine = draw_augmentation(points, seen, five, frame, FLIP, torch.Generator()).affine
+    visible = torch.full((4, 5), 2)
+    affine = draw_augmentation(points, visible, five, frame, FLIP, torch.Generator()).affine
     assert (torch.linalg.det(affine[..., :2]) < 0).all()
     plain, flipped = (
         transform_points(points, plain_affines(4, frame)),
@@ -141,14 +143,14 @@ def test_a_mirrored_udp_crop_is_the_mirror_of_the_plain_one(five: Skeleton) -> N
 
 
 def joints_in_image(count: int) -> NDArray[np.float64]:
-    """Joints well inside of each box, (3, count, 2)."""
+    """Draw joints well inside each box, (3, count, 2)."""
     places = np.random.RandomState(4).uniform(0.1, 0.9, (len(BOXES), count, 2))
     joints: NDArray[np.float64] = BOXES[:, None, :2] + places * BOXES[:, None, 2:]
     return joints
 
 
 def modes_of_an_oracle(codec: HeatmapCodec, joints: NDArray[np.float64]) -> Tensor:
-    """What is read from maps that the codec draws of the joints in its own crop of each box."""
+    """Encode the joints in the codec's crop of each box, and decode the modes."""
     in_crop = apply_affine(joints, image_to_crop_affine(BOXES, codec.frame))
     heatmaps, weights = codec.encode(
         torch.from_numpy(in_crop).float(), torch.ones(in_crop.shape[:2])
@@ -169,7 +171,7 @@ def modes_of_an_oracle(codec: HeatmapCodec, joints: NDArray[np.float64]) -> Tens
     ids=["msra-to-udp", "udp-to-msra", "384-to-256", "udp-384-to-256", "square-to-high"],
 )
 @pytest.mark.parametrize("augment", [FLIP, WILD], ids=["flip", "wild"])
-def test_a_teachers_pose_lands_on_the_truth_in_the_students_crop(
+def test_teachers_pose_matches_the_truth_in_the_students_crop(
     teacher: HeatmapCodec, student: HeatmapCodec, augment: AugmentConfig, five: Skeleton
 ) -> None:
     joints = joints_in_image(5)
@@ -178,9 +180,9 @@ def test_a_teachers_pose_lands_on_the_truth_in_the_students_crop(
     to_store = torch.from_numpy(compose_affines(crop_to_image, image_to_stored)).float()
     modes = transform_modes(modes_of_an_oracle(teacher, joints), to_store)
     truth = torch.from_numpy(apply_affine(joints, image_to_stored)).float()
-    seen = torch.full((len(BOXES), 5), 2)
+    visible = torch.full((len(BOXES), 5), 2)
     generator = torch.Generator().manual_seed(3)
-    affine = draw_augmentation(truth, seen, five, student.frame, augment, generator).affine
+    affine = draw_augmentation(truth, visible, five, student.frame, augment, generator).affine
     assert (torch.linalg.det(affine[..., :2]) < 0).any()
     away = transform_modes(modes, affine)[:, :, 0, :2] - transform_points(truth, affine)
     zoom = torch.linalg.det(affine[:, :2, :2]).abs().sqrt()[:, None]
@@ -189,7 +191,7 @@ def test_a_teachers_pose_lands_on_the_truth_in_the_students_crop(
 
 
 def test_udp_and_the_official_frame_differ_by_half_a_pixel() -> None:
-    """So that the test above can fail."""
+    """Shows that the test above can fail."""
     joints = joints_in_image(5)
     official, udp = (
         apply_affine(joints, image_to_crop_affine(BOXES, CropFrame(SMALL, align_corners=corners)))
@@ -199,7 +201,7 @@ def test_udp_and_the_official_frame_differ_by_half_a_pixel() -> None:
 
 
 class Oracle(PoseNetwork):
-    """Paints the truth of the people that it is shown, in their order, in the codec's maps."""
+    """Predicts heatmaps of the true joints of people in their order."""
 
     def __init__(self, codec: HeatmapCodec, keypoints_crop: Tensor) -> None:
         super().__init__()
@@ -214,7 +216,7 @@ class Oracle(PoseNetwork):
 
 @pytest.fixture(scope="module")
 def large_store(five_people: People, tmp_path_factory: pytest.TempPathFactory) -> CropStore:
-    """Crops in which joints lie so far inside that no blur meets the edge."""
+    """Make a store of crops with joints so far inside that no blur reaches the edge."""
     return open_crop_store(
         make_crop_store(five_people, StoreSpec(SMALL, tmp_path_factory.mktemp("large")))
     )
@@ -222,7 +224,7 @@ def large_store(five_people: People, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.mark.parametrize("name", ["dark", "udp"])
 @pytest.mark.parametrize("student_corners", [False, True])
-def test_a_stored_teacher_agrees_with_the_truth_in_every_batch(
+def test_stored_targets_match_the_truth_in_every_batch(
     name: str,
     student_corners: bool,
     large_store: CropStore,
@@ -255,7 +257,7 @@ def test_a_stored_teacher_agrees_with_the_truth_in_every_batch(
     assert (away / zoom)[inside].max() < 0.1
 
 
-def test_chained_affines_are_one_after_the_other() -> None:
+def test_composed_affines_apply_one_after_the_other() -> None:
     first, second = images_to_stored(SMALL), invert_affine(images_to_stored(LARGE))
     points = joints_in_image(4)
     expected = apply_affine(apply_affine(points, first), second)
@@ -264,7 +266,7 @@ def test_chained_affines_are_one_after_the_other() -> None:
     )
 
 
-def test_a_carried_mode_keeps_height_and_width() -> None:
+def test_transformed_mode_keeps_height_and_width() -> None:
     affine = torch.tensor([[[2.0, 0.0, 5.0], [0.0, 2.0, 1.0]]])
     modes = torch.tensor([[[[1.0, 2.0, 0.7, 1.5], [0.0, 0.0, 0.3, 0.9]]]])
     expected = torch.tensor([[[[7.0, 5.0, 0.7, 1.5], [5.0, 1.0, 0.3, 0.9]]]])

@@ -1,4 +1,4 @@
-"""HRNet: any width, what its pyramid is made of, IGP-GCN on top, and W18 as a light student."""
+"""HRNet: its widths, its pyramid, IGP-GCN on top, and W18 as a light student."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ def test_width_is_that_of_the_finest_branch_and_doubles_downwards(width: int) ->
     assert [tuple(features.shape) for features in pyramid] == shapes
 
 
-def test_pyramid_is_the_coarse_branches_before_the_last_fusion_and_the_fused_map() -> None:
+def test_pyramid_has_the_branches_before_the_last_fusion_and_the_fused_map() -> None:
     model = network()
-    seen: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     watched = ("stage4.2.branches.2", "stage4.2.branches.1", "stage4.2.fuse_layers.0")
     for name in watched:
         model.get_submodule(name).register_forward_hook(
-            lambda module, inputs, output, name=name: seen.update({name: output})
+            lambda module, inputs, output, name=name: outputs.update({name: output})
         )
     with torch.no_grad():
         heatmaps, pyramid, *_ = model(crops(2, 96, 64))
         assert torch.equal(model.final_layer(pyramid[2]), heatmaps)
     for features, name in zip(pyramid, watched, strict=True):
-        assert torch.equal(features, seen[name]), name
+        assert torch.equal(features, outputs[name]), name
 
 
 def test_every_parameter_learns_from_the_heatmaps() -> None:
@@ -78,7 +78,7 @@ def test_every_parameter_learns_from_the_heatmaps() -> None:
     assert not silent
 
 
-def test_a_new_network_puts_out_nearly_nothing() -> None:
+def test_new_network_predicts_nearly_zero() -> None:
     model = network()
     with torch.no_grad():
         assert model(crops(2, 96, 64)).heatmaps.abs().max() < 0.05
@@ -108,14 +108,16 @@ def test_w18_learns_as_a_student(
     mini_config: StudyConfig, mini_data: PreparedData, mini_targets: Path, workers: Workers
 ) -> None:
     values = {"student.name": "hrnet", "student.size": "w18", "distill.optimizer.lr": 1e-5}
-    config = with_values(mini_config, values)  # a rate as low as at the start of the warm-up
+    config = with_values(
+        mini_config, values
+    )  # a learning rate as low as at the start of the warm-up
     task = build_distill_task(
         config.student, config.distill, config.trial, resolve(config), seed=0
     ).train()
-    ground = TrainingData.open(mini_data, resolve(config), workers, mini_targets)
+    data = TrainingData.open(mini_data, resolve(config), workers, mini_targets)
     augment, generator = config.distill.augment, torch.Generator().manual_seed(0)
     order = [torch.arange(4)]
-    (batch,) = ground.batches(augment, task.codec.frame, order, generator)
+    (batch,) = data.batches(augment, task.codec.frame, order, generator)
     assert batch.crops.shape == (4, 3, 64, 64)
     optimizer = torch.optim.AdamW(task.parameter_groups(config.distill.optimizer))
     history = []

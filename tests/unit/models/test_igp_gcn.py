@@ -1,4 +1,4 @@
-"""The graph layers against OPEC-Net's, and the refiner's promises on a 5-joint skeleton."""
+"""The graph layers against OPEC-Net's, and the refiner on a 5-joint skeleton."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def layers(shared: Path) -> dict[str, Tensor]:
 
 
 def state(layers: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights under a prefix: what is neither an input nor an output."""
+    """Return the weights under a prefix, without inputs and outputs."""
     names = [name.removeprefix(prefix) for name in layers if name.startswith(prefix)]
     parts = ("W", "e", "bias", "gconv", "bn.", "attention.", "squeeze.")
     return {name: layers[prefix + name] for name in names if name.startswith(parts)}
 
 
 def example(batch: int = 4, seed: int = 3) -> tuple[list[Tensor], Tensor, Tensor]:
-    """A pyramid, a pose and its scores, all random."""
+    """Draw a pyramid, a pose and its scores."""
     torch.manual_seed(seed)
     pyramid = [
         torch.randn(batch, channels, CROP[0] // stride, CROP[1] // stride)
@@ -55,11 +55,12 @@ def example(batch: int = 4, seed: int = 3) -> tuple[list[Tensor], Tensor, Tensor
 
 def refiner(**settings: Any) -> IgpGcn:
     torch.manual_seed(0)
-    return IgpGcn(STICK_MAN, CHANNELS, **{"width": 8, "depth": 1, **settings})
+    settings = {"width": 8, "depth": 1} | settings
+    return IgpGcn(STICK_MAN, CHANNELS, **settings)
 
 
 def moving(**settings: Any) -> IgpGcn:
-    """A refiner whose heads are random, in eval mode."""
+    """Build a refiner with random heads, in eval mode."""
     model = refiner(**settings).eval()
     for name, parameter in model.named_parameters():
         if ".head." in name:
@@ -109,7 +110,7 @@ def test_node_attention_equals_the_reference(layers: dict[str, Tensor]) -> None:
     torch.testing.assert_close(out, layers["att_out"], atol=1e-5, rtol=0)
 
 
-def test_a_joint_hears_its_neighbors_only() -> None:
+def test_joint_depends_on_its_neighbors_only() -> None:
     torch.manual_seed(0)
     layer = SemGraphConv(3, 4, STICK_MAN.adjacency())
     nodes = torch.randn(1, 5, 3)
@@ -120,7 +121,7 @@ def test_a_joint_hears_its_neighbors_only() -> None:
 
 
 @pytest.mark.parametrize("stride", [*STRIDES, 2, 1])
-def test_a_keypoint_at_stride_times_i_reads_cell_i(stride: int) -> None:
+def test_keypoint_at_stride_times_i_reads_cell_i(stride: int) -> None:
     row, column = 1, 2 if stride == 16 else 5
     features = torch.zeros(1, 1, CROP[0] // stride, CROP[1] // stride)
     features[0, 0, row, column] = 1.0
@@ -129,7 +130,7 @@ def test_a_keypoint_at_stride_times_i_reads_cell_i(stride: int) -> None:
     torch.testing.assert_close(sampled, torch.tensor([1.0, 0.5, 0.75, 0.0]), atol=1e-5, rtol=0)
 
 
-def test_every_cell_is_read_at_its_own_place() -> None:
+def test_cells_are_read_exactly_at_their_centers() -> None:
     features = torch.randn(2, 3, 6, 4)
     rows, columns = torch.meshgrid(torch.arange(6), torch.arange(4), indexing="ij")
     keypoints = 16.0 * torch.stack((columns, rows), dim=-1).view(1, 24, 2).expand(2, -1, -1)
@@ -137,7 +138,7 @@ def test_every_cell_is_read_at_its_own_place() -> None:
     torch.testing.assert_close(sampled, features.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-5)
 
 
-def test_a_keypoint_beyond_the_map_reads_its_edge() -> None:
+def test_keypoint_beyond_the_map_reads_the_edge() -> None:
     features = torch.randn(1, 2, 6, 4)
     sampled = sample_features(features, torch.tensor([[[-50.0, 32.0], [64.0, 500.0]]]), CROP)
     expected = torch.stack((features[0, :, 2, 0], features[0, :, 5, 3]))[None]
@@ -145,8 +146,8 @@ def test_a_keypoint_beyond_the_map_reads_its_edge() -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_reading_equals_grid_sample_with_its_gradient(layout: torch.memory_format) -> None:
-    """In double precision, in which grid_sample's own coordinates cost nothing."""
+def test_sampling_equals_grid_sample_and_its_gradient(layout: torch.memory_format) -> None:
+    """In double precision, so that grid_sample's rounding of coordinates doesn't matter."""
     torch.manual_seed(0)
     features = torch.randn(3, 4, 12, 8, dtype=torch.float64).to(memory_format=layout)
     keypoints = torch.rand(3, 50, 2, dtype=torch.float64) * torch.tensor([110, 150.0]) - 20
@@ -171,7 +172,7 @@ def test_reading_equals_grid_sample_with_its_gradient(layout: torch.memory_forma
 
 
 class Counter(TorchDispatchMode):
-    """How many operators of PyTorch were called."""
+    """Counts the calls of PyTorch's operators."""
 
     calls = 0
 
@@ -180,7 +181,7 @@ class Counter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_reading_loops_over_no_joint_and_no_person() -> None:
+def test_sampling_loops_over_no_joint_and_no_person() -> None:
     """A loop over 17 joints takes ten times as long: tests/benchmarks/igp_gcn.py."""
     calls = []
     for people, joints in ((2, 1), (9, 17)):
@@ -190,7 +191,7 @@ def test_reading_loops_over_no_joint_and_no_person() -> None:
     assert calls[0] == calls[1] > 0
 
 
-def test_a_keypoint_that_is_no_number_reads_no_number_and_breaks_nothing() -> None:
+def test_nan_keypoint_reads_nan() -> None:
     keypoints = torch.tensor([[[math.nan, 3.0], [math.inf, -math.inf], [4.0, 4.0]]])
     sampled = sample_features(torch.ones(1, 2, 24, 16), keypoints, CROP)
     assert sampled[0, 0].isnan().all()
@@ -199,7 +200,7 @@ def test_a_keypoint_that_is_no_number_reads_no_number_and_breaks_nothing() -> No
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
 @pytest.mark.parametrize("depth", [1, 2, 6])
-def test_each_level_has_so_many_blocks_of_so_many_channels(levels: int, depth: int) -> None:
+def test_depth_and_width_set_blocks_and_channels_of_each_level(levels: int, depth: int) -> None:
     model = refiner(levels=levels, depth=depth, width=12)
     assert len(model.levels) == levels
     for level in model.levels:
@@ -209,7 +210,7 @@ def test_each_level_has_so_many_blocks_of_so_many_channels(levels: int, depth: i
 
 
 @pytest.mark.parametrize("depth", [1, 3, 6])
-def test_every_block_has_its_say(depth: int) -> None:
+def test_every_block_affects_the_pose(depth: int) -> None:
     pyramid, keypoints, scores = example()
     model = moving(levels=1, depth=depth)
     expected = model(pyramid, keypoints, scores, CROP)[-1]
@@ -224,7 +225,7 @@ def test_every_block_has_its_say(depth: int) -> None:
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
 @pytest.mark.parametrize("training", [True, False])
-def test_an_untrained_refiner_moves_no_joint(levels: int, training: bool) -> None:
+def test_untrained_refiner_moves_no_joint(levels: int, training: bool) -> None:
     pyramid, keypoints, scores = example()
     poses = refiner(levels=levels).train(training)(pyramid, keypoints, scores, CROP)
     assert len(poses) == levels
@@ -255,7 +256,7 @@ def test_every_parameter_and_feature_gets_a_gradient_once_the_heads_move() -> No
         assert tensor.grad.isfinite().all()
 
 
-def test_a_level_sends_no_gradient_into_the_step_before() -> None:
+def test_level_sends_no_gradient_to_the_level_before() -> None:
     pyramid, keypoints, scores = example()
     model = moving()
     model(pyramid, keypoints, scores, CROP)[-1].sum().backward()
@@ -273,7 +274,7 @@ def test_fewer_levels_read_the_finest_maps() -> None:
     assert not torch.equal(model(fine, keypoints, scores, CROP)[-1], expected)
 
 
-def test_people_are_refined_each_for_themselves() -> None:
+def test_people_are_refined_independently() -> None:
     pyramid, keypoints, scores = example()
     order = torch.tensor([2, 0, 3, 1])
     model = moving()
@@ -285,14 +286,14 @@ def test_people_are_refined_each_for_themselves() -> None:
     torch.testing.assert_close(alone[-1], poses[-1][:1], atol=1e-4, rtol=0)
 
 
-def test_the_crop_size_is_height_then_width() -> None:
+def test_crop_size_is_height_then_width() -> None:
     pyramid, keypoints, scores = example()
     model = moving()
     right = model(pyramid, keypoints, scores, CROP)[-1]
     assert not torch.allclose(model(pyramid, keypoints, scores, CROP[::-1])[-1], right, atol=1e-2)
 
 
-def test_a_crop_twice_as_big_moves_joints_twice_as_far() -> None:
+def test_crop_twice_as_large_moves_joints_twice_as_far() -> None:
     pyramid, keypoints, scores = example()
     model = moving()
     small = model(pyramid, keypoints, scores, CROP)[-1]
@@ -300,7 +301,7 @@ def test_a_crop_twice_as_big_moves_joints_twice_as_far() -> None:
     torch.testing.assert_close(big, 2 * small, atol=1e-3, rtol=0)
 
 
-def test_the_gate_can_hold_a_joint_still() -> None:
+def test_closed_gate_moves_no_joint() -> None:
     pyramid, keypoints, scores = example()
     model = moving()
     for level in range(3):
@@ -309,7 +310,7 @@ def test_the_gate_can_hold_a_joint_still() -> None:
     torch.testing.assert_close(model(pyramid, keypoints, scores, CROP)[-1], keypoints)
 
 
-def test_a_refiner_without_gate_has_no_parameters_for_it() -> None:
+def test_refiner_without_gate_has_no_gate_parameters() -> None:
     assert any(".gate." in name for name in refiner().state_dict())
     assert not any(".gate." in name for name in refiner(gate=False).state_dict())
 
@@ -325,7 +326,7 @@ def test_dropout_acts_in_training_only() -> None:
 
 
 def test_training_follows_the_image_to_the_joint() -> None:
-    """The maps hold the way from each cell to a target that differs by person."""
+    """The maps hold the vector from each cell to a target that differs by person."""
     torch.manual_seed(0)
     batch = 16
     target = torch.rand(batch, 2) * torch.tensor([CROP[1], CROP[0]])
@@ -352,7 +353,7 @@ def test_training_follows_the_image_to_the_joint() -> None:
     assert errors[-1] < errors[0] / 4
 
 
-def test_the_state_of_a_refiner_loads_into_another() -> None:
+def test_state_of_a_refiner_loads_into_another() -> None:
     pyramid, keypoints, scores = example()
     model, other = moving(), refiner().eval()
     other.load_state_dict(model.state_dict(), strict=True)

@@ -1,4 +1,4 @@
-"""The light network: shapes at any joint count and crop, and what lies over which pixel."""
+"""The light network: its shapes for any joints and crop, and the pixels that a cell covers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_heatmaps_are_a_quarter_and_the_pyramid_has_strides_16_8_4(
     assert model.pyramid_channels == SIZES[size].pyramid
 
 
-def test_a_person_does_not_depend_on_the_others_of_the_batch() -> None:
+def test_person_does_not_depend_on_the_rest_of_the_batch() -> None:
     model, people = network(), crops(3, 96, 64)
     with torch.no_grad():
         together, alone = model(people).heatmaps, model(people[1:2]).heatmaps
@@ -45,7 +45,7 @@ def test_a_person_does_not_depend_on_the_others_of_the_batch() -> None:
 
 
 @pytest.mark.parametrize("size", ["tiny", "lightning"])
-def test_a_new_network_puts_out_nearly_nothing(size: str) -> None:
+def test_new_network_predicts_nearly_zero(size: str) -> None:
     with torch.no_grad():
         assert network(size)(crops(2, 96, 64)).heatmaps.abs().max() < 0.05
 
@@ -62,7 +62,7 @@ def test_every_parameter_learns_from_the_heatmaps(size: str) -> None:
     assert not silent
 
 
-def test_the_layout_in_memory_does_not_matter() -> None:
+def test_memory_format_does_not_matter() -> None:
     model, people = network(), crops(2, 96, 64)
     with torch.no_grad():
         plain = model(people).heatmaps
@@ -73,16 +73,16 @@ def test_the_layout_in_memory_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_cell_i_of_a_convolution_is_centered_over_pixel_stride_times_i(stride: int) -> None:
+def test_cell_i_of_a_convolution_is_centered_on_pixel_stride_times_i(stride: int) -> None:
     layer = ConvNorm(1, 1, stride=stride).eval()
     with torch.no_grad():
         torch.nn.init.ones_(layer.get_parameter("0.weight"))
         image = torch.zeros(1, 1, 12, 16)
         image[0, 0, 6, 10] = 1.0
         out = layer(image)[0, 0]
-    # the pixel is seen by the cells whose center is at most one pixel away
-    seen = {tuple(cell) for cell in out.nonzero().tolist()}
-    assert seen == {
+    # The pixel affects the cells whose center is at most one pixel away.
+    affected = {tuple(cell) for cell in out.nonzero().tolist()}
+    assert affected == {
         (row, column)
         for row in range(12 // stride)
         for column in range(16 // stride)
@@ -90,8 +90,8 @@ def test_cell_i_of_a_convolution_is_centered_over_pixel_stride_times_i(stride: i
     }
 
 
-def test_a_folded_convolution_pads_as_tensorflow() -> None:
-    """On even sides: cell i of stride 2 sees pixels 2 i to 2 i + 2, the last one's beyond."""
+def test_folded_convolution_pads_as_tensorflow() -> None:
+    """On even sides: cell i of stride 2 covers pixels 2 i to 2 i + 2, the last one beyond."""
     layer = ConvNorm(1, 1, stride=2, folded=True)
     with torch.no_grad():
         layer.get_parameter("0.weight").fill_(1.0)
@@ -103,13 +103,13 @@ def test_a_folded_convolution_pads_as_tensorflow() -> None:
     assert [name for name, _ in layer.named_parameters()] == ["0.weight", "0.bias"]
 
 
-def test_a_separable_convolution_keeps_the_grid() -> None:
+def test_separable_convolution_keeps_the_grid() -> None:
     layer = SeparableConv(2, 3).eval()
     assert layer(torch.zeros(1, 2, 7, 9)).shape == (1, 3, 7, 9)
 
 
-def test_the_head_sees_around_its_own_pixel() -> None:
-    """Upsampling shifts by parts of a cell, so no more than a cell's accuracy is claimed."""
+def test_head_depends_on_the_pixels_around_its_own() -> None:
+    """To within a cell, since upsampling shifts by parts of one."""
     model, height, width = network(joints=1), 128, 96
     people = crops(1, height, width).requires_grad_()
     torch.nn.init.ones_(model.final_layer.weight)
@@ -122,7 +122,7 @@ def test_the_head_sees_around_its_own_pixel() -> None:
         assert abs(float(y) - 4 * row) < 8 and abs(float(x) - 4 * column) < 8
 
 
-def test_the_teacher_is_the_larger_one() -> None:
+def test_teacher_is_larger_than_tiny() -> None:
     def count(size: str) -> int:
         return sum(parameter.numel() for parameter in network(size).parameters())
 
@@ -133,11 +133,13 @@ def test_the_teacher_is_the_larger_one() -> None:
     ("size", "budget"), [("small", 300_000), ("medium", 1_000_000), ("large", 2_300_000)]
 )
 @pytest.mark.parametrize("joints", [14, 17])
-def test_students_keep_to_their_budgets(size: str, budget: int, joints: int) -> None:
+def test_students_have_the_parameters_of_their_budgets(
+    size: str, budget: int, joints: int
+) -> None:
     model = network(size, joints)
     number = sum(parameter.numel() for parameter in model.parameters())
     assert number == pytest.approx(budget, rel=0.1)
     with torch.no_grad():
-        answer = model(crops(1, 256, 192))
-    assert answer.heatmaps.shape == (1, joints, 64, 48)
-    assert [tuple(maps.shape[2:]) for maps in answer.pyramid] == [(16, 12), (32, 24), (64, 48)]
+        output = model(crops(1, 256, 192))
+    assert output.heatmaps.shape == (1, joints, 64, 48)
+    assert [tuple(maps.shape[2:]) for maps in output.pyramid] == [(16, 12), (32, 24), (64, 48)]

@@ -1,4 +1,4 @@
-"""MoveNet: its files read tensor by tensor, its raw heads, its own decoding, its rows by joint."""
+"""MoveNet against the original: weights, raw heads, decoding, and head rows by joint."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CELL = "StatefulPartitionedCall/Reshape_13"
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One MoveNet as it comes, and what it says of the reference's crops."""
+    """A MoveNet with its published weights, and its output for the reference's crops."""
 
     size: str
     path: Path
@@ -78,7 +78,7 @@ def case(request: pytest.FixtureRequest, folder: Path) -> Case:
 
 
 def whole(size: str, path: Path) -> MobileNet:
-    """The network with all heads, in eval mode."""
+    """Build the network with all heads, in eval mode."""
     codec = build_codec("movenet", (64, 64), sigma=2.0)
     network = build_model("mobile_net", size, COCO, codec)
     assert isinstance(network, MobileNet)
@@ -87,14 +87,14 @@ def whole(size: str, path: Path) -> MobileNet:
 
 
 def light(skeleton: Skeleton, path: Path) -> tuple[MobileNet, list[str]]:
-    """A lightning with the heatmap head alone, and what was left at random in it."""
+    """Build a lightning with only the heatmap head; return it and its random parameters."""
     torch.manual_seed(0)
     network = build_model("mobile_net", "lightning", skeleton)
     assert isinstance(network, MobileNet)
     return network.eval(), load_movenet(network, path, skeleton)
 
 
-def test_raw_heads_are_the_references(case: Case) -> None:
+def test_raw_heads_equal_the_reference(case: Case) -> None:
     person = case.features.person
     assert person is not None
     heads = {
@@ -109,25 +109,25 @@ def test_raw_heads_are_the_references(case: Case) -> None:
     torch.testing.assert_close(case.features.heatmaps, case.logits.sigmoid())
 
 
-def test_official_decoding_is_the_original_runtimes(case: Case) -> None:
+def test_decoding_equals_the_original_runtime(case: Case) -> None:
     places, scores = case.codec.decode_features(case.features)
     expected = torch.from_numpy(case.reference["tfjs_yxs"])
     torch.testing.assert_close(scores, expected[..., 2], atol=1e-4, rtol=0)
     expected_px = expected[..., [1, 0]] * case.side
     torch.testing.assert_close(places, expected_px, atol=0.05, rtol=0)
-    # what is left is the side of a cell, 1/48 or 1/64, in half precision
+    # The remaining difference is the side of a cell, 1/48 or 1/64, in half precision.
     cell = float(read_tensors(case.path)[CELL].flat[0]) * case.side
     torch.testing.assert_close(places * (cell / 4), expected_px, atol=1e-3, rtol=0)
 
 
-def test_stored_window_is_the_formula_in_half_precision(case: Case) -> None:
+def test_stored_window_equals_the_formula_in_half_precision(case: Case) -> None:
     stored = read_tensors(case.path)[CONSTANT][..., 0].astype(np.float32)
     cells = np.arange(len(stored)) - len(stored) // 2
     formula = 1 / (np.hypot(cells[:, None], cells) + 1.8)
     np.testing.assert_allclose(stored, formula, rtol=2**-10)
 
 
-def test_pixels_are_the_files(case: Case) -> None:
+def test_pixel_constants_are_those_of_the_files(case: Case) -> None:
     stored = read_tensors(case.path)
     scale = stored["StatefulPartitionedCall/truediv"].astype(np.float64).ravel()
     shift = float(stored["StatefulPartitionedCall/sub_1/y"])
@@ -138,7 +138,7 @@ def test_pixels_are_the_files(case: Case) -> None:
     assert network.pixels == MOVENET
 
 
-def test_network_to_fine_tune_carries_the_heatmap_head_alone(folder: Path) -> None:
+def test_network_to_fine_tune_has_only_the_heatmap_head(folder: Path) -> None:
     path = folder / "movenet-lightning.json"
     network, left = light(COCO, path)
     assert left == [] and network.person is None
@@ -181,9 +181,7 @@ def test_joint_without_a_neighbor_stays_random_and_its_head_counts_as_new(folder
     assert torch.equal(network.final_layer.weight[1], random.final_layer.weight[1])
 
 
-def test_network_of_a_study_starts_from_movenet_whole(
-    folder: Path, mini_config: StudyConfig
-) -> None:
+def test_student_starts_entirely_from_movenet(folder: Path, mini_config: StudyConfig) -> None:
     init = str(folder / "movenet-lightning.json")
     config = with_values(mini_config, {"student.size": "lightning", "student.init": init})
     task = build_distill_task(
@@ -192,7 +190,7 @@ def test_network_of_a_study_starts_from_movenet_whole(
     assert task.trained == {name for name, _ in task.student.named_parameters()}
 
 
-def test_simccs_head_beside_it_stays_random(folder: Path, mini_config: StudyConfig) -> None:
+def test_simcc_head_of_a_movenet_stays_random(folder: Path, mini_config: StudyConfig) -> None:
     init = str(folder / "movenet-lightning.json")
     values = {"student.size": "lightning", "student.init": init, "student.codec": "simcc"}
     changed = with_values(mini_config, values)
@@ -205,7 +203,7 @@ def test_simccs_head_beside_it_stays_random(folder: Path, mini_config: StudyConf
     assert torch.equal(task.student.get_parameter("stem.0.weight"), trained)
 
 
-def test_own_decoding_of_other_joints_is_refused(folder: Path) -> None:
+def test_codec_movenet_refuses_other_joints(folder: Path) -> None:
     network = MobileNet(14, SIZES["lightning"], has_person_heads=True)
     with pytest.raises(
         ValueError, match=r"must have COCO's joints.*crowdpose.*teacher.skeleton=coco.*the codec"
@@ -234,7 +232,7 @@ def random_features(joints: int, height: int, width: int) -> PoseFeatures:
     return PoseFeatures(torch.sigmoid(maps(joints, 1.0)), (), person=person)
 
 
-def test_decoding_is_the_rule_in_a_plain_loop_on_maps_that_are_not_square() -> None:
+def test_decoding_equals_a_plain_loop_on_maps_that_are_not_square() -> None:
     joints, height, width = 5, 10, 7
     features = random_features(joints, height, width)
     assert features.person is not None
@@ -263,9 +261,9 @@ def test_decoding_is_the_rule_in_a_plain_loop_on_maps_that_are_not_square() -> N
 
 
 def two_peaks(expected: tuple[float, float]) -> PoseFeatures:
-    """A joint seen at cells (5, 4), height 0.5, and (20, 12), height 0.8, (row, column).
+    """Build an output with peaks at (row, column) (5, 4), height 0.5, and (20, 12), height 0.8.
 
-    The center is in the middle, (12, 8), and expects it at ``expected``, (y, x) from there.
+    The person's center is (12, 8); from there the joint is expected at ``expected``, (y, x).
     """
     rows, columns = torch.arange(24.0)[:, None], torch.arange(16.0)
     near = 0.5 * torch.exp(-((rows - 5) ** 2 + (columns - 4) ** 2) / 2)
@@ -279,7 +277,7 @@ def two_peaks(expected: tuple[float, float]) -> PoseFeatures:
     )
 
 
-def test_the_peak_that_the_center_expects_wins_and_the_other_is_the_second_mode() -> None:
+def test_expected_peak_is_the_first_mode_and_the_other_the_second() -> None:
     codec = MoveNet((96, 64), (24, 16), sigma=1.0)
     for expected, own, other in (
         ((-7.0, -4.0), (4.75, 5.25, 0.5), (12.5, 20.5, 0.8)),
@@ -292,13 +290,13 @@ def test_the_peak_that_the_center_expects_wins_and_the_other_is_the_second_mode(
         assert modes[2].tolist() == [0, 0, 0, 1]
 
 
-def test_heatmaps_alone_are_refused() -> None:
+def test_codec_movenet_refuses_heatmaps_without_person_heads() -> None:
     features = PoseFeatures(torch.rand(1, 5, 24, 16), ())
     with pytest.raises(ValueError, match=r"codec movenet must have a MoveNet with all its heads"):
         MoveNet((96, 64), (24, 16)).decode_features(features)
 
 
-def test_safetensors_of_a_fine_tuned_movenet_load_as_any(folder: Path, tmp_path: Path) -> None:
+def test_safetensors_of_a_fine_tuned_movenet_load(folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     network = light(COCO, folder / "movenet-lightning.json")[0]
@@ -309,16 +307,16 @@ def test_safetensors_of_a_fine_tuned_movenet_load_as_any(folder: Path, tmp_path:
 
 @dataclasses.dataclass(frozen=True)
 class CocoTiny:
-    """coco_tiny's val as this project reads, crops and is scored on it."""
+    """coco_tiny's val, as this project reads it, crops it and evaluates on it."""
 
     truth: Path
     people: People
     images: list[np.ndarray]
     boxes: np.ndarray
-    """As they stand in the file, xywh: the reference's crops are not clipped to the image."""
+    """xywh, unchanged from the file, since the reference's boxes are not clipped to the image."""
 
     def crops(self, side: int) -> tuple[np.ndarray, np.ndarray]:
-        """All square crops, (N, S, S, 3), and their affines from the images, (N, 2, 3)."""
+        """Return all square crops, (N, S, S, 3), and the images' affines to them, (N, 2, 3)."""
         affines = image_to_crop_affine(self.boxes, CropFrame((side, side)))
         crops = [
             warp(image, affine, (side, side))
@@ -337,23 +335,23 @@ def coco_tiny(shared: Path) -> CocoTiny:
     return CocoTiny(truth, people, [read_image(path) for path in people.image_paths], boxes)
 
 
-def test_crops_are_the_references(case: Case, coco_tiny: CocoTiny) -> None:
+def test_crops_equal_the_reference(case: Case, coco_tiny: CocoTiny) -> None:
     places = [
         np.flatnonzero(coco_tiny.people.annotation_ids == number).item()
         for number in case.reference["annotation_ids"]
     ]
     ours = coco_tiny.crops(case.side)[0][places].astype(int)
-    # OpenCV 4 and 5 warp by up to 5 gray levels apart; a shift of half a pixel is 2 in the mean
+    # OpenCV 4 and 5 differ by up to 5 gray levels; a shift of half a pixel is 2 in the mean.
     difference = np.abs(ours - case.reference["crops"])
     assert difference.mean() < 0.5 and difference.max() <= 8
 
 
 @pytest.mark.slow
-def test_ap_on_coco_is_the_references(case: Case, coco_tiny: CocoTiny, tmp_path: Path) -> None:
-    """In points. The reference's ground truth holds the 58 people with keypoints alone.
+def test_ap_on_coco_equals_the_reference(case: Case, coco_tiny: CocoTiny, tmp_path: Path) -> None:
+    """In points. The reference's ground truth has only the 58 people with keypoints.
 
-    So a pose that lies on one of the people without keypoints, or in a crowd, counts as a false
-    one there. The official evaluation of the file as it is leaves such poses out.
+    So a pose on a person without keypoints, or in a crowd, is a false positive there. The official
+    evaluation of the unchanged file ignores such poses.
     """
     crops, affines = coco_tiny.crops(case.side)
     with torch.no_grad():
@@ -376,7 +374,7 @@ def test_ap_on_coco_is_the_references(case: Case, coco_tiny: CocoTiny, tmp_path:
 
 
 @pytest.mark.slow
-def test_teacher_as_it_comes_is_asked_by_its_own_rule(
+def test_untrained_movenet_teacher_uses_its_own_decoding(
     folder: Path, mini_config: StudyConfig, mini_data: PreparedData, workers: Workers
 ) -> None:
     values = {
@@ -401,5 +399,5 @@ def test_teacher_as_it_comes_is_asked_by_its_own_rule(
     assert len(rows) == 1 and np.isfinite(modes).all()
     heights = modes[..., 2]
     assert (heights[..., 0] > 0).all() and (heights[..., 1] >= heights[..., 2]).all()
-    # the official answer is not always the highest peak
+    # The official keypoint is not always the highest peak.
     assert (heights[..., 0] < heights[..., 1]).any()

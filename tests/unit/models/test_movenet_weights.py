@@ -1,4 +1,4 @@
-"""MoveNet's files: what is read from them, and what is refused in which words."""
+"""MoveNet's files: reading them, and the messages that refuse wrong ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def folder(shared: Path) -> Path:
 
 
 def copied(folder: Path, target: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """A lightning's files elsewhere, the list of weights changed."""
+    """Copy a lightning's files and change the list of weights."""
     for suffix in ("json", "bin"):
         shutil.copyfile(
             folder / f"movenet-lightning.{suffix}", target / f"movenet-lightning.{suffix}"
@@ -72,7 +72,7 @@ def test_tensor_that_is_missing_or_of_another_shape_is_named(
 
 
 def small_file(target: Path, content: bytes | None, paths: tuple[str, ...] = ("a.bin",)) -> Path:
-    """A file of three float16 and two int32 numbers."""
+    """Write a .json for three float16 and two int32 numbers, and ``content`` as its .bin."""
     weights = [
         {
             "name": "halves",
@@ -92,7 +92,7 @@ def small_file(target: Path, content: bytes | None, paths: tuple[str, ...] = ("a
 NUMBERS = np.array([0.5, -2, 65504], "<f2").tobytes() + np.array([7, -9], "<i4").tobytes()
 
 
-def test_tensors_lie_one_after_another(tmp_path: Path) -> None:
+def test_tensors_are_read_one_after_another(tmp_path: Path) -> None:
     path = small_file(tmp_path, NUMBERS)
     tensors = read_tensors(path)
     assert {name: tensor.tolist() for name, tensor in tensors.items()} == {
@@ -110,7 +110,7 @@ def test_tensors_lie_one_after_another(tmp_path: Path) -> None:
         (NUMBERS + b"\0", r"a\.bin must have 14 bytes according to a\.json, got 15"),
     ],
 )
-def test_numbers_missing_or_of_another_length_are_refused(
+def test_missing_or_wrong_sized_bin_is_refused(
     content: bytes | None, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -125,20 +125,20 @@ def test_another_json_is_refused(text: str, tmp_path: Path) -> None:
         read_tensors(path)
 
 
-def test_numbers_are_read_from_beside_the_json_alone(tmp_path: Path) -> None:
+def test_weights_are_read_only_from_the_folder_of_the_json(tmp_path: Path) -> None:
     path = small_file(tmp_path, NUMBERS, ("../a.bin",))
     with pytest.raises(ValueError, match=r"files beside it"):
         read_tensors(path)
 
 
-def test_numbers_of_another_kind_are_refused(tmp_path: Path) -> None:
+def test_other_number_types_are_refused(tmp_path: Path) -> None:
     path = small_file(tmp_path, NUMBERS)
     path.write_text(path.read_text().replace('"dtype": "float16"', '"dtype": "uint8"'))
     with pytest.raises(ValueError, match=r"float16, float32, int32, got uint8 for halves"):
         read_tensors(path)
 
 
-def test_weights_that_cannot_be_read_are_the_users_to_mend(
+def test_unreadable_weights_are_an_input_error(
     mini_config: StudyConfig, mini_data: PreparedData, tmp_path: Path
 ) -> None:
     init = str(small_file(tmp_path, None))
@@ -149,7 +149,7 @@ def test_weights_that_cannot_be_read_are_the_users_to_mend(
         teacher_folder(teacher_spec(config, resolve(config)), mini_data)
 
 
-def test_a_teacher_is_another_one_if_its_numbers_change(
+def test_changed_weights_make_another_teacher(
     mini_config: StudyConfig, mini_data: PreparedData, tmp_path: Path
 ) -> None:
     init = small_file(tmp_path, NUMBERS)

@@ -37,19 +37,19 @@ def manifests(shared: Path) -> dict[str, Any]:
 
 
 def shapes_alone(name: str) -> PoseNetwork:
-    """The network without memory for its weights."""
+    """Build the network on the meta device, without memory for its weights."""
     with torch.device("meta"):
         return build_model(*NETWORKS[name], COCO)
 
 
 @functools.cache
 def shared_shapes(name: str) -> PoseNetwork:
-    """The same, made once: for tests that leave it as it is."""
+    """Build the same once, for tests that don't change it."""
     return shapes_alone(name)
 
 
 def fill(network: nn.Module, gamma: tuple[float, float]) -> None:
-    """The reference's weights: each key's are drawn by its place in the sorted list of keys."""
+    """Fill in the reference's weights, seeded by each key's place in the sorted list of keys."""
     for place, (key, value) in enumerate(sorted(network.state_dict().items())):
         rng, shape = np.random.RandomState(place), tuple(value.shape)
         if key.endswith("num_batches_tracked"):
@@ -66,7 +66,7 @@ def fill(network: nn.Module, gamma: tuple[float, float]) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
-def test_keys_and_shapes_are_the_official_ones_in_order(
+def test_keys_and_shapes_equal_the_official_ones_in_order(
     name: str, manifests: dict[str, Any]
 ) -> None:
     model, manifest = shared_shapes(name), manifests[name]
@@ -79,9 +79,7 @@ def test_keys_and_shapes_are_the_official_ones_in_order(
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
-def test_convolutions_multiply_and_add_as_often_as_the_official_ones(
-    name: str, manifests: dict[str, Any]
-) -> None:
+def test_multiply_adds_equal_the_official_ones(name: str, manifests: dict[str, Any]) -> None:
     model, manifest = shared_shapes(name).eval(), manifests[name]
     counts = []
 
@@ -111,7 +109,7 @@ def test_convolutions_multiply_and_add_as_often_as_the_official_ones(
         pytest.param("pose_resnet152_256x192", 1e-3, marks=pytest.mark.slow),
     ],
 )
-def test_outputs_under_a_fixed_fill_are_the_official_ones(
+def test_outputs_with_fixed_weights_equal_the_official_ones(
     name: str, tolerance: float, manifests: dict[str, Any], shared: Path
 ) -> None:
     model = shapes_alone(name).to_empty(device="cpu").eval()
@@ -124,7 +122,7 @@ def test_outputs_under_a_fixed_fill_are_the_official_ones(
 
 
 @pytest.mark.parametrize("name", ["pose_hrnet_w32_256x192", "pose_resnet50_256x192"])
-def test_a_file_of_the_official_keys_loads_whole(
+def test_file_with_the_official_keys_loads_completely(
     name: str, manifests: dict[str, Any], tmp_path: Path
 ) -> None:
     weights = {
@@ -132,7 +130,7 @@ def test_a_file_of_the_official_keys_loads_whole(
         for key, shape, dtype in manifests[name]["keys"]
     }
     path = tmp_path / "model_best.pth"
-    torch.save(weights, path, _use_new_zipfile_serialization=False)  # files of 2019 are so
+    torch.save(weights, path, _use_new_zipfile_serialization=False)  # the format of 2019
     model = shapes_alone(name).to_empty(device="cpu")
     assert load_weights(model, path) == []
     assert all((value == 3).all() for value in model.state_dict().values())

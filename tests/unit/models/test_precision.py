@@ -1,4 +1,4 @@
-"""What networks compute in: bf16 around the forward pass alone, memory formats, compiling."""
+"""Precision: bf16 in the forward pass only, memory formats, compiled networks."""
 
 from __future__ import annotations
 
@@ -36,28 +36,28 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 BF16_STEP = 2.0**-8
 """Relative distance of two neighbors in bf16, which has 8 significant bits."""
 ROUNDED = 4 * (4 * 25) ** 0.5 * BF16_STEP / 2
-"""Relative error of an answer: weight, input, sum and norm of 25 layers are each rounded by up to
+"""Relative error of an output: weight, input, sum and norm of 25 layers are each rounded by up to
 half a step, one as likely up as down; batch norms, which take the mean out, may multiply it."""
 WEIGHTS = {"truth": 1.0, "heatmap": 0.5, "structure": 0.3, "teacher": 0.7}
 
 
 @pytest.fixture(scope="module")
-def ground(
+def data(
     mini_config: StudyConfig, mini_data: PreparedData, mini_targets: Path, workers: Workers
 ) -> TrainingData:
     return TrainingData.open(mini_data, resolve(mini_config), workers, mini_targets)
 
 
 @pytest.fixture(scope="module")
-def batch(ground: TrainingData, mini_config: StudyConfig) -> Batch:
+def batch(data: TrainingData, mini_config: StudyConfig) -> Batch:
     generator = torch.Generator().manual_seed(0)
     order = [torch.arange(8)]
-    frame = CropFrame(ground.train.input_size)
-    return next(ground.batches(mini_config.distill.augment, frame, order, generator))
+    frame = CropFrame(data.train.input_size)
+    return next(data.batches(mini_config.distill.augment, frame, order, generator))
 
 
 def build(config: StudyConfig, stage: str = "distill", **trial: str) -> DistillTask | RefineTask:
-    """A stage's task in train mode, whose heatmaps are not nearly nothing."""
+    """Build a stage's task in train mode, with heatmaps that are not nearly zero."""
     config = with_values(config, {f"trial.{key}": value for key, value in trial.items()})
     task = build_distill_task(
         config.student, config.distill, config.trial, resolve(config), seed=1
@@ -71,17 +71,17 @@ def build(config: StudyConfig, stage: str = "distill", **trial: str) -> DistillT
 
 
 def step(task: nn.Module, batch: Batch, workers: Workers) -> float:
-    """The loss on the batch; its gradients are left in the parameters."""
+    """Compute the loss on the batch and the gradients of the parameters."""
     loss, _ = combine(task(batch), WEIGHTS, workers)
     loss.backward()
     return loss.item()
 
 
 def inputs_of(layer: nn.Module) -> list[Tensor]:
-    """What the layer will be given."""
-    seen: list[Tensor] = []
-    layer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    return seen
+    """Return a list that collects the layer's inputs."""
+    inputs: list[Tensor] = []
+    layer.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
+    return inputs
 
 
 @pytest.mark.parametrize(
@@ -110,15 +110,15 @@ def test_auto_is_bf16_on_gpus_that_have_it(
     assert computes_in_bf16(precision, device) == expected
 
 
-def test_answers_of_bf16_are_fp32_tensors_near_those_of_fp32(
+def test_bf16_outputs_are_fp32_tensors_close_to_fp32(
     mini_config: StudyConfig, batch: Batch
 ) -> None:
     answers = []
     for precision in ("fp32", "bf16"):
         student = build(mini_config, precision=precision).student
-        seen = inputs_of(student.final_layer)  # type: ignore[arg-type]
+        inputs = inputs_of(student.final_layer)  # type: ignore[arg-type]
         answers.append(student.predict(batch.crops))
-        assert seen[0].dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+        assert inputs[0].dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
     for exact, rounded in zip(
         *((answer.heatmaps, *answer.pyramid) for answer in answers), strict=True
     ):
@@ -128,7 +128,7 @@ def test_answers_of_bf16_are_fp32_tensors_near_those_of_fp32(
 
 
 @pytest.mark.parametrize("stage", ["distill", "refine"])
-def test_a_step_in_bf16_has_nearly_the_loss_of_fp32_and_fp32_gradients(
+def test_bf16_step_has_nearly_the_loss_of_fp32_and_fp32_gradients(
     stage: str, mini_config: StudyConfig, batch: Batch, workers: Workers
 ) -> None:
     losses = []
@@ -144,17 +144,17 @@ def test_a_step_in_bf16_has_nearly_the_loss_of_fp32_and_fp32_gradients(
 
 
 @pytest.mark.parametrize("value", ["auto", "true", "false"])
-def test_weights_and_what_the_layers_see_are_in_the_memory_format(
+def test_weights_and_inputs_have_the_memory_format(
     value: str, mini_config: StudyConfig, batch: Batch
 ) -> None:
     student, other = (build(mini_config, channels_last=v).student.eval() for v in (value, "true"))
-    wanted = torch.contiguous_format if value == "false" else torch.channels_last
+    expected_format = torch.contiguous_format if value == "false" else torch.channels_last
     layer: Any = student.top
-    seen = inputs_of(layer)
+    inputs = inputs_of(layer)
     answer = student.predict(batch.crops).heatmaps
-    for tensor in (seen[0], student.stem[0].weight):  # type: ignore[index]
-        assert tensor.is_contiguous(memory_format=wanted)
-    assert answer.is_contiguous()  # as targets lie
+    for tensor in (inputs[0], student.stem[0].weight):  # type: ignore[index]
+        assert tensor.is_contiguous(memory_format=expected_format)
+    assert answer.is_contiguous()  # like the targets
     expected = other.predict(batch.crops).heatmaps
     assert (answer - expected).abs().max() < 1e-5 * expected.abs().max()
 
@@ -169,7 +169,7 @@ def test_weights_and_what_the_layers_see_are_in_the_memory_format(
         ("false", GPU, 10 * WORTH_STEPS, False),
     ],
 )
-def test_auto_compiles_what_is_trained_long_on_a_gpu(
+def test_auto_compiles_long_trainings_on_a_gpu(
     setting: str,
     device: torch.device,
     steps: int,
@@ -185,18 +185,18 @@ def test_auto_compiles_what_is_trained_long_on_a_gpu(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_compiled_network_trains_as_the_other_under_the_same_names(
+def test_compiled_network_trains_alike_under_the_same_names(
     precision: str,
     mini_config: StudyConfig,
-    ground: TrainingData,
+    data: TrainingData,
     batch: Batch,
     workers: Workers,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(networks, "BACKEND", "eager")
     config = with_values(mini_config, {"trial.precision": precision})
-    augment, frame = config.distill.augment, CropFrame(ground.train.input_size)
-    stage = ground.stage("distill", config.distill, augment, frame, seed=1)
+    augment, frame = config.distill.augment, CropFrame(data.train.input_size)
+    stage = data.stage("distill", config.distill, augment, frame, seed=1)
     plain, compiled = build(config), build(config)
     compile_network(compiled.student, "true", stage, workers.device)
     traced = torch._dynamo.utils.counters["stats"]
@@ -212,10 +212,10 @@ def test_a_compiled_network_trains_as_the_other_under_the_same_names(
     with torch.inference_mode():
         answers = [task.eval().estimator()(batch.crops)[0] for task in (compiled, plain)]
     assert torch.equal(*answers)
-    assert traced["unique_graphs"] == 1  # what is scored is not compiled
+    assert traced["unique_graphs"] == 1  # evaluation is not compiled
 
 
-def test_true_and_false_are_taken_as_they_are_typed() -> None:
+def test_true_and_false_are_accepted_as_typed() -> None:
     config = compose(["trial.compile=true", "trial.channels_last=false"])
     assert (config.trial.compile, config.trial.channels_last) == ("true", "false")
     assert with_values(config, {"trial.compile": False}).trial.compile == "false"
@@ -224,7 +224,7 @@ def test_true_and_false_are_taken_as_they_are_typed() -> None:
 
 
 @pytest.mark.parametrize("change", [("precision", "bf16"), ("compile", "true")])
-def test_a_teacher_of_other_arithmetic_is_another(
+def test_other_precision_makes_another_teacher(
     change: tuple[str, str], mini_config: StudyConfig, mini_data: PreparedData
 ) -> None:
     other = with_values(mini_config, {f"trial.{change[0]}": change[1]})
@@ -233,7 +233,7 @@ def test_a_teacher_of_other_arithmetic_is_another(
     )
 
 
-def test_what_changes_the_numbers_of_a_study_may_not_change() -> None:
+def test_settings_that_change_results_are_fixed_in_a_study() -> None:
     places = {"launcher", "num_workers", "cpus", "gpus", "max_failures", "timeout_s"}
     may = {key for key in to_plain(compose())["trial"] if f"trial.{key}" in MAY_CHANGE}
     assert may == places

@@ -66,9 +66,7 @@ def build(codec: HeatmapCodec, is_refined: bool) -> RefinedPose:
     return RefinedPose(student, codec, refiner).eval()
 
 
-def test_without_refiner_it_is_the_students_decoded_pose(
-    codec: HeatmapCodec, crops: Tensor
-) -> None:
+def test_pose_without_refiner_is_the_students(codec: HeatmapCodec, crops: Tensor) -> None:
     model = build(codec, is_refined=False)
     keypoints, scores = model(crops)
     expected_keypoints, expected_scores = codec.decode_features(model.student.predict(crops))
@@ -76,13 +74,13 @@ def test_without_refiner_it_is_the_students_decoded_pose(
     assert torch.equal(scores, expected_scores)
 
 
-def test_an_untrained_refiner_changes_nothing(codec: HeatmapCodec, crops: Tensor) -> None:
+def test_untrained_refiner_changes_nothing(codec: HeatmapCodec, crops: Tensor) -> None:
     refined, plain = build(codec, is_refined=True)(crops), build(codec, is_refined=False)(crops)
     assert torch.equal(refined[0], plain[0])
     assert torch.equal(refined[1], plain[1])
 
 
-def test_it_gives_the_refiners_last_level_and_the_students_scores(
+def test_result_is_the_last_level_with_the_students_scores(
     codec: HeatmapCodec, crops: Tensor
 ) -> None:
     model = build(codec, is_refined=True)
@@ -99,7 +97,7 @@ def test_it_gives_the_refiners_last_level_and_the_students_scores(
 
 
 @pytest.mark.parametrize("candidates", [1, 3])
-def test_an_untrained_refiner_gives_back_the_start_to_the_bit(
+def test_untrained_refiner_returns_the_start_to_the_bit(
     candidates: int, codec: HeatmapCodec, crops: Tensor
 ) -> None:
     model = build(codec, is_refined=True)
@@ -110,7 +108,7 @@ def test_an_untrained_refiner_gives_back_the_start_to_the_bit(
     assert torch.equal(scores, start[1])
 
 
-def test_a_joint_that_is_not_given_starts_from_the_students(
+def test_joint_that_is_not_given_starts_from_the_students_peak(
     codec: HeatmapCodec, crops: Tensor
 ) -> None:
     model = build(codec, is_refined=True)
@@ -123,7 +121,7 @@ def test_a_joint_that_is_not_given_starts_from_the_students(
     assert torch.equal(keypoints[~is_own], start[0][~is_own])
 
 
-def test_a_given_pose_needs_a_refiner(crops: Tensor) -> None:
+def test_given_pose_needs_a_refiner(crops: Tensor) -> None:
     model = build(Dark(CROP, (24, 16)), is_refined=False)
     with pytest.raises(ValueError, match=r"needs a refiner.*refine\.epochs"):
         model(crops, (torch.zeros(3, 5, 2), torch.ones(3, 5)))
@@ -136,7 +134,7 @@ def test_crops_of_another_size_are_refused() -> None:
 
 
 @pytest.mark.slow
-def test_it_exports_as_one_graph_for_any_batch(crops: Tensor) -> None:
+def test_estimator_exports_as_one_graph_for_any_batch(crops: Tensor) -> None:
     model = build(Dark(CROP, (24, 16)), is_refined=True)
     shapes = {"crops": {0: torch.export.Dim("batch", min=1, max=64)}}
     program = torch.export.export(model, (crops,), dynamic_shapes=shapes)

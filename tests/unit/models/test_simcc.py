@@ -1,4 +1,4 @@
-"""SimCC: labels over bins, and what is read from them, against mmpose and by hand."""
+"""SimCC: labels over bins and their decoding, against mmpose and by hand."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def cases(shared: Path) -> dict[str, np.ndarray]:
 
 
 def with_bins(x: Tensor, y: Tensor) -> PoseFeatures:
-    """A network's answer whose probabilities are these, (B, K, bins)."""
+    """Build a network's output with these probabilities, (B, K, bins)."""
     return PoseFeatures(torch.zeros(1, 1, 64, 48), (), ((x + 1e-12).log(), (y + 1e-12).log()))
 
 
 def peaks(bins: int, spread: float, *places: tuple[float, float]) -> Tensor:
-    """The sum of Gaussians of unit area at (bin, share), (1, 1, bins)."""
+    """Sum Gaussians of unit area at (bin, share), as (1, 1, bins)."""
     total = torch.zeros(bins)
     for place, share in places:
         away = (torch.arange(bins) - place) / spread
@@ -39,7 +39,7 @@ def peaks(bins: int, spread: float, *places: tuple[float, float]) -> Tensor:
     return total[None, None]
 
 
-def test_labels_equal_mmpose_but_for_their_sum(shared: Path) -> None:
+def test_labels_equal_mmpose_except_for_their_sum(shared: Path) -> None:
     arrays = cases(shared)
     labels, weights = CODEC.encode_bins(
         torch.tensor(arrays["keypoints"]), torch.tensor(arrays["visible"])
@@ -88,7 +88,7 @@ def test_unlabeled_and_far_joints_have_weight_and_label_0() -> None:
         torch.testing.assert_close(label.sum(-1), weights)
 
 
-def test_height_is_the_lower_peak_as_a_share_of_a_perfect_labels() -> None:
+def test_height_is_the_lower_peak_relative_to_a_perfect_labels() -> None:
     spread_x, spread_y = CODEC.spread
     x = peaks(384, spread_x, (100, 0.8), (300, 0.2))
     y = peaks(512, 2 * spread_y, (200, 1))  # twice as wide: half as high
@@ -97,7 +97,7 @@ def test_height_is_the_lower_peak_as_a_share_of_a_perfect_labels() -> None:
     assert scores.item() == pytest.approx(0.5, abs=1e-3)
 
 
-def test_a_sharper_peak_than_the_label_counts_as_1() -> None:
+def test_sharper_peak_than_the_label_has_height_1() -> None:
     x, y = peaks(384, 1, (100, 1)), peaks(512, 1, (200, 1))
     assert CODEC.decode_features(with_bins(x, y))[1].item() == 1
     assert CODEC.decode_feature_modes(with_bins(x, y), 2)[0, 0, 0, 2] == 1
@@ -113,8 +113,8 @@ def test_modes_pair_the_peaks_of_both_axes() -> None:
     torch.testing.assert_close(modes, expected, atol=2e-3, rtol=0)
 
 
-def test_first_mode_lies_where_read_says() -> None:
-    """However flat the bins of a network that has learned nothing."""
+def test_first_mode_is_where_decode_features_puts_the_joint() -> None:
+    """Even for the flat bins of an untrained network."""
     torch.manual_seed(0)
     bins = (0.1 * torch.randn(3, 5, 384), 0.1 * torch.randn(3, 5, 512))
     features = PoseFeatures(torch.zeros(1), (), bins)
@@ -134,7 +134,7 @@ def test_one_peak_is_one_mode() -> None:
 
 
 @pytest.mark.parametrize("width", [0.5, 1.5, 3.0])
-def test_the_width_of_a_mode_is_read(width: float) -> None:
+def test_width_of_a_mode_is_decoded(width: float) -> None:
     spread_x, spread_y = CODEC.spread
     x = peaks(384, width * spread_x, (180, 1))
     y = peaks(512, width * spread_y, (250, 1))
@@ -143,7 +143,7 @@ def test_the_width_of_a_mode_is_read(width: float) -> None:
     )
 
 
-def test_reading_passes_no_gradient() -> None:
+def test_decoding_passes_no_gradient() -> None:
     bins = (torch.randn(1, 5, 384, requires_grad=True), torch.randn(1, 5, 512, requires_grad=True))
     for result in CODEC.decode_features(PoseFeatures(torch.zeros(1), (), bins)):
         assert not result.requires_grad
@@ -155,7 +155,7 @@ def test_bins_of_another_crop_are_refused() -> None:
         CODEC.decode_features(features)
 
 
-def test_head_puts_out_bins_beside_the_heatmaps(five: Skeleton) -> None:
+def test_head_adds_bins_to_the_heatmaps(five: Skeleton) -> None:
     codec = SimCC((96, 64), (24, 16))
     plain = build_model("mobile_net", "tiny", five)
     network = build_model("mobile_net", "tiny", five, codec).eval()
@@ -174,7 +174,7 @@ def test_head_puts_out_bins_beside_the_heatmaps(five: Skeleton) -> None:
     )
 
 
-def test_head_tells_every_cell_and_every_joint_apart() -> None:
+def test_head_distinguishes_every_cell_and_joint() -> None:
     torch.manual_seed(0)
     head = SimccHead(3, 5, (24, 16), (128, 192))
     features = torch.zeros(1, 3, 24, 16)

@@ -1,4 +1,4 @@
-"""SimpleBaseline: depths, what its pyramid is made of, its pixels, and IGP-GCN on top."""
+"""SimpleBaseline: its depths, its pyramid, its input, and IGP-GCN on top."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def test_pyramid_is_the_three_deconvolutions_outputs() -> None:
     assert model.pyramid_channels == (256, 256, 256)
 
 
-def test_it_sees_blue_first_with_imagenets_mean_of_red_as_the_official_code_has_it() -> None:
+def test_input_is_bgr_with_imagenets_mean_in_rgb_order() -> None:
     red = torch.tensor([255.0, 0.0, 0.0]).view(1, 3, 1, 1)
-    seen = network().pixels.normalize(red).flatten()
+    normalized = network().pixels.normalize(red).flatten()
     expected = [(0 - 0.485) / 0.229, (0 - 0.456) / 0.224, (1 - 0.406) / 0.225]
-    assert seen.tolist() == pytest.approx(expected, rel=1e-5)
+    assert normalized.tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_every_parameter_learns_from_the_heatmaps() -> None:

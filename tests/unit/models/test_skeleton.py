@@ -1,4 +1,4 @@
-"""The built-in skeletons, and what a skeleton refuses."""
+"""The built-in skeletons, and the checks of a skeleton."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def stick_man(**changes: Any) -> Skeleton:
         "oks_sigmas": (0.03, 0.06, 0.06, 0.09, 0.09),
         "upper_body": (0, 1, 2),
     }
-    return Skeleton(**{**fields, **changes})
+    return Skeleton(**(fields | changes))
 
 
 @pytest.fixture(params=[*SKELETONS, "stick_man"])
@@ -49,32 +49,32 @@ def test_no_joint_or_edge_is_named_twice(skeleton: Skeleton) -> None:
     assert all(len(edge) == 2 for edge in edges)
 
 
-def test_every_joint_hangs_on_the_body(skeleton: Skeleton) -> None:
+def test_every_joint_is_connected(skeleton: Skeleton) -> None:
     reached = torch.linalg.matrix_power(skeleton.adjacency(), skeleton.num_joints)
     assert (reached > 0).all()
 
 
-def test_a_mirror_exchanges_left_and_right(skeleton: Skeleton) -> None:
+def test_flip_order_swaps_left_and_right(skeleton: Skeleton) -> None:
     mirrored = [skeleton.joints[index] for index in skeleton.flip_order]
     swap = {"left": "right", "right": "left"}
-    for joint, seen in zip(skeleton.joints, mirrored, strict=True):
+    for joint, other in zip(skeleton.joints, mirrored, strict=True):
         side, _, rest = joint.partition("_")
-        assert seen == (f"{swap[side]}_{rest}" if side in swap else joint)
+        assert other == (f"{swap[side]}_{rest}" if side in swap else joint)
 
 
-def test_two_mirrors_are_none(skeleton: Skeleton) -> None:
+def test_two_flips_cancel(skeleton: Skeleton) -> None:
     order = skeleton.flip_order
     assert [order[index] for index in order] == list(range(skeleton.num_joints))
 
 
-def test_a_mirror_keeps_edges_and_sigmas(skeleton: Skeleton) -> None:
+def test_flip_keeps_edges_and_sigmas(skeleton: Skeleton) -> None:
     order = skeleton.flip_order
     edges = {frozenset(edge) for edge in skeleton.edges}
     assert {frozenset((order[a], order[b])) for a, b in skeleton.edges} == edges
     assert tuple(skeleton.oks_sigmas[index] for index in order) == skeleton.oks_sigmas
 
 
-def test_adjacency_joins_edges_both_ways_and_each_joint_to_itself() -> None:
+def test_adjacency_has_edges_both_ways_and_the_diagonal() -> None:
     expected = torch.eye(5)
     expected[0, 1:] = expected[1:, 0] = 1
     assert torch.equal(stick_man().adjacency(), expected)
@@ -87,7 +87,7 @@ def test_shared_joints_are_matched_by_name() -> None:
     assert shared_joints(stick_man(), COCO) == []
 
 
-def test_sigmas_must_be_one_a_joint() -> None:
+def test_there_must_be_one_sigma_per_joint() -> None:
     with pytest.raises(ValueError, match=r"one OKS sigma per joint.*4 sigmas for 5.*stick_man"):
         stick_man(oks_sigmas=(0.1,) * 4)
 
@@ -95,10 +95,10 @@ def test_sigmas_must_be_one_a_joint() -> None:
 @pytest.mark.parametrize("field", ["edges", "flip_pairs"])
 def test_pairs_must_name_joints_of_the_skeleton(field: str) -> None:
     with pytest.raises(ValueError, match=r"joints 0 to 4, got \[5\].*stick_man"):
-        stick_man(**{field: ((0, 5),)})
+        stick_man(**dict.fromkeys([field], ((0, 5),)))
 
 
-def test_the_upper_body_must_name_joints_of_the_skeleton() -> None:
+def test_upper_body_must_name_joints_of_the_skeleton() -> None:
     with pytest.raises(ValueError, match=r"got \[-1\]"):
         stick_man(upper_body=(0, -1))
 
@@ -113,6 +113,6 @@ def test_rows_are_found_by_name_then_by_stand_in() -> None:
     assert rows_from(COCO, COCO) == list(range(17))
 
 
-def test_rows_are_missing_where_neither_is_known() -> None:
+def test_rows_without_joint_and_stand_in_are_none() -> None:
     one = Skeleton("one", ("tail", "nose"), (), (), (0.1, 0.1), (), stand_ins=(("tail", "rump"),))
     assert rows_from(COCO, one) == [None, 0]

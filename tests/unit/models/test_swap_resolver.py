@@ -1,4 +1,4 @@
-"""Left and right of a given pose: named back where they are mixed up, else left alone."""
+"""Left-right swaps of a given pose: resolved if the evidence is clear, otherwise kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BOTH, HANDS, FEET = [0, 2, 1, 4, 3], [0, 2, 1, 3, 4], [0, 1, 2, 4, 3]
 
 
 def maps_of(keypoints_crop: Tensor, height: float = 1.0) -> Tensor:
-    """Each joint's map is so high at the joint, and 0 elsewhere."""
+    """Build heatmaps with this height at each joint and 0 elsewhere."""
     maps = torch.zeros(*keypoints_crop.shape[:2], 24, 16)
     for person, pose in enumerate(keypoints_crop):
         for joint, (x, y) in enumerate((pose / 4).long().tolist()):
@@ -32,19 +32,19 @@ def maps_of(keypoints_crop: Tensor, height: float = 1.0) -> Tensor:
 
 
 @pytest.mark.parametrize("skeleton", SKELETONS.values(), ids=SKELETONS)
-def test_there_is_a_way_for_each_choice_of_pairs(skeleton: Skeleton) -> None:
+def test_there_is_a_labeling_for_each_subset_of_pairs(skeleton: Skeleton) -> None:
     module = SwapResolver(skeleton)
     pairs = len(skeleton.flip_pairs)
     assert len(set(map(tuple, module.orders.tolist()))) == 2**pairs
     assert module.orders[0].tolist() == list(range(skeleton.num_joints))
     assert module.orders[-1].tolist() == list(skeleton.flip_order)
-    for way, order in zip(module.swaps, module.orders, strict=True):
+    for swaps, order in zip(module.swaps, module.orders, strict=True):
         moved = order != torch.arange(skeleton.num_joints)
-        assert moved.sum() == 2 * way.sum()
-        assert torch.equal(moved[module.pairs].all(dim=1), way)
+        assert moved.sum() == 2 * swaps.sum()
+        assert torch.equal(moved[module.pairs].all(dim=1), swaps)
 
 
-def test_a_skeleton_without_pairs_or_with_too_many_is_refused() -> None:
+def test_skeleton_without_pairs_or_with_too_many_is_refused() -> None:
     for pairs in (0, MAX_PAIRS + 1):
         skeleton = Skeleton(
             name="strange",
@@ -59,49 +59,53 @@ def test_a_skeleton_without_pairs_or_with_too_many_is_refused() -> None:
 
 
 @pytest.mark.parametrize("order", [BOTH, HANDS, FEET])
-def test_exchanged_pairs_are_named_back_by_the_maps(order: list[int], five: Skeleton) -> None:
+def test_heatmaps_resolve_swapped_pairs(order: list[int], five: Skeleton) -> None:
     module = SwapResolver(five)
     maps = maps_of(PLACES)
-    named = module.resolve_swaps(maps, PLACES[:, order], GIVEN, CROP)
-    assert torch.equal(named, PLACES)
+    resolved = module.resolve_swaps(maps, PLACES[:, order], GIVEN, CROP)
+    assert torch.equal(resolved, PLACES)
     assert torch.equal(
         module.resolve_swaps(maps, PLACES, GIVEN, CROP), PLACES
-    )  # as it was, to the bit
+    )  # unchanged, to the bit
 
 
-def test_evidence_is_the_log_of_own_over_partners_height_of_both_joints(five: Skeleton) -> None:
+def test_evidence_is_the_log_ratio_of_own_and_partners_heights_of_both_joints(
+    five: Skeleton,
+) -> None:
     maps = maps_of(PLACES, height=0.3)
     evidence = SwapResolver(five).heatmap_evidence(maps, PLACES[:, HANDS], CROP)
-    share = 2 * math.log(0.3 / 0.01)  # where a map is 0, it counts as 0.01
+    share = 2 * math.log(0.3 / 0.01)  # a heatmap of 0 counts as 0.01
     torch.testing.assert_close(evidence, torch.tensor([[-share, share]]))
 
 
-def test_a_pose_of_which_the_maps_say_nothing_stays(five: Skeleton) -> None:
-    named = SwapResolver(five).resolve_swaps(
+def test_pose_without_evidence_is_kept(five: Skeleton) -> None:
+    resolved = SwapResolver(five).resolve_swaps(
         torch.zeros(1, 5, 24, 16), PLACES[:, BOTH], GIVEN, CROP
     )
-    assert torch.equal(named, PLACES[:, BOTH])
+    assert torch.equal(resolved, PLACES[:, BOTH])
 
 
-@pytest.mark.parametrize(("share", "is_exchanged"), [(0.95, False), (1.05, True)])
-def test_each_exchanged_pair_has_to_win_by_the_margin(
-    share: float, is_exchanged: bool, five: Skeleton
+@pytest.mark.parametrize(("share", "is_swapped"), [(0.95, False), (1.05, True)])
+def test_each_swapped_pair_must_exceed_the_margin(
+    share: float, is_swapped: bool, five: Skeleton
 ) -> None:
-    height = 0.01 * math.exp(share * MARGIN / 2)  # two joints speak for the pair
-    named = SwapResolver(five).resolve_swaps(maps_of(PLACES, height), PLACES[:, BOTH], GIVEN, CROP)
-    assert torch.equal(named, PLACES if is_exchanged else PLACES[:, BOTH])
+    height = 0.01 * math.exp(share * MARGIN / 2)  # both joints add evidence
+    resolved = SwapResolver(five).resolve_swaps(
+        maps_of(PLACES, height), PLACES[:, BOTH], GIVEN, CROP
+    )
+    assert torch.equal(resolved, PLACES if is_swapped else PLACES[:, BOTH])
 
 
-def test_a_pair_that_is_not_given_whole_is_not_exchanged(five: Skeleton) -> None:
+def test_incomplete_pair_is_not_swapped(five: Skeleton) -> None:
     given = GIVEN.clone()
     given[0, 2] = False
-    named = SwapResolver(five).resolve_swaps(maps_of(PLACES), PLACES[:, BOTH], given, CROP)
-    assert torch.equal(named, PLACES[:, HANDS])
+    resolved = SwapResolver(five).resolve_swaps(maps_of(PLACES), PLACES[:, BOTH], given, CROP)
+    assert torch.equal(resolved, PLACES[:, HANDS])
     logits = SwapResolver(five)(PLACES, given, torch.zeros(1, 2))
     assert torch.isinf(logits).tolist() == [[False, False, True, True]]
 
 
-def test_place_and_size_of_a_body_and_what_is_not_given_do_not_matter(five: Skeleton) -> None:
+def test_logits_ignore_place_size_and_joints_that_are_not_given(five: Skeleton) -> None:
     torch.manual_seed(0)
     module = SwapResolver(five)
     nn.init.normal_(module.head.weight)
@@ -114,8 +118,8 @@ def test_place_and_size_of_a_body_and_what_is_not_given_do_not_matter(five: Skel
     assert logits[0].isfinite().all() and logits[0].std() > 0.01
 
 
-class Mixed(PoseNetwork):
-    """A student whose maps see joints at the places that it was told."""
+class FixedStudent(PoseNetwork):
+    """A student with fixed heatmaps of joints at these places."""
 
     pyramid_channels = (2, 2, 2)
 
@@ -131,12 +135,12 @@ class Mixed(PoseNetwork):
 def estimator_of(five: Skeleton, mirror_pairs: bool) -> RefinedPose:
     torch.manual_seed(0)
     refiner = IgpGcn(
-        five, Mixed.pyramid_channels, width=8, candidates=3, mirror_pairs=mirror_pairs
+        five, FixedStudent.pyramid_channels, width=8, candidates=3, mirror_pairs=mirror_pairs
     )
-    return RefinedPose(Mixed(PLACES), Dark(CROP, (24, 16)), refiner).eval()
+    return RefinedPose(FixedStudent(PLACES), Dark(CROP, (24, 16)), refiner).eval()
 
 
-def test_a_given_pose_is_refined_under_its_likeliest_names_and_keeps_its_scores(
+def test_given_pose_is_refined_after_its_swaps_and_keeps_its_scores(
     five: Skeleton,
 ) -> None:
     crops, scores = torch.zeros(1, 3, *CROP), torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5]])
@@ -144,40 +148,40 @@ def test_a_given_pose_is_refined_under_its_likeliest_names_and_keeps_its_scores(
     assert torch.equal(pose, PLACES) and torch.equal(kept, scores)
 
 
-def test_the_students_own_pose_is_not_asked_about(five: Skeleton) -> None:
+def test_students_own_pose_is_not_resolved(five: Skeleton) -> None:
     crops = torch.zeros(1, 3, *CROP)
-    with_names, without = (estimator_of(five, mirror_pairs=m) for m in (True, False))
-    for answer, other in zip(with_names(crops), without(crops), strict=True):
-        assert torch.equal(answer, other)
-    names = set(with_names.state_dict()) - set(without.state_dict())
+    with_resolver, without = (estimator_of(five, mirror_pairs=m) for m in (True, False))
+    for output, other in zip(with_resolver(crops), without(crops), strict=True):
+        assert torch.equal(output, other)
+    names = set(with_resolver.state_dict()) - set(without.state_dict())
     assert names and all(name.startswith("refiner.mirror_pairs.") for name in names)
 
 
-def test_a_refiner_of_a_skeleton_without_pairs_leaves_given_poses_their_names(
+def test_skeleton_without_pairs_has_no_swap_resolver(
     five: Skeleton,
 ) -> None:
     chain = dataclasses.replace(five, flip_pairs=())
-    refiner = IgpGcn(chain, Mixed.pyramid_channels, width=8, mirror_pairs=True)
+    refiner = IgpGcn(chain, FixedStudent.pyramid_channels, width=8, mirror_pairs=True)
     assert refiner.mirror_pairs is None
     crops, scores = torch.zeros(1, 3, *CROP), torch.ones(1, 5)
-    estimator = RefinedPose(Mixed(PLACES), Dark(CROP, (24, 16)), refiner).eval()
+    estimator = RefinedPose(FixedStudent(PLACES), Dark(CROP, (24, 16)), refiner).eval()
     assert torch.equal(estimator(crops, (PLACES[:, BOTH], scores))[0], PLACES[:, BOTH])
 
 
-def test_no_gradient_reaches_the_student_or_the_names(five: Skeleton) -> None:
+def test_resolving_swaps_passes_no_gradient(five: Skeleton) -> None:
     estimator = estimator_of(five, mirror_pairs=True)
     assert estimator.refiner is not None and estimator.refiner.mirror_pairs is not None
     start = PLACES[:, BOTH].clone().requires_grad_()
-    named = estimator.refiner.mirror_pairs.resolve_swaps(
+    resolved = estimator.refiner.mirror_pairs.resolve_swaps(
         estimator.student.maps, start, GIVEN, CROP
     )
-    assert torch.equal(named, PLACES) and not named.requires_grad
+    assert torch.equal(resolved, PLACES) and not resolved.requires_grad
 
 
-def test_every_skeleton_of_ours_can_have_its_pairs_named() -> None:
+def test_every_shipped_skeleton_has_a_swap_resolver() -> None:
     for skeleton in (COCO, CROWDPOSE):
         pose = 64 * torch.rand(3, skeleton.num_joints, 2)
         maps = torch.rand(3, skeleton.num_joints, 24, 16)
         given = torch.ones(3, skeleton.num_joints, dtype=torch.bool)
-        named = SwapResolver(skeleton).resolve_swaps(maps, pose, given, CROP)
-        assert torch.equal(named.sort(dim=1).values, pose.sort(dim=1).values)
+        resolved = SwapResolver(skeleton).resolve_swaps(maps, pose, given, CROP)
+        assert torch.equal(resolved.sort(dim=1).values, pose.sort(dim=1).values)

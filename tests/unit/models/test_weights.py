@@ -1,4 +1,4 @@
-"""Files of weights: whatever wraps them they fit, or are refused by name and nothing is loaded."""
+"""Files of weights: wrapped or not they load completely, or are refused with a clear message."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def tiny(skeleton: Skeleton, seed: int) -> nn.Module:
 
 @functools.cache
 def weights_of(skeleton: Skeleton) -> dict[str, Tensor]:
-    """A tiny network's weights, seed 5; nobody writes to them."""
+    """Return a tiny network's weights from seed 5, shared by tests that only read them."""
     return dict(tiny(skeleton, seed=5).state_dict())
 
 
 def saved(path: Path, skeleton: Skeleton, changes: Changes | None = None) -> Path:
-    """A file of them; ``changes`` replace keys or remove them."""
+    """Write them to a file; ``changes`` replace or remove keys."""
     changed = {**weights_of(skeleton), **(changes or {})}
     weights = {name: value for name, value in changed.items() if value is not None}
     if path.suffix == ".safetensors":
@@ -46,7 +46,7 @@ def saved(path: Path, skeleton: Skeleton, changes: Changes | None = None) -> Pat
 
 
 def refusal(path: Path) -> str:
-    """What a network that must not change is told of this file."""
+    """Return the message that refuses this file, after which the network must be unchanged."""
     model = tiny(COCO, seed=6)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(ValueError, match=path.name) as error:
@@ -56,7 +56,7 @@ def refusal(path: Path) -> str:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_loaded_weights_are_the_files(suffix: str, tmp_path: Path) -> None:
+def test_loaded_weights_equal_the_files(suffix: str, tmp_path: Path) -> None:
     path = saved(tmp_path / f"weights{suffix}", COCO)
     model = tiny(COCO, seed=6)
     assert load_weights(model, path) == []
@@ -77,7 +77,7 @@ WRAPPED: dict[str, Callable[[dict[str, Tensor]], Any]] = {
 
 @pytest.mark.parametrize("is_zip", [True, False])
 @pytest.mark.parametrize("wrapping", sorted(WRAPPED))
-def test_checkpoints_of_training_load_as_their_weights(
+def test_training_checkpoints_load_their_weights(
     wrapping: str, is_zip: bool, tmp_path: Path
 ) -> None:
     content = WRAPPED[wrapping](weights_of(COCO))
@@ -90,9 +90,7 @@ def test_checkpoints_of_training_load_as_their_weights(
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_another_joint_count_leaves_the_head_alone_at_random_and_says_so(
-    suffix: str, tmp_path: Path
-) -> None:
+def test_other_joint_count_leaves_only_the_head_random(suffix: str, tmp_path: Path) -> None:
     path = saved(tmp_path / f"weights{suffix}", COCO)
     model = tiny(CROWDPOSE, seed=6)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -103,7 +101,7 @@ def test_another_joint_count_leaves_the_head_alone_at_random_and_says_so(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"stem.0.weight": None}, "stem.0.weight: not in the file"),
         (
@@ -119,11 +117,11 @@ def test_another_joint_count_leaves_the_head_alone_at_random_and_says_so(
     ],
 )
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_weights_that_do_not_fit_are_refused_by_name_and_nothing_is_loaded(
-    suffix: str, changes: Changes, told: str, tmp_path: Path
+def test_mismatched_weights_are_refused_by_name_and_none_is_loaded(
+    suffix: str, changes: Changes, expected: str, tmp_path: Path
 ) -> None:
     message = refusal(saved(tmp_path / f"weights{suffix}", COCO, changes))
-    assert f"1 differ, the first are [{told}]; change the model's name and size" in message
+    assert f"1 differ, the first are [{expected}]; change the model's name and size" in message
 
 
 def test_another_width_is_refused_with_the_first_keys_only(tmp_path: Path) -> None:
@@ -157,7 +155,7 @@ def test_another_network_is_refused_with_keys_of_each_kind(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("content", [None, b"", b"no weights at all", b"PK\x05\x06" + bytes(18)])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".txt"])
-def test_a_file_without_weights_is_refused_by_name(
+def test_file_without_weights_is_refused_by_name(
     suffix: str, content: bytes | None, tmp_path: Path
 ) -> None:
     path = tmp_path / f"weights{suffix}"
@@ -165,11 +163,11 @@ def test_a_file_without_weights_is_refused_by_name(
         path.write_bytes(content)
     message = refusal(path)
     assert "must be a" in message and "safetensors" in message
-    assert "weights_only" not in message  # torch's advice is to run the file
+    assert "weights_only" not in message  # torch's advice would run the file's code
 
 
 class Burglar:
-    """Makes a folder where it is unpickled."""
+    """Creates a folder when unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -191,7 +189,7 @@ def test_pickled_code_is_named_and_not_run(is_zip: bool, tmp_path: Path) -> None
     assert not broken_in.exists()
 
 
-def test_a_pickled_network_or_numpy_number_is_named(tmp_path: Path) -> None:
+def test_pickled_network_or_numpy_number_is_named(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(nn.Linear(1, 1), path)
     assert "pickled code (torch.nn.modules.linear.Linear)" in refusal(path)
@@ -208,7 +206,7 @@ def test_a_pickled_network_or_numpy_number_is_named(tmp_path: Path) -> None:
         ({"state_dict": {"epoch": 3}}, "got a dict of epoch;"),
     ],
 )
-def test_a_file_of_other_things_says_what_it_holds(
+def test_message_names_the_content_of_another_file(
     content: Any, held: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "weights.pth"
@@ -220,7 +218,7 @@ def test_a_file_of_other_things_says_what_it_holds(
 
 @pytest.mark.parametrize("own_size", [(96, 64), (64, 64)])
 @pytest.mark.parametrize("loaded_has_bins", [True, False])
-def test_simccs_head_is_loaded_where_it_fits_and_left_at_random_where_not(
+def test_simcc_head_is_loaded_if_it_matches_and_random_if_not(
     own_size: tuple[int, int], loaded_has_bins: bool, tmp_path: Path
 ) -> None:
     codec = build_codec("simcc", (96, 64), 2.0) if loaded_has_bins else None
@@ -243,7 +241,7 @@ def test_simccs_head_is_loaded_where_it_fits_and_left_at_random_where_not(
         assert torch.equal(value, (before if name in dropped else loaded)[name]), name
 
 
-def test_a_network_without_bins_leaves_simccs_head_in_the_file(tmp_path: Path) -> None:
+def test_network_without_bins_ignores_the_files_simcc_head(tmp_path: Path) -> None:
     source = build_model("mobile_net", "tiny", COCO, build_codec("simcc", (96, 64), 2.0))
     save_file(source.state_dict(), tmp_path / "weights.safetensors")
     model = build_model("mobile_net", "tiny", COCO)

@@ -1,4 +1,4 @@
-"""Search spaces: what the YAML files say, what a trial is asked, and what is refused."""
+"""Search spaces: their YAML files, the values of a trial, and the messages for errors."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def written(folder: Path, parameters: str, question: str = "Why?") -> str:
 
 
 @pytest.mark.parametrize("name", known_names())
-def test_every_space_fits_the_config_and_takes_the_known_configs(name: str) -> None:
+def test_every_space_fits_the_config_and_accepts_the_known_configs(name: str) -> None:
     space = load_space(name)
     assert space.name == name
     assert space.question.endswith((".", "?"))
     check_space(space, DEFAULTS.__getitem__, DEFAULTS)
     for config in (DEFAULTS, BASELINE):
         values = space.values_in(config)
-        asked = space.suggest(FixedTrial(values), config)
-        assert asked == values == {path: config[path] for path in values}
+        sampled = space.suggest(FixedTrial(values), config)
+        assert sampled == values == {path: config[path] for path in values}
         accepted = [p.accepts(values[p.path]) for p in space.parameters if p.path in values]
         assert all(accepted)
 
@@ -64,7 +64,7 @@ def test_every_space_survives_json(name: str) -> None:
     assert SearchSpace.from_json(load_space(name).to_json()) == load_space(name)
 
 
-def test_one_path_has_one_range_though_spaces_of_both_stages_may_leave_out_a_choice() -> None:
+def test_shared_paths_have_equal_ranges_in_all_spaces() -> None:
     ranges: dict[str, Any] = {}
     for name in ("distill", "refine", *known_names()):
         for parameter in load_space(name).parameters:
@@ -76,7 +76,7 @@ def test_one_path_has_one_range_though_spaces_of_both_stages_may_leave_out_a_cho
                 assert found == ranges.setdefault(parameter.path, found), parameter.path
 
 
-def test_the_parts_of_a_mix_have_weights_of_their_own() -> None:
+def test_parts_of_a_mix_have_separate_weights() -> None:
     space = load_space("distill")
     single, mix = (
         set(space.values_in({**DEFAULTS, "distill.structure.kind": kind}))
@@ -137,7 +137,7 @@ def test_bounds_and_choices_become_distributions(tmp_path: Path) -> None:
         (CategoricalDistribution((True, False)), [True, False], [1, 0, "true"]),
     ],
 )
-def test_a_parameter_accepts_what_a_trial_can_have(
+def test_parameter_accepts_the_values_that_a_trial_can_have(
     distribution: Any, inside: list[Any], outside: list[Any]
 ) -> None:
     parameter = Parameter("a.b", distribution, "scientific")
@@ -145,18 +145,18 @@ def test_a_parameter_accepts_what_a_trial_can_have(
     assert [value for value in outside if parameter.accepts(value)] == []
 
 
-def test_a_weight_is_asked_for_only_where_its_kind_is_not_none() -> None:
+def test_weight_is_sampled_only_if_its_kind_is_not_none() -> None:
     space = load_space("distill")
-    asked = {
+    sampled = {
         kind: set(space.values_in({**DEFAULTS, "distill.heatmap.kind": kind}))
         for kind in ("none", "mse", "kl")
     }
-    assert asked["mse"] - asked["none"] == {"distill.heatmap.weight"}
-    assert asked["kl"] - asked["mse"] == {"distill.heatmap.tau"}
+    assert sampled["mse"] - sampled["none"] == {"distill.heatmap.weight"}
+    assert sampled["kl"] - sampled["mse"] == {"distill.heatmap.tau"}
     assert "distill.structure.weight" not in space.values_in(BASELINE)
 
 
-def test_an_inactive_parameter_leaves_no_trace_in_the_trial() -> None:
+def test_inactive_parameter_leaves_no_trace_in_the_trial() -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.enqueue_trial(
         {"distill.heatmap.kind": "none", "distill.structure.kind": "bone"}, skip_if_exists=True
@@ -176,7 +176,7 @@ def test_an_inactive_parameter_leaves_no_trace_in_the_trial() -> None:
     assert study.trials[0].state == TrialState.COMPLETE
 
 
-def test_a_condition_outside_the_space_is_read_from_the_config() -> None:
+def test_condition_outside_the_space_is_read_from_the_config() -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     space = load_space("smoke")
     assert "distill.structure.weight" in space.suggest(study.ask(), DEFAULTS)
@@ -185,7 +185,7 @@ def test_a_condition_outside_the_space_is_read_from_the_config() -> None:
         space.suggest(study.ask(), {})
 
 
-def test_a_condition_on_an_inactive_parameter_does_not_hold(tmp_path: Path) -> None:
+def test_condition_on_an_inactive_parameter_does_not_hold(tmp_path: Path) -> None:
     space = load_space(
         written(
             tmp_path,
@@ -198,7 +198,7 @@ def test_a_condition_on_an_inactive_parameter_does_not_hold(tmp_path: Path) -> N
     assert space.values_in({"a": "y", "b": "x", "c": "x"}) == {"a": "y", "b": "x", "c": "x"}
 
 
-def test_an_unknown_space_is_refused_with_the_known_ones() -> None:
+def test_unknown_space_is_refused_with_the_known_ones() -> None:
     with pytest.raises(SpaceError, match="distill, joint, poses, refine, smoke") as error:
         load_space("jont")
     assert "did you mean 'joint'?" in str(error.value)
@@ -235,9 +235,7 @@ def test_an_unknown_space_is_refused_with_the_known_ones() -> None:
         ("3", "must map low, high, log, step, choices, role, when to values, got 3"),
     ],
 )
-def test_a_wrong_entry_is_refused_by_file_and_key(
-    tmp_path: Path, entry: str, message: str
-) -> None:
+def test_wrong_entry_is_refused_by_file_and_key(tmp_path: Path, entry: str, message: str) -> None:
     name = written(tmp_path, f"a.lr: {entry}")
     with pytest.raises(SpaceError, match=re.escape(message)) as error:
         load_space(name)
@@ -256,7 +254,7 @@ def test_a_wrong_entry_is_refused_by_file_and_key(
         ("question: Why?\nparams: {}", "only question and parameters, got 'params' too"),
     ],
 )
-def test_a_file_that_is_no_space_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_file_without_a_space_is_refused(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     with pytest.raises(SpaceError, match=message) as error:
@@ -264,13 +262,13 @@ def test_a_file_that_is_no_space_is_refused(tmp_path: Path, text: str, message: 
     assert str(error.value).startswith(str(file))
 
 
-def test_a_condition_on_a_later_parameter_is_refused(tmp_path: Path) -> None:
+def test_condition_on_a_later_parameter_is_refused(tmp_path: Path) -> None:
     late = "a: {choices: [x], role: nuisance, when: {b: [y]}}\nb: {choices: [y], role: scientific}"
     with pytest.raises(SpaceError, match="a parameter that comes earlier, got 'b'; move it up"):
         load_space(written(tmp_path, late))
 
 
-def test_a_condition_on_a_value_that_cannot_come_is_refused(tmp_path: Path) -> None:
+def test_condition_on_an_impossible_value_is_refused(tmp_path: Path) -> None:
     never = (
         "b: {choices: [y], role: scientific}\na: {choices: [x], role: nuisance, when: {b: [z]}}"
     )
@@ -278,7 +276,7 @@ def test_a_condition_on_a_value_that_cannot_come_is_refused(tmp_path: Path) -> N
         load_space(written(tmp_path, never))
 
 
-def test_a_key_that_is_no_config_path_is_refused_with_the_closest(tmp_path: Path) -> None:
+def test_unknown_config_path_is_refused_with_the_closest(tmp_path: Path) -> None:
     name = written(tmp_path, "distil.optimizer.lr: {low: 1e-4, high: 1e-2, role: nuisance}")
     with pytest.raises(SpaceError, match=r"did you mean 'distill\.optimizer\.lr'\?"):
         check_space(load_space(name), DEFAULTS.__getitem__, DEFAULTS)
@@ -286,7 +284,7 @@ def test_a_key_that_is_no_config_path_is_refused_with_the_closest(tmp_path: Path
         check_space(load_space(name), DEFAULTS.__getitem__)
 
 
-def test_a_condition_on_no_config_path_is_refused(tmp_path: Path) -> None:
+def test_condition_on_an_unknown_config_path_is_refused(tmp_path: Path) -> None:
     name = written(
         tmp_path, "refine.depth: {low: 1, high: 3, role: scientific, when: {refine.kind: [a]}}"
     )
@@ -302,7 +300,7 @@ def test_a_condition_on_no_config_path_is_refused(tmp_path: Path) -> None:
         ("refine.loss: {choices: [smooth_l1], role: scientific}", r"not in \[smooth_l1\]"),
     ],
 )
-def test_a_config_value_outside_the_space_is_refused(
+def test_config_value_outside_the_space_is_refused(
     tmp_path: Path, entry: str, message: str
 ) -> None:
     name = written(tmp_path, entry)
@@ -311,7 +309,7 @@ def test_a_config_value_outside_the_space_is_refused(
     assert "widen the space, or change the value (refine." in str(error.value)
 
 
-def test_the_value_of_an_inactive_parameter_may_lie_outside(tmp_path: Path) -> None:
+def test_value_of_an_inactive_parameter_may_be_outside(tmp_path: Path) -> None:
     name = written(
         tmp_path,
         "distill.heatmap.tau: {low: 1.0, high: 2.0, role: nuisance, "
@@ -338,7 +336,7 @@ def test_values_of_another_type_than_the_config_are_refused(
         check_space(load_space(written(tmp_path, entry)), KNOWN.__getitem__)
 
 
-def test_the_space_needs_no_model_no_ray_and_no_study() -> None:
+def test_spaces_import_no_model_no_ray_and_no_study() -> None:
     script = (
         "import sys, search_spaces.space\n"
         "print([name for name in ('torch', 'ray', 'models', 'study') if name in sys.modules])"
