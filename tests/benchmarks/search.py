@@ -323,7 +323,7 @@ def _ratio(medians: Mapping[str, float], name: str, other: str) -> str:
 def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument("--curves", action="append", help="a name in curves/ (default: all)")
-    parser.add_argument("--seeds", type=int, default=100, help="number of seeds (default 100)")
+    parser.add_argument("--seeds", type=int, default=100, help="at least 2 (default 100)")
     parser.add_argument("--first-seed", type=int, default=0, help="default 0")
     parser.add_argument("--concurrent", type=int, default=1, help="trials at once (default 1)")
     parser.add_argument(
@@ -341,7 +341,7 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     names = options.curves or sorted(file.stem for file in CURVES.glob("*.parquet"))
-    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    seeds = range(options.first_seed, options.first_seed + max(2, options.seeds))
     for name in names:
         space = load_space(config_of(name).search_space)
         recorded = Recorded(CURVES / f"{name}.parquet", space, plain=options.plain)
