@@ -1,6 +1,6 @@
 """MoveNet's decoding (Google, single pose, version 4; Apache 2.0): one person among several peaks.
 
-For ``mobile_net`` with MoveNet's person heads, whose weights ``models/movenet_weights.py`` reads.
+For ``mobile_net`` with MoveNet's person heads; ``models/movenet_weights.py`` loads their weights.
 """
 
 from __future__ import annotations
