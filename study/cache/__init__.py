@@ -1,6 +1,7 @@
 """Data that are computed once and read by all trials.
 
-prepare        audit, split and crop a study's people
+study_people   a study's people, audited and split
+prepare        the crop stores of a study's people
 crop_store     the crops of one split
 crop_parts     part files of crops, raw or JPEG
 crop_bucket    crop stores in an object store

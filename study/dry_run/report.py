@@ -18,7 +18,8 @@ from search_spaces.space import SearchSpace
 from study.cache.crop_bucket import check_bucket
 from study.cache.crop_parts import choose_form, plan_parts, readable, sampled_bytes
 from study.cache.crop_store import is_complete
-from study.cache.prepare import PreparedData, StudyPeople, planned_data, read_study_people
+from study.cache.prepare import PreparedData, planned_data
+from study.cache.study_people import StudyPeople, read_study_people
 from study.config.compose import to_plain, with_absolute_paths
 from study.config.derived import Resolved, resolve
 from study.config.schema import (

@@ -75,7 +75,7 @@ class Stage:
     """Optimizer steps of the trial before this stage; reports count from there."""
 
     def after(self, *, epochs: int, steps: int) -> Stage:
-        """Return the same stage, following an earlier one of so many epochs and steps."""
+        """Return the same stage, following an earlier one of this length."""
         return dataclasses.replace(self, first_epoch=epochs, first_step=steps)
 
 

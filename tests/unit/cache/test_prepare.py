@@ -15,7 +15,8 @@ import pytest
 from models.skeleton import CROWDPOSE, SKELETONS, Skeleton
 from study.cache import crop_parts, crop_store, prepare
 from study.cache.crop_store import open_crop_store
-from study.cache.prepare import PreparedData, draw_people, prepare_data
+from study.cache.prepare import PreparedData, prepare_data
+from study.cache.study_people import draw_people
 from study.config import checks
 from study.config.compose import compose, with_values
 from study.config.derived import resolve

@@ -11,7 +11,8 @@ import pytest
 import ray
 from omegaconf import OmegaConf
 
-from study.cache.prepare import PreparedData, planned_data, prepare_data, read_study_people
+from study.cache.prepare import PreparedData, planned_data, prepare_data
+from study.cache.study_people import read_study_people
 from study.config.compose import compose, to_plain, with_values
 from study.config.derived import resolve
 from study.config.schema import StudyConfig
