@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.skeleton import CROWDPOSE, SKELETONS, Skeleton
-from study.cache import crop_parts, crop_store, prepare
+from study.cache import crop_parts, crop_store, study_people
 from study.cache.crop_store import open_crop_store
 from study.cache.prepare import PreparedData, prepare_data
 from study.cache.study_people import draw_people
@@ -243,7 +243,7 @@ def test_annotations_leave_memory_before_the_next_file_is_read(
         tables.append(weakref.ref(table))
         return table
 
-    monkeypatch.setattr(prepare, "read_table", watched)
+    monkeypatch.setattr(study_people, "read_table", watched)
     data, _ = prepared(config)
     gc.collect()
     assert len(tables) == 2 and [table() for table in tables] == [None, None]
