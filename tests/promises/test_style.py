@@ -29,8 +29,19 @@ WORDS = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 """Words that have a plainer one, and British spelling."""
-ON_DISK = {"neighbours", "taught", "asker", "box_centre", "--pictures"}
-"""Names in files of studies and in commands, which stay as they are."""
+ON_DISK = {
+    "--pictures",
+    "asker",
+    "box_centre",
+    "colour",
+    "data.train_pictures",
+    "data.val_pictures",
+    "distill.augment.colour",
+    "neighbours",
+    "refine.augment.colour",
+    "taught",
+}
+"""Strings that stay as they are: older studies, exports and command lines have them."""
 PATHS = re.compile(r"\S*/pictures\S*|PICTURES\.\.\.|\{\w+\[[^]]*\]\}")
 """Parts of texts that are no words: paths, and an argument that exported model cards name."""
 
@@ -139,7 +150,11 @@ RULES: list[tuple[str, Callable[[], Iterator[str]]]] = [
 
 
 TO_COME = pytest.mark.xfail(strict=False, reason="the files are being rewritten")
-KEPT = {"imports need no exception"}
+KEPT = {
+    "imports need no exception",
+    "names are the field's",
+    "short modules have several importers",
+}
 
 
 @pytest.mark.parametrize(

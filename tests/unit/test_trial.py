@@ -88,7 +88,10 @@ def assert_same(trial: Trial, other: Trial) -> None:
 def test_a_trial_reports_every_epoch_of_both_stages(whole: Trial) -> None:
     rows = rows_of(whole)
     assert [(row["stage"], row["epoch"]) for row in rows] == [
-        *(("distill", 1), ("distill", 2), ("refine", 3), ("refine", 4))
+        ("distill", 1),
+        ("distill", 2),
+        ("refine", 3),
+        ("refine", 4),
     ]
     for row in rows:
         assert 0 < row["val_ap"] < 1 and math.isfinite(row["loss"]) and row["images_per_s"] > 0
@@ -198,7 +201,9 @@ def test_the_frozen_student_of_stage_2_is_the_best_of_stage_1(
     run_trial(trial, workers, lambda row: False)
     checkpoints = Checkpoints(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("epoch-001", "epoch-003", "epoch-004")
+        "epoch-001",
+        "epoch-003",
+        "epoch-004",
     ]
     best, last = checkpoints.at(1).weights(), checkpoints.at(4).weights()
     for name, value in last.items():
@@ -275,8 +280,11 @@ def test_a_pretrained_student_starts_where_its_weights_are(
     init = tmp_path / "student.safetensors"
     save_file({k[8:]: v for k, v in weights.items() if k.startswith("student.")}, init)
     values: dict[str, Any] = {
-        **{"student.init": str(init), "distill.epochs": 1, "refine.epochs": 0},
-        **{"distill.optimizer.lr": 1e-12, "distill.optimizer.weight_decay": 0.0},
+        "student.init": str(init),
+        "distill.epochs": 1,
+        "refine.epochs": 0,
+        "distill.optimizer.lr": 1e-12,
+        "distill.optimizer.weight_decay": 0.0,
     }
     trial = dataclasses.replace(
         whole, config=with_values(config, values), folder=tmp_path / "trial"
@@ -326,12 +334,23 @@ def test_everything_runs_on_five_joints_and_a_crop_that_is_higher_than_wide(
     monkeypatch.setitem(checks.CHOICES, "data.skeleton", ("five",))
     config = compose(
         [
-            *("data=coco", f"data.root={five_data}", f"storage={tmp_path}"),
-            *("data.skeleton=five", "data.input_size=[96,64]", "data.search_fraction=0.3"),
-            *("data.train.annotations=five.json", "data.train.images=images"),
-            *("data.val.annotations=val.json", "data.val.images=others", "teacher.size=tiny"),
-            *("teacher.epochs=1", "distill.epochs=1", "refine.epochs=1", "refine.width=8"),
-            *("distill.structure.kind=bone", "distill.heatmap.kind=kl"),
+            "data=coco",
+            f"data.root={five_data}",
+            f"storage={tmp_path}",
+            "data.skeleton=five",
+            "data.input_size=[96,64]",
+            "data.search_fraction=0.3",
+            "data.train.annotations=five.json",
+            "data.train.images=images",
+            "data.val.annotations=val.json",
+            "data.val.images=others",
+            "teacher.size=tiny",
+            "teacher.epochs=1",
+            "distill.epochs=1",
+            "refine.epochs=1",
+            "refine.width=8",
+            "distill.structure.kind=bone",
+            "distill.heatmap.kind=kl",
         ]
     )
     data = prepare_data(

@@ -169,9 +169,13 @@ def folder(
     """Where the trial lies that both workers have trained until they were told to stop."""
     folder = tmp_path_factory.mktemp("pair")
     values = {
-        **{"data.skeleton": easy, "refine.epochs": 3, "distill.structure.kind": "mix"},
-        **{"distill.weights": "learned", "distill.diagnose": True},
-        **{"refine.student": "finetuned", "refine.candidates": 2},
+        "data.skeleton": easy,
+        "refine.epochs": 3,
+        "distill.structure.kind": "mix",
+        "distill.weights": "learned",
+        "distill.diagnose": True,
+        "refine.student": "finetuned",
+        "refine.candidates": 2,
     }
     told = {
         "config": to_plain(with_values(mini_config, values)),

@@ -149,7 +149,12 @@ def test_a_node_without_the_storage_uses_its_temporary_folder(
     elsewhere = path.replace("/here/", "/not-mounted/")
     monkeypatch.setattr(crop_bucket.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
     data = PreparedData(
-        *(elsewhere, elsewhere, elsewhere, "truth.json", "truth.json", (13, 13, 13)),
+        elsewhere,
+        elsewhere,
+        elsewhere,
+        "truth.json",
+        "truth.json",
+        (13, 13, 13),
         teacher_crops=(elsewhere, elsewhere, elsewhere),
         url=url,
     )

@@ -38,10 +38,16 @@ def config(
     monkeypatch.setitem(checks.CHOICES, "data.skeleton", ("five",))
     return compose(
         [
-            *("data=coco", f"data.root={five_data}", f"storage={tmp_path / 'studies'}"),
-            *("data.skeleton=five", "data.input_size=[96,64]", "data.search_fraction=0.3"),
-            *("data.train.annotations=five.json", "data.train.images=images"),
-            *("data.val.annotations=val.json", "data.val.images=others"),
+            "data=coco",
+            f"data.root={five_data}",
+            f"storage={tmp_path / 'studies'}",
+            "data.skeleton=five",
+            "data.input_size=[96,64]",
+            "data.search_fraction=0.3",
+            "data.train.annotations=five.json",
+            "data.train.images=images",
+            "data.val.annotations=val.json",
+            "data.val.images=others",
         ]
     )
 

@@ -109,7 +109,10 @@ def test_workers_ask_about_half_each_and_the_first_writes_what_one_would(tmp_pat
 
         target = tmp_path / f"{rank}.arrow"
         write_teacher_store(
-            *(target, STORED, 150, ask),
+            target,
+            STORED,
+            150,
+            ask,
             workers=OneOfTwo(rank, known),
             progress=lambda done, total: told.append((done, total)),
         )

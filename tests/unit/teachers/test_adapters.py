@@ -46,8 +46,11 @@ def config(five: Skeleton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
     monkeypatch.setitem(checks.CHOICES, "data.skeleton", ("five", "coco"))
     return compose(
         [
-            *("data=coco", "data.skeleton=five", "data.input_size=[64,64]"),
-            *("teacher.input_size=[96,64]", "teacher.pixels=unit"),
+            "data=coco",
+            "data.skeleton=five",
+            "data.input_size=[64,64]",
+            "teacher.input_size=[96,64]",
+            "teacher.pixels=unit",
         ]
     )
 

@@ -73,8 +73,11 @@ def config(saved: tuple[Path, Any], mini_config: StudyConfig) -> StudyConfig:
     return with_values(
         mini_config,
         {
-            **{"teacher.name": "vitpose", "teacher.init": str(saved[0]), "teacher.epochs": 0},
-            **{"teacher.input_size": list(SIZE), "teacher.sigma": 2.0},
+            "teacher.name": "vitpose",
+            "teacher.init": str(saved[0]),
+            "teacher.epochs": 0,
+            "teacher.input_size": list(SIZE),
+            "teacher.sigma": 2.0,
         },
     )
 
