@@ -250,21 +250,18 @@ def bars_table(figures: Figures) -> Table:
         f"{start} to {stop - 1}": int(joints[start:stop].sum())
         for start, stop in itertools.pairwise(edges)
     }
+    crowding = zip(("easy", "medium", "hard"), figures.crowd_groups().tolist(), strict=True)
+    sizes = zip(("small", "medium", "large"), figures.sizes.tolist(), strict=True)
     groups: dict[str, dict[str, int]] = {
-        f"crowdIndex {origin}": dict(
-            zip(("easy", "medium", "hard"), figures.crowd_groups().tolist(), strict=True)
-        ),
-        "size by COCO's area": dict(
-            zip(("small", "medium", "large"), figures.sizes.tolist(), strict=True)
-        ),
+        f"crowdIndex {origin}": dict(crowding),
+        "size by COCO's area": dict(sizes),
         "labeled joints": spans,
     }
     for title, counts in groups.items():
         most = max(1, *counts.values())
         for place, (name, count) in enumerate(counts.items()):
-            table.add_row(
-                "" if place else title, name, str(count), "#" * round(BAR * count / most)
-            )
+            bar = "#" * round(BAR * count / most)
+            table.add_row("" if place else title, name, str(count), bar)
     return table
 
 
@@ -273,9 +270,8 @@ def joints_table(figures: Figures, skeleton: Skeleton) -> Table:
     table = Table("joint", box=None, padding=(0, 2))
     table.add_column("labeled, % of people", justify="right")
     table.add_column("visible, % of labeled", justify="right")
-    for name, labeled, visible in zip(
-        skeleton.joints, figures.labeled, figures.visible, strict=True
-    ):
+    rows = zip(skeleton.joints, figures.labeled, figures.visible, strict=True)
+    for name, labeled, visible in rows:
         share = "-" if np.isnan(visible) else f"{100 * visible:.1f}"
         table.add_row(name, f"{100 * labeled:.1f}", share)
     return table

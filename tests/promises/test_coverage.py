@@ -6,11 +6,7 @@ import ast
 
 from source_code import SOURCES, TESTS, module_of
 
-WHOLE_STUDY = {
-    "study.launch.ray_train",
-    "study.launch.trials",
-    "study.tune",
-}
+WHOLE_STUDY = {"study.launch.ray_train", "study.tune"}
 """Modules that run under Ray alone: in the fast suite, test_whole_study.py is their only test."""
 CONFTEST = TESTS["tests/conftest.py"]
 

@@ -117,13 +117,9 @@ class Body:
 
     def bounds(self) -> tuple[float, float, float, float]:
         """Return left, top, right, bottom of all capsules."""
-        edges = [part.bounds() for part in self.parts]
-        return (
-            min(edge[0] for edge in edges),
-            min(edge[1] for edge in edges),
-            max(edge[2] for edge in edges),
-            max(edge[3] for edge in edges),
-        )
+        edges = (part.bounds() for part in self.parts)
+        lefts, tops, rights, bottoms = zip(*edges, strict=True)
+        return min(lefts), min(tops), max(rights), max(bottoms)
 
     def joint_radius(self, joint: str) -> float:
         """Return how far the surface lies above the joint, pixels."""
