@@ -156,22 +156,8 @@ RULES: list[tuple[str, Callable[[], Iterator[str]]]] = [
 ]
 
 
-TO_COME = pytest.mark.xfail(strict=False, reason="the files are being rewritten")
-KEPT = {
-    "Raises: names a condition",
-    "imports need no exception",
-    "names are the field's",
-    "short modules have several importers",
-    "words are plain and American",
-}
-
-
 @pytest.mark.parametrize(
-    "violations",
-    [
-        pytest.param(function, id=rule, marks=() if rule in KEPT else TO_COME)
-        for rule, function in RULES
-    ],
+    "violations", [pytest.param(function, id=rule) for rule, function in RULES]
 )
 def test_rule_of_style_holds(violations: Callable[[], Iterator[str]]) -> None:
     assert "\n".join(violations()) == ""
