@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from unittest import mock
 
 import numpy as np
-from common import new_parser, new_table
+from benchmark import new_parser, new_table
 from rich.console import Console
 
 from search_spaces.space import load_space

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
-from common import ignore_row, new_parser, new_table, prepare_quietly
+from benchmark import ignore_row, new_parser, new_table, prepare_quietly
 from numpy.typing import NDArray
 from rich.console import Console
 

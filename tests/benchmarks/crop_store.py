@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from common import new_parser
+from benchmark import new_parser
 
 from study.cache import crop_parts
 from study.cache.crop_parts import JPEG, RAW

@@ -23,7 +23,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from common import new_parser, new_table
+from benchmark import new_parser, new_table
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import new_parser, new_table
+from benchmark import new_parser, new_table
 from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools.coco import COCO as OfficialGroundTruth
 from pycocotools.cocoeval import COCOeval

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common import ROOT, new_parser, new_table
+from benchmark import ROOT, new_parser, new_table
 
 LIMIT = 2 * 1024**3
 """Most bytes of private memory for any process."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from common import new_parser, new_table
+from benchmark import new_parser, new_table
 from rich.console import Console
 from torch import Tensor
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from common import new_parser, new_table, prepare_quietly
+from benchmark import new_parser, new_table, prepare_quietly
 from ray import tune
 from rich.console import Console
 

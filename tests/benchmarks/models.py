@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from common import new_parser, new_table
+from benchmark import new_parser, new_table
 from rich.console import Console
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import new_parser, new_table, prepare_quietly, print_row, trained_teacher
+from benchmark import new_parser, new_table, prepare_quietly, print_row, trained_teacher
 from rich.console import Console
 from scipy import stats
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from common import new_parser, new_table
+from benchmark import new_parser, new_table
 from rich.console import Console
 
 from models.pose_features import computes_in_bf16

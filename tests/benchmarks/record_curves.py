@@ -24,7 +24,7 @@ import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from common import new_parser, prepare_quietly, print_row, trained_teacher
+from benchmark import new_parser, prepare_quietly, print_row, trained_teacher
 
 from search_spaces.space import load_space
 from study.config.compose import compose, flatten, to_plain, with_values

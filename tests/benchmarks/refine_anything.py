@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from common import new_parser, new_table, prepare_quietly
+from benchmark import new_parser, new_table, prepare_quietly
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor

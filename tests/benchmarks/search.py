@@ -36,7 +36,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import optuna
 import pyarrow.parquet as pq
-from common import new_parser, new_table
+from benchmark import new_parser, new_table
 from numpy.typing import NDArray
 from optuna.distributions import CategoricalDistribution
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler

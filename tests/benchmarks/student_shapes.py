@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import ignore_row, new_parser, new_table, prepare_quietly, trained_teacher
+from benchmark import ignore_row, new_parser, new_table, prepare_quietly, trained_teacher
 from rich.console import Console
 
 from models.mobile_net import SIZES, MobileNet, MobileNetSize

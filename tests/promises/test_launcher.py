@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("models", "search_spaces", "study")
 SCRIPTS = ("tune", "dataset", "analyze", "export", "predict")
 BENCHMARKS = sorted(
-    file.name for file in (ROOT / "tests" / "benchmarks").glob("*.py") if file.name != "common.py"
+    file.name
+    for file in (ROOT / "tests" / "benchmarks").glob("*.py")
+    if file.name != "benchmark.py"
 )
 
 EXPLAIN = """

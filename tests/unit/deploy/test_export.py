@@ -379,7 +379,7 @@ def test_changed_weights_are_refused(
     )
     save_file(tensors, file)
     error = refusal(study, capsys)
-    expected = "recorded" if change == "noise" else "keypoints must be finite"
+    expected = "recorded" if change == "noise" else "keypoints and scores must be finite"
     assert expected in error
 
 
