@@ -90,8 +90,8 @@ def run_study(config: StudyConfig) -> Path:
             display.notify(f"the study in {folder} is finished; search.trials=N adds trials")
         else:
             with contextlib.ExitStack() as ray_for_crops:
-                data = _prepare(study, ray_for_crops)
-                _search_and_score(study, data)
+                prepared = _prepare(study, ray_for_crops)
+                _search_and_score(study, prepared)
         show_finals(Path(study.typed.storage).expanduser() / config.name, display.console)
     return folder
 
@@ -122,7 +122,7 @@ def _check_writable(folder: Path) -> None:
     """Check that the study's folder can be created and written to.
 
     Raises:
-        InputError: it can't; says which folder prevents it.
+        InputError: a folder above it is missing rights, or is a file.
     """
     first = next(path for path in (folder, *folder.parents) if path.exists())
     if not first.is_dir() or not os.access(first, os.W_OK | os.X_OK):
@@ -188,18 +188,20 @@ def _prepare(study: _Study, ray_for_crops: contextlib.ExitStack) -> PreparedData
     with study.display.meters() as meter:
         start_ray = partial(ray_for_crops.enter_context, ray_started(study.display))
         cut = partial(cut_by_size, start_ray=start_ray)
-        data = prepare_data(config.data, study.resolved, meter, notify, cut, audit_folder(folder))
-    prepare_teacher(study.teacher, data, notify)
-    prepare_start(config.refine, data, study.resolved.skeleton, notify)
-    teacher = teacher_folder(study.teacher, data).name
-    check_warm_start(config.search.warm_start, folder, data.fingerprint, teacher)
-    write_settings(study.typed, folder, data.fingerprint, teacher)
-    train, search, val = data.num_people
+        prepared = prepare_data(
+            config.data, study.resolved, meter, notify, cut, audit_folder(folder)
+        )
+    prepare_teacher(study.teacher, prepared, notify)
+    prepare_start(config.refine, prepared, study.resolved.skeleton, notify)
+    teacher = teacher_folder(study.teacher, prepared).name
+    check_warm_start(config.search.warm_start, folder, prepared.fingerprint, teacher)
+    write_settings(study.typed, folder, prepared.fingerprint, teacher)
+    train, search, val = prepared.num_people
     notify(f"{train} people to train on, {search} to score trials on, {val} in val")
-    return data
+    return prepared
 
 
-def _search_and_score(study: _Study, data: PreparedData) -> None:
+def _search_and_score(study: _Study, prepared: PreparedData) -> None:
     """Train the teacher, search, confirm and score the finalists, all on Ray."""
     config, display = study.config, study.display
     with ray_folder(study.folder), ray_started(display):
@@ -208,9 +210,9 @@ def _search_and_score(study: _Study, data: PreparedData) -> None:
         context = StudyContext(
             config=config,
             resolved=study.resolved,
-            data=data,
+            prepared=prepared,
             folder=str(study.folder),
-            targets=str(teacher_folder(study.teacher, data) / TARGETS),
+            targets=str(teacher_folder(study.teacher, prepared) / TARGETS),
             owner=owner_name,
         )
         _prepare_targets(context, owner, display)
@@ -297,7 +299,7 @@ def _score_finalists(context: StudyContext, space: SearchSpace, display: Display
     settings = context.config.trial
     task = ray.remote(score_finalists).options(num_cpus=settings.cpus, num_gpus=settings.gpus)
     finals = get_result(
-        task.remote(context.config, context.resolved, context.data, context.folder)
+        task.remote(context.config, context.resolved, context.prepared, context.folder)
     )
     write_final(Path(context.folder), finals.final, space, finals.joints, finals.curves)
 

@@ -112,21 +112,21 @@ def export_study(
     selected = select_trial(folder, config, number, is_refined=is_refined)
     estimator = selected.load()
     with display.meters() as meter:
-        data = prepare_data(config.data, selected.resolved, meter, display.notify)
-    if data.fingerprint != settings["data_fingerprint"]:
+        prepared = prepare_data(config.data, selected.resolved, meter, display.notify)
+    if prepared.fingerprint != settings["data_fingerprint"]:
         raise InputError(
             "an export must be checked on the data of its study (fingerprint "
             f"{settings['data_fingerprint']}), got other data in {config.data.root} "
-            f"({data.fingerprint}); restore the data"
+            f"({prepared.fingerprint}); restore the data"
         )
     temporary, target = folder / f".export-{os.getpid()}", export_folder(folder)
     shift = None
     try:
-        info = describe(folder, selected, settings, data, estimator)
+        info = describe(folder, selected, settings, prepared, estimator)
         write_files(temporary, estimator, info, selected)
-        ap = check_export(temporary, estimator, selected, data, tolerance)
+        ap = check_export(temporary, estimator, selected, prepared, tolerance)
         if has_onnx:
-            shift = add_onnx(temporary, selected, data)
+            shift = add_onnx(temporary, selected, prepared)
         _replace_folder(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -139,7 +139,7 @@ def describe(
     folder: Path,
     selected: SelectedTrial,
     settings: dict[str, Any],
-    data: PreparedData,
+    prepared: PreparedData,
     estimator: RefinedPose,
 ) -> dict[str, Any]:
     """Return the content of ``config.json``: how to build and feed the model, and its source.
@@ -184,12 +184,12 @@ def describe(
             "epoch": checkpoint.epoch,
             "seed": trial["seed"],
             "data": config.data.kind,
-            "data_fingerprint": data.fingerprint,
+            "data_fingerprint": prepared.fingerprint,
             "git_commit": settings["git_commit"],
             "versions": settings["versions"],
         },
         "search": {
-            "num_people": data.num_people[1],
+            "num_people": prepared.num_people[1],
             **{name: selected.report[VAL + name] for name in figures},
         },
         "val": {key: on_val[0][key] for key in ("num_people", *figures)} if on_val else None,
@@ -216,7 +216,7 @@ def check_export(
     folder: Path,
     estimator: RefinedPose,
     selected: SelectedTrial,
-    data: PreparedData,
+    prepared: PreparedData,
     tolerance: float,
 ) -> ExportedAp:
     """Check that the written files predict as the checkpoint does, and reach the trial's AP.
@@ -233,8 +233,8 @@ def check_export(
     config, recorded = selected.config, selected.report["val_ap"]
     has_gpu = bool(selected.trial["gpu_s"]) and torch.cuda.is_available()
     workers = Workers(torch.device("cuda" if has_gpu else "cpu"))
-    store, skeleton = open_crop_store(Path(data.search)), selected.resolved.skeleton
-    truth, kind = Path(data.search_truth), selected.resolved.evaluation
+    store, skeleton = open_crop_store(Path(prepared.search)), selected.resolved.skeleton
+    truth, kind = Path(prepared.search_truth), selected.resolved.evaluation
     starts = _given_poses(selected, store)
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(config.trial.cpus)))
@@ -281,7 +281,7 @@ def _given_poses(selected: SelectedTrial, store: CropStore) -> NDArray[np.float3
     return stored_starts(Path(start), store, selected.resolved.skeleton)
 
 
-def add_onnx(folder: Path, selected: SelectedTrial, data: PreparedData) -> OnnxShift:
+def add_onnx(folder: Path, selected: SelectedTrial, prepared: PreparedData) -> OnnxShift:
     """Write ``model.onnx`` beside the weights, and check it on people of the search slice.
 
     Raises:
@@ -289,7 +289,7 @@ def add_onnx(folder: Path, selected: SelectedTrial, data: PreparedData) -> OnnxS
     """
     estimator, _ = load_export(folder)
     write_onnx(estimator, folder / "model.onnx")
-    store, skeleton = open_crop_store(Path(data.search)), selected.resolved.skeleton
+    store, skeleton = open_crop_store(Path(prepared.search)), selected.resolved.skeleton
     rows = torch.arange(min(len(store), BATCH_SIZE))
     frame, device = estimator.codec.frame, torch.device("cpu")
     crops = plain_batch(store, skeleton, frame, rows, device).crops

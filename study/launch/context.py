@@ -15,7 +15,7 @@ class StudyContext:
 
     config: StudyConfig
     resolved: Resolved
-    data: PreparedData
+    prepared: PreparedData
     folder: str
     """Folder of the study."""
     targets: str

@@ -58,7 +58,7 @@ class TrialJob:
             number=self.number,
             config=with_values(context.config, self.suggestion["values"]),
             resolved=context.resolved,
-            prepared=context.data.here(),
+            prepared=context.prepared.here(),
             folder=self.folder,
             targets=Path(context.targets),
             parent=None if parent is None else trial_folder(Path(context.folder), parent),
@@ -174,4 +174,6 @@ def _teacher_worker(context: StudyContext, workers: Workers) -> None:
             owner.report_teacher.remote(row)  # without waiting for an answer
 
     spec = teacher_spec(context.config, context.resolved)
-    make_teacher(spec, context.config.student, context.data.here(), workers, send_epoch, progress)
+    make_teacher(
+        spec, context.config.student, context.prepared.here(), workers, send_epoch, progress
+    )

@@ -96,7 +96,7 @@ class ConfirmRun:
             number=self.row["trial"],
             config=trial_config(context.config, self.row),
             resolved=context.resolved,
-            prepared=context.data.here(),
+            prepared=context.prepared.here(),
             folder=self.folder,
             targets=Path(context.targets),
             own_seed=self.seed,
@@ -271,7 +271,7 @@ def _runs_by_trial(folder: Path, trials: Sequence[Row], seeds: int) -> dict[int,
 
 def _matches_of(row: Row, context: StudyContext) -> Matches:
     poses = json.loads((Path(context.folder) / row["keypoints"]).read_text())
-    truth, resolved = Path(context.data.val_truth), context.resolved
+    truth, resolved = Path(context.prepared.val_truth), context.resolved
     return match_people(truth, poses, resolved.skeleton, resolved.evaluation)
 
 

@@ -98,20 +98,20 @@ class _Score:
 
 
 def score_finalists(
-    config: StudyConfig, resolved: Resolved, data: PreparedData, study_folder: str
+    config: StudyConfig, resolved: Resolved, prepared: PreparedData, study_folder: str
 ) -> FinalTables:
     """Score the teacher and each finalist on val, and write their poses to ``results/``.
 
     A teacher of stored predictions has no row: they are of training people only.
     """
-    folder, data = Path(study_folder), data.here()
+    folder, prepared = Path(study_folder), prepared.here()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trials = read_trials(folder)
     by_number = {trial["trial"]: trial for trial in trials.to_pylist()}
     finals = FinalTables([], [], [])
     nms, detections = config.data.val.oks_nms, config.data.val.detections
     if config.teacher.name != PREDICTIONS:
-        row, score = _score_teacher(teacher_spec(config, resolved), data, nms, device)
+        row, score = _score_teacher(teacher_spec(config, resolved), prepared, nms, device)
         _add(finals, config.name, detections, folder, row, score)
     scores: dict[tuple[int, int], _Score] = {}  # the winner has another role, too
     for role, report in finalists(trials, read_reports(folder), confirmed_winner(folder)).items():
@@ -122,7 +122,7 @@ def score_finalists(
             estimator = load_estimator(
                 checkpoint, trial.student, trial.distill, trial.refine, trial.trial, resolved
             )
-            scores[key] = _score(estimator.to(device), resolved, data, nms, device)
+            scores[key] = _score(estimator.to(device), resolved, prepared, nms, device)
         row = {
             "role": role,
             "trial": number,
@@ -135,9 +135,9 @@ def score_finalists(
 
 
 def _score_teacher(
-    spec: TeacherSpec, data: PreparedData, nms: float, device: torch.device
+    spec: TeacherSpec, prepared: PreparedData, nms: float, device: torch.device
 ) -> tuple[TableRow, _Score]:
-    folder = teacher_folder(spec, data)
+    folder = teacher_folder(spec, prepared)
     best = best_of(folder) if spec.teacher.epochs else None
     teacher = load_teacher(spec, folder, device)
     row = {
@@ -147,20 +147,20 @@ def _score_teacher(
         "epoch": best.epoch if best else 0,
         "checkpoint": str(best.folder) if best else spec.teacher.init,
     }
-    return row, _score(teacher, spec.resolved, data.for_teacher(), nms, device)
+    return row, _score(teacher, spec.resolved, prepared.for_teacher(), nms, device)
 
 
 def _score(
     estimator: Estimator,
     resolved: Resolved,
-    data: PreparedData,
+    prepared: PreparedData,
     nms: float,
     device: torch.device,
 ) -> _Score:
     """Predict and score the people of val, with OKS-NMS even on labeled boxes, as HRNet does."""
-    store, skeleton = open_crop_store(Path(data.val)), resolved.skeleton
+    store, skeleton = open_crop_store(Path(prepared.val)), resolved.skeleton
     poses = detect_people(estimator, store, skeleton, Workers(device), nms_threshold=nms)
-    truth, kind = Path(data.val_truth), resolved.evaluation
+    truth, kind = Path(prepared.val_truth), resolved.evaluation
     return _Score(
         poses=poses,
         num_people=len(store),

@@ -117,7 +117,7 @@ def test_baseline_is_trained_with_its_own_settings(context: StudyContext) -> Non
 
 def poses_of(context: StudyContext, shift: float) -> list[dict[str, Any]]:
     """Return the truth of val with each joint shifted by these pixels."""
-    people = json.loads(Path(context.data.val_truth).read_text())["annotations"]
+    people = json.loads(Path(context.prepared.val_truth).read_text())["annotations"]
     return [
         {
             "image_id": person["image_id"],
