@@ -1,4 +1,4 @@
-"""What values a setting may have: each rule at its edge, and one step beyond it."""
+"""Limits of the settings: each rule at its edge and one step beyond it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from study.config.compose import compose, flatten, to_plain, value_at, with_valu
 from study.config.schema import StudyConfig
 from study.errors import InputError
 
-AS_IT_COMES = {
+UNCHANGED_MOVENET = {
     "teacher.size": "thunder",
     "teacher.epochs": 0,
     "teacher.init": "movenet.json",
@@ -31,49 +31,54 @@ FOREIGN: dict[str, dict[str, Any]] = {
     schema.ONNX: {"teacher.init": "file.onnx", "teacher.epochs": 0},
     schema.PREDICTIONS: {"teacher.init": "poses.json", "teacher.epochs": 0},
 }
-"""What each of them needs beside its name."""
+"""Settings that a teacher of another library needs, by its name."""
+
+
+def faults_of(config: StudyConfig, values: dict[str, Any]) -> list[str]:
+    return checks.faults({**flatten(to_plain(config)), **values})
 
 
 def fault_of(config: StudyConfig, values: dict[str, Any]) -> str:
-    """The one fault that these values make."""
-    found = checks.faults({**flatten(to_plain(config)), **values})
+    """Return the only fault of the settings with these values."""
+    found = faults_of(config, values)
     assert len(found) == 1, found
     return found[0]
 
 
 @pytest.mark.parametrize("path", sorted(checks.CHOICES))
-def test_each_choice_is_taken_and_another_word_is_refused(config: StudyConfig, path: str) -> None:
-    flat = flatten(to_plain(config))
+def test_each_choice_is_accepted_and_another_word_is_refused(
+    config: StudyConfig, path: str
+) -> None:
     for choice in checks.CHOICES[path]:
         sizes = schema.SIZES.get(choice, ("",))  # a network has sizes of its own
         fitting = {path.replace(".name", ".size"): sizes[0]} if path.endswith(".name") else {}
-        fitting |= FOREIGN.get(choice, AS_IT_COMES if choice == schema.MOVENET else {})
-        assert checks.faults({**flat, path: choice, **fitting}) == []
+        fitting |= FOREIGN.get(choice, UNCHANGED_MOVENET if choice == schema.MOVENET else {})
+        assert faults_of(config, {path: choice, **fitting}) == []
     fault = fault_of(config, {path: "smthing"})
     assert fault.startswith(f"{path} must be one of {', '.join(checks.CHOICES[path])}, got {path}")
 
 
 @pytest.mark.parametrize("path", sorted(checks.AT_LEAST))
-def test_each_lower_bound_is_taken_and_less_is_refused(config: StudyConfig, path: str) -> None:
+def test_each_lower_bound_is_accepted_and_less_is_refused(config: StudyConfig, path: str) -> None:
     low = checks.AT_LEAST[path]
     is_whole = isinstance(value_at(config, path), int)
     weights = {"teacher.init": "weights.safetensors"}
-    assert checks.faults({**flatten(to_plain(config)), **weights, path: low}) == []
+    assert faults_of(config, {**weights, path: low}) == []
     less = low - 1 if is_whole else low - 1e-9
     assert fault_of(config, {**weights, path: less}).startswith(f"{path} must be at least {low:g}")
 
 
 @pytest.mark.parametrize("path", sorted(checks.POSITIVE))
 def test_each_positive_number_may_be_small_but_not_zero(config: StudyConfig, path: str) -> None:
-    assert checks.faults({**flatten(to_plain(config)), path: 1e-12}) == []
+    assert faults_of(config, {path: 1e-12}) == []
     assert fault_of(config, {path: 0.0}) == f"{path} must be above 0, got {path}=0.0"
 
 
 @pytest.mark.parametrize("path", sorted(checks.WITHIN))
-def test_each_range_has_both_ends_and_nothing_outside(config: StudyConfig, path: str) -> None:
+def test_each_range_includes_both_ends_and_nothing_outside(config: StudyConfig, path: str) -> None:
     low, high = checks.WITHIN[path]
     for value in (low, high):
-        assert checks.faults({**flatten(to_plain(config)), path: value}) == []
+        assert faults_of(config, {path: value}) == []
     for value in (low - 1, high + 1):
         assert fault_of(config, {path: value}).startswith(f"{path} must lie within {low:g} and ")
 
@@ -84,11 +89,11 @@ def test_each_number_must_be_finite(config: StudyConfig) -> None:
     assert "distill.optimizer.lr" in numbers
     for path in numbers:
         assert fault_of(config, {path: float("nan")}).startswith(f"{path} must be a finite number")
-        found = checks.faults({**flat, path: float("inf")})
+        found = faults_of(config, {path: float("inf")})
         assert f"{path} must be a finite number, got {path}=inf" in found
 
 
-def test_choices_are_what_the_builders_build() -> None:
+def test_choices_equal_what_the_builders_support() -> None:
     from models.build import MODELS
     from models.codecs.codec import CODECS
     from models.skeleton import SKELETONS
@@ -106,11 +111,10 @@ def test_choices_are_what_the_builders_build() -> None:
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
-def test_a_size_must_be_one_of_its_networks(config: StudyConfig, role: str) -> None:
-    flat = flatten(to_plain(config))
+def test_size_must_be_one_of_its_network(config: StudyConfig, role: str) -> None:
     for name, sizes in schema.SIZES.items():
         for size in sizes:
-            assert checks.faults({**flat, f"{role}.name": name, f"{role}.size": size}) == []
+            assert faults_of(config, {f"{role}.name": name, f"{role}.size": size}) == []
     fault = fault_of(config, {f"{role}.name": "hrnet", f"{role}.size": "r50"})
     assert fault == (
         f"{role}.size must be one of w18_small, w18, w32, w48 for {role}.name=hrnet, "
@@ -118,12 +122,12 @@ def test_a_size_must_be_one_of_its_networks(config: StudyConfig, role: str) -> N
     )
 
 
-def test_parts_of_a_mix_are_kinds_of_their_own(config: StudyConfig) -> None:
+def test_parts_of_a_mix_are_structure_kinds(config: StudyConfig) -> None:
     assert tuple(dataclasses.asdict(config.distill.structure.mix)) == schema.MIX
     assert set(schema.MIX) < set(checks.CHOICES["distill.structure.kind"])
 
 
-def test_every_bound_is_about_a_setting_of_its_type(config: StudyConfig) -> None:
+def test_every_bound_belongs_to_a_setting_of_its_type(config: StudyConfig) -> None:
     flat = flatten(to_plain(config))
     for path, choices in checks.CHOICES.items():
         assert flat[path] in choices
@@ -164,11 +168,11 @@ def test_every_number_has_a_bound(config: StudyConfig) -> None:
             "decodes an unchanged MoveNet, got .*size=teacher, .*epochs",
         ),
         (
-            {**AS_IT_COMES, "teacher.codec": "movenet", "teacher.flip_test": True},
+            {**UNCHANGED_MOVENET, "teacher.codec": "movenet", "teacher.flip_test": True},
             "movenet has no flip test, .*got teacher.flip_test=true; set teacher.flip_test=false",
         ),
         (
-            {**AS_IT_COMES, "teacher.codec": "movenet", "teacher.epochs": 1},
+            {**UNCHANGED_MOVENET, "teacher.codec": "movenet", "teacher.epochs": 1},
             "teacher.epochs=1; set .* lightning, thunder and teacher.epochs=0, or change",
         ),
         ({"teacher.epochs": 0}, "a teacher must be trained or loaded, got teacher.epochs=0"),
@@ -213,7 +217,7 @@ def test_every_number_has_a_bound(config: StudyConfig) -> None:
         ({"storage": "s3://bucket/x"}, "storage must be a folder .*mount the bucket"),
     ],
 )
-def test_impossible_values_say_what_must_hold(
+def test_error_for_impossible_values_states_the_rule(
     config: StudyConfig, values: dict[str, Any], message: str
 ) -> None:
     assert re.search(message.replace("[", r"\["), fault_of(config, values))
@@ -221,17 +225,17 @@ def test_impossible_values_say_what_must_hold(
         with_values(config, values)
 
 
-def test_a_teacher_of_other_joints_and_another_size_may_be_used_as_it_comes(
+def test_teacher_of_other_joints_and_another_size_may_be_used_untrained(
     config: StudyConfig,
 ) -> None:
-    as_it_comes = {"teacher.init": "weights.safetensors", "teacher.epochs": 0}
+    untrained = {"teacher.init": "weights.safetensors", "teacher.epochs": 0}
     form = {"teacher.skeleton": "crowdpose", "teacher.input_size": [256, 256]}
-    assert checks.faults({**flatten(to_plain(config)), **as_it_comes, **form}) == []
+    assert faults_of(config, {**untrained, **form}) == []
     same = {"teacher.skeleton": "coco", "teacher.epochs": 3}
-    assert checks.faults({**flatten(to_plain(config)), **same}) == []
+    assert faults_of(config, same) == []
 
 
 @pytest.mark.parametrize("name", ["vitpose", "mobile_net"])
-def test_teachers_with_features_may_teach_their_relation(config: StudyConfig, name: str) -> None:
+def test_teacher_with_features_may_have_a_relation_loss(config: StudyConfig, name: str) -> None:
     values = {**FOREIGN.get(name, {}), "teacher.name": name, "distill.structure.kind": "relation"}
-    assert checks.faults({**flatten(to_plain(config)), **values}) == []
+    assert faults_of(config, values) == []

@@ -1,4 +1,4 @@
-"""The settings: every file in study/config, every rule, and what is refused in which words."""
+"""Composition of the settings: files, overrides, and messages for what is refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def config() -> StudyConfig:
 
 
 def refused(*overrides: str) -> str:
-    """The message in which these overrides end."""
+    """Return the error message for these overrides."""
     with pytest.raises(InputError) as error:
         compose(overrides)
     return str(error.value)
@@ -54,7 +54,7 @@ def schema_paths(kind: Any = StudyConfig, prefix: str = "") -> list[str]:
     return paths
 
 
-def test_folder_holds_the_study_and_its_data_groups_alone() -> None:
+def test_folder_holds_only_the_study_and_its_data_groups() -> None:
     assert [file.name for file in CONF.glob("*.yaml")] == ["study.yaml"]
     assert group_names("data") == GROUPS
     assert {"drawn", "coco", "crowdpose"} <= set(GROUPS)
@@ -117,11 +117,11 @@ def test_study_is_named_for_data_plan_and_space() -> None:
     assert compose(["search_space=/some/where/mine.yaml", "name=other"]).name == "other"
 
 
-def test_value_in_quotes_may_hold_any_sign(config: StudyConfig) -> None:
+def test_value_in_quotes_may_hold_any_character(config: StudyConfig) -> None:
     assert compose(["data.root='/a=b, (c) [d]'"]).data.root == "/a=b, (c) [d]"
 
 
-def test_settings_survive_the_way_to_yaml_and_back(config: StudyConfig, tmp_path: Path) -> None:
+def test_settings_survive_a_round_trip_through_yaml(config: StudyConfig, tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     OmegaConf.save(OmegaConf.create(to_plain(config)), file)
     plain = OmegaConf.to_container(OmegaConf.load(file))
@@ -147,7 +147,9 @@ def test_every_path_has_its_value(config: StudyConfig) -> None:
 
 
 @pytest.mark.parametrize("path", ["nothing", "refine.nothing", "refine", "seed.x", "seed."])
-def test_value_at_no_single_setting_is_a_key_error(config: StudyConfig, path: str) -> None:
+def test_value_at_a_path_without_a_setting_raises_key_error(
+    config: StudyConfig, path: str
+) -> None:
     with pytest.raises(KeyError, match=re.escape(path)):
         value_at(config, path)
 
@@ -187,19 +189,19 @@ def test_unknown_override_is_named_with_the_closest(override: str, hint: str) ->
         "data@other=coco",
     ],
 )
-def test_malformed_override_is_shown_as_it_came(override: str) -> None:
+def test_malformed_override_is_quoted_in_the_message(override: str) -> None:
     message = refused(override)
     assert message.startswith(f"a setting must be written key=value, got {override!r}; ")
     assert "\n" not in message
 
 
 @pytest.mark.parametrize("override", ["refine.depth=1,2", "seed=range(1,3)", "data=coco,drawn"])
-def test_several_values_are_refused_with_the_way_to_vary_one(override: str) -> None:
+def test_several_values_are_refused_with_a_hint_at_search_spaces(override: str) -> None:
     assert re.match(r"[\w.]+ must have one value, got .*search_space", refused(override))
 
 
 @pytest.mark.parametrize("value", ["cocoo", "null", "3", "../../etc", "study"])
-def test_unknown_data_group_lists_the_known(value: str) -> None:
+def test_unknown_data_group_is_refused_with_the_known_ones(value: str) -> None:
     message = refused(f"data={value}")
     assert message.startswith(f"data must be one of {', '.join(GROUPS)}, got data=")
     assert ("did you mean coco?" in message) == (value == "cocoo")
@@ -245,7 +247,7 @@ def test_part_of_a_section_may_be_set_at_once() -> None:
     )
 
 
-def test_setting_without_a_value_says_how_to_give_one() -> None:
+def test_message_for_a_missing_value_shows_how_to_set_it() -> None:
     assert refused("data.root=???") == "data.root must have a value, got none; add data.root=..."
 
 
@@ -329,10 +331,10 @@ def test_nested_settings_are_read_under_their_former_names(old: str, new: str) -
         section = section[name]
     section[old.rpartition(".")[2]] = section.pop(new.rpartition(".")[2])
     assert value_at(from_plain(plain), new) == value
-    assert old.rpartition(".")[2] in section  # what was given stays as it was
+    assert old.rpartition(".")[2] in section  # the argument is unchanged
 
 
 def another_value(path: str) -> Any:
-    """A possible value of this setting that is not its default."""
+    """Return a possible value of this setting other than its default."""
     default = value_at(compose(), path)
     return default + 3 if isinstance(default, int) else default / 2
