@@ -1,4 +1,4 @@
-"""Columns in an Arrow file come back as they were written, without a copy."""
+"""Arrow files: columns are read back as written, without a copy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from study.cache.arrow_file import read_columns, write_columns
 
 
-def test_columns_and_their_notes_come_back_read_only(tmp_path: Path) -> None:
+def test_columns_and_metadata_are_read_back_read_only(tmp_path: Path) -> None:
     path = tmp_path / "new" / "people.arrow"
     points = np.arange(30, dtype=np.float32).reshape(3, 5, 2)
     ids = np.array([7, 8, 2**40])
@@ -25,7 +25,7 @@ def test_columns_and_their_notes_come_back_read_only(tmp_path: Path) -> None:
         columns["ids"][0] = 1
 
 
-def test_columns_of_nobody_are_refused_and_leave_no_file(tmp_path: Path) -> None:
+def test_columns_without_people_are_refused_and_leave_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"at least one person, got none for .*people\.arrow"):
         write_columns(tmp_path / "people.arrow", {"ids": np.array([], np.int64)})
     assert list(tmp_path.iterdir()) == []

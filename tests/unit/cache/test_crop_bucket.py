@@ -1,4 +1,4 @@
-"""Crop stores in an object store, on an S3 server of this process: up once, down once a node."""
+"""Crop stores in an object store, a local S3 server: one upload, one download per node."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def remove(url: str, name: str) -> None:
     files.delete_file(f"{path}/{name}")
 
 
-def test_a_store_is_made_taken_up_and_opened_by_another_node(
+def test_store_is_uploaded_and_opened_on_another_node(
     url: str, five_people: People, five_store: CropStore, tmp_path: Path, small_parts: None
 ) -> None:
     path = make_crop_store(five_people, StoreSpec(SIZE, tmp_path / "here", url=url))
@@ -74,28 +74,28 @@ def test_a_store_is_made_taken_up_and_opened_by_another_node(
         assert np.array_equal(opened.keypoints_stored, five_store.keypoints_stored)
 
 
-def test_a_second_study_on_another_machine_cuts_nothing(
+def test_second_study_on_another_machine_cuts_nothing(
     url: str, five_people: People, tmp_path: Path
 ) -> None:
     first = make_crop_store(five_people, StoreSpec(SIZE, tmp_path / "here", form=JPEG, url=url))
 
-    def cut(parts: Any, tell: Any) -> None:
-        raise AssertionError("nothing is to be cut")
+    def cut(parts: Any, count_done: Any) -> None:
+        raise AssertionError("no part may be cut")
 
-    said: list[str] = []
+    messages: list[str] = []
     second = make_crop_store(
         five_people,
         StoreSpec(SIZE, tmp_path / "there", form=JPEG, url=url),
         cut=cut,
-        notify=said.append,
+        notify=messages.append,
     )
-    assert len(said) == 1 and said[0].startswith("fetching the crops of people: ")
+    assert len(messages) == 1 and messages[0].startswith("fetching the crops of people: ")
     assert second == tmp_path / "there" / first.name
     everyone = open_crop_store(second).crops(EVERYONE)
     assert np.array_equal(everyone, open_crop_store(first).crops(EVERYONE))
 
 
-def test_a_store_made_before_is_taken_up_and_not_cut_again(
+def test_existing_store_is_uploaded_and_not_cut_again(
     url: str, five_people: People, tmp_path: Path, small_parts: None
 ) -> None:
     path = make_crop_store(five_people, StoreSpec(SIZE, tmp_path))
@@ -105,10 +105,10 @@ def test_a_store_made_before_is_taken_up_and_not_cut_again(
     assert set(sizes_in(url, path.name)) == {INDEX, *before}
 
 
-def test_half_a_store_is_not_read_and_only_what_is_missing_is_made(
+def test_incomplete_store_is_not_read_and_only_missing_parts_are_made(
     url: str, five_people: People, five_store: CropStore, tmp_path: Path, small_parts: None
 ) -> None:
-    """As a driver leaves it that is killed between two parts, one of them cut short."""
+    """The state after a driver was killed between two parts, one of them truncated."""
     name = make_crop_store(five_people, StoreSpec(SIZE, tmp_path / "here", url=url)).name
     remove(url, f"{name}/{INDEX}")
     remove(url, f"{name}/part-00002.arrow")
@@ -120,16 +120,16 @@ def test_half_a_store_is_not_read_and_only_what_is_missing_is_made(
         fetch_store(url, tmp_path / "there" / name)
     made: list[str] = []
 
-    def cut(parts: Any, tell: Any) -> None:
+    def cut(parts: Any, count_done: Any) -> None:
         made.extend(part.file.name for part in parts)
-        crop_bucket.cut_locally(parts, tell)
+        crop_bucket.cut_locally(parts, count_done)
 
     again = make_crop_store(five_people, StoreSpec(SIZE, tmp_path / "there", url=url), cut=cut)
     assert made == ["part-00001.arrow", "part-00002.arrow"]
     assert np.array_equal(open_crop_store(again).crops(EVERYONE), five_store.crops(EVERYONE))
 
 
-def test_a_copy_that_lost_a_part_is_mended_when_the_study_is_run_again(
+def test_damaged_copy_is_repaired_when_the_study_is_run_again(
     url: str, five_people: People, five_store: CropStore, tmp_path: Path, small_parts: None
 ) -> None:
     path = make_crop_store(five_people, StoreSpec(SIZE, tmp_path, url=url))
@@ -138,7 +138,7 @@ def test_a_copy_that_lost_a_part_is_mended_when_the_study_is_run_again(
     assert np.array_equal(open_crop_store(path).crops(EVERYONE), five_store.crops(EVERYONE))
 
 
-def test_a_node_without_the_storage_uses_its_temporary_folder(
+def test_node_without_the_storage_uses_its_temporary_folder(
     url: str,
     five_people: People,
     five_store: CropStore,
@@ -167,22 +167,22 @@ def test_a_node_without_the_storage_uses_its_temporary_folder(
     assert dataclasses.replace(data, url=None).here().train == elsewhere
 
 
-def bring(url: str, folder: Path, ready: Any, done: Any) -> None:
-    brought: list[str] = []
+def download(url: str, folder: Path, ready: Any, done: Any) -> None:
+    downloaded: list[str] = []
     commit_file = crop_bucket.commit_file
 
-    def noted(aside: Path, file: Path) -> None:
-        brought.append(file.name)
-        commit_file(aside, file)
+    def commit_and_record(temporary: Path, file: Path) -> None:
+        downloaded.append(file.name)
+        commit_file(temporary, file)
 
-    crop_bucket.commit_file = noted  # type: ignore[attr-defined]
+    crop_bucket.commit_file = commit_and_record  # type: ignore[attr-defined]
     ready.wait(timeout=60)
     fetch_store(url, folder)
-    done.put(brought)
+    done.put(downloaded)
 
 
 @pytest.mark.slow
-def test_trials_of_a_node_fetch_once(
+def test_trials_of_a_node_download_the_store_once(
     url: str, five_people: People, tmp_path: Path, small_parts: None
 ) -> None:
     name = make_crop_store(five_people, StoreSpec(SIZE, tmp_path / "here", url=url)).name
@@ -190,33 +190,33 @@ def test_trials_of_a_node_fetch_once(
     context = multiprocessing.get_context("spawn")
     ready, done = context.Barrier(3), context.Queue()
     folder = tmp_path / "there" / name
-    trials = [context.Process(target=bring, args=(url, folder, ready, done)) for _ in range(3)]
+    trials = [context.Process(target=download, args=(url, folder, ready, done)) for _ in range(3)]
     for trial in trials:
         trial.start()
-    brought = sorted((done.get(timeout=90) for _ in trials), key=len)
+    downloaded = sorted((done.get(timeout=90) for _ in trials), key=len)
     for trial in trials:
         trial.join()
-    assert brought == [[], [], [*(f"part-0000{number}.arrow" for number in range(3)), INDEX]]
+    assert downloaded == [[], [], [*(f"part-0000{number}.arrow" for number in range(3)), INDEX]]
     assert len(open_crop_store(folder)) == 13
 
 
-def test_a_bucket_that_is_not_there_is_refused(url: str, endpoint: str) -> None:
+def test_missing_bucket_is_refused(url: str, endpoint: str) -> None:
     check_bucket(url)
     check_writable(url)
-    assert sizes_in(url, "") == {}  # the trial object is gone
+    assert sizes_in(url, "") == {}  # the probe object was removed
     with pytest.raises(InputError, match=r"there is no bucket nowhere.*fix the address"):
         check_bucket(address_of(endpoint, "nowhere"))
 
 
-def test_an_address_that_is_none_is_refused() -> None:
+def test_incomplete_address_is_refused() -> None:
     with pytest.raises(InputError, match=r"data\.store=s3://"):
         check_bucket("s3://")
 
 
-def test_refused_credentials_are_told_before_anything_is_made(
+def test_refused_credentials_are_reported_before_any_file_is_made(
     url: str, five_people: People, tmp_path: Path
 ) -> None:
-    @core.set_initial_no_auth_action_count(0)  # from now on the server knows nobody
+    @core.set_initial_no_auth_action_count(0)  # from now on the server refuses everybody
     def refused() -> None:
         with pytest.raises(InputError, match=r"ACCESS_DENIED.*credentials"):
             check_bucket(url)

@@ -1,4 +1,4 @@
-"""Crop stores in parts: resumed, shared, never read half-made, and only where there is room."""
+"""Crop stores in parts: resumed, shared, never read half-made, refused on a full disk."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EVERYONE = np.arange(13)
 
 
 class Killed(BaseException):
-    """Stands for whatever ends a process at a random moment."""
+    """Stand-in for whatever ends a process at a random moment."""
 
 
 def versions(folder: Path) -> dict[str, tuple[int, int]]:
@@ -45,9 +45,9 @@ def versions(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def killed_after(people: int) -> Any:
-    """A way to cut that breaks off once so many people are done."""
+    """Return a ``cut`` that raises once this many people are done."""
 
-    def cut(parts: Sequence[Part], tell: CountDone) -> None:
+    def cut(parts: Sequence[Part], count_done: CountDone) -> None:
         done = 0
 
         def count(number: int) -> None:
@@ -62,46 +62,48 @@ def killed_after(people: int) -> Any:
 
 
 @pytest.fixture
-def broken_off(five_people: People, tmp_path: Path, small_parts: None) -> Path:
-    """The folder of a store whose making was killed in the second of its three parts."""
+def interrupted(five_people: People, tmp_path: Path, small_parts: None) -> Path:
+    """Folder of a store whose creation was killed in the second of its three parts."""
     with pytest.raises(Killed):
         make_crop_store(five_people, StoreSpec(SIZE, tmp_path), cut=killed_after(7))
     (folder,) = tmp_path.iterdir()
     return folder
 
 
-def test_a_store_that_breaks_off_keeps_whole_parts_and_is_not_read(broken_off: Path) -> None:
-    assert [file.name for file in broken_off.iterdir()] == ["part-00000.arrow"]
+def test_interrupted_store_keeps_complete_parts_and_is_not_read(interrupted: Path) -> None:
+    assert [file.name for file in interrupted.iterdir()] == ["part-00000.arrow"]
     with pytest.raises(InputError, match=r"people\.arrow"):
-        open_crop_store(broken_off)
+        open_crop_store(interrupted)
 
 
-def test_finished_parts_are_used_again(
-    broken_off: Path, five_people: People, five_store: CropStore
+def test_finished_parts_are_reused(
+    interrupted: Path, five_people: People, five_store: CropStore
 ) -> None:
-    before = versions(broken_off)
-    seen: list[tuple[int, int]] = []
+    before = versions(interrupted)
+    reported: list[tuple[int, int]] = []
     path = make_crop_store(
-        five_people, StoreSpec(SIZE, broken_off.parent), progress=lambda *told: seen.append(told)
+        five_people,
+        StoreSpec(SIZE, interrupted.parent),
+        progress=lambda done, total: reported.append((done, total)),
     )
-    assert path == broken_off
+    assert path == interrupted
     assert versions(path)["part-00000.arrow"] == before["part-00000.arrow"]
-    assert seen[0] == (7, 13) and seen[-1] == (13, 13)  # of 4, 5 and 4 people
+    assert reported[0] == (7, 13) and reported[-1] == (13, 13)  # of 4, 5 and 4 people
     assert np.array_equal(open_crop_store(path).crops(EVERYONE), five_store.crops(EVERYONE))
 
 
-def test_a_part_that_was_cut_short_is_made_again(
-    broken_off: Path, five_people: People, five_store: CropStore
+def test_truncated_part_is_made_again(
+    interrupted: Path, five_people: People, five_store: CropStore
 ) -> None:
-    """As a file system leaves it that loses its power."""
-    part = broken_off / "part-00000.arrow"
+    """The state of a file system after a power cut."""
+    part = interrupted / "part-00000.arrow"
     part.write_bytes(part.read_bytes()[:-100])
-    path = make_crop_store(five_people, StoreSpec(SIZE, broken_off.parent))
+    path = make_crop_store(five_people, StoreSpec(SIZE, interrupted.parent))
     assert np.array_equal(open_crop_store(path).crops(EVERYONE), five_store.crops(EVERYONE))
 
 
 @pytest.mark.parametrize("harm", ["short", "gone"])
-def test_a_store_that_lost_a_part_is_not_read_and_is_mended(
+def test_store_with_a_damaged_part_is_not_read_and_is_repaired(
     harm: str, five_people: People, five_store: CropStore, tmp_path: Path, small_parts: None
 ) -> None:
     path = make_crop_store(five_people, StoreSpec(SIZE, tmp_path))
@@ -120,13 +122,13 @@ def test_a_store_that_lost_a_part_is_not_read_and_is_mended(
     assert np.array_equal(open_crop_store(path).crops(EVERYONE), five_store.crops(EVERYONE))
 
 
-def test_what_a_killed_process_left_aside_is_not_read(
-    broken_off: Path, five_people: People
+def test_temporary_files_of_a_killed_process_are_not_read(
+    interrupted: Path, five_people: People
 ) -> None:
-    half = (broken_off / "part-00000.arrow").read_bytes()[:1000]
-    (broken_off / ".part-00001.arrow.another-host.1").write_bytes(half)
-    (broken_off / f".{INDEX}.another-host.1").write_bytes(half)
-    path = make_crop_store(five_people, StoreSpec(SIZE, broken_off.parent))
+    half = (interrupted / "part-00000.arrow").read_bytes()[:1000]
+    (interrupted / ".part-00001.arrow.another-host.1").write_bytes(half)
+    (interrupted / f".{INDEX}.another-host.1").write_bytes(half)
+    path = make_crop_store(five_people, StoreSpec(SIZE, interrupted.parent))
     assert len(open_crop_store(path)) == len(open_crop_store(path).pixels) == 13
 
 
@@ -137,17 +139,17 @@ def test_two_drivers_make_the_same_store_at_once(
     small_parts: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Threads with the names of two processes, each of which finds nothing when it begins."""
+    """Two threads act as processes; neither finds a part when it starts."""
     both = threading.Barrier(2)
 
     def temp_path(file: Path) -> Path:
         return file.with_name(f".{file.name}.{threading.current_thread().name}")
 
-    def cut(parts: Sequence[Part], tell: CountDone) -> None:
+    def cut(parts: Sequence[Part], count_done: CountDone) -> None:
         assert len(parts) == 3
         both.wait(timeout=20)
         for part in parts:
-            crop_parts.write_part(part, 1, tell)
+            crop_parts.write_part(part, 1, count_done)
 
     for module in ("crop_parts", "arrow_file"):
         monkeypatch.setattr(f"study.cache.{module}.temp_path", temp_path)
@@ -171,7 +173,7 @@ def test_two_drivers_make_the_same_store_at_once(
     assert np.array_equal(open_crop_store(paths[0]).crops(EVERYONE), five_store.crops(EVERYONE))
 
 
-def test_each_image_is_decoded_once_though_its_people_are_scattered(
+def test_each_image_is_decoded_once_even_if_its_people_are_scattered(
     five_people: People,
     five_store: CropStore,
     tmp_path: Path,
@@ -193,23 +195,23 @@ def test_each_image_is_decoded_once_though_its_people_are_scattered(
     assert np.array_equal(mixed.crops(EVERYONE), five_store.crops(order))
 
 
-def kill_oneself(people: People, cache: Path) -> None:
+def make_store_until_killed(people: People, cache: Path) -> None:
     crop_parts.PEOPLE_PER_PART = 4
     crop_parts.PEOPLE_PER_BATCH = 2
 
-    def tell(done: int, total: int) -> None:
+    def progress(done: int, total: int) -> None:
         if done >= 7:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    make_crop_store(people, StoreSpec(SIZE, cache), progress=tell)
+    make_crop_store(people, StoreSpec(SIZE, cache), progress=progress)
 
 
 @pytest.mark.slow
-def test_a_driver_that_is_killed_loses_no_finished_part(
+def test_killed_driver_loses_no_finished_part(
     five_people: People, five_store: CropStore, tmp_path: Path, small_parts: None
 ) -> None:
     context = multiprocessing.get_context("spawn")
-    driver = context.Process(target=kill_oneself, args=(five_people, tmp_path))
+    driver = context.Process(target=make_store_until_killed, args=(five_people, tmp_path))
     driver.start()
     driver.join()
     assert driver.exitcode == -signal.SIGKILL
@@ -225,7 +227,7 @@ def test_a_driver_that_is_killed_loses_no_finished_part(
 
 @pytest.fixture
 def smooth(five_people: People, tmp_path: Path, five: Skeleton) -> People:
-    """The same people in images without noise, as photographs are."""
+    """The same people in images without noise, like photographs."""
     root = tmp_path / "smooth"
     shutil.copytree(five_people.annotations.parent, root)
     for path in (root / "images").iterdir():
@@ -256,14 +258,14 @@ def test_jpeg_crops_are_near_the_raw_ones(
     assert bytes_of[1] < bytes_of[0] / 4
 
 
-def test_the_format_belongs_to_the_name(five_people: People, tmp_path: Path) -> None:
+def test_each_format_has_a_separate_store(five_people: People, tmp_path: Path) -> None:
     paths = {
         make_crop_store(five_people, StoreSpec(SIZE, tmp_path, form=form)) for form in (RAW, JPEG)
     }
     assert len(paths) == 2
 
 
-def test_a_broken_jpeg_is_refused(five_people: People, tmp_path: Path) -> None:
+def test_broken_jpeg_is_refused(five_people: People, tmp_path: Path) -> None:
     path = make_crop_store(five_people, StoreSpec(SIZE, tmp_path, form=JPEG))
     part = path / "part-00000.arrow"
     content = part.read_bytes()
@@ -282,31 +284,31 @@ def test_auto_is_raw_up_to_a_size_and_then_jpeg() -> None:
 
 
 @pytest.mark.parametrize("form", [RAW, JPEG])
-def test_size_is_said_before_the_store_is_made(
+def test_size_is_printed_before_the_store_is_made(
     form: str, smooth: People, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(crop_parts.shutil, "disk_usage", lambda path: usage(210 * 10**9))
-    said: list[str] = []
+    messages: list[str] = []
 
-    def cut(parts: Sequence[Part], tell: CountDone) -> None:
-        assert len(said) == 1
-        cut_locally(parts, tell)
+    def cut(parts: Sequence[Part], count_done: CountDone) -> None:
+        assert len(messages) == 1
+        cut_locally(parts, count_done)
 
     path = make_crop_store(
-        smooth, StoreSpec(SIZE, tmp_path, form=form), cut=cut, notify=said.append, name="val"
+        smooth, StoreSpec(SIZE, tmp_path, form=form), cut=cut, notify=messages.append, name="val"
     )
-    words = said[0].split()
+    words = messages[0].split()
     assert words[:5] == ["cropping", "val:", "13", "people,", "about"]
-    assert said[0].endswith("210 GB free")
-    assert ("(raw 539 kB)" in said[0]) == (form == JPEG)
+    assert messages[0].endswith("210 GB free")
+    assert ("(raw 539 kB)" in messages[0]) == (form == JPEG)
     written = sum(file.stat().st_size for file in path.glob("part-*"))
     assert float(words[5]) * 1e3 == pytest.approx(written, rel=0.1)
-    make_crop_store(smooth, StoreSpec(SIZE, tmp_path, form=form), notify=said.append)
-    assert len(said) == 1
+    make_crop_store(smooth, StoreSpec(SIZE, tmp_path, form=form), notify=messages.append)
+    assert len(messages) == 1
 
 
-def test_a_full_disk_is_refused_before_anything_is_cut(
+def test_full_disk_is_refused_before_anything_is_cut(
     five_people: People, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "free")
@@ -323,35 +325,35 @@ def test_a_full_disk_is_refused_before_anything_is_cut(
     "number, text",
     [(41_472, "41.5 kB"), (999_600, "1 MB"), (49.7e9, "49.7 GB")],
 )
-def test_sizes_are_told_in_a_unit_that_suits_them(number: float, text: str) -> None:
+def test_sizes_have_a_readable_unit(number: float, text: str) -> None:
     assert crop_parts.readable(number) == text
 
 
-def test_a_part_that_only_another_node_sees_is_an_error(
+def test_part_that_only_another_node_sees_is_an_error(
     five_people: People, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_module, "SEEN_WITHIN_S", 0)
     with pytest.raises(InputError, match=r"all nodes must share .*part-00000.*set data\.store"):
-        make_crop_store(five_people, StoreSpec(SIZE, tmp_path), cut=lambda parts, tell: None)
+        make_crop_store(five_people, StoreSpec(SIZE, tmp_path), cut=lambda parts, count_done: None)
     assert not list(tmp_path.rglob(INDEX))
 
 
-def test_what_the_dead_left_aside_is_cleared_and_what_the_living_write_is_not(
-    broken_off: Path, five_people: People
+def test_only_temporary_files_of_dead_local_processes_are_removed(
+    interrupted: Path, five_people: People
 ) -> None:
     host = socket.gethostname()
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     names = [f"{host}.{dead.pid}", f"{host}.{os.getppid()}", f"another-host.{dead.pid}"]
-    asides = [broken_off / f".part-00001.arrow.{name}" for name in names]
-    for aside in asides:
-        aside.write_bytes(b"half")
-    make_crop_store(five_people, StoreSpec(SIZE, broken_off.parent))
-    assert [aside.exists() for aside in asides] == [False, True, True]
+    temporaries = [interrupted / f".part-00001.arrow.{name}" for name in names]
+    for temporary in temporaries:
+        temporary.write_bytes(b"half")
+    make_crop_store(five_people, StoreSpec(SIZE, interrupted.parent))
+    assert [temporary.exists() for temporary in temporaries] == [False, True, True]
 
 
-def test_boxes_alone_make_another_store(five_people: People, tmp_path: Path) -> None:
-    """The same annotations may come with other boxes: those of a detector."""
+def test_other_boxes_make_another_store(five_people: People, tmp_path: Path) -> None:
+    """A detector gives other boxes for the same annotations."""
     moved = five_people.take(EVERYONE)
     moved.boxes[0, 0] += 5
     assert make_crop_store(moved, StoreSpec(SIZE, tmp_path)) != make_crop_store(
@@ -359,16 +361,16 @@ def test_boxes_alone_make_another_store(five_people: People, tmp_path: Path) -> 
     )
 
 
-def test_a_store_of_many_people_keeps_no_file_open(
+def test_store_of_many_parts_keeps_no_file_open(
     five_people: People, tmp_path: Path, small_parts: None
 ) -> None:
     def files_open() -> list[str]:
-        """Those below the folder: whatever else this process has comes and goes."""
+        """List open files below the folder; others of this process may change."""
         names = (os.path.realpath(file) for file in Path("/proc/self/fd").iterdir())
         return [name for name in names if name.startswith(str(tmp_path))]
 
     path = make_crop_store(five_people, StoreSpec(SIZE, tmp_path))
-    with (tmp_path / "seen").open("w"):
+    with (tmp_path / "open").open("w"):
         assert len(files_open()) == 1
     opened = [open_crop_store(path) for _ in range(5)]
     assert files_open() == []
@@ -381,18 +383,18 @@ def test_other_addresses_are_refused(store: str) -> None:
         compose([f"data.store='{store}'"])
 
 
-def test_a_folder_of_data_store_is_made_absolute_and_an_address_is_kept() -> None:
+def test_folder_of_data_store_is_made_absolute_and_an_address_is_kept() -> None:
     assert Path(with_absolute_paths(compose(["data.store=x/y"])).data.store or "").is_absolute()
     address = compose(["data.store=s3://bucket/prefix"])
     assert with_absolute_paths(address).data.store == "s3://bucket/prefix"
     assert with_absolute_paths(compose([])).data.store is None
 
 
-def test_making_a_part_again_uses_what_is_there(five_people: People, tmp_path: Path) -> None:
+def test_existing_part_is_not_written_again(five_people: People, tmp_path: Path) -> None:
     affines = np.tile(np.eye(2, 3), (13, 1, 1))
     (part,), _ = crop_parts.plan_parts(five_people.image_paths, affines, (30, 20), RAW, tmp_path)
-    told: list[int] = []
-    crop_bucket.build_part(part, 1, told.append)
+    counts: list[int] = []
+    crop_bucket.build_part(part, 1, counts.append)
     before = part.file.stat().st_mtime_ns
-    crop_bucket.build_part(part, 1, told.append)
-    assert told == [13, 13] and part.file.stat().st_mtime_ns == before
+    crop_bucket.build_part(part, 1, counts.append)
+    assert counts == [13, 13] and part.file.stat().st_mtime_ns == before

@@ -1,4 +1,4 @@
-"""The stores: rows come back as written, nothing stale or half-written is ever read."""
+"""Crop stores: rows are read back as written, and changed inputs make another store."""
 
 from __future__ import annotations
 
@@ -32,10 +32,6 @@ from study.storage.files import fingerprint, hash_file
 SIZE = (96, 64)
 
 
-class Killed(BaseException):
-    """Stands for whatever ends a process at a random moment."""
-
-
 @pytest.fixture
 def moved(five_people: People, tmp_path: Path, five: Skeleton) -> People:
     """The five-joint people in a folder that the test may change."""
@@ -53,7 +49,7 @@ def test_each_person_has_the_crop_of_its_own_image(
         assert np.array_equal(crop, warp(read_image(path), affine, stored_size(SIZE)))
 
 
-def test_labels_come_back_as_they_were_given(five_people: People, five_store: CropStore) -> None:
+def test_labels_are_read_back_as_written(five_people: People, five_store: CropStore) -> None:
     assert len(five_store) == 13 and five_store.input_size == SIZE
     assert np.array_equal(five_store.visibility, five_people.visibility)
     assert np.array_equal(five_store.image_ids, five_people.image_ids)
@@ -61,21 +57,21 @@ def test_labels_come_back_as_they_were_given(five_people: People, five_store: Cr
     assert np.array_equal(five_store.boxes_image, five_people.boxes)
     assert np.array_equal(five_store.neighbors, five_people.neighbors)
     assert (five_store.neighbors == -1).any() and (five_store.neighbors >= 0).any()
-    back = apply_affine(
+    restored = apply_affine(
         five_store.keypoints_stored.astype(float), invert_affine(five_store.image_to_stored)
     )
-    np.testing.assert_allclose(back, five_people.keypoints_image, atol=1e-4)
+    np.testing.assert_allclose(restored, five_people.keypoints_image, atol=1e-4)
     zoom = five_store.image_to_stored[:, 0, 0]
     np.testing.assert_allclose(five_store.areas, five_people.areas * zoom**2, rtol=1e-6)
 
 
-def test_rows_come_in_the_order_asked_for(five_store: CropStore) -> None:
+def test_rows_are_returned_in_the_requested_order(five_store: CropStore) -> None:
     everyone = np.stack(five_store.crops(np.arange(13)))
     wanted = np.array([7, 0, 7, 12])
     assert np.array_equal(five_store.crops(wanted), everyone[wanted])
 
 
-def test_rows_are_found_in_whichever_part_and_batch_they_lie(
+def test_rows_are_found_in_every_part_and_batch(
     five_people: People,
     five_store: CropStore,
     tmp_path: Path,
@@ -102,7 +98,7 @@ def test_opening_a_store_copies_no_crop(five_store: CropStore) -> None:
     assert pa.total_allocated_bytes() - before < crops_bytes / 20
 
 
-def test_a_store_that_is_there_is_used_again(five_people: People, tmp_path: Path) -> None:
+def test_existing_store_is_reused(five_people: People, tmp_path: Path) -> None:
     path = make_crop_store(five_people, StoreSpec(SIZE, tmp_path))
     before = {file: file.stat().st_mtime_ns for file in path.iterdir()}
     assert make_crop_store(five_people, StoreSpec(SIZE, tmp_path)) == path
@@ -110,7 +106,7 @@ def test_a_store_that_is_there_is_used_again(five_people: People, tmp_path: Path
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_the_same_people_read_again_find_the_same_store(
+def test_people_who_are_read_again_have_the_same_store(
     five_people: People, five: Skeleton, tmp_path: Path
 ) -> None:
     table = read_table(five_people.annotations, five)
@@ -147,13 +143,13 @@ def test_other_annotations_people_sizes_or_images_make_another_store(
     assert len(set(paths)) == len(paths)
 
 
-def test_fingerprint_tells_every_part_and_no_order_of_keys() -> None:
+def test_fingerprint_depends_on_every_part_but_not_on_the_order_of_keys() -> None:
     assert fingerprint(1, {"a": 2, "b": 3}) == fingerprint(1, {"b": 3, "a": 2})
     assert len({fingerprint(1, 2), fingerprint(2, 1), fingerprint(1, "2"), fingerprint(12)}) == 4
     assert len(fingerprint("x")) == 16
 
 
-def test_a_file_that_changes_in_the_same_tick_has_another_hash(tmp_path: Path) -> None:
+def test_file_that_changes_in_the_same_tick_has_another_hash(tmp_path: Path) -> None:
     file, now = tmp_path / "weights", time.time_ns()
     for ns in (now, now - 10**10):
         file.write_text("one")
@@ -165,7 +161,7 @@ def test_a_file_that_changes_in_the_same_tick_has_another_hash(tmp_path: Path) -
         assert (hash_file(file) != before) == (ns == now)  # an old file is trusted by its time
 
 
-def test_a_store_travels_with_its_folder_alone(five_store: CropStore, tmp_path: Path) -> None:
+def test_store_opens_from_a_copy_of_its_folder(five_store: CropStore, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(five_store.path, copy)
     opened = open_crop_store(copy)

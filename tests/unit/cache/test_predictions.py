@@ -1,4 +1,4 @@
-"""Predictions in a file: read or refused, matched to our people, stored as they are."""
+"""Predictions in a file: read or refused, matched to people, stored unchanged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from study.errors import InputError
 
 
 def entries_of(people: People, confidence: float = 0.75) -> list[dict[str, Any]]:
-    """A prediction for every person, with all joints within the person's box."""
+    """Return a prediction for every person, with all joints within the person's box."""
     rng = np.random.RandomState(4)
     entries = []
     for row in range(len(people)):
@@ -61,13 +61,13 @@ def test_best_pair_is_matched_first_and_each_prediction_used_once(
     near = {**entries[first], "bbox": [box[0] + 4, *box[1:]], "score": 0.9}
     between = {**entries[first], "bbox": [box[0] + 10, *box[1:]], "score": 0.99}
     matched = read([between, near], tmp_path, five).match(five_store)
-    # ``near`` fits the first best; what is left overlaps the second in 24 of 54 px
+    # ``near`` fits the first best; ``between`` overlaps the second in 24 of 54 px
     assert matched[first] == 1 and matched[second] == 0
     alone = read([between], tmp_path, five).match(five_store)
     assert alone[first] == 0 and alone[second] == NOBODY
 
 
-def test_of_equal_boxes_the_higher_score_wins(
+def test_higher_score_wins_between_equal_boxes(
     five_people: People, five_store: CropStore, five: Skeleton, tmp_path: Path
 ) -> None:
     entries = entries_of(five_people)[:1] * 2
@@ -100,17 +100,19 @@ def test_unsure_joints_do_not_count_for_a_predictions_box(
     predictions = read([entry], tmp_path, five)
     assert predictions.match(five_store)[0] == 0
     unsure = {**entry, "keypoints": [*np.ravel([[3, 4, 0.1], [13, 24, 0]] * 3)[:15].tolist()]}
-    assert read([unsure], tmp_path, five).boxes.tolist() == [[3, 4, 10, 20]]  # all of them then
+    assert read([unsure], tmp_path, five).boxes.tolist() == [
+        [3, 4, 10, 20]
+    ]  # then all joints count
 
 
-def test_given_annotation_ids_decide(
+def test_annotation_ids_of_the_file_decide_the_match(
     five_people: People, five_store: CropStore, five: Skeleton, tmp_path: Path
 ) -> None:
     entries = entries_of(five_people)
     swapped = [5, 4, 3]
     for place, row in enumerate(swapped):
         entries[place]["annotation_id"] = int(five_people.annotation_ids[row])
-    entries[3]["annotation_id"] = 10**6  # of a person who is not trained on
+    entries[3]["annotation_id"] = 10**6  # a person outside of the training data
     matched = read(entries[:4], tmp_path, five).match(five_store)
     assert {row: matched[row] for row in swapped} == {5: 0, 4: 1, 3: 2}
     assert (np.delete(matched, swapped) == NOBODY).all()
@@ -121,23 +123,23 @@ def test_poses_are_stored_unchanged_and_other_joints_have_height_0(
 ) -> None:
     entries = entries_of(five_people)[:2]
     entries[0]["keypoints"][5] = 0.0
-    entries[0]["keypoints"][8] = 2.0  # a flag of COCO's: seen
+    entries[0]["keypoints"][8] = 2.0  # COCO's flag for a visible joint
     predictions = read(entries, tmp_path, five)
     matched = np.full(13, NOBODY)
     matched[[6, 0]] = [0, 1]
     modes = predictions.modes(five_store, matched, 3, five)
     known = modes[:, :, 0, 2] > 0
     assert modes.shape == (13, 5, 3, 4)
-    back = apply_affine(
+    restored = apply_affine(
         modes[[6], :, 0, :2].astype(float), invert_affine(five_store.image_to_stored[[6]])
     )
-    np.testing.assert_allclose(back[0], predictions.keypoints_image[0], atol=1e-3)
+    np.testing.assert_allclose(restored[0], predictions.keypoints_image[0], atol=1e-3)
     np.testing.assert_allclose(modes[6, :, 0, 2], [0.75, 0, 1, 0.75, 0.75])
     assert known[6].tolist() == [1, 0, 1, 1, 1] and known[0].tolist() == [1] * 5
     assert known.sum() == 9 and (modes[..., 1:, 2] == 0).all() and (modes[..., 3] == 1).all()
 
 
-def test_predictions_of_coco_joints_fill_crowdposes_shared_ones(
+def test_predictions_of_coco_joints_fill_those_shared_with_crowdpose(
     five_people: People, five_store: CropStore, tmp_path: Path
 ) -> None:
     entry = entries_of(five_people)[0]
@@ -147,11 +149,11 @@ def test_predictions_of_coco_joints_fill_crowdposes_shared_ones(
     known = modes[:, :, 0, 2] > 0
     assert known[4].tolist() == [1] * 12 + [0, 0] and known.sum() == 12
     knee = modes[4, CROWDPOSE.joints.index("left_knee"), 0, :2]
-    back = apply_affine(
+    restored = apply_affine(
         knee[None, None].astype(float), invert_affine(five_store.image_to_stored[[4]])
     )
     own = COCO.joints.index("left_knee")
-    np.testing.assert_allclose(back[0, 0], [own, 10 * own], atol=1e-3)
+    np.testing.assert_allclose(restored[0, 0], [own, 10 * own], atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_predictions_of_coco_joints_fill_crowdposes_shared_ones(
         ),
     ],
 )
-def test_faulty_entry_is_named_with_what_must_hold(
+def test_faulty_entry_is_named_with_the_rule(
     change: dict[str, Any], message: str, five_people: People, five: Skeleton, tmp_path: Path
 ) -> None:
     entries = entries_of(five_people)[:4]

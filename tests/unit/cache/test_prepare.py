@@ -1,4 +1,4 @@
-"""Before training: who is trained on and who is searched on, stored once, or refused."""
+"""Preparation of the data: people are split, audited and stored once, or refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from study.data.people import People, build_people, split_people
 from study.errors import InputError
 
 VAL_FROM = 1000
-"""By so much the ids of five_data's val are higher."""
+"""Offset of the ids in five_data's val."""
 
 
 @pytest.fixture
@@ -52,21 +52,21 @@ def config(
     )
 
 
-def prepared(config: StudyConfig) -> tuple[PreparedData, list[str]]:
-    """The data, and what was said meanwhile."""
-    said: list[str] = []
+def prepare(config: StudyConfig) -> tuple[PreparedData, list[str]]:
+    """Prepare the data of a study; also return the printed lines."""
+    messages: list[str] = []
     folder = Path(config.storage) / config.name / "results/audit"
     return prepare_data(
         config.data,
         resolve(config),
         lambda name: lambda done, total: None,
-        said.append,
+        messages.append,
         audit_folder=folder,
-    ), said
+    ), messages
 
 
 def spoil(config: StudyConfig, file: str = "five.json", **changes: Any) -> int:
-    """Changes the first annotation of the file; returns its id."""
+    """Change the first annotation of the file and return its id."""
     path = Path(config.data.root) / file
     content = json.loads(path.read_text())
     content["annotations"][0].update(changes)
@@ -78,8 +78,8 @@ def images_of(truth: str) -> set[int]:
     return {image["id"] for image in json.loads(Path(truth).read_text())["images"]}
 
 
-def test_search_people_are_not_trained_on_and_nobody_is_lost(config: StudyConfig) -> None:
-    data, _ = prepared(config)
+def test_search_people_are_not_trained_on_and_no_person_is_lost(config: StudyConfig) -> None:
+    data, _ = prepare(config)
     train, search = open_crop_store(Path(data.train)), open_crop_store(Path(data.search))
     assert data.num_people == (len(train), len(search), 13)
     assert len(train) + len(search) == 13 and len(search) > 0
@@ -93,7 +93,7 @@ def test_search_people_of_lspet_crowd_share_no_image_and_no_person(
 ) -> None:
     annotations = shared / "data/lspet_crowd/annotations/lspet_crowd_train.json"
     if not annotations.is_file():
-        pytest.skip(f"{annotations} is missing: it says who is shown in which image")
+        pytest.skip(f"{annotations} is missing: it lists who is in which image")
     table = read_table(annotations, CROWDPOSE)
     people = build_people(table, annotations.parent.parent / "images/train")
     assert people.has_source
@@ -103,11 +103,11 @@ def test_search_people_of_lspet_crowd_share_no_image_and_no_person(
     assert len(search) > 200 and len(train) > 2000
 
 
-def test_stores_are_used_again_by_a_second_study(config: StudyConfig) -> None:
-    first, _ = prepared(config)
+def test_second_study_reuses_the_stores(config: StudyConfig) -> None:
+    first, _ = prepare(config)
     files = sorted(Path(first.train).parent.iterdir())
     times = [file.stat().st_mtime_ns for file in files]
-    second, _ = prepared(with_values(config, {"name": "second", "distill.epochs": 7}))
+    second, _ = prepare(with_values(config, {"name": "second", "distill.epochs": 7}))
     assert second == first and second.fingerprint == first.fingerprint
     assert sorted(Path(first.train).parent.iterdir()) == files
     assert [file.stat().st_mtime_ns for file in files] == times
@@ -122,18 +122,18 @@ def test_stores_are_used_again_by_a_second_study(config: StudyConfig) -> None:
         {"data.max_people": 9},
     ],
 )
-def test_what_changes_the_people_changes_the_fingerprint(
+def test_settings_that_change_the_people_change_the_fingerprint(
     changes: dict[str, Any], config: StudyConfig
 ) -> None:
-    first, _ = prepared(config)
-    second, _ = prepared(with_values(config, changes))
+    first, _ = prepare(config)
+    second, _ = prepare(with_values(config, changes))
     assert second.fingerprint != first.fingerprint and second.train != first.train
 
 
-def test_max_people_takes_whole_images_up_to_so_many_people(
+def test_max_people_takes_whole_images_up_to_the_limit(
     config: StudyConfig, five_people: People
 ) -> None:
-    data, _ = prepared(with_values(config, {"data.max_people": 9}))
+    data, _ = prepare(with_values(config, {"data.max_people": 9}))
     assert 7 <= data.num_people[0] + data.num_people[1] <= 9 and data.num_people[2] == 13
     drawn = draw_people(five_people, 9, seed=4)
     for image in np.unique(drawn.image_ids):
@@ -143,15 +143,15 @@ def test_max_people_takes_whole_images_up_to_so_many_people(
     assert not np.array_equal(drawn.annotation_ids, other.annotation_ids)
 
 
-def test_too_few_people_to_fill_a_image_are_refused(five_people: People) -> None:
+def test_max_people_below_every_image_is_refused(five_people: People) -> None:
     with pytest.raises(InputError, match=r"data\.max_people.*raise it"):
         draw_people(five_people.take(np.array([0, 1])), 1, seed=0)
 
 
-def test_a_folder_that_is_not_there_is_named(config: StudyConfig, tmp_path: Path) -> None:
+def test_missing_folder_is_named(config: StudyConfig, tmp_path: Path) -> None:
     gone = str(tmp_path / "no-such-folder")
     with pytest.raises(InputError, match=r"data\.root=.*no-such-folder.*set data\.root"):
-        prepared(with_values(config, {"data.root": gone}))
+        prepare(with_values(config, {"data.root": gone}))
 
 
 def test_faults_above_the_share_stop_the_study_and_name_the_annotation(
@@ -159,7 +159,7 @@ def test_faults_above_the_share_stop_the_study_and_name_the_annotation(
 ) -> None:
     number = spoil(config, bbox=[10, 20, 0, 70])
     with pytest.raises(InputError, match=rf"five\.json.*{number}"):
-        prepared(with_values(config, {"data.max_bad_fraction": 0.05}))
+        prepare(with_values(config, {"data.max_bad_fraction": 0.05}))
     assert not list(Path(config.storage).rglob("*.arrow"))
 
 
@@ -168,57 +168,57 @@ def test_faults_below_the_share_are_left_out_of_training_and_of_the_truth(
 ) -> None:
     number = spoil(config, bbox=[10, 20, 0, 70])
     spoil(config, "val.json", bbox=[10, 20, 0, 70])
-    data, said = prepared(with_values(config, {"data.max_bad_fraction": 0.1}))
+    data, messages = prepare(with_values(config, {"data.max_bad_fraction": 0.1}))
     assert sum(data.num_people[:2]) == data.num_people[2] == 12
-    assert str(number) in "\n".join(said)
+    assert str(number) in "\n".join(messages)
     faulty = {number, VAL_FROM + number}
     stores = [open_crop_store(Path(path)) for path in (data.train, data.search, data.val)]
     assert all(not faulty & set(store.annotation_ids.tolist()) for store in stores)
     truth = json.loads(Path(data.val_truth).read_text())
     numbers = {annotation["id"] - VAL_FROM for annotation in truth["annotations"]}
-    assert number not in numbers and number + 1 in numbers  # who is beside it stays
+    assert number not in numbers and number + 1 in numbers  # the next person is kept
 
 
-def test_people_who_are_in_train_and_in_val_stop_the_study(config: StudyConfig) -> None:
+def test_people_in_both_train_and_val_stop_the_study(config: StudyConfig) -> None:
     with pytest.raises(InputError, match=r"got 13 of 13:\n  person of train who is in val: 13"):
-        prepared(with_values(config, {"data.val.images": "images"}))
+        prepare(with_values(config, {"data.val.images": "images"}))
     folder = Path(config.storage) / config.name / "results/audit"
     rows = pq.read_table(folder / "overlap.parquet").to_pylist()
     assert len(rows) == 13 and all(row["is_fault"] for row in rows)
     assert not list(Path(config.storage).rglob("*.arrow"))
 
 
-def test_few_people_of_train_who_are_in_val_are_left_out_of_train(config: StudyConfig) -> None:
+def test_few_people_in_both_train_and_val_are_left_out_of_train(config: StudyConfig) -> None:
     first = spoil(config)
     spoil(config, "val.json", id=first)
-    data, said = prepared(with_values(config, {"data.max_bad_fraction": 0.1}))
+    data, messages = prepare(with_values(config, {"data.max_bad_fraction": 0.1}))
     assert (sum(data.num_people[:2]), data.num_people[2]) == (12, 13)
     stores = [open_crop_store(Path(path)) for path in (data.train, data.search, data.val)]
     assert [first in store.annotation_ids for store in stores] == [False, False, True]
     truth = json.loads(Path(data.search_truth).read_text())
     assert first not in {annotation["id"] for annotation in truth["annotations"]}
-    (line,) = [line for line in said if "person of train who is in val: 1" in line]
+    (line,) = [line for line in messages if "person of train who is in val: 1" in line]
     assert f"five.json, annotation {first}: the same person is in " in line
 
 
-def test_a_detectors_boxes_are_those_of_val_alone(config: StudyConfig) -> None:
-    labeled, _ = prepared(config)
+def test_detected_boxes_are_used_for_val_alone(config: StudyConfig) -> None:
+    labeled, _ = prepare(config)
     boxes = [
         {"image_id": image, "category_id": 1, "bbox": [20, 20, 50, 60], "score": score}
         for image, score in ((1, 0.5), (4, 0.6), (4, 0.05))
     ]
     (Path(config.data.root) / "boxes.json").write_text(json.dumps(boxes))
     values = {"data.val.detections": "boxes.json", "data.val.detection_threshold": 0.1}
-    found, said = prepared(with_values(config, values))
+    found, messages = prepare(with_values(config, values))
     assert (found.train, found.search) == (labeled.train, labeled.search)
     store = open_crop_store(Path(found.val))
     assert store.image_ids.tolist() == [1, 4]
     assert store.box_scores is not None and store.box_scores.tolist() == [0.5, 0.6]
-    assert len(images_of(found.val_truth)) == 8  # people who were not found are missed
-    assert "2 boxes in 2 images of val from boxes.json" in said
+    assert len(images_of(found.val_truth)) == 8  # people without a detected box are missed
+    assert "2 boxes in 2 images of val from boxes.json" in messages
 
 
-def test_each_file_of_annotations_is_read_once_and_once_more_to_write_its_truth(
+def test_annotation_file_is_read_once_and_once_more_to_write_its_truth(
     config: StudyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     boxes = [{"image_id": 1, "category_id": 1, "bbox": [20, 20, 50, 60], "score": 0.5}]
@@ -227,13 +227,13 @@ def test_each_file_of_annotations_is_read_once_and_once_more_to_write_its_truth(
     read: list[str] = []
     opened = Path.open
 
-    def counted(path: Path, mode: str = "r", **how: Any) -> Any:
+    def counted(path: Path, mode: str = "r", **options: Any) -> Any:
         if mode == "r" and path.name in ("five.json", "val.json"):
             read.append(path.name)
-        return opened(path, mode, **how)
+        return opened(path, mode, **options)
 
     monkeypatch.setattr(Path, "open", counted)
-    prepared(config)
+    prepare(config)
     assert sorted(read) == ["five.json", "five.json", "val.json", "val.json"]
 
 
@@ -250,35 +250,35 @@ def test_annotations_leave_memory_before_the_next_file_is_read(
         return table
 
     monkeypatch.setattr(study_people, "read_table", watched)
-    data, _ = prepared(config)
+    data, _ = prepare(config)
     gc.collect()
     assert len(tables) == 2 and [table() for table in tables] == [None, None]
     assert data.num_people[2] == 13
 
 
-def test_everyones_fingerprint_is_taken_once(
+def test_fingerprint_of_each_part_is_computed_once(
     config: StudyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken: list[People] = []
+    fingerprinted: list[People] = []
     fingerprint = crop_store._people_fingerprint
 
-    def counted(people: People, *how: Any) -> str:
-        taken.append(people)
-        return fingerprint(people, *how)
+    def counted(people: People, *settings: Any) -> str:
+        fingerprinted.append(people)
+        return fingerprint(people, *settings)
 
     monkeypatch.setattr(crop_store, "_people_fingerprint", counted)
-    prepared(config)
-    assert len(taken) == 3
+    prepare(config)
+    assert len(fingerprinted) == 3
 
 
-def test_a_broken_file_of_boxes_stops_the_study_before_a_crop_is_cut(config: StudyConfig) -> None:
+def test_broken_file_of_boxes_stops_the_study_before_a_crop_is_cut(config: StudyConfig) -> None:
     (Path(config.data.root) / "boxes.json").write_text('[{"image_id": 1}]')
     with pytest.raises(InputError, match=r"boxes\.json, entry 0 \(from 0\): .*fix or remove it"):
-        prepared(with_values(config, {"data.val.detections": "boxes.json"}))
+        prepare(with_values(config, {"data.val.detections": "boxes.json"}))
     assert not list(Path(config.storage).rglob("*.arrow"))
 
 
-def test_a_drawn_study_draws_its_own_images(
+def test_synthetic_study_draws_its_images(
     mini_config: StudyConfig, mini_data: PreparedData
 ) -> None:
     assert Path(mini_config.data.root).is_dir()
@@ -287,67 +287,68 @@ def test_a_drawn_study_draws_its_own_images(
     assert len(images_of(mini_data.search_truth)) == 6  # a quarter of 24
 
 
-def test_a_folder_of_crops_that_cannot_be_made_is_refused_first(
+def test_folder_of_crops_that_cannot_be_created_is_refused_first(
     config: StudyConfig, tmp_path: Path
 ) -> None:
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("a file, no folder")
     elsewhere = with_values(config, {"data.store": str(tmp_path / "file" / "crops")})
     with pytest.raises(
         InputError, match=r"must be possible to create.*file/crops .*change data\.store"
     ):
-        prepared(elsewhere)
+        prepare(elsewhere)
 
 
-def test_a_folder_for_crops_is_used_in_place_and_the_data_are_the_same(
+def test_folder_for_crops_changes_the_place_and_not_the_data(
     config: StudyConfig, tmp_path: Path
 ) -> None:
-    data, _ = prepared(with_values(config, {"data.store": str(tmp_path / "crops")}))
+    data, _ = prepare(with_values(config, {"data.store": str(tmp_path / "crops")}))
     names = sorted(Path(path).name for path in (data.train, data.search, data.val))
     assert sorted(path.name for path in (tmp_path / "crops").iterdir()) == names
     assert not list(Path(config.storage).rglob("crops-*"))
-    assert prepared(config)[0].fingerprint == data.fingerprint
+    assert prepare(config)[0].fingerprint == data.fingerprint
 
 
 def test_size_of_all_three_stores_together_chooses_the_form(
     config: StudyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    raw, said = prepared(config)
-    assert sum(line.startswith("cropping ") for line in said) == 3
+    raw, messages = prepare(config)
+    assert sum(line.startswith("cropping ") for line in messages) == 3
     monkeypatch.setattr(crop_parts, "RAW_BYTES", 26 * 144 * 96 * 3 - 1)
-    coded, said = prepared(config)
+    coded, messages = prepare(config)
     assert coded.fingerprint != raw.fingerprint
-    assert all(" as jpeg (raw " in line for line in said if line.startswith("cropping "))
-    as_asked, _ = prepared(with_values(config, {"data.crops": "jpeg"}))
-    assert as_asked == coded
+    assert all(" as jpeg (raw " in line for line in messages if line.startswith("cropping "))
+    forced, _ = prepare(with_values(config, {"data.crops": "jpeg"}))
+    assert forced == coded
 
 
-def test_progress_is_told_of_every_step(config: StudyConfig) -> None:
-    told: dict[str, tuple[int, int]] = {}
+def test_progress_of_every_step_is_reported(config: StudyConfig) -> None:
+    reported: dict[str, tuple[int, int]] = {}
 
     def meter(name: str) -> Any:
-        return lambda done, total: told.update({name: (done, total)})
+        return lambda done, total: reported.update({name: (done, total)})
 
     prepare_data(config.data, resolve(config), meter, lambda text: None)
-    assert {"cropping train", "cropping search", "cropping val"} <= told.keys()
-    assert all(done == total for done, total in told.values())
+    assert {"cropping train", "cropping search", "cropping val"} <= reported.keys()
+    assert all(done == total for done, total in reported.values())
 
 
 def test_evaluation_follows_the_kind_of_data(config: StudyConfig) -> None:
-    assert resolve(config).evaluation == "coco"
+    resolved = resolve(config)
+    assert resolved.evaluation == "coco"
     crowd = with_values(config, {"data.kind": "crowdpose"})
     assert resolve(crowd).evaluation == "crowdpose"
-    assert resolve(config).input_size == (96, 64)
-    assert resolve(config).skeleton.name == "five"
+    assert resolved.input_size == (96, 64)
+    assert resolved.skeleton.name == "five"
 
 
-def test_a_study_lists_its_audit_in_its_folder(config: StudyConfig) -> None:
+def test_study_lists_its_audit_in_its_folder(config: StudyConfig) -> None:
     number = spoil(config, bbox=[10, 20, 0, 70])
     folder = Path(config.storage) / config.name / "results/audit"
     with pytest.raises(InputError, match="box of zero size"):
-        prepared(config)
+        prepare(config)
     (row,) = [row for row in pq.read_table(folder).to_pylist() if row["is_fault"]]
     assert (row["kind"], row["annotation_id"]) == ("box of zero size", number)
-    _, said = prepared(with_values(config, {"data.max_bad_fraction": 0.1}))
-    assert f"five.json: faults 1, notes 0, listed in {folder / 'train.parquet'}" in said
-    assert f"val.json: faults 0, notes 0, listed in {folder / 'val.parquet'}" in said
+    _, messages = prepare(with_values(config, {"data.max_bad_fraction": 0.1}))
+    assert f"five.json: faults 1, notes 0, listed in {folder / 'train.parquet'}" in messages
+    assert f"val.json: faults 0, notes 0, listed in {folder / 'val.parquet'}" in messages
     assert sorted(file.stem for file in folder.iterdir()) == ["overlap", "train", "val"]

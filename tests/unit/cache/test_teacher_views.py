@@ -1,4 +1,4 @@
-"""Views: what is taught of each place is what the teacher said of the crop there."""
+"""Views: targets of a crop are the teacher's prediction for that very crop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NUMBER = 6
 
 
 class Finder:
-    """Finds each joint at the brightest place of a color; no two joints look for the same."""
+    """Teacher that finds each joint at the brightest place of its color."""
 
     frame = FRAME
 
@@ -47,14 +47,14 @@ class Finder:
         modes[:, :, 0, :2] = torch.stack((place % width, place // width), -1).float()
         modes[:, :, 0, 2], modes[:, :, 0, 3] = values / 256, 1
         apart = (modes[:, :, None, 0, 0] - modes[:, None, :, 0, 0]).abs()
-        taught = torch.tensor([1.0, 1, 0, 1, 1]).expand(len(crops), 5)
-        return TeacherTargets(modes, taught, 1 - apart / width)
+        known = torch.tensor([1.0, 1, 0, 1, 1]).expand(len(crops), 5)
+        return TeacherTargets(modes, known, 1 - apart / width)
 
     def __call__(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
 
-def asked(
+def stored_views(
     store: CropStore, five: Skeleton, augment: AugmentConfig, folder: Path, seed: int = 1
 ) -> TeacherStore:
     views = draw_views(store, five, FRAME, augment, number=NUMBER, seed=seed)
@@ -65,7 +65,7 @@ def asked(
 
 
 def affines(targets: TeacherStore) -> np.ndarray:
-    """By view and person, (NUMBER, 13, 6)."""
+    """Return the affines by view and person, (NUMBER, 13, 6)."""
     assert targets.views is not None
     return targets.views.affine.reshape(NUMBER, 13, 6)
 
@@ -86,7 +86,7 @@ def batch_of(
     return batch
 
 
-def assert_same_answer(found: Batch, expected: TeacherTargets) -> None:
+def assert_same_targets(found: Batch, expected: TeacherTargets) -> None:
     assert found.teacher_modes is not None and found.teacher_relation is not None
     first, wanted = found.teacher_modes[:, :, 0], expected.modes_crop[:, :, 0]
     torch.testing.assert_close(first[..., :2], wanted[..., :2], atol=0.03, rtol=0)
@@ -98,22 +98,22 @@ def assert_same_answer(found: Batch, expected: TeacherTargets) -> None:
 
 
 @pytest.mark.parametrize("augment", [STILL, TURNED])
-def test_what_is_taught_is_what_the_teacher_says_of_the_very_crop(
+def test_targets_of_a_view_equal_the_teachers_prediction_for_its_crop(
     augment: AugmentConfig, five_store: CropStore, five: Skeleton, workers: Workers, tmp_path: Path
 ) -> None:
     batch = batch_of(
-        five_store, five, augment, workers, asked(five_store, five, augment, tmp_path)
+        five_store, five, augment, workers, stored_views(five_store, five, augment, tmp_path)
     )
-    assert_same_answer(batch, Finder().predict_targets(batch.crops))
+    assert_same_targets(batch, Finder().predict_targets(batch.crops))
 
 
-def test_a_mirrored_view_is_the_mirror_of_the_view_and_of_what_is_said_of_it(
+def test_mirrored_view_has_a_mirrored_crop_and_mirrored_targets(
     five_store: CropStore, five: Skeleton, workers: Workers, tmp_path: Path
 ) -> None:
-    views = asked(five_store, five, TURNED, tmp_path)
+    views = stored_views(five_store, five, TURNED, tmp_path)
     bare = batch_of(five_store, five, TURNED, workers, views)
     found = batch_of(five_store, five, dataclasses.replace(TURNED, flip=1), workers, views)
-    # cut by another affine, so rounded otherwise
+    # cut by another affine, so rounded differently
     assert (found.crops - bare.crops.flip(-1)).abs().mean() < 0.5
     order = list(five.flip_order)
     for name in ("keypoints_crop", "neighbor_crop", "teacher_modes"):
@@ -123,11 +123,11 @@ def test_a_mirrored_view_is_the_mirror_of_the_view_and_of_what_is_said_of_it(
     assert torch.equal(found.teacher_relation, bare.teacher_relation[:, order][:, :, order])
 
 
-def test_half_of_the_views_chosen_are_mirrored(
+def test_half_of_the_chosen_views_are_mirrored(
     five_store: CropStore, five: Skeleton, workers: Workers, tmp_path: Path
 ) -> None:
     half = dataclasses.replace(STILL, flip=0.5)
-    views = asked(five_store, five, half, tmp_path)
+    views = stored_views(five_store, five, half, tmp_path)
     plain = torch.from_numpy(five_store.keypoints_stored[:, 0, 0].copy()) - 16  # of a plain crop
     mirrored = [
         (batch_of(five_store, five, half, workers, views, seed).keypoints_crop[:, 0, 0] - plain)
@@ -138,10 +138,10 @@ def test_half_of_the_views_chosen_are_mirrored(
     assert torch.stack(mirrored).float().mean().item() == pytest.approx(0.5, abs=0.05)
 
 
-def test_each_person_comes_in_all_its_views_and_no_other(
+def test_each_person_has_only_its_views_and_all_of_them(
     five_store: CropStore, five: Skeleton, workers: Workers, tmp_path: Path
 ) -> None:
-    views = asked(five_store, five, TURNED, tmp_path)
+    views = stored_views(five_store, five, TURNED, tmp_path)
     seen: list[set[float]] = [set() for _ in range(13)]
     for seed in range(100):
         batch = batch_of(five_store, five, TURNED, workers, views, seed=seed)
@@ -152,10 +152,10 @@ def test_each_person_comes_in_all_its_views_and_no_other(
     assert [len(crops) for crops in seen] == distinct and min(distinct) > NUMBER / 2
 
 
-def test_colors_and_patches_are_drawn_anew_over_a_view(
+def test_colors_and_patches_vary_over_a_view_with_the_same_targets(
     five_store: CropStore, five: Skeleton, workers: Workers, tmp_path: Path
 ) -> None:
-    views = asked(five_store, five, TURNED, tmp_path)
+    views = stored_views(five_store, five, TURNED, tmp_path)
     bare = batch_of(five_store, five, TURNED, workers, views)
     for augment in (
         dataclasses.replace(TURNED, color=0.2),
@@ -166,13 +166,13 @@ def test_colors_and_patches_are_drawn_anew_over_a_view(
         changed = (bare.crops != batch.crops).any(dim=1).flatten(1).float().mean(dim=1)
         assert (changed > 0.5).all() if augment.color else (changed < 0.2).all()
         assert (changed > 0).all()
-        assert_same_answer(batch, Finder().predict_targets(bare.crops))
+        assert_same_targets(batch, Finder().predict_targets(bare.crops))
 
 
-def test_workers_shares_of_views_together_are_the_global_batch(
+def test_workers_shares_of_views_are_the_global_batch(
     five_store: CropStore, five: Skeleton, workers: Workers, tmp_path: Path
 ) -> None:
-    views = asked(five_store, five, WILD, tmp_path)
+    views = stored_views(five_store, five, WILD, tmp_path)
     whole = batch_of(five_store, five, WILD, workers, views)
     assert whole.teacher_modes is not None
     for rank in range(2):
@@ -184,11 +184,11 @@ def test_workers_shares_of_views_together_are_the_global_batch(
         assert torch.equal(part.teacher_modes, whole.teacher_modes[rank::2])
 
 
-def test_another_seed_draws_other_views_but_for_the_plain_one(
+def test_another_seed_draws_other_views_except_the_plain_one(
     five_store: CropStore, five: Skeleton, tmp_path: Path
 ) -> None:
     first, again, other = (
-        affines(asked(five_store, five, TURNED, tmp_path / name, seed))
+        affines(stored_views(five_store, five, TURNED, tmp_path / name, seed))
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     )
     assert np.array_equal(first, again) and np.array_equal(first[0], other[0])
@@ -198,17 +198,19 @@ def test_another_seed_draws_other_views_but_for_the_plain_one(
 def test_the_first_view_is_the_plain_crop(
     five_store: CropStore, five: Skeleton, workers: Workers, tmp_path: Path
 ) -> None:
-    several = asked(five_store, five, TURNED, tmp_path)
+    several = stored_views(five_store, five, TURNED, tmp_path)
     assert len(several) == 13 and len(several.places) == 13 * NUMBER
     plain = plain_batch(five_store, five, FRAME, torch.arange(13), CPU)
-    said = several.augmented(np.arange(13), no_augmentation(13, five, FRAME))
+    plain_targets = several.augmented(np.arange(13), no_augmentation(13, five, FRAME))
     expected = Finder().predict_targets(plain.crops).modes_crop
-    torch.testing.assert_close(said.modes_crop[:, :, 0], expected[:, :, 0], atol=0.03, rtol=0)
+    torch.testing.assert_close(
+        plain_targets.modes_crop[:, :, 0], expected[:, :, 0], atol=0.03, rtol=0
+    )
 
 
 @pytest.mark.parametrize("frame", [FRAME, CropFrame((96, 64), align_corners=True)])
 @pytest.mark.parametrize("scale", [0.35, 0.2])
-def test_whoever_is_augmented_otherwise_draws_anew(
+def test_views_are_used_only_with_their_augmentation_and_frame(
     scale: float,
     frame: CropFrame,
     five_store: CropStore,
@@ -216,7 +218,7 @@ def test_whoever_is_augmented_otherwise_draws_anew(
     workers: Workers,
     tmp_path: Path,
 ) -> None:
-    targets = asked(five_store, five, TURNED, tmp_path)
+    targets = stored_views(five_store, five, TURNED, tmp_path)
     augment = dataclasses.replace(TURNED, scale=scale)
     found = set()
     for seed in range(60):
