@@ -93,7 +93,7 @@ class Evidence:
         return sorted(done, key=lambda row: (-row["objective"], row["trial"]))
 
     def has_infeasible(self) -> bool:
-        """Whether any trial violates the constraints."""
+        """Return whether any trial violates the constraints."""
         return any(row.get("feasible") is False for row in self.trials)
 
     def control(self, name: str) -> TableRow | None:

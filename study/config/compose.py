@@ -312,7 +312,7 @@ def explain(
 
 
 def _is_plain(override: Override) -> bool:
-    """Whether this is ``key=value`` without Hydra's signs for adding, deleting and packages."""
+    """Return whether this is ``key=value``, without Hydra's signs for adding or deleting."""
     is_change = override.type == OverrideType.CHANGE
     return is_change and not override.package and bool(override.key_or_group)
 

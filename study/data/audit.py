@@ -359,7 +359,7 @@ def _note_checks(table: AnnotationTable) -> list[Check]:
 
 
 def _is_repeated(table: AnnotationTable) -> np.ndarray:
-    """Whether a used person has the same image, box and joints as an earlier one, (N,)."""
+    """Return whether a used person has the same image, box and joints as an earlier one, (N,)."""
     rows = np.flatnonzero(table.is_used)
     firsts: dict[int, int] = {}  # by hash, which is wrong once in 2 ** 64 pairs
     is_repeated = np.zeros(len(table.ids), bool)

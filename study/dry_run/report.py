@@ -147,7 +147,7 @@ def _no_progress(name: str) -> Callable[[int, int], None]:
 
 
 def _is_drawn(data: DataConfig) -> bool:
-    """Whether the synthetic data set of these settings exists."""
+    """Return whether the synthetic data set of these settings exists."""
     return is_drawn(
         Path(data.root),
         seed=data.seed,

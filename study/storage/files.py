@@ -76,7 +76,7 @@ def sync(path: Path) -> None:
 
 
 def is_full_disk(error: BaseException | None) -> bool:
-    """Whether an error, or one of its causes, is that a disk is full.
+    """Return whether an error, or one of its causes, is that a disk is full.
 
     Some libraries, and errors that come from other processes, carry only the message.
     """

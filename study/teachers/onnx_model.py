@@ -128,7 +128,7 @@ def _check_input(session: Any, path: Path, input_size: tuple[int, int]) -> None:
 
 
 def _is_fixed(size: Any) -> bool:
-    """Whether the model allows only this size; a free size is a name or None."""
+    """Return whether the model allows only this size; a free size is a name or None."""
     return isinstance(size, int)
 
 

@@ -84,7 +84,7 @@ class DistillTask(nn.Module):
 
     @property
     def is_pretrained(self) -> bool:
-        """Whether the student starts from trained weights."""
+        """Return whether the student starts from trained weights."""
         return bool(self.trained)
 
     @property

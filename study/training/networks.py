@@ -141,7 +141,7 @@ def compile_network(
 
 
 def _has_compiler() -> bool:
-    """Whether Triton can build its launchers, which takes a C compiler and Python's headers."""
+    """Return whether Triton can build its launchers: with a C compiler and Python's headers."""
     headers = Path(sysconfig.get_path("include"), "Python.h")
     return any(map(shutil.which, ("gcc", "clang"))) and headers.is_file()
 
