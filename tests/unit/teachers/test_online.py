@@ -219,5 +219,5 @@ def test_predictions_cannot_be_asked(mini_config: StudyConfig) -> None:
         "teacher.mode": "online",
         "distill.structure.kind": "none",
     }
-    with pytest.raises(InputError, match="in a file and can"):
+    with pytest.raises(InputError, match="has no network to run online"):
         with_values(mini_config, values)
