@@ -1,4 +1,4 @@
-"""The study's teacher: made in a form of its own, its word carried to the student's frame."""
+"""The study's teacher: its crops have a separate size, its targets are in the student's frame."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from study.driver import load_checked_space
 from study.errors import InputError
 from study.storage.checkpoint import Row
 from study.storage.paths import TARGETS
+from study.teachers.adapters import TeacherSpec
 from study.teachers.make import (
     draw_views,
     is_ready,
@@ -45,14 +46,18 @@ from study.workers import Workers
 CPU = torch.device("cpu")
 
 
-def prepared(config: StudyConfig) -> PreparedData:
+def spec_of(config: StudyConfig) -> TeacherSpec:
+    return teacher_spec(config, resolve(config))
+
+
+def prepare(config: StudyConfig) -> PreparedData:
     return prepare_data(
         config.data, resolve(config), lambda name: lambda done, total: None, lambda text: None
     )
 
 
 def poses_of(store: CropStore) -> list[dict[str, Any]]:
-    """The truth of these people as predictions, unlabeled joints without confidence."""
+    """Return the truth of these people as predictions, unlabeled joints without confidence."""
     keypoints = apply_affine(
         store.keypoints_stored.astype(float), invert_affine(store.image_to_stored)
     )
@@ -76,8 +81,8 @@ def from_predictions(config: StudyConfig, entries: Any, folder: Path) -> StudyCo
     )
 
 
-class Pointing:
-    """Says of each crop, in the order that it is asked about them, what it was given."""
+class FixedTeacher:
+    """Teacher that predicts the given places, in the order of the crops."""
 
     def __init__(self, size: tuple[int, int], in_crop: Tensor) -> None:
         self.frame = CropFrame(size)
@@ -90,7 +95,7 @@ class Pointing:
 
 
 @pytest.mark.parametrize("size", [(96, 64), (64, 64), (128, 128), (64, 96)])
-def test_a_place_in_the_teachers_crop_is_kept_as_the_same_place_of_the_image(
+def test_target_keeps_its_place_in_the_image(
     size: tuple[int, int],
     five_people: People,
     five_store: CropStore,
@@ -101,11 +106,11 @@ def test_a_place_in_the_teachers_crop_is_kept_as_the_same_place_of_the_image(
     in_image = np.random.RandomState(0).uniform(10, 90, (13, 4, 2))
     plain = stored_to_crop_affine(CropFrame(size))[None]
     in_crop = apply_affine(apply_affine(in_image, own.image_to_stored), plain)
-    teacher: Any = Pointing(size, torch.from_numpy(in_crop))
+    teacher: Any = FixedTeacher(size, torch.from_numpy(in_crop))
     still = AugmentConfig(*[0.0] * 7)
     views = draw_views(five_store, five, CropFrame((96, 64)), still, number=1, seed=0)
-    live = OnlineTeacher(teacher, own, five_store)
-    store_targets(live, views, five, Workers(torch.device("cpu")), tmp_path / TARGETS)
+    online = OnlineTeacher(teacher, own, five_store)
+    store_targets(online, views, five, Workers(torch.device("cpu")), tmp_path / TARGETS)
     found = open_teacher_store(tmp_path / TARGETS).modes_stored()[:, :, 0, :2]
     expected = apply_affine(in_image, five_store.image_to_stored)
     inside = ((expected > -40) & (expected < np.array([130, 200]))).all(axis=-1)
@@ -113,22 +118,22 @@ def test_a_place_in_the_teachers_crop_is_kept_as_the_same_place_of_the_image(
     assert inside.mean() > 0.9 and np.abs(expected - in_crop).max() > 5
 
 
-def test_a_teacher_of_the_students_size_shares_its_crops(
+def test_teacher_of_the_students_size_shares_its_crops(
     mini_config: StudyConfig, mini_data: PreparedData
 ) -> None:
-    own = with_values(mini_config, {"teacher.input_size": [64, 64]})
-    assert prepared(own) == mini_data == mini_data.for_teacher()
+    config = with_values(mini_config, {"teacher.input_size": [64, 64]})
+    assert prepare(config) == mini_data == mini_data.for_teacher()
 
 
-def test_a_teacher_of_another_size_has_the_same_people_in_crops_of_its_own(
+def test_teacher_of_another_size_has_the_same_people_in_separate_crops(
     mini_config: StudyConfig, mini_data: PreparedData
 ) -> None:
-    data = prepared(with_values(mini_config, {"teacher.input_size": [96, 64]}))
+    data = prepare(with_values(mini_config, {"teacher.input_size": [96, 64]}))
     for part in ("train", "search", "val"):
         assert getattr(data, part) == getattr(mini_data, part)
     assert data.fingerprint != mini_data.fingerprint
-    seen = data.for_teacher()
-    for theirs, ours in ((seen.train, data.train), (seen.search, data.search)):
+    teachers_data = data.for_teacher()
+    for theirs, ours in ((teachers_data.train, data.train), (teachers_data.search, data.search)):
         store, student = open_crop_store(Path(theirs)), open_crop_store(Path(ours))
         assert store.input_size == (96, 64) and student.input_size == (64, 64)
         assert np.array_equal(store.annotation_ids, student.annotation_ids)
@@ -136,16 +141,14 @@ def test_a_teacher_of_another_size_has_the_same_people_in_crops_of_its_own(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [[96, 96], [64, 64]])
-def test_a_square_teacher_is_trained_and_asked_in_its_form_and_heard_in_the_students(
+def test_targets_of_a_square_teacher_are_in_the_students_frame(
     size: list[int], mini_config: StudyConfig, workers: Workers
 ) -> None:
     values: dict[str, Any] = {"teacher.input_size": size, "data.input_size": [96, 64]}
     config = with_values(mini_config, values)
-    data = prepared(config)
-    make_teacher(
-        teacher_spec(config, resolve(config)), config.student, data, workers, lambda row: False
-    )
-    folder = teacher_folder(teacher_spec(config, resolve(config)), data)
+    data = prepare(config)
+    make_teacher(spec_of(config), config.student, data, workers, lambda row: False)
+    folder = teacher_folder(spec_of(config), data)
     assert is_ready(folder)
     targets = open_teacher_store(folder / TARGETS)
     student = open_crop_store(Path(data.train))
@@ -155,7 +158,7 @@ def test_a_square_teacher_is_trained_and_asked_in_its_form_and_heard_in_the_stud
     # by hand: each crop that the teacher sees, decoded, and both poses in the image
     rows = torch.arange(5)
     crops = plain_batch(own, COCO, CropFrame((size[0], size[1])), rows, CPU).crops
-    teacher = load_teacher(teacher_spec(config, resolve(config)), folder, CPU)
+    teacher = load_teacher(spec_of(config), folder, CPU)
     with torch.inference_mode():
         heatmaps = teacher.pose.student.predict(crops).heatmaps  # type: ignore[attr-defined]
     cells = (size[0] // 4, size[1] // 4)
@@ -171,7 +174,7 @@ def test_a_square_teacher_is_trained_and_asked_in_its_form_and_heard_in_the_stud
     np.testing.assert_allclose(found[has_peak], expected[has_peak], atol=0.02)
 
 
-def test_a_teacher_of_other_joints_is_asked_as_it_comes_and_scored(
+def test_untrained_teacher_of_other_joints_has_targets_and_is_scored(
     mini_config: StudyConfig, mini_data: PreparedData, workers: Workers, tmp_path: Path
 ) -> None:
     init = tmp_path / "crowd.safetensors"
@@ -186,12 +189,10 @@ def test_a_teacher_of_other_joints_is_asked_as_it_comes_and_scored(
         rows.append(row)
         return False
 
-    make_teacher(teacher_spec(config, resolve(config)), config.student, mini_data, workers, report)
+    make_teacher(spec_of(config), config.student, mini_data, workers, report)
     assert [(row["stage"], row["epoch"]) for row in rows] == [("teacher", 0)]
     assert 0 <= rows[0]["val_ap"] <= 1
-    targets = open_teacher_store(
-        teacher_folder(teacher_spec(config, resolve(config)), mini_data) / TARGETS
-    )
+    targets = open_teacher_store(teacher_folder(spec_of(config), mini_data) / TARGETS)
     known = [joint in CROWDPOSE.joints for joint in COCO.joints]
     assert (targets.known == np.array(known)).all() and sum(known) == 12
     assert targets.relation is not None
@@ -199,35 +200,37 @@ def test_a_teacher_of_other_joints_is_asked_as_it_comes_and_scored(
     assert (relation[:, ~np.array(known)] == 0).all() and (relation != 0).any()
 
 
-def test_predictions_are_stored_before_anything_is_started(
+def test_predictions_are_stored_before_anything_starts(
     mini_config: StudyConfig, mini_data: PreparedData, tmp_path: Path
 ) -> None:
     store = open_crop_store(Path(mini_data.train))
     config = from_predictions(mini_config, poses_of(store)[1:], tmp_path)
-    said: list[str] = []
-    prepare_teacher(teacher_spec(config, resolve(config)), mini_data, said.append)
-    folder = teacher_folder(teacher_spec(config, resolve(config)), mini_data)
+    messages: list[str] = []
+    prepare_teacher(spec_of(config), mini_data, messages.append)
+    folder = teacher_folder(spec_of(config), mini_data)
     assert is_ready(folder)
-    assert said[0].startswith(f"{len(store) - 1} of {len(store)} people to train on have a pred")
+    assert messages[0].startswith(
+        f"{len(store) - 1} of {len(store)} people to train on have a pred"
+    )
     targets = open_teacher_store(folder / TARGETS)
     labeled = store.visibility > 0
-    labeled[0] = False  # has none
+    labeled[0] = False  # has no prediction
     assert np.array_equal(targets.known > 0, labeled) and targets.relation is None
     np.testing.assert_allclose(
         targets.modes_stored()[:, :, 0, :2][labeled], store.keypoints_stored[labeled], atol=0.002
     )
-    prepare_teacher(teacher_spec(config, resolve(config)), mini_data, said.append)
-    assert len(said) == 1  # there already
+    prepare_teacher(spec_of(config), mini_data, messages.append)
+    assert len(messages) == 1  # the targets exist already
 
 
-def test_predictions_of_nobody_we_train_on_are_refused(
+def test_predictions_without_a_training_person_are_refused(
     mini_config: StudyConfig, mini_data: PreparedData, tmp_path: Path
 ) -> None:
     entries = poses_of(open_crop_store(Path(mini_data.search)))
     config = from_predictions(mini_config, entries, tmp_path)
     with pytest.raises(InputError, match=r"people to train on, got none .*poses\.json; change"):
-        prepare_teacher(teacher_spec(config, resolve(config)), mini_data, lambda text: None)
-    assert not is_ready(teacher_folder(teacher_spec(config, resolve(config)), mini_data))
+        prepare_teacher(spec_of(config), mini_data, lambda text: None)
+    assert not is_ready(teacher_folder(spec_of(config), mini_data))
 
 
 def test_other_predictions_make_another_teacher(
@@ -235,12 +238,12 @@ def test_other_predictions_make_another_teacher(
 ) -> None:
     entries = poses_of(open_crop_store(Path(mini_data.train)))
     config = from_predictions(mini_config, entries, tmp_path)
-    before = teacher_folder(teacher_spec(config, resolve(config)), mini_data)
+    before = teacher_folder(spec_of(config), mini_data)
     other = from_predictions(mini_config, entries[1:], tmp_path)
-    assert teacher_folder(teacher_spec(other, resolve(other)), mini_data) != before
+    assert teacher_folder(spec_of(other), mini_data) != before
 
 
-def test_a_space_that_may_choose_the_relation_is_refused_for_teachers_without_features(
+def test_space_with_the_relation_is_refused_for_teachers_without_features(
     mini_config: StudyConfig, tmp_path: Path
 ) -> None:
     config = from_predictions(mini_config, [], tmp_path)

@@ -1,4 +1,4 @@
-"""A teacher that is asked live sees what the student sees, and stored answers agree with it."""
+"""An online teacher sees the student's crops, and stored targets agree with its own."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from study.data.crops import transform_points
 from study.data.people import People
 from study.errors import InputError
 from study.storage.paths import TARGETS
+from study.teachers.adapters import TeacherSpec
 from study.teachers.make import draw_views, make_teacher, store_targets, teacher_folder
 from study.teachers.online import OnlineTeacher
 from study.teachers.target_error import describe_targets, target_error
@@ -39,8 +40,12 @@ WILD = AugmentConfig(
 )
 
 
+def spec_of(config: StudyConfig) -> TeacherSpec:
+    return teacher_spec(config, resolve(config))
+
+
 class Finder:
-    """Finds the brightest places: joint j where color channel j % 3 is highest, blurred."""
+    """Teacher that finds joint j where the blurred color channel j % 3 is highest."""
 
     def __init__(self, frame: CropFrame) -> None:
         self.frame = frame
@@ -62,7 +67,7 @@ class Finder:
 
 
 class Truthful:
-    """Knows where the joints of the people that it is asked about lie, whatever it sees."""
+    """Teacher that predicts the given joints, whatever it sees."""
 
     def __init__(self, frame: CropFrame, truth: Tensor) -> None:
         self.frame = frame
@@ -93,13 +98,13 @@ def wild(store: CropStore, five: Skeleton) -> tuple[Any, Tensor]:
     return draw_augmentation(points, seen, five, FRAME, WILD, generator), rows
 
 
-def test_a_teacher_of_the_students_frame_sees_the_very_same_crops(
+def test_teacher_of_the_students_frame_sees_the_same_crops(
     five_store: CropStore, five: Skeleton, workers: Workers
 ) -> None:
     teacher = Finder(FRAME)
-    live = OnlineTeacher(teacher, five_store, five_store)
+    online = OnlineTeacher(teacher, five_store, five_store)
     (batch,) = training_batches(
-        TrainingPeople(five_store, five, live),
+        TrainingPeople(five_store, five, online),
         FRAME,
         WILD,
         [torch.arange(13)],
@@ -112,19 +117,19 @@ def test_a_teacher_of_the_students_frame_sees_the_very_same_crops(
     assert torch.equal(batch.teacher_modes, teacher.predict_targets(batch.crops).modes_crop)
 
 
-def test_a_teacher_of_another_frame_sees_the_same_places_in_its_own(
+def test_teacher_of_another_frame_sees_the_same_places_in_its_frame(
     five_store: CropStore, square_store: CropStore, five: Skeleton
 ) -> None:
     drawn, rows = wild(five_store, five)
     drawn = dataclasses.replace(drawn, patches=None)
     crops = crops_of(five_store, rows, drawn, rows, FRAME, CPU)
     teacher = Finder(CropFrame((128, 128)))
-    live = OnlineTeacher(teacher, square_store, five_store)
-    live.targets(rows.numpy(), drawn, FRAME, crops)
+    online = OnlineTeacher(teacher, square_store, five_store)
+    online.targets(rows.numpy(), drawn, FRAME, crops)
     (seen,) = teacher.seen
     assert seen.shape == (13, 3, 128, 128)
     # the middle half of a square crop, shrunk, is the middle of the student's crop
-    zoom = live._student_to_own(rows.numpy(), FRAME)[:, 0, 0]
+    zoom = online._student_to_own(rows.numpy(), FRAME)[:, 0, 0]
     for person, factor in enumerate(zoom):
         side = round(40 * factor)
         middle = seen[person, :, 64 - side // 2 : 64 + side // 2, 64 - side // 2 : 64 + side // 2]
@@ -132,23 +137,23 @@ def test_a_teacher_of_another_frame_sees_the_same_places_in_its_own(
         assert (small - crops[person, :, 28:68, 12:52]).abs().mean() < 9
 
 
-def test_places_come_back_to_the_students_crop(
+def test_targets_are_transformed_to_the_students_crop(
     five_store: CropStore, square_store: CropStore, five: Skeleton
 ) -> None:
     drawn, rows = wild(five_store, five)
     crops = crops_of(five_store, rows, drawn, rows, FRAME, CPU)
     square = CropFrame((128, 128))
     truth = transform_points(drawn.in_flip_order(five_store.keypoints_stored.copy()), drawn.affine)
-    live = OnlineTeacher(Truthful(square, torch.zeros(13, 5, 2)), square_store, five_store)
-    between = torch.from_numpy(live._student_to_own(rows.numpy(), FRAME)).float()
-    there = transform_points(truth, between)
-    live = OnlineTeacher(Truthful(square, there), square_store, five_store)
-    answer = live.targets(rows.numpy(), drawn, FRAME, crops)
-    torch.testing.assert_close(answer.modes_crop[:, :, 0, :2], truth, atol=1e-3, rtol=0)
+    online = OnlineTeacher(Truthful(square, torch.zeros(13, 5, 2)), square_store, five_store)
+    student_to_own = torch.from_numpy(online._student_to_own(rows.numpy(), FRAME)).float()
+    truth_own = transform_points(truth, student_to_own)
+    online = OnlineTeacher(Truthful(square, truth_own), square_store, five_store)
+    targets = online.targets(rows.numpy(), drawn, FRAME, crops)
+    torch.testing.assert_close(targets.modes_crop[:, :, 0, :2], truth, atol=1e-3, rtol=0)
 
 
-class SeesJoints:
-    """Answers by the affine that the crop was cut with: the truth, some pixels off."""
+class ShiftedTruth:
+    """Online teacher that predicts the truth, shifted by ``off`` pixels to the right."""
 
     def __init__(self, store: CropStore, five: Skeleton, off: float) -> None:
         self.frame, self.store, self.off = FRAME, store, off
@@ -164,44 +169,45 @@ class SeesJoints:
 
 
 @pytest.mark.parametrize("off", [0.0, 3.0])
-def test_the_error_of_targets_is_what_they_are_off(
+def test_target_error_equals_the_shift_of_the_targets(
     off: float, five_store: CropStore, five: Skeleton, tmp_path: Path, workers: Workers
 ) -> None:
     truth = torch.from_numpy(five_store.keypoints_stored.copy()) - torch.tensor([16.0, 24.0])
     truthful = OnlineTeacher(Truthful(FRAME, truth), five_store, five_store)
     views = draw_views(five_store, five, FRAME, AugmentConfig(*[0.0] * 7), number=1, seed=0)
     store_targets(truthful, views, five, workers, tmp_path / TARGETS)
-    live: Any = SeesJoints(five_store, five, off)
-    live.student = five_store
+    online: Any = ShiftedTruth(five_store, five, off)
+    online.student = five_store
     codec = Dark((96, 64), (24, 16))
-    error = target_error(open_teacher_store(tmp_path / TARGETS), live, five, codec, CPU, seed=1)
+    error = target_error(open_teacher_store(tmp_path / TARGETS), online, five, codec, CPU, seed=1)
     assert error["joints"] > 20
     assert error["median_px"] == pytest.approx(off, abs=0.02)
     assert error["p90_px"] == pytest.approx(off, abs=0.02)
     assert error["height"] == pytest.approx(0, abs=1e-3)
-    # a Gaussian of 2 cells moved by 3/4 cell: 2 - 2 exp(-0.75^2 / 16), but for what is cut off
+    # a Gaussian of 2 cells moved by 3/4 cell: 2 - 2 exp(-0.75^2 / 16), apart from what is cut off
     assert error["energy"] == pytest.approx(2 - 2 * np.exp(-((off / 4) ** 2) / 16), abs=0.012)
 
 
 @pytest.mark.slow
-def test_a_trial_learns_from_a_live_teacher(
+def test_trial_learns_from_an_online_teacher(
     mini_config: StudyConfig, mini_data: PreparedData, workers: Workers, tmp_path: Path
 ) -> None:
-    mini_config = with_values(mini_config, {"seed": 9})  # others rely on there being no teacher
+    # a separate seed, because other tests need a study without a teacher
+    mini_config = with_values(mini_config, {"seed": 9})
     make_teacher(
-        teacher_spec(mini_config, resolve(mini_config)),
+        spec_of(mini_config),
         mini_config.student,
         mini_data,
         workers,
         lambda row: False,
     )
-    folder = teacher_folder(teacher_spec(mini_config, resolve(mini_config)), mini_data)
-    told = describe_targets(folder)
-    assert "561 bytes a person, 84 MB for COCO's 150,000 (here 2 times that" in told
+    folder = teacher_folder(spec_of(mini_config), mini_data)
+    description = describe_targets(folder)
+    assert "561 bytes a person, 84 MB for COCO's 150,000 (here times 2," in description
     losses = {}
     for mode in ("cached", "online"):
         config = with_values(mini_config, {"teacher.mode": mode})
-        assert teacher_folder(teacher_spec(config, resolve(config)), mini_data) == folder
+        assert teacher_folder(spec_of(config), mini_data) == folder
         rows: list[dict[str, Any]] = []
         trial = Trial(1, config, resolve(config), mini_data, tmp_path / mode, folder / TARGETS)
         run_trial(trial, workers, lambda row, rows=rows: bool(rows.append(row)))  # type: ignore[misc]
@@ -211,7 +217,7 @@ def test_a_trial_learns_from_a_live_teacher(
     np.testing.assert_allclose(losses["cached"], losses["online"], rtol=0.5)
 
 
-def test_predictions_cannot_be_asked(mini_config: StudyConfig) -> None:
+def test_predictions_cannot_be_an_online_teacher(mini_config: StudyConfig) -> None:
     values = {
         "teacher.name": "predictions",
         "teacher.epochs": 0,

@@ -1,4 +1,4 @@
-"""ViTPose teaches what the library's own model says, in the crop's frame and our joints."""
+"""ViTPose as a teacher predicts what the library's model does, in the crop's frame."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.errors import InputError
 from study.storage.paths import TARGETS
-from study.teachers.adapters import check_teacher, open_teacher
+from study.teachers.adapters import TeacherSpec, check_teacher, open_teacher
 from study.teachers.make import make_teacher, teacher_folder
 from study.teachers.vitpose import VitPose
 from study.training.losses import joint_relation
@@ -37,6 +37,14 @@ ROOT = Path(__file__).resolve().parents[3]
 SIZE = (96, 64)
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.slow  # the library alone takes seconds to load
+
+
+def spec_of(config: StudyConfig) -> TeacherSpec:
+    return teacher_spec(config, resolve(config))
+
+
+def check(config: StudyConfig) -> None:
+    check_teacher(config.teacher, resolve(config))
 
 
 @pytest.fixture(scope="module", params=["simple", "classic", "experts"])
@@ -63,7 +71,7 @@ def saved(
     torch.manual_seed(0)
     model = transformers.VitPoseForPoseEstimation(settings).eval()
     folder = tmp_path_factory.mktemp(request.param)
-    with contextlib.redirect_stderr(io.StringIO()):  # a bar of its progress
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
         model.save_pretrained(folder)
     return folder, model
 
@@ -93,8 +101,8 @@ def no_gradient() -> Iterator[None]:
         yield
 
 
-def told_by(model: Any, crops: Tensor, **more: Any) -> Tensor:
-    """The heatmaps that the library's model gives when it is called as its own examples do."""
+def library_heatmaps(model: Any, crops: Tensor, **more: Any) -> Tensor:
+    """Return heatmaps of the library's model, called as in its own examples."""
     if model.config.backbone_config.num_experts > 1:
         more["dataset_index"] = torch.zeros(len(crops), dtype=torch.long)
     heatmaps = model(pixel_values=IMAGENET.normalize(crops), **more).heatmaps
@@ -102,8 +110,8 @@ def told_by(model: Any, crops: Tensor, **more: Any) -> Tensor:
     return heatmaps
 
 
-def check_maps(found: Tensor, expected: Tensor) -> None:
-    """Equal but for rounding, which another memory format changes, as a share of the highest."""
+def assert_equal_maps(found: Tensor, expected: Tensor) -> None:
+    """Check that maps are equal up to rounding, which another memory format changes."""
     torch.testing.assert_close(found, expected, atol=5e-6 * float(expected.abs().max()), rtol=0)
 
 
@@ -113,26 +121,26 @@ def test_heatmaps_are_those_of_the_model_called_directly(
     network = VitPose(saved[0], COCO, SIZE).eval()
     heatmaps = network.predict(crops).heatmaps
     assert heatmaps.shape == (2, 17, 24, 16) and heatmaps.std() > 1e-3
-    check_maps(heatmaps, told_by(saved[1], crops))
+    assert_equal_maps(heatmaps, library_heatmaps(saved[1], crops))
 
 
-def test_a_mirror_exchanges_the_joints_that_the_library_exchanges(
+def test_flip_swaps_the_joints_that_the_library_swaps(
     saved: tuple[Path, Any], crops: Tensor
 ) -> None:
     network = VitPose(saved[0], COCO, SIZE).eval()
     mirrored = network.predict(crops.flip(-1)).heatmaps
     back = mirrored[:, list(COCO.flip_order)].flip(-1)
-    theirs = told_by(saved[1], crops.flip(-1), flip_pairs=torch.tensor(COCO.flip_pairs))
-    check_maps(back, theirs)
+    theirs = library_heatmaps(saved[1], crops.flip(-1), flip_pairs=torch.tensor(COCO.flip_pairs))
+    assert_equal_maps(back, theirs)
 
 
-def test_modes_lie_where_the_maps_have_their_peaks_in_pixels_of_the_crop(
+def test_modes_are_the_peaks_of_the_maps_in_crop_pixels(
     saved: tuple[Path, Any], config: StudyConfig, crops: Tensor
 ) -> None:
-    answer = open_teacher(teacher_spec(config, resolve(config)), CPU).predict_targets(crops)
-    maps = told_by(saved[1], crops)
+    targets = open_teacher(spec_of(config), CPU).predict_targets(crops)
+    maps = library_heatmaps(saved[1], crops)
     expected, heights = Udp(SIZE, (24, 16), 2.0).decode(maps)
-    found = answer.modes_crop[:, :, 0]
+    found = targets.modes_crop[:, :, 0]
     has_peak = heights > 0
     assert has_peak.any()
     torch.testing.assert_close(found[..., :2][has_peak], expected[has_peak], atol=0.02, rtol=0)
@@ -142,26 +150,24 @@ def test_modes_lie_where_the_maps_have_their_peaks_in_pixels_of_the_crop(
     assert (found[..., :2][has_peak] - pixels).abs().max() < 2 * 64 / 15
 
 
-def test_relations_come_from_what_the_last_layer_sees(
+def test_relations_are_computed_from_the_features_of_the_last_layer(
     saved: tuple[Path, Any], config: StudyConfig, crops: Tensor
 ) -> None:
-    answer = open_teacher(teacher_spec(config, resolve(config)), CPU).predict_targets(crops)
+    targets = open_teacher(spec_of(config), CPU).predict_targets(crops)
     out = VitPose(saved[0], COCO, SIZE).eval().predict(crops)
     (features,) = out.pyramid
     assert features.shape[-2:] == (24, 16)
     again = saved[1].head.conv(features)
-    check_maps(again, out.heatmaps)
-    assert answer.relation is not None
-    torch.testing.assert_close(answer.relation, joint_relation(out.heatmaps, features))
+    assert_equal_maps(again, out.heatmaps)
+    assert targets.relation is not None
+    torch.testing.assert_close(targets.relation, joint_relation(out.heatmaps, features))
 
 
 def test_another_number_of_joints_or_another_size_is_refused(config: StudyConfig) -> None:
     with pytest.raises(InputError, match=r"must have 14 joints \(crowdpose\), got .* 17"):
-        changed = with_values(config, {"teacher.skeleton": "crowdpose"})
-        check_teacher(changed.teacher, resolve(changed))
+        check(with_values(config, {"teacher.skeleton": "crowdpose"}))
     with pytest.raises(InputError, match=r"takes crops of \[96, 64\].*input_size=\[96,64\]"):
-        changed = with_values(config, {"teacher.input_size": None})
-        check_teacher(changed.teacher, resolve(changed))
+        check(with_values(config, {"teacher.input_size": None}))
 
 
 def test_missing_weights_are_refused(
@@ -172,36 +178,35 @@ def test_missing_weights_are_refused(
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_bytes((saved[0] / "config.json").read_bytes())
     with pytest.raises(InputError, match=r"all weights .*'head\.conv\.bias'"):
-        changed = with_values(config, {"teacher.init": str(tmp_path)})
-        open_teacher(teacher_spec(changed, resolve(changed)), CPU)
+        open_teacher(spec_of(with_values(config, {"teacher.init": str(tmp_path)})), CPU)
 
 
-def test_it_is_asked_about_everyone_as_it_comes_and_after_training(
+def test_all_people_have_targets_with_and_without_training(
     config: StudyConfig, workers: Workers
 ) -> None:
     for epochs in (0, 1):
-        wanted = with_values(config, {"teacher.epochs": epochs})
+        changed = with_values(config, {"teacher.epochs": epochs})
         data: PreparedData = prepare_data(
-            wanted.data, resolve(wanted), lambda name: lambda done, total: None, print
+            changed.data, resolve(changed), lambda name: lambda done, total: None, print
         )
         with torch.enable_grad():
             make_teacher(
-                teacher_spec(wanted, resolve(wanted)),
-                wanted.student,
+                spec_of(changed),
+                changed.student,
                 data,
                 workers,
                 lambda row: False,
             )
-        folder = teacher_folder(teacher_spec(wanted, resolve(wanted)), data)
+        folder = teacher_folder(spec_of(changed), data)
         rows = json.loads((folder / "teacher.json").read_text())["rows"]
         targets = open_teacher_store(folder / TARGETS)
         assert [row["epoch"] for row in rows] == [epochs] and "val_ap" in rows[0]
         assert len(targets) == data.num_people[0] and targets.known.all()
         assert targets.relation is not None
-        assert (folder / "epochs").exists() == bool(epochs)  # what came is not copied
+        assert (folder / "epochs").exists() == bool(epochs)  # pretrained weights are not copied
 
 
-def test_no_library_of_images_is_loaded() -> None:
+def test_no_image_library_is_loaded() -> None:
     script = (
         "import sys\nfrom study.teachers.vitpose import _library\n"
         "_library().VitPoseForPoseEstimation\n"
@@ -221,12 +226,8 @@ def test_other_weights_in_the_folder_make_another_teacher(
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((saved[0] / name).read_bytes())
     moved = with_values(config, {"teacher.init": str(tmp_path)})
-    assert teacher_folder(teacher_spec(moved, resolve(moved)), mini_data) == teacher_folder(
-        teacher_spec(config, resolve(config)), mini_data
-    )
+    assert teacher_folder(spec_of(moved), mini_data) == teacher_folder(spec_of(config), mini_data)
     weights = load_file(tmp_path / "model.safetensors")
     weights["head.conv.bias"] = weights["head.conv.bias"] + 1
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    assert teacher_folder(teacher_spec(moved, resolve(moved)), mini_data) != teacher_folder(
-        teacher_spec(config, resolve(config)), mini_data
-    )
+    assert teacher_folder(spec_of(moved), mini_data) != teacher_folder(spec_of(config), mini_data)

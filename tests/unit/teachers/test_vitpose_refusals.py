@@ -39,7 +39,7 @@ def test_other_models_and_other_backbones_are_refused(
         check(tmp_path, {"model_type": "vitpose", "backbone_config": {"model_type": "resnet"}})
 
 
-def test_a_missing_library_is_named_with_its_extra(
+def test_missing_library_is_named_with_its_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
