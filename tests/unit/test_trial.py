@@ -1,4 +1,4 @@
-"""A whole trial without Ray: both stages, broken off and resumed, stopped, seeded."""
+"""A whole trial without Ray: both stages, interrupted, resumed, stopped, seeded."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from models.refined_pose import RefinedPose
 from models.skeleton import SKELETONS, Skeleton
 from study.cache.prepare import PreparedData, prepare_data
 from study.config import checks
@@ -19,8 +20,9 @@ from study.config.compose import compose, with_values
 from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.errors import TrainingDiverged
-from study.storage.checkpoint import Checkpoints, Row, best_rows
+from study.storage.checkpoint import Checkpoint, Checkpoints, Row, best_rows
 from study.storage.paths import TARGETS
+from study.teachers.adapters import TeacherSpec
 from study.teachers.make import best_of, is_ready, make_teacher, teacher_folder
 from study.training import networks
 from study.training.networks import load_estimator
@@ -31,13 +33,13 @@ from study.workers import Workers
 TIMES = {"seconds", "images_per_s"}
 
 
-class BrokenOff(Exception):
-    """Stands for a kill after an epoch's checkpoint was saved."""
+class Interrupted(Exception):
+    """Stand-in for a kill after an epoch's checkpoint was saved."""
 
 
 @pytest.fixture(scope="module")
 def config(mini_config: StudyConfig, easy: str) -> StudyConfig:
-    """With everything on that draws random numbers in training."""
+    """The mini study with every setting that draws random numbers in training."""
     values = {"data.skeleton": easy, "refine.dropout": 0.2, "refine.perturb": True}
     return with_values(mini_config, values)
 
@@ -50,16 +52,25 @@ def whole(
     tmp_path_factory: pytest.TempPathFactory,
     workers: Workers,
 ) -> Trial:
-    """Trial 1, finished without a break."""
+    """Trial 1, finished without an interruption."""
     folder = tmp_path_factory.mktemp("whole")
     trial = Trial(1, config, resolve(config), mini_data, folder, mini_targets)
     run_trial(trial, workers, lambda row: False)
     return trial
 
 
+def spec_of(config: StudyConfig) -> TeacherSpec:
+    return teacher_spec(config, resolve(config))
+
+
+def estimator_of(checkpoint: Checkpoint, config: StudyConfig) -> RefinedPose:
+    return load_estimator(
+        checkpoint, config.student, config.distill, config.refine, config.trial, resolve(config)
+    )
+
+
 def rows_of(trial: Trial) -> list[Row]:
-    last = Checkpoints(trial.folder).last()
-    return last.rows if last else []
+    return Checkpoints(trial.folder).rows()
 
 
 def without_times(rows: list[Row]) -> list[Row]:
@@ -67,7 +78,7 @@ def without_times(rows: list[Row]) -> list[Row]:
 
 
 def kept_weights(trial: Trial) -> dict[str, Tensor]:
-    """Every weight of every checkpoint that was kept."""
+    """Return every weight of every checkpoint that was kept."""
     folders = sorted(trial.folder.glob("epoch-*"))
     checkpoints = Checkpoints(trial.folder)
     return {
@@ -85,7 +96,7 @@ def assert_same(trial: Trial, other: Trial) -> None:
         assert torch.equal(value, theirs[name]), name
 
 
-def test_a_trial_reports_every_epoch_of_both_stages(whole: Trial) -> None:
+def test_trial_reports_every_epoch_of_both_stages(whole: Trial) -> None:
     rows = rows_of(whole)
     assert [(row["stage"], row["epoch"]) for row in rows] == [
         ("distill", 1),
@@ -110,7 +121,7 @@ def test_a_trial_reports_every_epoch_of_both_stages(whole: Trial) -> None:
         pytest.param({"trial.compile": "true"}, marks=pytest.mark.slow),
     ],
 )
-def test_a_trial_broken_off_after_every_epoch_ends_as_if_it_had_not_been(
+def test_trial_interrupted_after_every_epoch_equals_an_undisturbed_one(
     settings: dict[str, str],
     whole: Trial,
     tmp_path: Path,
@@ -122,44 +133,44 @@ def test_a_trial_broken_off_after_every_epoch_ends_as_if_it_had_not_been(
         own = with_values(whole.config, settings)
         whole = dataclasses.replace(whole, config=own, folder=tmp_path / "whole")
         run_trial(whole, workers, lambda row: False)
-    trial = dataclasses.replace(whole, folder=tmp_path / "broken")
-    told: list[Row] = []
+    trial = dataclasses.replace(whole, folder=tmp_path / "interrupted")
+    reported: list[Row] = []
 
     def report(row: Row) -> bool:
-        """Breaks off at each epoch that is new; what is replayed must be what was told."""
-        known = [old for old in told if old["epoch"] == row["epoch"]]
+        """Interrupt after each new epoch; check that replayed rows equal those reported."""
+        known = [old for old in reported if old["epoch"] == row["epoch"]]
         if not known:
-            told.append(row)
-            raise BrokenOff
+            reported.append(row)
+            raise Interrupted
         assert known == [row]
         return False
 
     for _ in range(4):
-        with pytest.raises(BrokenOff):
+        with pytest.raises(Interrupted):
             run_trial(trial, workers, report)
     run_trial(trial, workers, report)
     assert_same(trial, whole)
 
 
 @pytest.mark.parametrize("epoch", [1, 3])
-def test_a_stop_ends_the_trial_at_once_and_for_good(
+def test_stop_ends_the_trial_at_once_and_for_good(
     epoch: int, whole: Trial, tmp_path: Path, workers: Workers
 ) -> None:
     trial = dataclasses.replace(whole, folder=tmp_path)
-    told: list[int] = []
+    reported: list[int] = []
 
     def report(row: Row) -> bool:
-        told.append(row["epoch"])
+        reported.append(row["epoch"])
         return bool(row["epoch"] == epoch)
 
     run_trial(trial, workers, report)
-    assert told == list(range(1, epoch + 1))
+    assert reported == list(range(1, epoch + 1))
     run_trial(trial, workers, report)
-    assert told == [*range(1, epoch + 1)] * 2  # replayed, and nothing trained
+    assert reported == [*range(1, epoch + 1)] * 2  # replayed without training
     assert without_times(rows_of(trial)) == without_times(rows_of(whole))[:epoch]
 
 
-def test_a_stopped_trial_goes_on_where_it_was_told_to_go_on_after_all(
+def test_stopped_trial_resumes_if_it_is_run_without_a_stop(
     whole: Trial, tmp_path: Path, workers: Workers
 ) -> None:
     trial = dataclasses.replace(whole, folder=tmp_path)
@@ -182,8 +193,8 @@ def test_another_trial_number_starts_from_other_weights(
 
 
 def test_checkpoints_hold_student_refiner_and_scales_but_no_teacher(whole: Trial) -> None:
-    last = Checkpoints(whole.folder).last()
-    assert last is not None
+    last = Checkpoints(whole.folder).require_last()
+    assert last.stage == "refine"
     assert {name.split(".")[0] for name in last.weights()} == {"student", "refiner"}
     best = best_rows(last.rows)["distill"]["epoch"]
     stage_1 = Checkpoints(whole.folder).at(best).weights()
@@ -192,11 +203,11 @@ def test_checkpoints_hold_student_refiner_and_scales_but_no_teacher(whole: Trial
     assert all(stage_1[name] != 1 for name in scales)
 
 
-def test_the_frozen_student_of_stage_2_is_the_best_of_stage_1(
+def test_frozen_student_of_stage_2_is_the_best_of_stage_1(
     whole: Trial, tmp_path: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aps = iter([0.5, 0.2, 0.6, 0.1])  # the best of each stage is not its last
-    monkeypatch.setattr(TrainingData, "score", lambda ground, estimator, starts: {"ap": next(aps)})
+    monkeypatch.setattr(TrainingData, "score", lambda data, estimator, starts: {"ap": next(aps)})
     trial = dataclasses.replace(whole, folder=tmp_path)
     run_trial(trial, workers, lambda row: False)
     checkpoints = Checkpoints(tmp_path)
@@ -211,17 +222,17 @@ def test_the_frozen_student_of_stage_2_is_the_best_of_stage_1(
             assert torch.equal(value, best[name]), name
 
 
-def test_a_finetuned_student_moves_goes_on_after_a_break_and_is_kept(
+def test_finetuned_student_changes_resumes_and_is_saved(
     whole: Trial, config: StudyConfig, tmp_path: Path, workers: Workers
 ) -> None:
     values = {"refine.student": "finetuned", "refine.candidates": 2, "distill.epochs": 1}
     config = with_values(config, values)
     trial = dataclasses.replace(whole, config=config, folder=tmp_path / "whole")
     run_trial(trial, workers, lambda row: False)
-    broken = dataclasses.replace(trial, folder=tmp_path / "broken")
-    run_trial(broken, workers, lambda row: bool(row["epoch"] == 2))
-    run_trial(broken, workers, lambda row: False)
-    assert_same(trial, broken)
+    interrupted = dataclasses.replace(trial, folder=tmp_path / "interrupted")
+    run_trial(interrupted, workers, lambda row: bool(row["epoch"] == 2))
+    run_trial(interrupted, workers, lambda row: False)
+    assert_same(trial, interrupted)
     best = {stage: row["epoch"] for stage, row in best_rows(rows_of(trial)).items()}
     checkpoints = Checkpoints(trial.folder)
     before = checkpoints.at(best["distill"]).weights()
@@ -229,33 +240,27 @@ def test_a_finetuned_student_moves_goes_on_after_a_break_and_is_kept(
     moved = {n for n in after if n in before and not torch.equal(before[n], after[n])}
     assert "student.stem.0.weight" in moved and not any("running" in name for name in moved)
     assert not any(name.startswith("student.final_layer") for name in moved)
-    ground = TrainingData.open(trial.prepared, resolve(config), workers, targets=None)
+    data = TrainingData.open(trial.prepared, resolve(config), workers, targets=None)
     kept = checkpoints.at(best["refine"])
-    estimator = load_estimator(
-        kept, config.student, config.distill, config.refine, config.trial, resolve(config)
-    )
+    estimator = estimator_of(kept, config)
     for name, value in estimator.state_dict().items():
         assert torch.equal(value, after[name]), name
-    assert ground.score(estimator)["ap"] == kept.rows[-1]["val_ap"]
+    assert data.score(estimator)["ap"] == kept.rows[-1]["val_ap"]
 
 
-def test_a_loaded_checkpoint_scores_what_was_reported(
+def test_loaded_checkpoint_has_the_reported_scores(
     whole: Trial, config: StudyConfig, workers: Workers
 ) -> None:
-    ground = TrainingData.open(whole.prepared, resolve(config), workers, targets=None)
-    for checkpoint in {row["epoch"] for row in best_rows(rows_of(whole)).values()}:
-        kept = Checkpoints(whole.folder).at(checkpoint)
-        scores = ground.score(
-            load_estimator(
-                kept, config.student, config.distill, config.refine, config.trial, resolve(config)
-            )
-        )
+    data = TrainingData.open(whole.prepared, resolve(config), workers, targets=None)
+    for epoch in {row["epoch"] for row in best_rows(rows_of(whole)).values()}:
+        kept = Checkpoints(whole.folder).at(epoch)
+        scores = data.score(estimator_of(kept, config))
         assert scores == {
             name[4:]: value for name, value in kept.rows[-1].items() if name.startswith("val_")
         }
 
 
-def test_a_trial_without_stage_2_ends_after_stage_1(
+def test_trial_without_stage_2_ends_after_stage_1(
     whole: Trial, config: StudyConfig, tmp_path: Path, workers: Workers
 ) -> None:
     alone = with_values(config, {"refine.epochs": 0, "distill.epochs": 1})
@@ -264,16 +269,18 @@ def test_a_trial_without_stage_2_ends_after_stage_1(
     assert [row["stage"] for row in rows_of(trial)] == ["distill"]
 
 
-def test_a_loss_that_is_no_number_ends_the_trial_with_its_reason(
+def test_loss_that_is_not_finite_ends_the_trial_with_a_reason(
     whole: Trial, config: StudyConfig, tmp_path: Path, workers: Workers
 ) -> None:
-    wild = with_values(config, {"distill.optimizer.lr": 1e20, "distill.optimizer.weight_decay": 1})
-    trial = dataclasses.replace(whole, config=wild, folder=tmp_path)
+    diverging = with_values(
+        config, {"distill.optimizer.lr": 1e20, "distill.optimizer.weight_decay": 1}
+    )
+    trial = dataclasses.replace(whole, config=diverging, folder=tmp_path)
     with pytest.raises(TrainingDiverged, match=r"lower.*rate|lower distill\.optimizer\.lr=1e\+20"):
         run_trial(trial, workers, lambda row: False)
 
 
-def test_a_pretrained_student_starts_where_its_weights_are(
+def test_pretrained_student_starts_from_its_weights(
     whole: Trial, config: StudyConfig, tmp_path: Path, workers: Workers
 ) -> None:
     weights = Checkpoints(whole.folder).at(4).weights()
@@ -295,19 +302,17 @@ def test_a_pretrained_student_starts_where_its_weights_are(
         torch.testing.assert_close(trained[name], weights[name], atol=1e-7, rtol=0)
 
 
-def test_the_teacher_is_trained_once_and_goes_on_after_a_break(
+def test_teacher_is_trained_once_and_resumes_after_an_interruption(
     mini_config: StudyConfig, mini_data: PreparedData, workers: Workers
 ) -> None:
     config = with_values(mini_config, {"teacher.epochs": 2, "seed": 1})
-    folder = teacher_folder(teacher_spec(config, resolve(config)), mini_data)
+    folder = teacher_folder(spec_of(config), mini_data)
 
-    def broken(row: Row) -> bool:
-        raise BrokenOff
+    def interrupted(row: Row) -> bool:
+        raise Interrupted
 
-    with pytest.raises(BrokenOff):
-        make_teacher(
-            teacher_spec(config, resolve(config)), config.student, mini_data, workers, broken
-        )
+    with pytest.raises(Interrupted):
+        make_teacher(spec_of(config), config.student, mini_data, workers, interrupted)
     assert not is_ready(folder)
     rows: list[Row] = []
 
@@ -315,15 +320,15 @@ def test_the_teacher_is_trained_once_and_goes_on_after_a_break(
         rows.append(row)
         return False
 
-    make_teacher(teacher_spec(config, resolve(config)), config.student, mini_data, workers, report)
+    make_teacher(spec_of(config), config.student, mini_data, workers, report)
     assert is_ready(folder) and [row["epoch"] for row in rows] == [1, 2]
     assert {row["stage"] for row in rows} == {"teacher"}
     assert best_of(folder).epoch in (1, 2)
     changed = with_values(config, {"teacher.epochs": 3})
-    assert teacher_folder(teacher_spec(changed, resolve(changed)), mini_data) != folder
+    assert teacher_folder(spec_of(changed), mini_data) != folder
 
 
-def test_everything_runs_on_five_joints_and_a_crop_that_is_higher_than_wide(
+def test_study_runs_on_five_joints_and_crops_higher_than_wide(
     five: Skeleton,
     five_data: Path,
     tmp_path: Path,
@@ -356,10 +361,8 @@ def test_everything_runs_on_five_joints_and_a_crop_that_is_higher_than_wide(
     data = prepare_data(
         config.data, resolve(config), lambda name: lambda done, total: None, lambda text: None
     )
-    make_teacher(
-        teacher_spec(config, resolve(config)), config.student, data, workers, lambda row: False
-    )
-    targets = teacher_folder(teacher_spec(config, resolve(config)), data) / TARGETS
+    make_teacher(spec_of(config), config.student, data, workers, lambda row: False)
+    targets = teacher_folder(spec_of(config), data) / TARGETS
     trial = Trial(0, config, resolve(config), data, tmp_path / "trial", targets)
     run_trial(trial, workers, lambda row: False)
     assert [row["stage"] for row in rows_of(trial)] == ["distill", "refine"]

@@ -1,6 +1,6 @@
-"""Two gloo workers do what one does: the same gradients, the same AP, and they stop together.
+"""Two gloo workers equal one: the same gradients, the same AP, and they stop together.
 
-The file is a program too: ``test_workers.py FOLDER RANK`` is one of the two workers.
+The file is also a program: ``test_workers.py FOLDER RANK`` is one of the two workers.
 """
 
 from __future__ import annotations
@@ -45,28 +45,31 @@ WEIGHTS = {"truth": 1.0, "heatmap": 0.5, "teacher": 0.7} | {f"structure_{p}": 0.
 
 
 def trial_in(folder: Path) -> Trial:
-    """The trial that ``folder`` describes, to be trained there."""
-    told = json.loads((folder / "trial.json").read_text())
-    sigmas = (told["sigma"],) * 17
+    """Read the trial that ``folder`` describes; it is trained there."""
+    description = json.loads((folder / "trial.json").read_text())
+    sigmas = (description["sigma"],) * 17
     SKELETONS["easy"] = dataclasses.replace(COCO, name="easy", oks_sigmas=sigmas)
     checks.CHOICES["data.skeleton"] = ("coco", "easy")
-    config = from_plain(told["config"])
-    data = PreparedData(**{**told["data"], "num_people": tuple(told["data"]["num_people"])})
-    return Trial(1, config, resolve(config), data, folder / "trial", Path(told["targets"]))
+    config = from_plain(description["config"])
+    fields = {**description["data"], "num_people": tuple(description["data"]["num_people"])}
+    prepared = PreparedData(**fields)
+    return Trial(
+        1, config, resolve(config), prepared, folder / "trial", Path(description["targets"])
+    )
+
+
+def distill_task(config: StudyConfig) -> DistillTask:
+    return build_distill_task(
+        config.student, config.distill, config.trial, resolve(config), seed=1
+    )
 
 
 def tasks(trial: Trial) -> list[DistillTask | RefineTask]:
-    """Both stages' tasks, in eval mode, every layer away from zero.
+    """Build the tasks of both stages, in eval mode, no layer near zero.
 
     Stage 2 with a finetuned student and a choice of candidates, and with neither.
     """
-    distill = build_distill_task(
-        trial.config.student,
-        trial.config.distill,
-        trial.config.trial,
-        resolve(trial.config),
-        seed=1,
-    ).eval()
+    distill = distill_task(trial.config).eval()
     torch.manual_seed(2)
     nn.init.normal_(distill.student.final_layer.weight, std=0.3)
     skeleton = SKELETONS["easy"]
@@ -79,22 +82,20 @@ def tasks(trial: Trial) -> list[DistillTask | RefineTask]:
         for name, parameter in refiner.named_parameters():
             if name.endswith("head.weight"):
                 nn.init.normal_(parameter, std=0.1)
-        student = build_distill_task(
-            config.student, config.distill, config.trial, resolve(config), seed=1
-        ).student
+        student = distill_task(config).student
         both.append(RefineTask(student, distill.codec, refiner, skeleton, config.refine))
     return both
 
 
-def global_batches(ground: TrainingData, augment: AugmentConfig) -> list[Batch]:
-    """This worker's shares of the batches in ROWS."""
+def global_batches(data: TrainingData, augment: AugmentConfig) -> list[Batch]:
+    """Return this worker's shares of the batches in ROWS."""
     generator = torch.Generator().manual_seed(3)
-    frame = CropFrame(ground.train.input_size)
-    return list(ground.batches(augment, frame, ROWS, generator))
+    frame = CropFrame(data.train.input_size)
+    return list(data.batches(augment, frame, ROWS, generator))
 
 
 def gradients(task: DistillTask | RefineTask, batch: Batch, workers: Workers) -> dict[str, Tensor]:
-    """Of the loss on a global batch, the loss's terms, and the terms' own gradients."""
+    """Return gradients of the loss on a global batch, means of its terms, and its diagnosis."""
     wrapped = workers.wrap(task)  # averages gradients only while it lives
     terms = wrapped(batch)
     diagnosis = GradientDiagnosis(next(iter(task.trainable())).parameters(), workers)
@@ -111,17 +112,21 @@ def gradients(task: DistillTask | RefineTask, batch: Batch, workers: Workers) ->
     return {**named, **figures, **{f"term {name}": mean for name, mean in means.items()}}
 
 
+def data_of(trial: Trial, workers: Workers) -> TrainingData:
+    return TrainingData.open(trial.prepared, resolve(trial.config), workers, trial.targets)
+
+
 def results(trial: Trial, workers: Workers) -> dict[str, Any]:
-    """What must not depend on the number of workers."""
-    ground = TrainingData.open(trial.prepared, resolve(trial.config), workers, trial.targets)
-    batches = global_batches(ground, trial.config.distill.augment)
+    """Compute what must not depend on the number of workers."""
+    data = data_of(trial, workers)
+    batches = global_batches(data, trial.config.distill.augment)
     distill, refine, plain = tasks(trial)
     rounded, *_ = tasks(trial)
     rounded.student.precision = "bf16"
     return {
         "bf16": gradients(rounded, batches[0], workers),
         "terms": mean_terms(distill, batches, workers),
-        "scores": ground.score(distill.estimator()),
+        "scores": data.score(distill.estimator()),
         "distill": gradients(distill, batches[0], workers),
         "refine": gradients(refine, batches[1], workers),
         "plain": gradients(plain, batches[1], workers),
@@ -129,16 +134,16 @@ def results(trial: Trial, workers: Workers) -> dict[str, Any]:
 
 
 def compiled_and_not(trial: Trial, workers: Workers) -> list[dict[str, Tensor]]:
-    """Gradients and terms of a compiled network in train mode, and those of another one."""
-    ground = TrainingData.open(trial.prepared, resolve(trial.config), workers, trial.targets)
-    batch = global_batches(ground, trial.config.distill.augment)[0]
+    """Return gradients and terms of a compiled network in train mode, and of an uncompiled one."""
+    data = data_of(trial, workers)
+    batch = global_batches(data, trial.config.distill.augment)[0]
     compiled, plain = (tasks(trial)[0].train() for _ in range(2))
     compiled.student.compile(backend="eager", dynamic=False)
     return [gradients(task, batch, workers) for task in (compiled, plain)]
 
 
 def main(folder: Path, rank: int) -> None:
-    """One of two workers: leaves what it saw in ``folder``."""
+    """Run one of two workers; its results are saved in ``folder``."""
     torch.set_num_threads(1)
     meeting = f"file://{folder / 'meeting'}"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
@@ -166,7 +171,7 @@ def folder(
     easy: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """Where the trial lies that both workers have trained until they were told to stop."""
+    """Folder of a trial that both workers trained until the first one stopped it."""
     folder = tmp_path_factory.mktemp("pair")
     values = {
         "data.skeleton": easy,
@@ -177,13 +182,13 @@ def folder(
         "refine.student": "finetuned",
         "refine.candidates": 2,
     }
-    told = {
+    description = {
         "config": to_plain(with_values(mini_config, values)),
         "data": dataclasses.asdict(mini_data),
         "targets": str(mini_targets),
         "sigma": SKELETONS[easy].oks_sigmas[0],
     }
-    (folder / "trial.json").write_text(json.dumps(told))
+    (folder / "trial.json").write_text(json.dumps(description))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     pair = [
         subprocess.Popen(
@@ -212,13 +217,13 @@ def trial(folder: Path) -> Trial:
 
 @pytest.fixture(scope="module")
 def seen(folder: Path) -> list[dict[str, Any]]:
-    """By rank, what the workers saw."""
+    """Results of both workers, by rank."""
     return [torch.load(folder / f"seen-{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
 def alone(trial: Trial, workers: Workers) -> dict[str, Any]:
-    """What one worker sees."""
+    """Results of a single worker."""
     return results(trial, workers)
 
 
@@ -241,10 +246,10 @@ def test_gradients_of_a_global_batch_are_those_of_one_worker(
             difference = (seen[rank][stage][name] - value).abs().max()
             assert difference < rounding, f"{name}: {difference} > {rounding}"
     largest = max(float(value.abs().max()) for value in expected.values())
-    assert largest > 1e-3  # else the tolerance would say nothing
+    assert largest > 1e-3  # otherwise the tolerance would prove nothing
 
 
-def test_gradients_in_bf16_are_those_of_one_worker_but_for_rounding(
+def test_gradients_in_bf16_are_those_of_one_worker_up_to_rounding(
     seen: list[dict[str, Any]], alone: dict[str, Any]
 ) -> None:
     one, first, second, plain = (
@@ -257,7 +262,7 @@ def test_gradients_in_bf16_are_those_of_one_worker_but_for_rounding(
     assert (first - one).norm() < rounding
 
 
-def test_a_compiled_network_has_the_gradients_of_another_on_two_workers(
+def test_compiled_network_has_the_gradients_of_an_uncompiled_one_on_two_workers(
     seen: list[dict[str, Any]],
 ) -> None:
     for rank in range(2):
@@ -295,24 +300,20 @@ def test_both_workers_see_every_epoch_and_stop_together(seen: list[dict[str, Any
         assert len(figures) == (18 if first["stage"] == "distill" else 2)
 
 
-def test_the_reported_ap_is_that_of_the_weights_that_were_kept(
+def test_reported_ap_is_that_of_the_kept_weights(
     trial: Trial, seen: list[dict[str, Any]], workers: Workers
 ) -> None:
     checkpoints = Checkpoints(trial.folder)
-    last = checkpoints.last()
-    assert last is not None and last.epoch == STOP_AT
+    last = checkpoints.require_last()
+    assert last.epoch == STOP_AT
     assert [row["val_ap"] for row in last.rows] == [row["val_ap"] for row in seen[0]["rows"]]
-    ground = TrainingData.open(trial.prepared, resolve(trial.config), workers, targets=None)
+    config, resolved = trial.config, resolve(trial.config)
+    data = TrainingData.open(trial.prepared, resolved, workers, targets=None)
     for row in best_rows(last.rows).values():
         kept = checkpoints.at(row["epoch"])
-        scores = ground.score(
+        scores = data.score(
             load_estimator(
-                kept,
-                trial.config.student,
-                trial.config.distill,
-                trial.config.refine,
-                trial.config.trial,
-                resolve(trial.config),
+                kept, config.student, config.distill, config.refine, config.trial, resolved
             )
         )
         assert scores["ap"] == pytest.approx(row["val_ap"], abs=1e-9)
