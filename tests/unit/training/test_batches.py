@@ -1,4 +1,4 @@
-"""What a training step sees: crops, truth, neighbor and teacher in one frame."""
+"""Batches: crops, truth, neighbor and teacher targets in one frame."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ WILD = AugmentConfig(
 )
 FRAME = CropFrame((96, 64))
 MARGIN = torch.tensor([16.0, 24.0])
-"""The stored crop of a (96, 64) input has so much more on the left and above."""
+"""Margin of the stored crop of a (96, 64) input on the left and above, px."""
 HALF = {"atol": 1e-3, "rtol": 0.0}
-"""What is kept in half precision."""
+"""Tolerance of values that are stored in half precision."""
 STEP = {"atol": 0.02, "rtol": 0.0}
-"""Places are kept in steps of 2/65535 of the stored crop, 0.004 px, and zoomed by up to 4."""
+"""Tolerance of places: stored in steps of 2/65535 of the crop, 0.004 px, zoomed by up to 4."""
 ORDER = [0, 2, 1, 4, 3]
-"""The five-joint skeleton, mirrored."""
+"""Joints of the five-joint skeleton in mirrored order."""
 
 
 def one_of(rank: int, world: int) -> Workers:
-    """A worker that believes in its peers."""
+    """Return one of several workers; the others do not run."""
     worker = Workers(torch.device("cpu"))
     worker.rank, worker.world = rank, world
     return worker
@@ -58,7 +58,7 @@ def one_of(rank: int, world: int) -> Workers:
 
 @pytest.fixture(scope="module")
 def perfect(five_store: CropStore, tmp_path_factory: pytest.TempPathFactory) -> TeacherStore:
-    """A teacher whose first mode is the truth, and whose relation names both joints."""
+    """Targets whose first mode is the truth and whose relation encodes both joints."""
     modes = np.zeros((13, 5, 3, 4), np.float32)
     modes[:, :, 0, :2] = five_store.keypoints_stored
     modes[:, :, 0, 2] = 0.1 * np.arange(5) + 0.5
@@ -66,11 +66,11 @@ def perfect(five_store: CropStore, tmp_path_factory: pytest.TempPathFactory) -> 
     relation = torch.eye(5).expand(13, 5, 5).clone()
     for i, j in zip(*np.triu_indices(5, 1), strict=True):
         relation[:, i, j] = relation[:, j, i] = (10 * i + j) / 127
-    taught = torch.ones(13, 5)
-    taught[:, 3] = 0
+    known = torch.ones(13, 5)
+    known[:, 3] = 0
     path = tmp_path_factory.mktemp("perfect") / "targets.arrow"
-    said = TeacherTargets(torch.from_numpy(modes), taught, relation)
-    write_teacher_store(path, (144, 96), 13, said.part)
+    targets = TeacherTargets(torch.from_numpy(modes), known, relation)
+    write_teacher_store(path, (144, 96), 13, targets.part)
     return open_teacher_store(path)
 
 
@@ -95,7 +95,7 @@ def plain_keypoints(store: CropStore) -> Tensor:
     return torch.from_numpy(store.keypoints_stored.copy()) - MARGIN
 
 
-def test_without_augmentation_people_come_as_they_are_stored(
+def test_people_without_augmentation_are_as_stored(
     five_store: CropStore, five: Skeleton, workers: Workers
 ) -> None:
     (batch,) = batches(five_store, five, STILL, workers)
@@ -129,12 +129,12 @@ def test_mirrored_people_have_their_teacher_in_mirrored_order(
     torch.testing.assert_close(heights[0], torch.tensor([0.5, 0.7, 0.6, 0.9, 0.8]), **HALF)
     named = [[10 * min(i, j) + max(i, j) if i != j else 127 for j in ORDER] for i in ORDER]
     assert (127 * batch.teacher_relation[3]).round().int().tolist() == named
-    assert batch.teacher_mask is not None  # joint 3 is untaught, and lies at 4 in the mirror
+    assert batch.teacher_mask is not None  # joint 3 has no target, and is joint 4 in the mirror
     assert batch.teacher_mask.tolist() == [[1, 1, 1, 1, 0]] * 13
 
 
 @pytest.mark.parametrize("augment", [STILL, MIRROR, WILD])
-def test_given_poses_are_carried_like_the_truth(
+def test_given_poses_are_augmented_like_the_truth(
     augment: AugmentConfig, five_store: CropStore, five: Skeleton, workers: Workers
 ) -> None:
     scores = np.broadcast_to(np.arange(5)[:, None] / 10, (13, 5, 1))
@@ -148,17 +148,17 @@ def test_given_poses_are_carried_like_the_truth(
     assert next(batches(five_store, five, augment, workers)).start_crop is None
 
 
-def test_a_teacher_without_features_has_no_relation_and_the_rest(
+def test_teacher_without_features_lacks_only_the_relation(
     five_store: CropStore, five: Skeleton, workers: Workers, perfect: TeacherStore
 ) -> None:
-    blind = dataclasses.replace(perfect, relation=None)
-    (batch,) = batches(five_store, five, STILL, workers, teacher=blind)
+    without_relation = dataclasses.replace(perfect, relation=None)
+    (batch,) = batches(five_store, five, STILL, workers, teacher=without_relation)
     assert batch.teacher_relation is None and batch.teacher_modes is not None
     assert batch.teacher_mask is not None
     assert batch.teacher_mask.tolist() == [[1, 1, 1, 0, 1]] * 13
 
 
-def test_augmented_teacher_modes_land_where_the_augmented_joints_do(
+def test_augmented_teacher_modes_match_the_augmented_joints(
     five_store: CropStore, five: Skeleton, workers: Workers, perfect: TeacherStore
 ) -> None:
     (batch,) = batches(five_store, five, WILD, workers, teacher=perfect)
@@ -183,7 +183,7 @@ def test_areas_follow_the_affine(five_store: CropStore, five: Skeleton, workers:
     torch.testing.assert_close(batch.areas_crop, expected)
 
 
-def test_the_neighbor_lies_where_it_is_in_this_persons_crop(
+def test_neighbor_is_in_pixels_of_the_persons_crop(
     five_people: People, five_store: CropStore, five: Skeleton, workers: Workers
 ) -> None:
     (batch,) = batches(five_store, five, STILL, workers)
@@ -198,7 +198,7 @@ def test_the_neighbor_lies_where_it_is_in_this_persons_crop(
         assert np.array_equal(batch.neighbor_visibility[row], five_people.visibility[neighbor])
 
 
-def test_who_overlaps_nobody_has_a_neighbor_without_joints(
+def test_person_without_overlap_has_a_neighbor_without_joints(
     five_store: CropStore, five: Skeleton, workers: Workers
 ) -> None:
     (batch,) = batches(five_store, five, WILD, workers)
@@ -208,18 +208,18 @@ def test_who_overlaps_nobody_has_a_neighbor_without_joints(
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_workers_shares_together_are_the_global_batch(
+def test_workers_shares_are_the_global_batch(
     world: int, five_store: CropStore, five: Skeleton, workers: Workers, perfect: TeacherStore
 ) -> None:
     rows = [[3, 1, 12, 7, 0, 4], [2, 5, 9, 8, 10, 6]]
     starts = np.concatenate((five_store.keypoints_stored, np.ones((13, 5, 1))), 2, dtype="f4")
 
-    def of(worker: Workers) -> list[Batch]:
+    def shares_of(worker: Workers) -> list[Batch]:
         found = batches(five_store, five, WILD, worker, teacher=perfect, rows=rows, starts=starts)
         return list(found)
 
-    whole = of(workers)
-    shares = [of(one_of(rank, world)) for rank in range(world)]
+    whole = shares_of(workers)
+    shares = [shares_of(one_of(rank, world)) for rank in range(world)]
     for step, one in enumerate(whole):
         for name, value in vars(one).items():
             together = torch.stack([getattr(share[step], name) for share in shares], 1)
@@ -244,7 +244,7 @@ def test_shards_hold_each_row_once() -> None:
         (8, 3, 3, [3, 3]),
     ],
 )
-def test_the_last_batch_is_cut_to_a_multiple_of_the_workers(
+def test_last_batch_is_cut_to_a_multiple_of_the_workers(
     count: int, batch_size: int, world: int, sizes: list[int]
 ) -> None:
     rows = epoch_rows(count, batch_size, world, torch.Generator().manual_seed(0))
@@ -261,7 +261,7 @@ def test_every_epoch_has_another_order_and_leaves_out_other_people() -> None:
     assert len(set.union(*left_out)) > 4 and len({tuple(order) for order in epochs}) == 20
 
 
-def test_evaluation_sees_each_of_the_first_people_once_and_plain(
+def test_evaluation_has_each_of_the_first_people_once_and_plain(
     five_store: CropStore, five: Skeleton
 ) -> None:
     seen: list[int] = []
@@ -280,7 +280,7 @@ def test_the_same_generator_gives_the_same_batch(
     assert torch.equal(first.crops, second.crops)
 
 
-def test_to_moves_what_is_there_and_leaves_out_what_is_not(
+def test_to_moves_existing_fields_and_keeps_missing_ones(
     five_store: CropStore, five: Skeleton, workers: Workers
 ) -> None:
     moved = next(batches(five_store, five, STILL, workers)).to(torch.device("meta"))

@@ -1,4 +1,4 @@
-"""What each term does to the gradient: by hand, and without a trace in the training."""
+"""Diagnosis of the gradient of each term: values by hand, and no effect on training."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_shares_and_cosines_by_hand(workers: Workers) -> None:
     assert point.grad is None and unused.grad is None
 
 
-def test_steps_count_alike_and_a_step_without_gradient_has_no_shares(workers: Workers) -> None:
+def test_steps_count_equally_and_a_step_without_gradient_has_no_shares(workers: Workers) -> None:
     point = nn.Parameter(torch.zeros(2))
     diagnosis = GradientDiagnosis([point], workers)
     assert diagnosis.row() == {}
@@ -70,8 +70,10 @@ def test_steps_count_alike_and_a_step_without_gradient_has_no_shares(workers: Wo
     assert row["gradient_cosine.heatmap"] == pytest.approx(cosine, rel=1e-5)
 
 
-def last_of(trial: Trial, values: dict[str, Any], folder: Path, workers: Workers) -> Checkpoint:
-    """What the same trial has come to after its only epoch with these settings."""
+def train_one_epoch(
+    trial: Trial, values: dict[str, Any], folder: Path, workers: Workers
+) -> Checkpoint:
+    """Run a trial's only epoch with these settings and return its checkpoint."""
     config = with_values(trial.config, values)
     run_trial(
         Trial(1, config, resolve(config), trial.prepared, folder, trial.targets),
@@ -89,7 +91,7 @@ def trial(
     easy: str,
     tmp_path_factory: Any,
 ) -> Trial:
-    """Not run; its stage 1 has every kind of term."""
+    """A trial that has not run; its stage 1 has every kind of term."""
     values = {**MIX, "data.skeleton": easy, "distill.epochs": 1, "refine.epochs": 0}
     folder = tmp_path_factory.mktemp("diagnosed")
     changed = with_values(mini_config, values)
@@ -97,7 +99,7 @@ def trial(
 
 
 def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
-    """Two states of an optimizer, to the last bit."""
+    """Check that two states of an optimizer are equal bit by bit."""
     assert first["param_groups"] == second["param_groups"]
     assert first["state"].keys() == second["state"].keys()
     for index, state in first["state"].items():
@@ -105,13 +107,13 @@ def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("weights", ["fixed", "learned"])
-def test_a_diagnosed_trial_is_the_same_trial_bit_by_bit(
+def test_diagnosis_changes_no_bit_of_a_trial(
     weights: str, trial: Trial, tmp_path: Path, workers: Workers
 ) -> None:
     states, kept = [], []
     for diagnose in (False, True):
         values = {"distill.diagnose": diagnose, "distill.weights": weights}
-        kept.append(last_of(trial, values, tmp_path / str(diagnose), workers))
+        kept.append(train_one_epoch(trial, values, tmp_path / str(diagnose), workers))
         states.append(torch.get_rng_state())
     plain, diagnosed = kept
     assert torch.equal(*states)
@@ -127,23 +129,24 @@ def test_a_diagnosed_trial_is_the_same_trial_bit_by_bit(
     }
 
 
-def test_a_trials_figures_are_those_of_each_term_alone(
+def test_figures_of_a_trial_equal_those_of_each_term_alone(
     trial: Trial, tmp_path: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "DIAGNOSED_STEPS", 1)
     values = {"distill.diagnose": True, "distill.normalize": "none"}
-    (row,) = last_of(trial, values, tmp_path, workers).rows
+    (row,) = train_one_epoch(trial, values, tmp_path, workers).rows
 
     config = with_values(trial.config, values)
-    ground = TrainingData.open(trial.prepared, resolve(config), workers, trial.targets)
-    augment, frame = config.distill.augment, CropFrame(ground.train.input_size)
-    stage = ground.stage("distill", config.distill, augment, frame, seed=trial.seed)
+    resolved = resolve(config)
+    data = TrainingData.open(trial.prepared, resolved, workers, trial.targets)
+    augment, frame = config.distill.augment, CropFrame(data.train.input_size)
+    stage = data.stage("distill", config.distill, augment, frame, seed=trial.seed)
     seed = derived.seed_of(trial.seed, "distill", 1)
     batch = next(stage.batches(torch.Generator().manual_seed(seed)))
     gradients = {}
     for term in TERMS:
         task = build_distill_task(
-            config.student, config.distill, config.trial, resolve(config), seed=trial.seed
+            config.student, config.distill, config.trial, resolved, seed=trial.seed
         ).train()
         combine({term: task(batch)[term]}, task.weights(0.0), workers)[0].backward()
         gradients[term] = torch.cat(
@@ -161,13 +164,13 @@ def test_a_trials_figures_are_those_of_each_term_alone(
         assert row[f"gradient_cosine.{term}"] == pytest.approx(float(cosine), abs=1e-4)
 
 
-def test_only_the_first_steps_of_an_epoch_are_looked_at(
+def test_only_the_first_steps_of_an_epoch_are_diagnosed(
     trial: Trial, tmp_path: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     added: list[int] = []
     monkeypatch.setattr(GradientDiagnosis, "add", lambda *_: added.append(1))
     values = {"distill.batch_size": 3, "distill.diagnose": True}
-    (row,) = last_of(trial, values, tmp_path, workers).rows
+    (row,) = train_one_epoch(trial, values, tmp_path, workers).rows
     assert row["step"] > loop.DIAGNOSED_STEPS == len(added)
 
 

@@ -1,4 +1,4 @@
-"""Stage 1: what its terms see, how they are weighed, and which layers learn how fast."""
+"""Stage 1: its terms, their weights, and the learning rates of the layers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ STRUCTURES = ["pairwise", "bone", "angle", "relation"]
 
 
 class Painter(PoseNetwork):
-    """A student whose heatmaps and features are what it learns."""
+    """A student whose heatmaps and features are its parameters."""
 
     def __init__(self, heatmaps: Tensor) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def task_of(
 
 @pytest.fixture
 def batch() -> Batch:
-    """Three people; the teacher has one mode a joint, a few pixels beside the truth."""
+    """Three people; the teacher has one mode a joint, a few pixels off the truth."""
     generator = torch.Generator().manual_seed(1)
     keypoints = torch.rand(3, 5, 2, generator=generator) * torch.tensor([40.0, 70.0]) + 12
     modes = torch.zeros(3, 5, 3, 4)
@@ -103,7 +103,7 @@ def modes_of(batch: Batch) -> Tensor:
 
 
 def like_the_teacher(batch: Batch) -> tuple[Painter, Batch]:
-    """A student that paints what the teacher does, and a teacher with the student's relation."""
+    """Return a student with the teacher's heatmaps; the teacher has the student's relation."""
     student = Painter(CODEC.render(modes_of(batch)))
     relation = joint_relation(student.heatmaps, student.features).detach()
     return student, dataclasses.replace(batch, teacher_relation=relation)
@@ -120,7 +120,7 @@ def mean(term: Term) -> float:
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("heatmap", ["mse", "kl"])
-def test_a_student_that_equals_the_teacher_has_no_teacher_loss(
+def test_student_that_equals_the_teacher_has_no_teacher_loss(
     heatmap: str, structure: str, five: Skeleton, batch: Batch
 ) -> None:
     student, batch = like_the_teacher(batch)
@@ -133,7 +133,7 @@ def test_a_student_that_equals_the_teacher_has_no_teacher_loss(
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("heatmap", ["mse", "kl"])
-def test_every_kind_teaches_the_student_on_five_joints_and_a_high_crop(
+def test_every_kind_has_a_gradient_on_five_joints_and_a_high_crop(
     heatmap: str, structure: str, five: Skeleton, batch: Batch
 ) -> None:
     student = unlike_the_teacher()
@@ -149,20 +149,20 @@ def mean_of(term: Term) -> Tensor:
     return term.sum / term.count
 
 
-def test_a_student_that_equals_the_truth_has_no_truth_loss(five: Skeleton, batch: Batch) -> None:
+def test_student_that_equals_the_truth_has_no_truth_loss(five: Skeleton, batch: Batch) -> None:
     targets, _ = CODEC.encode(batch.keypoints_crop, batch.visibility)
     assert mean(task_of(five, Painter(targets))(batch)["truth"]) == 0
 
 
-def test_an_unlabeled_joint_adds_no_truth_loss_but_the_teacher_teaches_it(
+def test_unlabeled_joint_adds_no_truth_loss_but_a_heatmap_loss(
     five: Skeleton, batch: Batch
 ) -> None:
     student = unlike_the_teacher()
     terms = task_of(five, student)(batch)
     (truth,) = torch.autograd.grad(terms["truth"].sum, student.heatmaps, retain_graph=True)
-    (taught,) = torch.autograd.grad(terms["heatmap"].sum, student.heatmaps)
+    (imitation,) = torch.autograd.grad(terms["heatmap"].sum, student.heatmaps)
     assert (truth[0, 3] == 0).all() and (truth[0, 2] != 0).any()
-    assert (taught[0, 3] != 0).any()
+    assert (imitation[0, 3] != 0).any()
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_the_baseline_needs_no_teacher(five: Skeleton, batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_a_joint_with_two_rival_modes_carries_no_structure_loss(
+def test_joint_with_two_rival_modes_adds_no_structure_loss(
     structure: str, five: Skeleton, batch: Batch
 ) -> None:
     modes = modes_of(batch).clone()
@@ -202,7 +202,7 @@ def test_a_joint_with_two_rival_modes_carries_no_structure_loss(
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_a_joint_that_the_crop_cuts_off_carries_no_structure_loss(
+def test_joint_outside_the_crop_adds_no_structure_loss(
     structure: str, five: Skeleton, batch: Batch
 ) -> None:
     modes = modes_of(batch).clone()
@@ -214,13 +214,13 @@ def test_a_joint_that_the_crop_cuts_off_carries_no_structure_loss(
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("heatmap", ["mse", "kl"])
-def test_an_untaught_joint_adds_nothing_to_any_teacher_term(
+def test_masked_joint_adds_nothing_to_any_teacher_term(
     heatmap: str, structure: str, five: Skeleton, batch: Batch
 ) -> None:
     assert batch.teacher_mask is not None
-    taught = batch.teacher_mask.clone()
-    taught[:, 1] = 0
-    batch = dataclasses.replace(batch, teacher_mask=taught)
+    mask = batch.teacher_mask.clone()
+    mask[:, 1] = 0
+    batch = dataclasses.replace(batch, teacher_mask=mask)
     assert_no_structure_from_joint_1(structure, five, batch)
     student = unlike_the_teacher()
     term = task_of(five, student, heatmap)(batch)["heatmap"]
@@ -236,9 +236,9 @@ def test_an_untaught_joint_adds_nothing_to_any_teacher_term(
 def test_structure_on_points_needs_no_relation(
     structure: str, five: Skeleton, batch: Batch
 ) -> None:
-    blind = dataclasses.replace(batch, teacher_relation=None)
+    without_relation = dataclasses.replace(batch, teacher_relation=None)
     task = task_of(five, unlike_the_teacher(), structure=structure)
-    assert mean(task(blind)["structure"]) == mean(task(batch)["structure"]) > 0
+    assert mean(task(without_relation)["structure"]) == mean(task(batch)["structure"]) > 0
 
 
 def assert_no_structure_from_joint_1(structure: str, five: Skeleton, batch: Batch) -> None:
@@ -262,9 +262,7 @@ def test_confidence_by_hand() -> None:
     torch.testing.assert_close(confident_joints(modes[:, :, :1], (96, 64)), one_mode)
 
 
-def test_after_set_scales_each_term_starts_at_1_times_its_weight(
-    five: Skeleton, batch: Batch
-) -> None:
+def test_scaled_terms_start_at_their_weights(five: Skeleton, batch: Batch) -> None:
     task = task_of(five, unlike_the_teacher())
     means = {name: mean(term) for name, term in task(batch).items()}
     task.set_scales(means, None)
@@ -273,7 +271,7 @@ def test_after_set_scales_each_term_starts_at_1_times_its_weight(
     assert start == pytest.approx({"truth": 1.0, "heatmap": 0.5, "structure": 0.2})
 
 
-def test_a_pretrained_student_is_scaled_by_no_less_than_a_thousandth_of_a_random_one(
+def test_scale_of_a_pretrained_student_is_at_least_a_thousandth_of_a_random_ones(
     five: Skeleton,
 ) -> None:
     task = task_of(five, unlike_the_teacher())
@@ -283,7 +281,7 @@ def test_a_pretrained_student_is_scaled_by_no_less_than_a_thousandth_of_a_random
     assert scales == pytest.approx({"truth": 0.02, "heatmap": 4e-5, "structure": 3e-3})
 
 
-def test_a_term_that_is_zero_from_the_start_is_left_as_it_is(five: Skeleton) -> None:
+def test_term_that_starts_at_zero_keeps_its_scale(five: Skeleton) -> None:
     task = task_of(five, unlike_the_teacher(), structure="none")
     task.set_scales({"truth": 2.0, "heatmap": 0.0}, None)
     assert float(task.scale("heatmap")) == 1.0
@@ -307,9 +305,7 @@ def test_the_teachers_share_follows_the_schedule_and_the_truth_stays(
         assert task.weights(progress) == pytest.approx(expected)
 
 
-def test_a_mix_is_its_kinds_each_with_its_own_weight_and_scale(
-    five: Skeleton, batch: Batch
-) -> None:
+def test_mix_has_its_kinds_with_separate_weights_and_scales(five: Skeleton, batch: Batch) -> None:
     student = unlike_the_teacher()
     task = task_of(five, student, structure="mix")
     terms = task(batch)
@@ -325,7 +321,7 @@ def test_a_mix_is_its_kinds_each_with_its_own_weight_and_scale(
     assert start == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
-def test_a_weight_of_zero_leaves_a_part_out_of_the_mix(five: Skeleton, batch: Batch) -> None:
+def test_weight_of_zero_leaves_a_part_out_of_the_mix(five: Skeleton, batch: Batch) -> None:
     task = task_of(five, unlike_the_teacher(), structure="mix")
     mix = MixConfig(0.0, 0.7, 0.0, 0.2)
     structure = StructureTermConfig("mix", 5.0, mix)
@@ -344,17 +340,21 @@ def test_scales_are_kept_in_the_state_dict(five: Skeleton) -> None:
 
 
 def rates(task: DistillTask) -> dict[str, Any]:
-    """Learning rate of each parameter of the student, by name."""
+    """Return the learning rate of each parameter of the student, by name."""
     names = {id(parameter): name for name, parameter in task.student.named_parameters()}
     groups: list[dict[str, Any]] = task.parameter_groups(OPTIMIZER)
     assert sum(len(group["params"]) for group in groups) == len(names)
     return {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
 
 
-def test_a_random_student_learns_at_the_full_rate(mini_config: StudyConfig) -> None:
-    task = build_distill_task(
-        mini_config.student, mini_config.distill, mini_config.trial, resolve(mini_config), seed=0
+def distill_task(config: StudyConfig) -> DistillTask:
+    return build_distill_task(
+        config.student, config.distill, config.trial, resolve(config), seed=0
     )
+
+
+def test_a_random_student_learns_at_the_full_rate(mini_config: StudyConfig) -> None:
+    task = distill_task(mini_config)
     assert not task.is_pretrained and set(rates(task).values()) == {1e-3}
 
 
@@ -370,9 +370,7 @@ def test_pretrained_layers_learn_at_a_tenth_and_a_new_head_at_the_full_rate(
     init = tmp_path / "weights.safetensors"
     save_file(build_model("mobile_net", "tiny", skeleton).state_dict(), init)
     changed = with_values(mini_config, {"student.init": str(init)})
-    task = build_distill_task(
-        changed.student, changed.distill, changed.trial, resolve(changed), seed=0
-    )
+    task = distill_task(changed)
     found = rates(task)
     expected = {name: head_rate if name.startswith("final_layer.") else 1e-4 for name in found}
     assert task.is_pretrained and found == pytest.approx(expected)

@@ -1,4 +1,4 @@
-"""From crops to AP: the way back into the image, each person once, the same on all workers."""
+"""Evaluation: keypoints in the image, each person once, the same AP on all workers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from study.workers import Workers
 
 
 class Oracle(nn.Module):
-    """Knows the truth of the people that a worker is shown, in their order; off by ``error``."""
+    """Estimator that predicts the truth of the people at ``rows``, shifted by ``error``."""
 
     def __init__(
         self, store: CropStore, rows: list[int], error: float = 0.0, codec: str = "dark"
@@ -35,20 +35,20 @@ class Oracle(nn.Module):
         super().__init__()
         self.frame = build_codec(codec, store.input_size, 2.0).frame
         affine = plain_affines(len(rows), self.frame)
-        self.answers = (
+        self.predictions = (
             transform_points(torch.from_numpy(store.keypoints_stored[rows]), affine) + error
         )
         self.shown = 0
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        keypoints = self.answers[self.shown : self.shown + len(crops)]
+        keypoints = self.predictions[self.shown : self.shown + len(crops)]
         self.shown += len(crops)
         assert len(keypoints) == len(crops)
         return keypoints, torch.full(keypoints.shape[:2], 0.9)
 
 
 class Peer(Workers):
-    """One of two workers in a process; the second one's values are given to the first."""
+    """One of two workers in a process; the first receives the values of the second."""
 
     def __init__(self, rank: int, others: list[Any]) -> None:
         super().__init__(torch.device("cpu"))
@@ -63,7 +63,7 @@ class Peer(Workers):
 
 
 def network(store: CropStore, skeleton: Skeleton) -> RefinedPose:
-    """A student with a random head, so that it points at different places."""
+    """Return a student with a random head, so that it predicts different places."""
     torch.manual_seed(0)
     student = build_model("mobile_net", "tiny", skeleton)
     nn.init.normal_(student.final_layer.weight, std=1.0)
@@ -95,7 +95,7 @@ def test_perfect_keypoints_of_real_images_score_ap_1(
 
 
 @pytest.mark.parametrize("codec", ["dark", "udp"])
-def test_crop_keypoints_come_back_to_their_place_in_the_image(
+def test_crop_keypoints_are_transformed_back_to_the_image(
     codec: str, five_people: People, five_store: CropStore, five: Skeleton, workers: Workers
 ) -> None:
     oracle: Any = Oracle(five_store, list(range(13)), codec=codec)
@@ -106,7 +106,7 @@ def test_crop_keypoints_come_back_to_their_place_in_the_image(
     assert [d["score"] for d in detections] == pytest.approx([0.9] * 13)
 
 
-def test_a_shift_in_the_crop_is_a_shift_in_the_image_over_the_zoom(
+def test_shift_in_the_crop_is_a_shift_in_the_image_over_the_zoom(
     five_people: People, five_store: CropStore, five: Skeleton, workers: Workers
 ) -> None:
     oracle: Any = Oracle(five_store, list(range(13)), error=4.0)
@@ -135,7 +135,7 @@ def test_two_workers_predict_what_one_does_and_each_person_once(
     np.testing.assert_allclose(both_scores, alone_scores, atol=1e-5)
 
 
-def test_a_worker_without_anybody_to_look_at_gathers_all_the_same(
+def test_worker_without_people_gathers_like_the_others(
     five_store: CropStore, five: Skeleton, workers: Workers
 ) -> None:
     estimator = network(five_store, five)
@@ -156,7 +156,7 @@ def test_a_count_takes_the_first_people(
     assert len(predict_crops(estimator, five_store, five, workers, count=99)[0]) == 13
 
 
-def test_evaluation_leaves_no_trace_in_the_network(
+def test_evaluation_does_not_change_the_network(
     search: CropStore, mini_config: StudyConfig, mini_data: PreparedData, workers: Workers
 ) -> None:
     estimator = network(search, COCO)
@@ -168,7 +168,7 @@ def test_evaluation_leaves_no_trace_in_the_network(
         assert torch.equal(value, before[name])
 
 
-def test_keypoints_that_are_no_numbers_end_the_training(
+def test_keypoints_that_are_not_finite_end_the_training(
     five_store: CropStore, five: Skeleton, workers: Workers
 ) -> None:
     estimator: Any = Oracle(five_store, list(range(13)), error=float("nan"))
@@ -176,7 +176,7 @@ def test_keypoints_that_are_no_numbers_end_the_training(
         detect_people(estimator, five_store, five, workers)
 
 
-def test_heatmaps_that_are_no_numbers_end_the_training(
+def test_heatmaps_that_are_not_finite_end_the_training(
     five_store: CropStore, five: Skeleton, workers: Workers
 ) -> None:
     estimator = network(five_store, five)
@@ -185,7 +185,7 @@ def test_heatmaps_that_are_no_numbers_end_the_training(
         detect_people(estimator, five_store, five, workers)
 
 
-def test_figures_about_nobody_are_left_out(
+def test_figures_without_people_are_left_out(
     five_people: People, five_store: CropStore, five: Skeleton, workers: Workers
 ) -> None:
     oracle: Any = Oracle(five_store, list(range(13)))
@@ -194,7 +194,7 @@ def test_figures_about_nobody_are_left_out(
     assert "ap_l" not in scores  # all areas are near 1,500 square pixels, medium
 
 
-def test_the_first_worker_alone_computes_ap_and_tells_the_others(
+def test_only_the_first_worker_computes_ap_and_the_others_receive_it(
     five_people: People, five_store: CropStore, five: Skeleton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Second(Peer):
@@ -205,7 +205,7 @@ def test_the_first_worker_alone_computes_ap_and_tells_the_others(
     monkeypatch.setattr(evaluation, "average_precision", None)
     store = dataclasses.replace(five_store)
     monkeypatch.setattr(evaluation, "detect_people", lambda *arguments: [])
-    told = evaluate(
+    scores = evaluate(
         network(store, five), store, five_people.annotations, five, "coco", Second(1, [])
     )
-    assert told == {"ap": 0.25}
+    assert scores == {"ap": 0.25}

@@ -1,4 +1,4 @@
-"""Learned weights: by hand, over workers, and in a trial that is broken off and goes on."""
+"""Learned weights: by hand, over workers, and in a trial that is interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from study.config.schema import StudyConfig
 from study.search.controls import baseline_values
 from study.storage.checkpoint import Checkpoints, Row
 from study.teachers.make import build_task
+from study.training.distill import DistillTask
 from study.training.loop import combine
 from study.training.loss_weights import UncertaintyWeights
 from study.training.losses import Term
@@ -52,6 +53,12 @@ def learned_at(**log_variances: float) -> UncertaintyWeights:
     return weights
 
 
+def distill_task(config: StudyConfig) -> DistillTask:
+    return build_distill_task(
+        config.student, config.distill, config.trial, resolve(config), seed=0
+    )
+
+
 def test_terms_count_exp_of_minus_s_times_the_loss_plus_half_s() -> None:
     counted = learned_at(truth=0.3, heatmap=-1.0)({"heatmap": torch.tensor(2.0)})
     assert counted.tolist() == pytest.approx([2 * math.e - 0.5])
@@ -71,7 +78,7 @@ def test_the_best_factor_of_a_loss_is_one_over_twice_the_loss() -> None:
     assert (slope(25.0), slope(6.25)) == (pytest.approx(-0.5), pytest.approx(0.25))
 
 
-def test_a_start_at_its_mean_makes_a_term_count_one() -> None:
+def test_weight_that_starts_at_the_mean_makes_a_term_count_one() -> None:
     weights = learned_at(truth=0.0, heatmap=0.0)
     weights.start_at({"truth": 0.004, "heatmap": 7.0})
     assert weights.factors() == pytest.approx({"truth": 250.0, "heatmap": 1 / 7})
@@ -104,7 +111,7 @@ def test_two_workers_learn_the_weights_that_one_would() -> None:
         torch.testing.assert_close(mine, one)
 
 
-def test_a_term_whose_share_is_over_moves_neither_student_nor_its_weight(workers: Workers) -> None:
+def test_term_without_share_changes_neither_student_nor_learned_weight(workers: Workers) -> None:
     leaf = torch.tensor(3.0, requires_grad=True)
     weights = learned_at(truth=0.0, heatmap=0.5)
     terms = {name: Term(leaf * 2, torch.tensor(1.0)) for name in ("truth", "heatmap")}
@@ -118,9 +125,7 @@ def test_weights_learn_at_the_rate_of_new_layers_and_do_not_decay(
     mini_config: StudyConfig,
 ) -> None:
     changed = with_values(mini_config, LEARNED)
-    task = build_distill_task(
-        changed.student, changed.distill, changed.trial, resolve(changed), seed=0
-    )
+    task = distill_task(changed)
     assert task.uncertainty is not None and task.term_names == TERMS
     optimizer = dataclasses.replace(mini_config.distill.optimizer, lr=FIRST_RATE)
     *layers, learned = task.parameter_groups(optimizer)
@@ -129,14 +134,12 @@ def test_weights_learn_at_the_rate_of_new_layers_and_do_not_decay(
     assert all("weight_decay" not in group for group in layers)
 
 
-def test_scales_set_the_learned_weights_and_the_schedule_alone_is_left(
+def test_scales_set_the_learned_weights_and_the_schedule_remains(
     mini_config: StudyConfig,
 ) -> None:
     values = {**LEARNED, "distill.schedule": "linear", "distill.heatmap.weight": 9.0}
     changed = with_values(mini_config, values)
-    task = build_distill_task(
-        changed.student, changed.distill, changed.trial, resolve(changed), seed=0
-    )
+    task = distill_task(changed)
     task.set_scales({name: 0.5 + place for place, name in enumerate(TERMS)}, None)
     assert task.uncertainty is not None
     assert task.uncertainty.factors()["structure_bone"] == pytest.approx(1 / 3.5)
@@ -150,30 +153,10 @@ def test_fixed_weights_the_baseline_the_teacher_and_an_export_have_no_learned_we
     baseline = with_values(
         learned, baseline_values(learned.distill.epochs + learned.refine.epochs)
     )
-    assert (
-        build_distill_task(
-            mini_config.student,
-            mini_config.distill,
-            mini_config.trial,
-            resolve(mini_config),
-            seed=0,
-        ).uncertainty
-        is None
-    )
-    assert (
-        build_distill_task(
-            baseline.student, baseline.distill, baseline.trial, resolve(baseline), seed=0
-        ).uncertainty
-        is None
-    )
+    assert distill_task(mini_config).uncertainty is None
+    assert distill_task(baseline).uncertainty is None
     assert build_task(teacher_spec(learned, resolve(learned))).uncertainty is None
-    exported = (
-        build_distill_task(
-            learned.student, learned.distill, learned.trial, resolve(learned), seed=0
-        )
-        .estimator()
-        .state_dict()
-    )
+    exported = distill_task(learned).estimator().state_dict()
     assert {name.split(".")[0] for name in exported} == {"student"}
 
 
@@ -185,7 +168,7 @@ def trial(
     easy: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Trial:
-    """A trial of three epochs with learned weights, finished without a break."""
+    """A trial of three epochs with learned weights, finished without an interruption."""
     values = {**LEARNED, "data.skeleton": easy, "distill.epochs": 3, "refine.epochs": 0}
     folder = tmp_path_factory.mktemp("learned")
     changed = with_values(mini_config, values)
@@ -194,9 +177,9 @@ def trial(
     return trial
 
 
-def test_reports_tell_the_weights_that_were_learned(trial: Trial) -> None:
-    last = Checkpoints(trial.folder).last()
-    assert last is not None and [row["epoch"] for row in last.rows] == [1, 2, 3]
+def test_reports_contain_the_learned_weights(trial: Trial) -> None:
+    last = Checkpoints(trial.folder).require_last()
+    assert [row["epoch"] for row in last.rows] == [1, 2, 3]
     kept = last.weights()
     for term in TERMS:
         s = float(kept[f"uncertainty.log_variances.{term}"])
@@ -207,22 +190,22 @@ def test_reports_tell_the_weights_that_were_learned(trial: Trial) -> None:
         assert row["loss"] == pytest.approx(weighted, rel=1e-5)
 
 
-def test_a_trial_with_learned_weights_goes_on_as_if_it_had_not_been_broken_off(
+def test_resumed_trial_with_learned_weights_equals_an_undisturbed_one(
     trial: Trial, tmp_path: Path, workers: Workers
 ) -> None:
     again = dataclasses.replace(trial, folder=tmp_path)
-    told: list[int] = []
+    reported: list[int] = []
 
-    def broken_once(row: Row) -> bool:
-        told.append(row["epoch"])
-        if told == [1]:
+    def interrupt_once(row: Row) -> bool:
+        reported.append(row["epoch"])
+        if reported == [1]:
             raise InterruptedError
         return False
 
     with pytest.raises(InterruptedError):
-        run_trial(again, workers, broken_once)
-    run_trial(again, workers, broken_once)
-    assert told == [1, 1, 2, 3]
+        run_trial(again, workers, interrupt_once)
+    run_trial(again, workers, interrupt_once)
+    assert reported == [1, 1, 2, 3]
     whole, resumed = (Checkpoints(folder).at(3) for folder in (trial.folder, tmp_path))
     for name, value in whole.weights().items():
         assert torch.equal(resumed.weights()[name], value), name

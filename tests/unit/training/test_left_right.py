@@ -1,4 +1,4 @@
-"""How stage 2 learns left and right: from poses without a swap, once, and the same again."""
+"""Swap resolver of stage 2: trained once, on poses without a swap, reproducibly."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ from study.trial import Trial, run_trial
 from study.workers import Workers
 
 SIGMAS = (0.1, 0.1, 0.1)
-AREA = torch.tensor([100.0])  # at sigma 0.1 a joint that is 2 sqrt(2) px off is worth 1 / e
+AREA = torch.tensor([100.0])  # at sigma 0.1 a joint that is 2 sqrt(2) px off has an OKS of 1 / e
 TRUTH = torch.tensor([[[0.0, 0.0], [50.0, 0.0], [50.0, 50.0]]])
 WEIGHTS = torch.ones(1, 3)
 BODY = torch.tensor([[32.0, 8.0], [12.0, 40.0], [52.0, 44.0], [16.0, 80.0], [48.0, 84.0]])
 BOTH = [0, 2, 1, 4, 3]
 
 
-def ways(*moved_px: tuple[float, float, float]) -> Tensor:
-    """The truth with each joint moved to the right by so many px, for each way."""
+def labelings(*moved_px: tuple[float, float, float]) -> Tensor:
+    """Return a pose per labeling: the truth with each joint moved to the right, px."""
     offsets = torch.tensor(moved_px)
     return TRUTH[:, None] + torch.stack((offsets, torch.zeros_like(offsets)), dim=-1)
 
 
-def test_ways_loss_is_the_cross_entropy_against_all_that_are_as_good_as_the_best() -> None:
-    close = 2 * math.sqrt(-2 * math.log(1 - 0.09))  # lacks 0.09 of a joint
-    poses = ways((0, 0, 0), (close, 0, 0), (3 * close, 0, 0), (40, 0, 0))
+def test_swap_loss_is_the_cross_entropy_against_all_labelings_as_good_as_the_best() -> None:
+    close = 2 * math.sqrt(-2 * math.log(1 - 0.09))  # its summed OKS is lower by 0.09
+    poses = labelings((0, 0, 0), (close, 0, 0), (3 * close, 0, 0), (40, 0, 0))
     logits = torch.tensor([[1.0, 2.0, 0.5, -1.0]])
     loss, count = swap_loss(logits, poses, TRUTH, WEIGHTS, AREA, SIGMAS)
     chances = [math.exp(logit) for logit in (1.0, 2.0, 0.5, -1.0)]
@@ -58,8 +58,8 @@ def test_ways_loss_is_the_cross_entropy_against_all_that_are_as_good_as_the_best
     assert float(loss) == pytest.approx(-math.log(sum(chances[:2]) / sum(chances)), rel=1e-5)
 
 
-def test_ways_loss_knows_labeled_joints_and_possible_ways_alone() -> None:
-    poses = ways((9, 0, 0), (0, 9, 0), (9, 0, 0))
+def test_swap_loss_counts_only_labeled_joints_and_possible_labelings() -> None:
+    poses = labelings((9, 0, 0), (0, 9, 0), (9, 0, 0))
     logits = torch.tensor([[0.0, 0.0, -torch.inf]], requires_grad=True)
     loss, _ = swap_loss(logits, poses, TRUTH, torch.tensor([[1.0, 0.0, 1.0]]), AREA, SIGMAS)
     assert loss.item() == pytest.approx(math.log(2))
@@ -68,8 +68,8 @@ def test_ways_loss_knows_labeled_joints_and_possible_ways_alone() -> None:
     torch.testing.assert_close(logits.grad, torch.tensor([[0.5, -0.5, 0.0]]))
 
 
-def test_a_person_of_whom_every_way_is_as_good_adds_nothing() -> None:
-    poses = ways((9, 0, 0), (0, 0, 9))
+def test_person_with_equally_good_labelings_adds_no_loss() -> None:
+    poses = labelings((9, 0, 0), (0, 0, 9))
     for logits, weights in (
         (torch.tensor([[0.0, 3.0]]), torch.tensor([[0.0, 1.0, 0.0]])),
         (torch.tensor([[0.0, -torch.inf]]), WEIGHTS),
@@ -80,7 +80,7 @@ def test_a_person_of_whom_every_way_is_as_good_adds_nothing() -> None:
 
 
 def bodies(count: int, evidence: Tensor) -> Examples:
-    """People who all face the same way, none of them swapped, here and there in the crop."""
+    """Return people who face the same way at random places, none of them swapped."""
     generator = torch.Generator().manual_seed(1)
 
     def noise(*shape: int) -> Tensor:
@@ -93,36 +93,36 @@ def bodies(count: int, evidence: Tensor) -> Examples:
     return Examples(poses, given, evidence, truth, torch.ones(count, 5), areas)
 
 
-def test_from_unswapped_bodies_it_learns_to_name_swapped_ones(five: Skeleton) -> None:
+def test_resolver_trained_on_unswapped_bodies_corrects_swapped_ones(five: Skeleton) -> None:
     torch.manual_seed(0)
     module = SwapResolver(five)
-    blind = torch.zeros(256, 3, 2)  # the maps say nothing
-    fit_swap_resolver(module, bodies(256, blind), five.oks_sigmas, seed=0)
-    truth = bodies(300, blind).truth[256:]
+    no_evidence = torch.zeros(256, 3, 2)  # the maps have no evidence
+    fit_swap_resolver(module, bodies(256, no_evidence), five.oks_sigmas, seed=0)
+    truth = bodies(300, no_evidence).truth[256:]
     maps, given = torch.zeros(44, 5, 24, 16), torch.ones(44, 5, dtype=torch.bool)
     for order in (BOTH, [0, 2, 1, 3, 4]):
-        named = module.resolve_swaps(maps, truth[:, order], given, (96, 64))
-        right = (named == truth).all(dim=2).all(dim=1)
-        assert right.float().mean() > 0.9
+        corrected = module.resolve_swaps(maps, truth[:, order], given, (96, 64))
+        is_correct = (corrected == truth).all(dim=2).all(dim=1)
+        assert is_correct.float().mean() > 0.9
     assert torch.equal(module.resolve_swaps(maps, truth, given, (96, 64)), truth)
 
 
-def test_people_whom_the_file_lacks_teach_nothing(
+def test_people_missing_in_the_file_add_no_loss(
     five: Skeleton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     module = SwapResolver(five)
     examples = bodies(64, torch.zeros(64, 3, 2))
-    lacking = torch.arange(64) % 2 == 0
-    examples.is_given[lacking] = False
-    examples.poses[lacking] = 0
+    missing = torch.arange(64) % 2 == 0
+    examples.is_given[missing] = False
+    examples.poses[missing] = 0
     logits = module(examples.poses[:, 0], examples.is_given[:, 0], examples.evidence[:, 0])
-    assert torch.equal(logits[lacking].isfinite(), module.swaps.sum(dim=1).eq(0).expand(32, -1))
+    assert torch.equal(logits[missing].isfinite(), module.swaps.sum(dim=1).eq(0).expand(32, -1))
     labels = (examples.truth, examples.weights, examples.areas)
     poses = examples.poses[:, 0][:, module.orders]
     both = swap_loss(logits, poses, *labels, five.oks_sigmas)
     given = swap_loss(
-        logits[~lacking], poses[~lacking], *(v[~lacking] for v in labels), five.oks_sigmas
+        logits[~missing], poses[~missing], *(v[~missing] for v in labels), five.oks_sigmas
     )
     assert float(given.count) > 0
     torch.testing.assert_close(tuple(both), tuple(given))
@@ -132,7 +132,9 @@ def test_people_whom_the_file_lacks_teach_nothing(
     assert module.head.weight.any()
 
 
-def test_it_learns_whom_to_trust(five: Skeleton, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolver_learns_to_trust_reliable_evidence(
+    five: Skeleton, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(left_right, "EPOCHS", 12)
     torch.manual_seed(0)
     module = SwapResolver(five)
@@ -144,7 +146,7 @@ def test_it_learns_whom_to_trust(five: Skeleton, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture(scope="module")
 def start_file(mini_data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The truth of the people to train on, as another method's results."""
+    """File of another method's results: the truth of the people to train on."""
     store = open_crop_store(Path(mini_data.train))
     image = apply_affine(store.keypoints_stored, invert_affine(store.image_to_stored))
     entries = [
@@ -163,7 +165,7 @@ def start_file(mini_data: PreparedData, tmp_path_factory: pytest.TempPathFactory
 
 
 class OneOfTwo(Workers):
-    """A worker of two, to whom the parts of the other one are known."""
+    """One of two workers; ``others`` are the values of the other one."""
 
     def __init__(self, rank: int, others: list[Any]) -> None:
         super().__init__(torch.device("cpu"))
@@ -178,26 +180,21 @@ def test_two_workers_collect_what_one_does(
     mini_config: StudyConfig, mini_data: PreparedData, start_file: Path, workers: Workers
 ) -> None:
     config = with_values(mini_config, {"refine.start": str(start_file)})
-    distilled = build_distill_task(
-        config.student, config.distill, config.trial, resolve(config), seed=0
-    )
+    resolved = resolve(config)
+    distilled = build_distill_task(config.student, config.distill, config.trial, resolved, seed=0)
     torch.nn.init.normal_(distilled.student.final_layer.weight, std=0.3)  # type: ignore[arg-type]
-    refiner = build_refiner(
-        config.refine, resolve(config).skeleton, distilled.student.pyramid_channels
-    )
+    refiner = build_refiner(config.refine, resolved.skeleton, distilled.student.pyramid_channels)
     task = build_refine_task(config.refine, distilled, refiner).eval()
     assert refiner.mirror_pairs is not None
 
-    def collected(by: Workers) -> Examples:
-        ground = TrainingData.open(mini_data, resolve(config), by, None)
+    def collect(by: Workers) -> Examples:
+        data = TrainingData.open(mini_data, resolved, by, None)
         assert refiner.mirror_pairs is not None
-        return collect_examples(
-            task, refiner.mirror_pairs, ground, ground.starts(config.refine.start)
-        )
+        return collect_examples(task, refiner.mirror_pairs, data, data.starts(config.refine.start))
 
-    alone, second = collected(workers), OneOfTwo(1, [])
-    collected(second)
-    for ours, theirs in zip(collected(OneOfTwo(0, second.own_parts)), alone, strict=True):
+    alone, second = collect(workers), OneOfTwo(1, [])
+    collect(second)
+    for ours, theirs in zip(collect(OneOfTwo(0, second.own_parts)), alone, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     store = open_crop_store(Path(mini_data.train))
     assert len(alone.truth) == len(store) and alone.poses.shape[1] == 1
@@ -207,13 +204,13 @@ def test_two_workers_collect_what_one_does(
     assert seen.any() and away[seen].max() < 0.01  # the file is the truth
 
 
-def names_of(trial: Trial, epoch: int) -> dict[str, Tensor]:
+def resolver_weights(trial: Trial, epoch: int) -> dict[str, Tensor]:
     weights = Checkpoints(trial.folder).at(epoch).weights()
     return {name: value for name, value in weights.items() if "mirror_pairs" in name}
 
 
 @pytest.mark.parametrize("kind", ["jitter", "file"])
-def test_a_trial_learns_the_names_before_its_first_epoch_and_keeps_them(
+def test_swap_resolver_is_trained_before_the_first_epoch_of_stage_2_and_kept(
     kind: str,
     mini_config: StudyConfig,
     mini_data: PreparedData,
@@ -227,26 +224,26 @@ def test_a_trial_learns_the_names_before_its_first_epoch_and_keeps_them(
     monkeypatch.setattr(left_right, "EPOCHS", 3)
     values = {"refine.start": "jitter" if kind == "jitter" else str(start_file)}
     config = with_values(mini_config, {"data.skeleton": easy, "distill.epochs": 1, **values})
-    told: list[dict[str, Tensor]] = []
+    saved: list[dict[str, Tensor]] = []
     whole = Trial(1, config, resolve(config), mini_data, tmp_path / "whole", mini_targets)
 
     def report(row: dict[str, object]) -> bool:
-        told.append(names_of(whole, int(str(row["epoch"]))))
+        saved.append(resolver_weights(whole, int(str(row["epoch"]))))
         return False
 
     run_trial(whole, workers, report)
-    assert not told[0] and told[1]
-    assert all(torch.equal(told[1][name], told[2][name]) for name in told[1])
-    assert told[1]["refiner.mirror_pairs.head.weight"].any()
-    broken = dataclasses.replace(whole, folder=tmp_path / "broken")
+    assert not saved[0] and saved[1]
+    assert all(torch.equal(saved[1][name], saved[2][name]) for name in saved[1])
+    assert saved[1]["refiner.mirror_pairs.head.weight"].any()
+    interrupted = dataclasses.replace(whole, folder=tmp_path / "interrupted")
     for stop in (1, 2, None):
-        run_trial(broken, workers, lambda row, stop=stop: row["epoch"] == stop)
-    ours, theirs = (Checkpoints(trial.folder).at(3).weights() for trial in (whole, broken))
+        run_trial(interrupted, workers, lambda row, stop=stop: row["epoch"] == stop)
+    ours, theirs = (Checkpoints(trial.folder).at(3).weights() for trial in (whole, interrupted))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
-def test_a_trial_of_the_students_own_pose_has_no_names(
+def test_trial_that_starts_from_the_students_pose_has_no_swap_resolver(
     mini_config: StudyConfig,
     mini_data: PreparedData,
     mini_targets: Path,
@@ -255,11 +252,12 @@ def test_a_trial_of_the_students_own_pose_has_no_names(
     workers: Workers,
 ) -> None:
     config = with_values(mini_config, {"data.skeleton": easy, "distill.epochs": 1})
-    trial = Trial(1, config, resolve(config), mini_data, tmp_path, mini_targets)
+    resolved = resolve(config)
+    trial = Trial(1, config, resolved, mini_data, tmp_path, mini_targets)
     run_trial(trial, workers, lambda row: False)
-    kept = Checkpoints(trial.folder).last()
-    assert kept is not None and not names_of(trial, kept.epoch)
+    kept = Checkpoints(trial.folder).require_last()
+    assert not resolver_weights(trial, kept.epoch)
     estimator = load_estimator(
-        kept, config.student, config.distill, config.refine, config.trial, resolve(config)
+        kept, config.student, config.distill, config.refine, config.trial, resolved
     )
     assert estimator.refiner is not None and estimator.refiner.mirror_pairs is None

@@ -1,4 +1,4 @@
-"""The epoch loop on a task of one number: rates, rows, stopping, going on, and no NaN unseen."""
+"""The epoch loop on a task of one number: rates, rows, stopping, resuming, and NaN."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ START = Progress(epoch=0, seconds=0.0, optimizer=None)
 
 
 class Line(nn.Module):
-    """Learns to put out each batch's mean; ``old`` and ``new`` weights at different rates."""
+    """Task that learns the mean of each batch; ``old`` and ``new`` have different rates."""
 
     name = "line"
     uncertainty = None
@@ -65,7 +65,7 @@ class Line(nn.Module):
 
 
 def stage_of(epochs: int, *, bad_step: int | None = None, lr: float = 0.05) -> Stage:
-    """Three batches of four numbers an epoch; one of them NaN if asked for."""
+    """Return a stage of three batches of four numbers; those of ``bad_step`` are NaN."""
 
     def batches(generator: torch.Generator) -> Iterator[Any]:
         for step in range(3):
@@ -86,8 +86,8 @@ def stage_of(epochs: int, *, bad_step: int | None = None, lr: float = 0.05) -> S
     ).after(epochs=10, steps=0)
 
 
-class Diary:
-    """What ``finish`` was told, with the state to go on from; says stop after ``stop_at``."""
+class Recorder:
+    """Records the rows and states that ``finish`` receives; stops after ``stop_at`` epochs."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.rows: list[Row] = []
@@ -131,32 +131,32 @@ def test_rate_by_hand(step: int, total: int, warmup: float, share: float) -> Non
 
 
 def test_every_group_follows_the_schedule_from_its_own_rate(workers: Workers) -> None:
-    diary = Diary()
-    run_stage(Line(), stage_of(4), START, workers, diary)
+    recorder = Recorder()
+    run_stage(Line(), stage_of(4), START, workers, recorder)
     shares = [rate_share(3 * epoch - 1, 12, 0.2) for epoch in range(1, 5)]
-    assert diary.rates == [pytest.approx([0.05 * s, 0.005 * s]) for s in shares]
-    assert [row["lr"] for row in diary.rows] == pytest.approx([0.05 * s for s in shares])
+    assert recorder.rates == [pytest.approx([0.05 * s, 0.005 * s]) for s in shares]
+    assert [row["lr"] for row in recorder.rows] == pytest.approx([0.05 * s for s in shares])
 
 
-def test_rows_tell_the_epoch_in_the_trial_and_the_mean_losses(workers: Workers) -> None:
-    diary, task = Diary(), Line()
-    assert not run_stage(task, stage_of(2), START, workers, diary)
-    assert [row["epoch"] for row in diary.rows] == [11, 12]
-    assert [row["step"] for row in diary.rows] == [3, 6]
-    for row in diary.rows:
+def test_rows_contain_the_epoch_in_the_trial_and_the_mean_losses(workers: Workers) -> None:
+    recorder, task = Recorder(), Line()
+    assert not run_stage(task, stage_of(2), START, workers, recorder)
+    assert [row["epoch"] for row in recorder.rows] == [11, 12]
+    assert [row["step"] for row in recorder.rows] == [3, 6]
+    for row in recorder.rows:
         assert row["stage"] == "distill" and row["images_per_s"] > 0
         assert row["loss.other"] == pytest.approx(row["loss.truth"] / 2)
         assert row["loss"] == pytest.approx(row["loss.truth"] + 0.5 * row["loss.other"])
         assert (row["weight.truth"], row["weight.other"]) == (1.0, 0.5)
         assert not [name for name in row if name.startswith("gradient")]
-    assert diary.rows[1]["val_ap"] == float(task.new.detach()) < diary.rows[0]["val_ap"]
-    assert diary.rows[1]["loss"] < diary.rows[0]["loss"]
+    assert recorder.rows[1]["val_ap"] == float(task.new.detach()) < recorder.rows[0]["val_ap"]
+    assert recorder.rows[1]["loss"] < recorder.rows[0]["loss"]
 
 
-def test_training_time_counts_on_from_before(workers: Workers) -> None:
-    diary = Diary()
-    run_stage(Line(), stage_of(1), dataclasses.replace(START, seconds=500.0), workers, diary)
-    assert 500 < diary.rows[0]["seconds"] < 510
+def test_training_time_includes_earlier_epochs(workers: Workers) -> None:
+    recorder = Recorder()
+    run_stage(Line(), stage_of(1), dataclasses.replace(START, seconds=500.0), workers, recorder)
+    assert 500 < recorder.rows[0]["seconds"] < 510
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [(1, [0.0]), (3, [0.0, 0.5, 1.0])])
@@ -164,25 +164,25 @@ def test_the_schedule_of_weights_goes_from_0_to_1(
     epochs: int, expected: list[float], workers: Workers
 ) -> None:
     task = Line()
-    run_stage(task, stage_of(epochs), START, workers, Diary())
+    run_stage(task, stage_of(epochs), START, workers, Recorder())
     assert task.progress == pytest.approx(expected)
 
 
 def test_training_is_in_train_mode_and_scoring_in_eval_mode(workers: Workers) -> None:
     task = Line().eval()
-    run_stage(task, stage_of(1), START, workers, Diary())
+    run_stage(task, stage_of(1), START, workers, Recorder())
     assert all(task.modes) and not task.dropout.training
 
 
-def test_a_stop_ends_the_stage_at_once(workers: Workers) -> None:
-    diary = Diary(stop_at=2)
-    assert run_stage(Line(), stage_of(5), START, workers, diary)
-    assert len(diary.rows) == 2
+def test_stop_ends_the_stage_at_once(workers: Workers) -> None:
+    recorder = Recorder(stop_at=2)
+    assert run_stage(Line(), stage_of(5), START, workers, recorder)
+    assert len(recorder.rows) == 2
 
 
 @pytest.mark.parametrize("epoch", [1, 3])
-def test_a_stage_goes_on_as_if_it_had_not_been_broken_off(epoch: int, workers: Workers) -> None:
-    whole, rest = Diary(), Diary()
+def test_resumed_stage_equals_an_undisturbed_one(epoch: int, workers: Workers) -> None:
+    whole, rest = Recorder(), Recorder()
     run_stage(Line(), stage_of(4), START, workers, whole)
     weights, optimizer = whole.states[epoch - 1]
     task = Line()
@@ -195,31 +195,31 @@ def test_a_stage_goes_on_as_if_it_had_not_been_broken_off(epoch: int, workers: W
     assert torch.equal(task.new.detach(), whole.states[-1][0]["new"])
 
 
-def test_a_finished_stage_trains_nothing(workers: Workers) -> None:
-    diary = Diary()
-    assert not run_stage(Line(), stage_of(3), Progress(3, 0.0, None), workers, diary)
-    assert not diary.rows
+def test_finished_stage_trains_nothing(workers: Workers) -> None:
+    recorder = Recorder()
+    assert not run_stage(Line(), stage_of(3), Progress(3, 0.0, None), workers, recorder)
+    assert not recorder.rows
 
 
-def test_each_epoch_draws_other_people_and_each_seed_too(workers: Workers) -> None:
+def test_each_epoch_and_each_seed_draw_other_people(workers: Workers) -> None:
     task, again, other = Line(), Line(), Line()
-    run_stage(task, stage_of(2), START, workers, Diary())
-    run_stage(again, stage_of(2), START, workers, Diary())
-    run_stage(other, dataclasses.replace(stage_of(2), seed=8), START, workers, Diary())
+    run_stage(task, stage_of(2), START, workers, Recorder())
+    run_stage(again, stage_of(2), START, workers, Recorder())
+    run_stage(other, dataclasses.replace(stage_of(2), seed=8), START, workers, Recorder())
     assert task.seen == again.seen
     assert len(set(task.seen + other.seen)) == 12
 
 
 @pytest.mark.parametrize("bad_step", [0, 2])
-def test_a_loss_that_is_no_number_ends_the_stage_with_its_name_and_rate(
+def test_loss_that_is_not_finite_ends_the_stage_with_its_name_and_rate(
     bad_step: int, workers: Workers
 ) -> None:
-    diary = Diary()
+    recorder = Recorder()
     with pytest.raises(TrainingDiverged) as error:
-        run_stage(Line(), stage_of(3, bad_step=bad_step, lr=0.25), START, workers, diary)
+        run_stage(Line(), stage_of(3, bad_step=bad_step, lr=0.25), START, workers, recorder)
     message = str(error.value)
     assert "stage distill" in message and "distill.optimizer.lr=0.25" in message
-    assert "epoch 1" in message and not diary.rows
+    assert "epoch 1" in message and not recorder.rows
 
 
 def test_two_halves_combine_to_the_whole() -> None:
@@ -243,11 +243,11 @@ def test_two_halves_combine_to_the_whole() -> None:
         assert means == {"truth": pytest.approx(8 / 6), "other": pytest.approx(34 / 8)}
 
 
-def test_a_term_about_nobody_adds_nothing(workers: Workers) -> None:
+def test_term_without_people_adds_nothing(workers: Workers) -> None:
     leaf = torch.tensor(0.0, requires_grad=True)
-    nothing = Term(leaf * 0, torch.zeros(()))
+    empty = Term(leaf * 0, torch.zeros(()))
     some = Term(leaf + 3, torch.tensor(2.0))
-    loss, means = combine({"a": nothing, "b": some}, {"a": 1.0, "b": 1.0}, workers)
+    loss, means = combine({"a": empty, "b": some}, {"a": 1.0, "b": 1.0}, workers)
     assert loss.item() == 1.5 and float(means["a"]) == 0
 
 
@@ -262,7 +262,7 @@ def test_means_of_terms_are_over_batches_and_leave_no_gradient(workers: Workers)
     assert mean_terms(task, [], workers) == {}
 
 
-def test_seeds_follow_from_their_parts_alone() -> None:
+def test_seeds_depend_only_on_their_parts() -> None:
     digest = hashlib.sha256(b"3/refine/12").digest()
     assert seed_of(3, "refine", 12) == int.from_bytes(digest[:8], "big") // 2
     assert len({seed_of(s, n, e) for s in (0, 1) for n in ("a", "b") for e in (1, 2)}) == 8

@@ -66,7 +66,7 @@ def mean(term: Term) -> float:
 
 
 def sample(loss: Loss, batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    """A student's output, a teacher's, and joint weights, as the loss takes them."""
+    """Return the output of a student, that of a teacher, and joint weights for the loss."""
     generator = torch.Generator().manual_seed(7)
     if loss in ON_POINTS:
         shape: tuple[int, ...] = (5, 2)
@@ -90,7 +90,7 @@ def test_a_perfect_student_has_no_loss(loss: Loss) -> None:
 
 
 @pytest.mark.parametrize("loss", [truth, *WEIGHTED])
-def test_the_student_gets_a_gradient_and_the_teacher_none(loss: Loss) -> None:
+def test_student_gets_a_gradient_and_the_teacher_none(loss: Loss) -> None:
     student, teacher, weights = (tensor.requires_grad_() for tensor in sample(loss))
     loss(student, teacher, weights).sum.backward()
     assert student.grad is not None
@@ -110,7 +110,7 @@ def test_two_workers_sums_give_the_whole_batchs_mean(loss: Loss) -> None:
 
 @pytest.mark.parametrize("loss", WEIGHTED)
 @pytest.mark.parametrize("weight", [0.0, -0.2])
-def test_without_confidence_sum_and_count_are_zero(loss: Loss, weight: float) -> None:
+def test_sum_and_count_are_zero_without_confidence(loss: Loss, weight: float) -> None:
     student, teacher, weights = sample(loss)
     term = loss(student.requires_grad_(), teacher, torch.full_like(weights, weight))
     assert (term.sum.item(), term.count.item()) == (0, 0)
@@ -169,7 +169,7 @@ def test_heatmap_mse_of_one_wrong_cell() -> None:
     everywhere = losses.heatmap_mse(student, torch.zeros(1, 2, 3, 4), torch.ones(1, 2))
     assert mean(everywhere) == pytest.approx(0.36 / 24)
     one = losses.heatmap_mse(student, torch.zeros(1, 2, 3, 4), torch.tensor([[0.0, 1.0]]))
-    assert mean(one) == pytest.approx(0.36 / 12)  # the mean over the taught joint's cells alone
+    assert mean(one) == pytest.approx(0.36 / 12)  # mean over the cells of the confident joint
 
 
 def test_heatmap_kl_of_two_cells() -> None:
@@ -327,7 +327,7 @@ def test_smooth_l1_of_one_joint_off() -> None:
     assert term.count.item() == 2.5
 
 
-def test_choice_loss_is_what_is_expected_under_the_softmax() -> None:
+def test_choice_loss_is_the_expected_loss_under_the_softmax() -> None:
     target = torch.zeros(1, 1, 2)
     candidates = torch.tensor([[[[0.0, 0.0], [0.1, 0.0], [0.0, 0.0]]]])
     # (2 * 0.1)^2 * 0.25 = 0.01: a tenth away is worth exp(-0.5); the third is none
@@ -342,7 +342,7 @@ def test_choice_loss_is_what_is_expected_under_the_softmax() -> None:
     assert logits.grad[0, 0, 0] < 0 < logits.grad[0, 0, 1] and logits.grad[0, 0, 2] == 0
 
 
-def test_choice_loss_asks_for_nothing_where_all_candidates_are_of_no_worth() -> None:
+def test_choice_loss_of_worthless_candidates_has_no_gradient() -> None:
     candidates = torch.tensor([[[[5.0, 0.0], [9.0, 0.0]]]])
     logits = torch.zeros(1, 1, 2, requires_grad=True)
     weights, area = torch.ones(1, 1), torch.tensor([0.25])

@@ -1,4 +1,4 @@
-"""How a student errs, counted by kind; and poses that are made to err like that."""
+"""Pose errors: counted by kind, and poses disturbed with the same rates."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from study.training.pose_errors import (
 
 AREA = 10_000.0
 PLACES = torch.tensor([[50.0, 10], [20, 60], [80, 60], [30, 120], [70, 120]])
-"""Of the five joints: far from one another by the OKS of this area."""
+"""Places of the five joints, far from one another by the OKS of this area."""
 FAR = torch.tensor([400.0, 0.0])
-"""From a person to its neighbor."""
+"""Offset from a person to its neighbor."""
 AWAY = torch.tensor([0.0, 700.0])
-"""From a joint to a place where nobody is."""
+"""Offset from a joint to a place without people."""
 
 
 def people(count: int) -> Labels:
-    """Fully labeled people with fully labeled neighbors."""
+    """Return fully labeled people with fully labeled neighbors."""
     truth = PLACES.expand(count, 5, 2).clone()
     seen = torch.full((count, 5), 2)
     return Labels(truth, seen, truth + FAR, seen.clone(), torch.full((count,), AREA))
@@ -64,7 +64,7 @@ def test_each_kind_of_error_is_counted_as_itself(five: Skeleton) -> None:
     truth = labels[0]
     pose = truth.clone()
     pose[:3, 1] = truth[:3, 2]  # the left hand on the right one
-    pose[:2, 3] = truth[:2, 3] + FAR  # the foot of the person beside
+    pose[:2, 3] = truth[:2, 3] + FAR  # the foot of the neighbor
     pose[2, 3] = truth[2, 4] + FAR  # its other foot
     pose[:4, 0] = truth[:4, 0] + AWAY
     errors = measure_errors(pose, labels, five)
@@ -87,7 +87,7 @@ def test_jitter_is_the_root_mean_square_of_found_joints(five: Skeleton) -> None:
     torch.testing.assert_close(errors.jitter, torch.tensor([0, 0, 0, expected, 0]))
 
 
-def test_an_inversion_is_none_where_the_other_side_is_not_labeled(five: Skeleton) -> None:
+def test_no_inversion_is_counted_if_the_other_side_is_unlabeled(five: Skeleton) -> None:
     labels = people(1)
     pose = labels[0].clone()
     pose[:, 1] = labels[0][:, 2]
@@ -96,13 +96,13 @@ def test_an_inversion_is_none_where_the_other_side_is_not_labeled(five: Skeleton
     assert errors.rates[:, 1].tolist() == [0, 0, 1]
 
 
-def test_a_joint_in_the_middle_of_the_body_never_inverts(five: Skeleton) -> None:
+def test_joint_in_the_middle_of_the_body_never_inverts(five: Skeleton) -> None:
     labels = people(1)
     truth = labels[0]
     assert measure_errors(truth + AWAY, labels, five).rates[:, 0].tolist() == [0, 0, 1]
 
 
-def test_rates_are_shares_of_the_people_for_whom_the_error_is_possible(five: Skeleton) -> None:
+def test_rates_are_fractions_of_the_people_with_a_possible_error(five: Skeleton) -> None:
     truth, seen, neighbor, there, areas = people(8)
     there[2:] = 0  # six of eight stand alone
     seen[:4, 2] = 0  # four of eight have no right hand to confuse
@@ -141,40 +141,40 @@ def test_excess_by_hand() -> None:
     torch.testing.assert_close(extra.jitter, torch.full((5,), 0.04))
 
 
-def test_disturbed_poses_show_the_rates_that_were_asked_for(five: Skeleton) -> None:
+def test_disturbed_poses_have_the_given_rates(five: Skeleton) -> None:
     torch.manual_seed(0)
     labels = people(6000)
     truth = labels[0]
-    asked = errors_of(0.2, 0.1, 0.05)
-    moved = disturbed(truth, labels, asked, five)
+    errors = errors_of(0.2, 0.1, 0.05)
+    moved = disturbed(truth, labels, errors, five)
     found = measure_errors(moved, labels, five)
-    torch.testing.assert_close(found.rates, asked.rates, atol=0.02, rtol=0)
+    torch.testing.assert_close(found.rates, errors.rates, atol=0.02, rtol=0)
 
 
-def test_disturbed_poses_show_the_rates_where_not_all_are_labeled_or_have_neighbors(
+def test_disturbed_poses_have_the_rates_despite_missing_labels_and_neighbors(
     five: Skeleton,
 ) -> None:
     torch.manual_seed(0)
     truth, seen, neighbor, there, areas = people(9000)
     seen[torch.rand(9000, 5) < 0.3] = 0
     there[torch.rand(9000) < 0.5] = 0
-    asked = errors_of(0.2, 0.1, 0.05)
-    moved = disturb(truth, Labels(truth, seen, neighbor, there, areas), asked, five)[0]
+    errors = errors_of(0.2, 0.1, 0.05)
+    moved = disturb(truth, Labels(truth, seen, neighbor, there, areas), errors, five)[0]
     found = measure_errors(moved, Labels(truth, seen, neighbor, there, areas), five)
-    torch.testing.assert_close(found.rates, asked.rates, atol=0.02, rtol=0)
+    torch.testing.assert_close(found.rates, errors.rates, atol=0.02, rtol=0)
 
 
-def test_disturbed_poses_show_the_jitter_that_was_asked_for(five: Skeleton) -> None:
+def test_disturbed_poses_have_the_given_jitter(five: Skeleton) -> None:
     torch.manual_seed(0)
     labels = people(6000)
     truth = labels[0]
-    asked = PoseErrors(torch.zeros(3, 5), jitter=torch.full((5,), 0.01), miss=nothing())
-    found = measure_errors(disturbed(truth, labels, asked, five), labels, five)
-    torch.testing.assert_close(found.jitter, asked.jitter, atol=5e-4, rtol=0)
+    errors = PoseErrors(torch.zeros(3, 5), jitter=torch.full((5,), 0.01), miss=nothing())
+    found = measure_errors(disturbed(truth, labels, errors, five), labels, five)
+    torch.testing.assert_close(found.jitter, errors.jitter, atol=5e-4, rtol=0)
     assert not found.rates.any()
 
 
-def test_a_joint_of_an_alone_person_never_jumps_and_an_unlabeled_one_never_misses(
+def test_lone_person_has_no_jump_and_an_unlabeled_joint_no_miss(
     five: Skeleton,
 ) -> None:
     torch.manual_seed(0)
@@ -188,7 +188,7 @@ def test_a_joint_of_an_alone_person_never_jumps_and_an_unlabeled_one_never_misse
     assert share == pytest.approx(0.1, abs=0.04)
 
 
-def test_a_seed_decides_the_disturbance() -> None:
+def test_seed_determines_the_disturbance() -> None:
     truth = torch.rand(7, 17, 2, generator=torch.Generator().manual_seed(0)) * 100
     seen = torch.full((7, 17), 2)
     rates = torch.full((3, 17), 0.2)
@@ -202,14 +202,14 @@ def test_a_seed_decides_the_disturbance() -> None:
 
 
 def candidates_of(pose: Tensor, count: int) -> Tensor:
-    """Ever lower peaks, the first at the pose, each next one a pixel further right."""
+    """Return ever lower peaks, the first at the pose, each next one a pixel further right."""
     steps = torch.arange(float(count))[:, None] * torch.tensor([1.0, 0.0])
     heights = (1 - 0.25 * torch.arange(float(count))).expand(*pose.shape[:2], count)
     return torch.cat((pose[:, :, None] + steps, heights[..., None]), dim=-1)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_the_first_candidate_is_disturbed_like_a_pose(count: int, five: Skeleton) -> None:
+def test_first_candidate_is_disturbed_like_a_pose(count: int, five: Skeleton) -> None:
     labels = people(50)
     errors = errors_of(0.2, 0.2, 0.1, jitter=0.05)
     torch.manual_seed(0)
@@ -222,7 +222,7 @@ def test_the_first_candidate_is_disturbed_like_a_pose(count: int, five: Skeleton
     assert torch.equal(found[:, :, 0, 2], given[:, :, 0, 2])
 
 
-def test_a_place_that_was_left_for_another_person_is_the_second_candidate(five: Skeleton) -> None:
+def test_place_before_a_jump_is_the_second_candidate(five: Skeleton) -> None:
     torch.manual_seed(0)
     labels = people(400)
     given = candidates_of(labels[0], 3)
@@ -237,7 +237,7 @@ def test_a_place_that_was_left_for_another_person_is_the_second_candidate(five: 
     assert heights.mean().item() == pytest.approx(0.5, abs=0.04)
 
 
-def test_jitter_and_misses_leave_no_candidate_behind(five: Skeleton) -> None:
+def test_jitter_and_misses_add_no_candidate(five: Skeleton) -> None:
     labels = people(50)
     given = candidates_of(labels[0], 3)
     found = disturb_candidates(given, labels, errors_of(miss=0.5, jitter=0.05), five)

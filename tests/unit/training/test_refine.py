@@ -1,4 +1,4 @@
-"""Stage 2: the student stays as it is, levels aim where they should, and no harm is done."""
+"""Stage 2: targets of the levels, losses, gradients, and which parameters learn."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def task_of(five: Skeleton, refiner: nn.Module | None = None, **changes: object)
 
 
 def starts(task: RefineTask, crops: Tensor) -> Tensor:
-    """The student's pose."""
+    """Return the student's pose."""
     keypoints, _ = CODEC.decode(task.student.predict(crops).heatmaps)
     return keypoints
 
@@ -124,7 +124,7 @@ def value(task: RefineTask, batch: Batch, name: str) -> float:
 
 
 def one_minus_oks(distance: float, batch: Batch, five: Skeleton, labeled: Tensor) -> float:
-    """Of joints that are all ``distance`` px off; the mean over the labeled ones."""
+    """Return the mean over labeled joints that are all ``distance`` px off."""
     losses = [
         1 - math.exp(-(distance**2) / (2 * (2 * five.oks_sigmas[joint]) ** 2 * float(area)))
         for person, area in enumerate(batch.areas_crop)
@@ -143,21 +143,21 @@ def test_final_targets_by_hand_with_opec_nets_level_weights(five: Skeleton, batc
     )
     assert value(task, batch, "truth") == pytest.approx(expected, rel=1e-4)
     everyone = torch.ones(2, 5)
-    taught = sum(
+    expected_teacher = sum(
         factor * one_minus_oks(12 - moved, batch, five, everyone)
         for factor, moved in ((0.3, 2), (0.5, 4), (1.0, 6))
     )
-    assert value(task, batch, "teacher") == pytest.approx(taught, rel=1e-4)
+    assert value(task, batch, "teacher") == pytest.approx(expected_teacher, rel=1e-4)
 
 
-def test_interpolated_targets_go_their_share_of_the_way(five: Skeleton, batch: Batch) -> None:
+def test_interpolated_targets_are_at_fractions_of_the_way(five: Skeleton, batch: Batch) -> None:
     task = task_of(five, Steps(3, 2.0), progressive="interpolated")
     # the truth lies 6 px away: levels aim at 2, 4 and 6 px, just where they are
     assert value(task, batch, "truth") == pytest.approx(0, abs=1e-6)
     everyone = torch.ones(2, 5)
     # the teacher lies 12 px away: levels at 2, 4, 6 px aim at 4, 8, 12 px, all with weight 1
-    taught = sum(one_minus_oks(away, batch, five, everyone) for away in (2, 4, 6))
-    assert value(task, batch, "teacher") == pytest.approx(taught, rel=1e-4)
+    expected_teacher = sum(one_minus_oks(away, batch, five, everyone) for away in (2, 4, 6))
+    assert value(task, batch, "teacher") == pytest.approx(expected_teacher, rel=1e-4)
 
 
 @pytest.mark.parametrize(("levels", "factors"), [(1, [1.0]), (2, [0.5, 1.0])])
@@ -183,7 +183,7 @@ def test_oks_is_bounded_where_smooth_l1_is_not(five: Skeleton, batch: Batch) -> 
     assert value(bent, far, "truth") > 100
 
 
-def test_unlabeled_joints_and_joints_without_a_mode_pull_nowhere(
+def test_unlabeled_joints_and_joints_without_a_mode_add_no_loss(
     five: Skeleton, batch: Batch
 ) -> None:
     assert batch.teacher_modes is not None
@@ -196,19 +196,19 @@ def test_unlabeled_joints_and_joints_without_a_mode_pull_nowhere(
     assert float(task(changed)["teacher"].count) == pytest.approx(0.5 * 8)
 
 
-def test_an_untaught_joint_is_not_pulled_to_the_teacher(five: Skeleton, batch: Batch) -> None:
+def test_masked_joint_is_not_pulled_to_the_teacher(five: Skeleton, batch: Batch) -> None:
     assert batch.teacher_modes is not None
-    taught, modes = torch.ones(2, 5), batch.teacher_modes.clone()
-    taught[:, 4] = 0
-    untaught = dataclasses.replace(batch, teacher_mask=taught)
+    mask, modes = torch.ones(2, 5), batch.teacher_modes.clone()
+    mask[:, 4] = 0
+    masked = dataclasses.replace(batch, teacher_mask=mask)
     modes[:, 4, 0, :2] += 1e3
-    elsewhere = dataclasses.replace(untaught, teacher_modes=modes)
+    elsewhere = dataclasses.replace(masked, teacher_modes=modes)
     task = task_of(five, Steps(1, 0.0), levels=1)
-    assert value(task, elsewhere, "teacher") == value(task, untaught, "teacher") > 0
-    assert float(task(untaught)["teacher"].count) == pytest.approx(0.5 * 8)
+    assert value(task, elsewhere, "teacher") == value(task, masked, "teacher") > 0
+    assert float(task(masked)["teacher"].count) == pytest.approx(0.5 * 8)
 
 
-def test_nobody_labeled_leaves_a_truth_of_zero_and_a_finite_gradient(
+def test_batch_without_labels_has_zero_truth_loss_and_no_gradient(
     five: Skeleton, batch: Batch
 ) -> None:
     nobody = dataclasses.replace(batch, visibility=torch.zeros(2, 5))
@@ -222,7 +222,7 @@ def test_nobody_labeled_leaves_a_truth_of_zero_and_a_finite_gradient(
 
 @pytest.mark.parametrize("loss", ["oks", "smooth_l1"])
 @pytest.mark.parametrize("progressive", ["final", "interpolated"])
-def test_the_refiner_learns_and_the_frozen_student_does_not(
+def test_refiner_learns_and_a_frozen_student_does_not(
     loss: str, progressive: str, five: Skeleton, batch: Batch
 ) -> None:
     task = task_of(five, loss=loss, progressive=progressive)
@@ -240,9 +240,7 @@ def test_the_refiner_learns_and_the_frozen_student_does_not(
 
 
 @pytest.mark.parametrize("student", ["frozen", "finetuned"])
-def test_the_student_stays_in_eval_mode_whatever_the_loop_does(
-    student: str, five: Skeleton
-) -> None:
+def test_student_stays_in_eval_mode(student: str, five: Skeleton) -> None:
     task = task_of(five, student=student)
     for module in task.trainable():
         module.train()
@@ -250,59 +248,59 @@ def test_the_student_stays_in_eval_mode_whatever_the_loop_does(
     assert all(module.training for module in task.refiner.modules())
 
 
-class Watched(nn.Module):
-    """A student whose answers are kept."""
+class RecordingStudent(nn.Module):
+    """A student that records its predictions."""
 
     def __init__(self, student: MobileNet) -> None:
         super().__init__()
         self.student = student
-        self.answers: list[PoseFeatures] = []
+        self.predictions: list[PoseFeatures] = []
 
     def predict(self, crops: Tensor) -> PoseFeatures:
-        self.answers.append(self.student.predict(crops))
-        return self.answers[-1]
+        self.predictions.append(self.student.predict(crops))
+        return self.predictions[-1]
 
 
 @pytest.mark.parametrize("student", ["frozen", "finetuned"])
-def test_a_graph_is_built_through_a_finetuned_student_alone(
+def test_graph_is_built_only_through_a_finetuned_student(
     student: str, five: Skeleton, batch: Batch
 ) -> None:
     task = task_of(five, student=student)
-    watched = Watched(task.student)  # type: ignore[arg-type]
-    task.student = watched  # type: ignore[assignment]
+    recorded = RecordingStudent(task.student)  # type: ignore[arg-type]
+    task.student = recorded  # type: ignore[assignment]
     task.train()
     task(batch)
-    (answer,) = watched.answers
+    (prediction,) = recorded.predictions
     is_finetuned = student == "finetuned"
-    assert all((f.grad_fn is not None) == is_finetuned for f in answer.pyramid)
+    assert all((f.grad_fn is not None) == is_finetuned for f in prediction.pyramid)
     with torch.no_grad():
         task(batch)
-    assert all(f.grad_fn is None for f in watched.answers[1].pyramid)
+    assert all(f.grad_fn is None for f in recorded.predictions[1].pyramid)
 
 
 @pytest.mark.parametrize("levels", [1, 3])
 @pytest.mark.parametrize("candidates", [1, 2])
-def test_every_parameter_that_is_to_learn_gets_a_gradient(
+def test_every_trainable_parameter_gets_a_gradient(
     levels: int, candidates: int, five: Skeleton, batch: Batch
 ) -> None:
-    """Another worker would wait for it for ever."""
+    """Another worker would wait forever for a missing gradient."""
     task = task_of(five, student="finetuned", levels=levels, candidates=candidates).train()
     terms = task(batch)
     torch.stack([term.sum / term.count for term in terms.values()]).sum().backward()
     for name, parameter in task.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
-    still = {name for name, p in task.student.named_parameters() if not p.requires_grad}
-    assert {"final_layer.weight", "final_layer.bias"} <= still
-    assert {name.split(".")[0] for name in still} == {"final_layer", "head", "smooth"}
+    frozen = {name for name, p in task.student.named_parameters() if not p.requires_grad}
+    assert {"final_layer.weight", "final_layer.bias"} <= frozen
+    assert {name.split(".")[0] for name in frozen} == {"final_layer", "head", "smooth"}
 
 
 @pytest.mark.parametrize("candidates", [1, 2])
-def test_a_finetuned_student_moves_and_its_statistics_do_not(
+def test_finetuned_student_changes_and_its_statistics_do_not(
     candidates: int, five: Skeleton, batch: Batch
 ) -> None:
     task = task_of(five, student="finetuned", candidates=candidates).train()
     for name, parameter in task.refiner.named_parameters():
-        if name.endswith("head.weight"):  # else the student's first gradient is zero
+        if name.endswith("head.weight"):  # otherwise the student's first gradient is zero
             nn.init.normal_(parameter, std=0.1)
     before = {name: tensor.clone() for name, tensor in task.student.state_dict().items()}
     learns = {name for name, p in task.student.named_parameters() if p.requires_grad}
@@ -316,7 +314,7 @@ def test_a_finetuned_student_moves_and_its_statistics_do_not(
     assert any(".running_mean" in name for name in before)
 
 
-def test_a_finetuned_student_takes_its_share_of_the_rate(five: Skeleton) -> None:
+def test_finetuned_student_has_its_fraction_of_the_rate(five: Skeleton) -> None:
     task = task_of(five, student="finetuned", student_factor=0.25)
     refiner, student = task.parameter_groups(OPTIMIZER)
     assert (refiner["lr"], student["lr"]) == (1e-3, 0.25e-3)
@@ -324,7 +322,7 @@ def test_a_finetuned_student_takes_its_share_of_the_rate(five: Skeleton) -> None
     assert len(refiner["params"]) + len(student["params"]) == len(learns)  # type: ignore[arg-type]
 
 
-def test_only_the_refiner_is_given_to_the_optimizer(five: Skeleton) -> None:
+def test_optimizer_has_only_the_refiner(five: Skeleton) -> None:
     task = task_of(five)
     groups: list[dict[str, Any]] = task.parameter_groups(OPTIMIZER)
     assert [group["lr"] for group in groups] == [1e-3]
@@ -332,11 +330,11 @@ def test_only_the_refiner_is_given_to_the_optimizer(five: Skeleton) -> None:
     assert {id(parameter) for parameter in groups[0]["params"]} == own
 
 
-def test_weights_are_those_of_the_settings(five: Skeleton) -> None:
+def test_weights_equal_the_settings(five: Skeleton) -> None:
     assert task_of(five).weights(0.3) == {"teacher": 0.7, "truth": 0.4}
 
 
-def test_errors_move_the_start_in_training_alone(five: Skeleton, batch: Batch) -> None:
+def test_errors_change_the_start_only_in_training(five: Skeleton, batch: Batch) -> None:
     task = task_of(five, Steps(1, 0.0), levels=1)
     plain = value(task, batch, "truth")
     task.errors = PoseErrors(
@@ -348,7 +346,7 @@ def test_errors_move_the_start_in_training_alone(five: Skeleton, batch: Batch) -
     torch.testing.assert_close(keypoints, starts(task, batch.crops))
 
 
-def test_an_untrained_refiner_leaves_every_pose_to_the_bit(five: Skeleton, batch: Batch) -> None:
+def test_untrained_refiner_changes_no_bit_of_a_pose(five: Skeleton, batch: Batch) -> None:
     task = task_of(five).eval()
     with torch.no_grad():
         refined, scores = task.estimator()(batch.crops)

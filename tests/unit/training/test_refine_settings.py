@@ -1,4 +1,4 @@
-"""Settings reach the refiner that they are about; untrained, it changes no AP."""
+"""Settings reach the refiner, and an untrained refiner changes no AP."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_settings_reach_the_chooser(
 
 
 @pytest.mark.parametrize(("levels", "candidates"), [(1, 1), (2, 2), (3, 1), (3, 3)])
-def test_an_untrained_refiner_changes_no_ap(
+def test_untrained_refiner_changes_no_ap(
     levels: int,
     candidates: int,
     mini_config: StudyConfig,

@@ -1,4 +1,4 @@
-"""refine.start: the refiner learns to improve poses that come from elsewhere."""
+"""refine.start: the refiner learns to improve the poses of other methods."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ JITTER = 0.15
 
 
 class Seer(PoseNetwork):
-    """A student that finds every joint at the middle, and whose features tell where joints are."""
+    """Student that finds every joint at the middle; its features point to the true joints."""
 
     pyramid_channels = (2, 2, 2)
     truth: Tensor
@@ -52,17 +52,17 @@ class Seer(PoseNetwork):
         return PoseFeatures(maps, tuple(self._towards(stride) for stride in (16, 8, 4)))
 
     def _towards(self, stride: int) -> Tensor:
-        """From each cell the way to the nearest joint, x and y."""
+        """Return the offset from each cell to the nearest joint, x and y."""
         height, width = CROP[0] // stride, CROP[1] // stride
         y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         cells = stride * torch.stack((x, y), dim=-1)  # (h, w, 2)
-        ways = self.truth[:, :, None, None] - cells  # (B, K, h, w, 2)
-        nearest = ways.norm(dim=-1).argmin(dim=1)[:, None, :, :, None].expand(-1, -1, -1, -1, 2)
-        return ways.gather(1, nearest)[:, 0].permute(0, 3, 1, 2) / 20
+        offsets = self.truth[:, :, None, None] - cells  # (B, K, h, w, 2)
+        nearest = offsets.norm(dim=-1).argmin(dim=1)[:, None, :, :, None].expand(-1, -1, -1, -1, 2)
+        return offsets.gather(1, nearest)[:, 0].permute(0, 3, 1, 2) / 20
 
 
 def poses(count: int) -> Tensor:
-    """Bodies whose joints lie well apart, here and there in the crop."""
+    """Return bodies at random places in the crop, their joints far from one another."""
     body = torch.tensor([[32.0, 12.0], [14.0, 42.0], [50.0, 42.0], [16.0, 80.0], [48.0, 80.0]])
     return body + 4 * torch.rand(count, 1, 2) + 4 * torch.rand(count, 5, 2)
 
@@ -110,7 +110,7 @@ def task_of(five: Skeleton, start: str) -> RefineTask:
 
 
 def mean_errors(task: RefineTask, kind: str) -> tuple[float, float]:
-    """Mean distance to the truth, px, before and after, of 300 fresh people."""
+    """Return mean distances to the truth before and after, px, of 300 other people."""
     torch.manual_seed(99)
     truth = poses(300)
     task.student.truth = truth  # type: ignore[assignment]
@@ -125,7 +125,7 @@ def mean_errors(task: RefineTask, kind: str) -> tuple[float, float]:
     return tuple((pose - truth).norm(dim=-1).mean().item() for pose in (start, found))  # type: ignore[return-value]
 
 
-def test_trained_on_jitter_it_pulls_jittered_and_displaced_poses_to_the_truth(
+def test_refiner_trained_on_jitter_improves_jittered_and_displaced_poses(
     five: Skeleton,
 ) -> None:
     task = task_of(five, "jitter")
@@ -145,7 +145,7 @@ def test_trained_on_jitter_it_pulls_jittered_and_displaced_poses_to_the_truth(
         assert after < 0.7 * before, (kind, before, after)
 
 
-def test_jitter_has_its_spread_and_leaves_out_what_is_not_labeled() -> None:
+def test_jitter_has_its_spread_and_unlabeled_joints_have_score_zero() -> None:
     torch.manual_seed(0)
     truth, visibility = torch.rand(4000, 5, 2), torch.full((4000, 5), 2)
     visibility[:, 3] = 0
@@ -165,7 +165,7 @@ def test_jitter_has_its_spread_and_leaves_out_what_is_not_labeled() -> None:
 
 
 class Kept(nn.Module):
-    """A refiner that keeps what it is given."""
+    """Refiner that records its input and returns the start."""
 
     num_candidates, chooser, flip_order, mirror_pairs = 1, None, None, None
     choose, refine = IgpGcn.choose, IgpGcn.refine
@@ -177,8 +177,8 @@ class Kept(nn.Module):
         return [start]
 
 
-def given_to(five: Skeleton, start: str, batch: Batch) -> tuple[Tensor, Tensor]:
-    """What the refiner starts from, with scores."""
+def start_of(five: Skeleton, start: str, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the pose that the refiner starts from, and its scores."""
     task = task_of(five, start)
     kept = Kept()
     task.refiner = kept  # type: ignore[assignment]
@@ -193,20 +193,20 @@ def test_unlabeled_joints_and_those_without_prediction_start_from_the_student(
     truth, visibility = poses(3), torch.full((3, 5), 2)
     visibility[0, 1] = visibility[2, 4] = 0
     batch = batch_of(truth, visibility)
-    start, scores = given_to(five, "jitter", batch)
+    start, scores = start_of(five, "jitter", batch)
     middle = torch.tensor([32.0, 48.0])
     is_own = (start - middle).norm(dim=-1) < 2  # the peak is on a cell
     assert torch.equal(is_own, visibility == 0) and (scores[visibility == 0] == 1).all()
     given = torch.cat((truth + 5, torch.full((3, 5, 1), 0.5)), dim=-1)
     given[1, :, 2] = 0
-    start, scores = given_to(five, "poses.json", Batch(**{**vars(batch), "start_crop": given}))
+    start, scores = start_of(five, "poses.json", Batch(**{**vars(batch), "start_crop": given}))
     assert torch.equal(start[[0, 2]], truth[[0, 2]] + 5)
     assert (scores[[0, 2]] == LOWEST_GIVEN).all()  # far from where the student sees joints
     assert ((start[1] - middle).norm(dim=-1) < 2).all() and (scores[1] == 1).all()
 
 
 def entries_of(store: CropStore, rows: list[int], skeleton: Skeleton) -> list[dict[str, Any]]:
-    """The truth of these people, told by annotation id, 2 px to the right in the stored crop."""
+    """Return poses by annotation id: the truth, 2 px to the right in the stored crop."""
     moved = store.keypoints_stored[rows] + np.array([2.0, 0.0])
     image = apply_affine(moved, invert_affine(store.image_to_stored[rows]))
     keypoints = np.concatenate((image, np.full((*image.shape[:2], 1), 0.6)), axis=-1)
@@ -222,7 +222,7 @@ def entries_of(store: CropStore, rows: list[int], skeleton: Skeleton) -> list[di
     ]
 
 
-def test_a_files_poses_come_in_the_stored_crops_and_are_nobodys_elsewhere(
+def test_poses_of_a_file_are_in_stored_crops_and_unlisted_people_have_none(
     five_store: CropStore, five: Skeleton, tmp_path: Path
 ) -> None:
     file = tmp_path / "poses.json"
@@ -236,7 +236,7 @@ def test_a_files_poses_come_in_the_stored_crops_and_are_nobodys_elsewhere(
     assert check_start(file, five_store, five) == (2, 11)
 
 
-def test_a_file_is_matched_once_until_it_changes(
+def test_file_is_matched_once_until_it_changes(
     five_store: CropStore, five: Skeleton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, own = tmp_path / "poses.json", dataclasses.replace(five_store, path=tmp_path / "crops")
@@ -254,7 +254,7 @@ def test_a_file_is_matched_once_until_it_changes(
         assert len(matched) == number
 
 
-def test_a_file_of_another_skeleton_is_told_by_its_joints(
+def test_file_of_another_skeleton_is_refused(
     five_store: CropStore, five: Skeleton, tmp_path: Path
 ) -> None:
     file = tmp_path / "poses.json"
@@ -275,7 +275,7 @@ def test_a_file_of_another_skeleton_is_told_by_its_joints(
         ),
     ],
 )
-def test_a_broken_file_is_refused_by_the_settings_name(
+def test_broken_file_is_refused_with_the_settings_name(
     content: str, message: str, five_store: CropStore, five: Skeleton, tmp_path: Path
 ) -> None:
     file = tmp_path / "poses.json"
@@ -295,7 +295,7 @@ def test_impossible_starts_are_refused() -> None:
     assert fault.startswith("refine.start must be student, jitter or the path of a .json")
 
 
-def test_a_files_path_means_the_same_in_every_process() -> None:
+def test_path_of_a_file_is_made_absolute() -> None:
     for start in ("student", "jitter"):
         assert with_absolute_paths(compose([f"refine.start={start}"])).refine.start == start
     found = with_absolute_paths(compose(["refine.start=poses.json"])).refine.start

@@ -1,4 +1,4 @@
-"""How a network learns its bins: the loss, stage 1's terms, and a whole trial."""
+"""Training of SimCC bins: the loss, the terms of stage 1, and a whole trial."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ SETTINGS = DistillConfig(
 
 
 class Painter(PoseNetwork):
-    """A student whose heatmaps and bins are what it learns; at first its bins are flat."""
+    """A student whose heatmaps and bins are its parameters; at first its bins are flat."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ def task_of(five: Skeleton, heatmap: str = "mse", structure: str = "pairwise") -
 
 @pytest.fixture
 def batch() -> Batch:
-    """Three people; the teacher is a few pixels beside the truth and unsure of joint 2."""
+    """Three people; the teacher is a few pixels off the truth and unsure of joint 2."""
     generator = torch.Generator().manual_seed(1)
     keypoints = torch.rand(3, 5, 2, generator=generator) * torch.tensor([40.0, 70.0]) + 12
     modes = torch.zeros(3, 5, 3, 4)
@@ -128,10 +128,10 @@ def test_kl_of_sharp_labels_has_a_finite_gradient_weighted_by_joint() -> None:
     torch.testing.assert_close(gradient[0, 1], 0.25 * (0.25 - label[0, 1]))
 
 
-def test_kl_of_nobody_is_0() -> None:
+def test_kl_without_labels_is_zero() -> None:
     x = torch.zeros(1, 2, 4, requires_grad=True)
-    nothing = torch.zeros(1, 2, 4)
-    term = bins_kl((x, x), (nothing, nothing), torch.zeros(1, 2))
+    empty = torch.zeros(1, 2, 4)
+    term = bins_kl((x, x), (empty, empty), torch.zeros(1, 2))
     assert (term.sum.item(), term.count.item()) == (0, 0) and term.sum.requires_grad
 
 
@@ -144,7 +144,7 @@ def test_kl_of_nobody_is_0() -> None:
         ("mse", "pairwise", ["truth", "truth_heatmap", "heatmap", "bins", "structure"]),
     ],
 )
-def test_bins_bring_terms_of_their_own(
+def test_bins_add_separate_terms(
     heatmap: str, structure: str, names: list[str], five: Skeleton, batch: Batch
 ) -> None:
     task = task_of(five, heatmap, structure)
@@ -154,12 +154,12 @@ def test_bins_bring_terms_of_their_own(
     assert task.weights(0.75) == pytest.approx({name: expected[name] for name in names})
 
 
-def test_the_baseline_needs_no_teacher(five: Skeleton, batch: Batch) -> None:
+def test_baseline_needs_no_teacher(five: Skeleton, batch: Batch) -> None:
     alone = dataclasses.replace(batch, teacher_modes=None, teacher_relation=None)
     assert list(task_of(five, "none", "none")(alone)) == ["truth", "truth_heatmap"]
 
 
-def test_truth_is_the_bins_alone_and_truth_heatmap_the_maps_alone(
+def test_truth_trains_only_the_bins_and_truth_heatmap_only_the_maps(
     five: Skeleton, batch: Batch
 ) -> None:
     task = task_of(five)
@@ -183,16 +183,18 @@ def test_truth_is_the_bins_alone_and_truth_heatmap_the_maps_alone(
     }
 
 
-def test_an_unlabeled_joint_adds_no_truth_but_the_teacher_teaches_it(
+def test_unlabeled_joint_adds_no_truth_loss_but_a_teacher_loss(
     five: Skeleton, batch: Batch
 ) -> None:
     task = task_of(five)
-    truth, taught = (gradient_of_bins(task, batch, name) for name in ("truth", "bins"))
-    assert (truth[0, 3] == 0).all() and (truth[0, 2] != 0).any() and (taught[0, 3] != 0).any()
+    truth, imitation = (gradient_of_bins(task, batch, name) for name in ("truth", "bins"))
+    assert (truth[0, 3] == 0).all() and (truth[0, 2] != 0).any() and (imitation[0, 3] != 0).any()
     assert task(batch)["truth"].count == 14
 
 
-def test_a_student_with_the_truths_bins_has_no_truth_loss(five: Skeleton, batch: Batch) -> None:
+def test_student_with_the_bins_of_the_truth_has_no_truth_loss(
+    five: Skeleton, batch: Batch
+) -> None:
     task = task_of(five)
     (x, y), _ = CODEC.encode_bins(batch.keypoints_crop, torch.ones(3, 5))
     with torch.no_grad():
@@ -203,7 +205,7 @@ def test_a_student_with_the_truths_bins_has_no_truth_loss(five: Skeleton, batch:
     assert terms["bins"].sum.item() > 1
 
 
-def test_the_teacher_counts_by_its_score_and_pulls_to_its_first_mode(
+def test_teacher_counts_by_its_score_and_pulls_to_its_first_mode(
     five: Skeleton, batch: Batch
 ) -> None:
     task = task_of(five)
@@ -216,7 +218,7 @@ def test_the_teacher_counts_by_its_score_and_pulls_to_its_first_mode(
     assert torch.equal(gradient.argmin(-1).float(), places)
 
 
-def test_a_mode_beyond_the_crop_teaches_no_bins(five: Skeleton, batch: Batch) -> None:
+def test_mode_beyond_the_crop_adds_no_loss_to_the_bins(five: Skeleton, batch: Batch) -> None:
     assert batch.teacher_modes is not None
     modes = batch.teacher_modes.clone()
     modes[:, 1, 0, 0] = 90
@@ -236,7 +238,7 @@ def test_every_weight_of_a_simcc_student_learns(
     keypoints = 64 * torch.rand(2, 17, 2, generator=generator)
     modes = torch.ones(2, 17, 3, 4)
     modes[..., :2] = keypoints[:, :, None]
-    made: Any = Batch(
+    batch: Any = Batch(
         crops=255 * torch.rand(2, 3, 64, 64, generator=generator),
         keypoints_crop=keypoints,
         visibility=torch.full((2, 17), 2),
@@ -247,7 +249,7 @@ def test_every_weight_of_a_simcc_student_learns(
         teacher_mask=torch.ones(2, 17),
         teacher_relation=torch.eye(17).expand(2, 17, 17),
     )
-    loss, _ = combine(task.train()(made), task.weights(0.0), workers)
+    loss, _ = combine(task.train()(batch), task.weights(0.0), workers)
     loss.backward()
     assert all(parameter.grad is not None for parameter in task.student.parameters())
 
@@ -272,20 +274,16 @@ def test_bins_learn_joints_below_a_pixel(five: Skeleton) -> None:
 
 
 @pytest.mark.slow
-def test_a_simcc_teacher_teaches_a_simcc_student_with_flip_tests(
+def test_simcc_student_learns_from_a_simcc_teacher_with_flip_tests(
     mini_config: StudyConfig, mini_data: PreparedData, easy: str, tmp_path: Path, workers: Workers
 ) -> None:
     values = {f"{role}.{key}": value for role in ("teacher", "student") for key, value in BINS}
     config = with_values(mini_config, {**values, "data.skeleton": easy, "storage": str(tmp_path)})
-    make_teacher(
-        teacher_spec(config, resolve(config)),
-        config.student,
-        mini_data,
-        workers,
-        lambda row: False,
-    )
-    folder = teacher_folder(teacher_spec(config, resolve(config)), mini_data)
-    trial = Trial(1, config, resolve(config), mini_data, tmp_path / "trial", folder / TARGETS)
+    resolved = resolve(config)
+    spec = teacher_spec(config, resolved)
+    make_teacher(spec, config.student, mini_data, workers, lambda row: False)
+    folder = teacher_folder(spec, mini_data)
+    trial = Trial(1, config, resolved, mini_data, tmp_path / "trial", folder / TARGETS)
     rows: list[Row] = []
 
     def report(row: Row) -> bool:
@@ -295,14 +293,12 @@ def test_a_simcc_teacher_teaches_a_simcc_student_with_flip_tests(
     run_trial(trial, workers, report)
     assert [row["stage"] for row in rows] == ["distill", "distill", "refine", "refine"]
     assert {"loss.truth", "loss.truth_heatmap", "loss.bins"} <= rows[0].keys()
-    ground = TrainingData.open(mini_data, resolve(config), workers, None)
+    data = TrainingData.open(mini_data, resolved, workers, None)
     checkpoint = best_of(folder)
     assert any(name.startswith("student.simcc_head.") for name in checkpoint.weights())
-    last = Checkpoints(trial.folder).last()
-    assert last is not None
-    scores = ground.score(
-        load_estimator(
-            last, config.student, config.distill, config.refine, config.trial, resolve(config)
-        )
+    last = Checkpoints(trial.folder).require_last()
+    assert last.epoch == len(rows)
+    scores = data.score(
+        load_estimator(last, config.student, config.distill, config.refine, config.trial, resolved)
     )
     assert scores["ap"] == rows[-1]["val_ap"] > 0

@@ -1,4 +1,4 @@
-"""The structure losses by hand, what they do not see, and their gradients on real heatmaps."""
+"""Structure losses: values by hand, invariances, and gradients on real heatmaps."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def two_poses() -> tuple[Tensor, Tensor]:
 
 
 def moved(points: Tensor, change: str) -> Tensor:
-    """These points after a change of the whole image."""
+    """Return the points after a change of the whole image."""
     if change == "translation":
         return points + torch.tensor([0.4, -0.2])
     if change == "mirror":
@@ -56,23 +56,23 @@ def moved(points: Tensor, change: str) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("kind", "unseen"),
+    ("kind", "invariances"),
     [
         ("pairwise", {"translation", "rotation", "mirror"}),
         ("bone", {"translation"}),
         ("angle", {"translation", "rotation", "mirror", "scale"}),
     ],
 )
-def test_a_kind_sees_just_those_changes_of_a_whole_person_that_it_should(
-    kind: str, unseen: set[str]
+def test_each_kind_is_invariant_to_its_changes_of_a_whole_person_only(
+    kind: str, invariances: set[str]
 ) -> None:
     student, teacher = two_poses()
     before = loss_on_points(kind, student, teacher)
     for change in ("translation", "rotation", "mirror", "scale"):
         after = loss_on_points(kind, moved(student, change), teacher)
-        assert (after == pytest.approx(before, rel=1e-5)) == (change in unseen), change
+        assert (after == pytest.approx(before, rel=1e-5)) == (change in invariances), change
         perfect = loss_on_points(kind, moved(teacher, change), teacher)
-        assert (perfect < 1e-9) == (change in unseen), change
+        assert (perfect < 1e-9) == (change in invariances), change
 
 
 def test_angle_of_a_knee_bent_by_thirty_degrees_more() -> None:
@@ -86,7 +86,7 @@ def test_angle_of_a_knee_bent_by_thirty_degrees_more() -> None:
     assert term.sum.item() == pytest.approx(0.5 * 0.5 * 0.5**2, rel=1e-5)
 
 
-def test_angle_of_a_limb_folded_back_is_past_the_turn_to_straight() -> None:
+def test_angle_error_of_a_limb_folded_back_counts_linearly() -> None:
     teacher = torch.tensor([[[0.2, 0.5], [0.5, 0.5], [0.8, 0.5]]])
     student = torch.tensor([[[0.8, 0.5], [0.5, 0.5], [0.8, 0.5]]])
     term = losses.angle_loss(student, teacher, torch.ones(1, 3), ((0, 1), (1, 2)), CELL)
@@ -132,7 +132,7 @@ def test_angle_agrees_with_the_law_of_cosines_on_every_two_limbs_that_meet() -> 
     assert term.sum.item() == pytest.approx(total, rel=1e-4)
 
 
-def test_a_skeleton_without_two_limbs_that_meet_has_no_angle() -> None:
+def test_skeleton_without_two_limbs_that_meet_has_no_angle() -> None:
     student = torch.rand(2, 4, 2, requires_grad=True)
     term = losses.angle_loss(
         student, torch.rand(2, 4, 2), torch.ones(2, 4), ((0, 1), (2, 3)), CELL
@@ -142,7 +142,7 @@ def test_a_skeleton_without_two_limbs_that_meet_has_no_angle() -> None:
 
 
 @pytest.mark.parametrize("length", [0.0, 1e-6, 0.5 * CELL])
-def test_a_short_limb_gets_an_angle_gradient_that_is_neither_steep_nor_dead(length: float) -> None:
+def test_angle_gradient_of_a_short_limb_is_neither_steep_nor_zero(length: float) -> None:
     teacher = torch.tensor([[[0.8, 0.5], [0.5, 0.5], [0.7, 0.8]]])
     student = torch.tensor([[[0.8, 0.5], [0.5, 0.5], [0.5, 0.5 + length]]]).requires_grad_()
     term = losses.angle_loss(student, teacher, torch.ones(1, 3), ((0, 1), (1, 2)), CELL)
@@ -158,7 +158,7 @@ def test_relation_ignores_the_scale_of_features_and_heatmaps() -> None:
     before = losses.joint_relation(heatmaps, features)
     after = losses.joint_relation(0.5 * heatmaps, 40 * features)
     torch.testing.assert_close(after, before)
-    assert before.std() > 0.1  # else there would be nothing to ignore
+    assert before.std() > 0.1  # otherwise there would be nothing to ignore
 
 
 def real_heatmaps(cells: Tensor, peak: float, noise: float = 0.02) -> Tensor:
@@ -176,12 +176,12 @@ def smooth_features() -> Tensor:
 
 
 def loss_on_heatmaps(kind: str, heatmaps: Tensor) -> Tensor:
-    """Against a teacher with its joints at TEACHER_CELLS and the same features."""
+    """Return the loss against a teacher with joints at TEACHER_CELLS and the same features."""
     confidence = torch.ones(1, 5, dtype=torch.float64)
     if kind == "relation":
         features = smooth_features()
-        taught = losses.joint_relation(real_heatmaps(TEACHER_CELLS, 1.0, noise=0.0), features)
-        term = losses.relation_loss(losses.joint_relation(heatmaps, features), taught, confidence)
+        target = losses.joint_relation(real_heatmaps(TEACHER_CELLS, 1.0, noise=0.0), features)
+        term = losses.relation_loss(losses.joint_relation(heatmaps, features), target, confidence)
         return term.sum / term.count
     student, teacher = losses.soft_argmax(heatmaps) / 64, TEACHER_CELLS / 64
     if kind == "pairwise":
@@ -211,7 +211,7 @@ def test_low_peaks_have_as_strong_a_gradient_as_high_ones(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_most_of_the_gradient_is_on_the_joint_that_is_off_and_its_neighbors(kind: str) -> None:
+def test_most_of_the_gradient_is_on_the_wrong_joint_and_its_neighbors(kind: str) -> None:
     _, _, gradient = with_gradient(kind, 0.3)
     by_joint = gradient.flatten(2).norm(dim=-1)[0]
     near = {"bone": [0, 3, 4], "angle": [0, 1, 3, 4]}.get(kind, [0, 1, 2, 3, 4])
@@ -220,7 +220,7 @@ def test_most_of_the_gradient_is_on_the_joint_that_is_off_and_its_neighbors(kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_down_the_gradient_lowers_the_loss_by_what_it_promises(kind: str) -> None:
+def test_step_down_the_gradient_lowers_the_loss_by_the_predicted_amount(kind: str) -> None:
     heatmaps, loss, gradient = with_gradient(kind, 0.3)
     length = 1e-3
     after = loss_on_heatmaps(kind, heatmaps - length * gradient / gradient.norm()).item()
