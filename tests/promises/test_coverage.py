@@ -31,7 +31,7 @@ def is_slow(node: ast.AST) -> bool:
 
 
 def fast_tests(tree: ast.Module) -> list[ast.FunctionDef]:
-    """Test functions of which at least one case runs by default."""
+    """Return test functions with at least one case that runs by default."""
     marks = defined(tree).get("pytestmark")
     if marks and is_slow(marks):
         return []
@@ -63,7 +63,7 @@ def modules_named(node: ast.stmt, names: set[str] | None = None) -> set[str]:
 
 
 def modules_used(tree: ast.Module) -> set[str]:
-    """Modules whose names a file's fast tests use, directly or in helpers and fixtures."""
+    """Return the modules that a file's fast tests use, directly or in helpers and fixtures."""
     scope = {**defined(CONFTEST), **defined(tree)}
     to_visit: list[ast.stmt] = list(fast_tests(tree))
     seen: set[str] = set()

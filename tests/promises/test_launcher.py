@@ -1,4 +1,4 @@
-"""The commands work from anywhere, with their checkout's modules or else the installed ones."""
+"""The commands work from anywhere, with their checkout's modules or the installed ones."""
 
 from __future__ import annotations
 

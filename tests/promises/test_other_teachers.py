@@ -61,7 +61,7 @@ def reports_of(folder: Path, trial: int) -> list[dict[str, Any]]:
     return [row for row in read_reports(folder).to_pylist() if row["trial"] == trial]
 
 
-def test_a_study_learns_from_predictions_alone(tmp_path: Path) -> None:
+def test_study_learns_from_predictions_in_a_file(tmp_path: Path) -> None:
     draw_dataset(tmp_path / "drawn", seed=3, num_train_images=24, num_val_images=2)
     annotations = tmp_path / "drawn/annotations/person_keypoints_train2017.json"
     rng = np.random.RandomState(0)
@@ -80,7 +80,7 @@ def test_a_study_learns_from_predictions_alone(tmp_path: Path) -> None:
     subprocess.run(arguments, cwd=tmp_path, capture_output=True, check=True)
 
 
-def test_a_square_onnx_file_teaches_and_is_scored_on_val(tmp_path: Path) -> None:
+def test_study_learns_from_a_square_onnx_teacher_and_scores_it_on_val(tmp_path: Path) -> None:
     weight = np.random.RandomState(0).normal(size=(17, 3, 1, 1)).astype(np.float32)
     graph = helper.make_graph(
         [helper.make_node("Conv", ["crops", "weight"], ["maps"], strides=[4, 4])],

@@ -45,7 +45,7 @@ STAGED = {
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where all studies of this file share one data set and one teacher."""
+    """Folder in which all studies of this file share one data set and one teacher."""
     return tmp_path_factory.mktemp("survival")
 
 

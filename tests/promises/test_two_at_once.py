@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where all studies of this file share one data set and one teacher."""
+    """Folder in which all studies of this file share one data set and one teacher."""
     return tmp_path_factory.mktemp("two")
 
 

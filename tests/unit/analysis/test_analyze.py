@@ -69,7 +69,7 @@ def study(tmp_path: Path) -> Path:
 def printed(
     study: Path, capsys: pytest.CaptureFixture[str], *options: str, draws: bool = False
 ) -> str:
-    """What the command prints; plots, which take longest, are left out unless ``draws``."""
+    """Return what the command prints; plots take longest and need ``draws``."""
     with pytest.MonkeyPatch.context() as patch:
         if not draws:
             patch.setattr("study.analyze._draw", lambda evidence, folder: ())

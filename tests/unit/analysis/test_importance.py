@@ -119,7 +119,7 @@ STAGED = SearchSpace(
 
 
 def test_parents_values_are_not_counted_again_in_its_refiners() -> None:
-    """All refiners have one parent and are the better half, which says nothing of its b."""
+    """All refiners have one parent and are the better half, which is no evidence about its b."""
     draw = random.Random(0)
     students, refiners = [], []
     for _ in range(20):

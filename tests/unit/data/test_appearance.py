@@ -12,7 +12,7 @@ from study.data.synthetic.geometry import Rng
 BODY = build_body(Rng(7, 0, 0, 0), 100.0)
 
 
-def test_a_look_follows_from_its_stream_alone() -> None:
+def test_look_depends_only_on_its_random_stream() -> None:
     looks = [draw_look(Rng(seed, 0, 0, 1), BODY) for seed in (3, 3, 4)]
     assert looks[0] == looks[1] != looks[2]
     assert looks[0].stature == BODY.stature

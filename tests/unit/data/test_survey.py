@@ -68,7 +68,7 @@ def write_split(root: Path, split: str, first: int) -> Path:
 
 @pytest.fixture
 def coco(tmp_path: Path) -> Path:
-    """A sound data set in COCO's layout, with a file of captions beside it."""
+    """A sound data set in COCO's layout, next to a file of captions."""
     root = tmp_path / "coco"
     write_split(root, "train", 1)
     write_split(root, "val", 11)

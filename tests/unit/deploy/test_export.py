@@ -135,7 +135,7 @@ def made(mini_config: StudyConfig, mini_data: PreparedData, easy: str) -> Path:
 
 @pytest.fixture
 def study(made: Path) -> Iterator[Path]:
-    """A copy of it to work on, beside the data that all studies of a storage share."""
+    """A copy of the study to change, next to the data that all studies of a storage share."""
     copy = made.with_name("copy")
     shutil.copytree(made, copy)
     yield copy
@@ -143,7 +143,7 @@ def study(made: Path) -> Iterator[Path]:
 
 
 def run(study: Path, trial: int | None = None) -> dict[str, Any]:
-    """Exports quietly; returns what ``config.json`` says."""
+    """Export quietly and return the content of ``config.json``."""
     target = export_study(study, trial, Display("none"))
     assert target == study / "export"
     content = json.loads((target / "config.json").read_text())
@@ -152,7 +152,7 @@ def run(study: Path, trial: int | None = None) -> dict[str, Any]:
 
 
 def refusal(study: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
-    """The error that the script ends with, of which nothing is left behind."""
+    """Return the error that the script ends with; check that it leaves no files."""
     before = sorted(study.rglob("*")) if study.exists() else []
     with pytest.raises(SystemExit) as raised:
         main([str(study), *options])

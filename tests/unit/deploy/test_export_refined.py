@@ -1,4 +1,4 @@
-"""Exports of stage 2: asked for by name, and proved from the poses that its trial started from."""
+"""Exports of stage 2: selected by name, and checked with the poses that its trial started from."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def config_of(mini: StudyConfig, easy: str, folder: Path, start: str) -> StudyCo
 
 @pytest.fixture
 def folder(mini_config: StudyConfig, tmp_path: Path) -> Path:
-    """A study's folder, beside the data that all studies of a storage share."""
+    """A study's folder, next to the data that all studies of a storage share."""
     made = Path(mini_config.storage) / tmp_path.name
     made.mkdir()
     return made

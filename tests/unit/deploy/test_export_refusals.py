@@ -1,4 +1,4 @@
-"""What can't be exported is refused by name, and nothing is written."""
+"""Refused exports: the message has the cause, and no file is written."""
 
 from __future__ import annotations
 

@@ -287,7 +287,7 @@ SHORT = entry()["keypoints"][:-1]
         ([entry(8)], "must have a pose in at least one of the 2 images"),
     ],
 )
-def test_broken_file_is_refused_with_file_entry_and_what_must_hold(
+def test_broken_file_is_refused_with_file_entry_and_rule(
     given: Any, message: str, still: Path, tmp_path: Path, images: list[Path]
 ) -> None:
     with pytest.raises(SystemExit, match=message) as raised:

@@ -19,7 +19,7 @@ SCORES: dict[str, Any] = {"num_people": 3, "ap": 0.125, "ap50": None}
 
 @pytest.fixture
 def images(tmp_path: Path) -> list[Path]:
-    """Two image files, beside a text file, in a folder."""
+    """A folder with two image files and a text file."""
     files = [tmp_path / "images" / name for name in ("000785.jpg", "b.PNG", "notes.txt")]
     files[0].parent.mkdir()
     for file in files:

@@ -24,7 +24,7 @@ SIZE = (96, 64)
 
 
 def estimator_of(skeleton: Skeleton, codec: str, candidates: int) -> RefinedPose:
-    """One whose every part moves joints."""
+    """An estimator in which every part moves joints."""
     torch.manual_seed(0)
     student = build_model("mobile_net", "tiny", skeleton)
     nn.init.normal_(student.final_layer.weight, std=0.3)  # type: ignore[arg-type]

@@ -45,7 +45,7 @@ def write_export(
     flip_test: bool = False,
     faults: dict[str, Any] | None = None,
 ) -> Path:
-    """An export of random weights whose student points somewhere else for each crop."""
+    """An export of random weights whose student predicts other places for each crop."""
     info: dict[str, Any] = {
         "skeleton": "five",
         "input_size": list(SIZE),

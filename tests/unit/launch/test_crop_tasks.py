@@ -42,12 +42,12 @@ def test_many_people_are_cut_by_ray_tasks_and_ray_starts_once(
     started: list[bool] = []
     by_ray: list[int] = []
 
-    def cut_there(parts: Sequence[Part], tell: CountDone) -> None:
+    def cut_by_tasks(parts: Sequence[Part], count_done: CountDone) -> None:
         by_ray.append(len(parts))
-        crop_tasks.cut_locally(parts, tell)
+        crop_tasks.cut_locally(parts, count_done)
 
     monkeypatch.setattr(crop_tasks, "PEOPLE_FOR_RAY", 13)
-    monkeypatch.setattr(crop_tasks, "cut_by_ray", cut_there)
+    monkeypatch.setattr(crop_tasks, "cut_by_ray", cut_by_tasks)
     monkeypatch.setattr(crop_tasks.ray, "is_initialized", lambda: bool(started))
     cut = partial(cut_by_size, start_ray=lambda: started.append(True))
     for number in (1, 2):

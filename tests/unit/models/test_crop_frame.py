@@ -238,8 +238,8 @@ def test_stored_targets_match_the_truth_in_every_batch(
     teacher = HeatmapTeacher(Oracle(codec, in_crop), codec)
     frame = CropFrame(SMALL, align_corners=student_corners)
     views = draw_views(large_store, five, frame, WILD, number=1, seed=0)
-    live = OnlineTeacher(teacher, large_store, large_store)
-    store_targets(live, views, five, workers, tmp_path / TARGETS)
+    online = OnlineTeacher(teacher, large_store, large_store)
+    store_targets(online, views, five, workers, tmp_path / TARGETS)
     (batch,) = training_batches(
         TrainingPeople(large_store, five, open_teacher_store(tmp_path / TARGETS)),
         frame,

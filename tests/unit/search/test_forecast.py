@@ -95,7 +95,7 @@ def test_forecast_before_a_trial_ends_follows_the_pruners_rule() -> None:
 
 
 def test_forecast_of_a_running_trial_follows_trials_that_reached_its_epoch() -> None:
-    """Of the trials past the first rung half pass the second: 1 + 1/2 + 1/2 epochs more."""
+    """Half of the trials past the first rung pass the second: 1 + 1/2 + 1/2 epochs more."""
     left, _ = left_of([*CONTROLS, trial(1, ended=False)], "search.pruner=none")
     assert left == pytest.approx(7 * 4 + 3)
     left, _ = left_of([*CONTROLS, trial(1, ended=False)])

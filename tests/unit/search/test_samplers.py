@@ -177,7 +177,7 @@ def test_median_keeps_the_better_half_and_percentile_its_share(
 
 
 def test_sobol_points_spread_over_all_parameters(tmp_path: Path) -> None:
-    """Of the first 2^k points of a scrambled sequence, one lies in each 2^k-th of a range."""
+    """Each 2^k-th of a range has one of the first 2^k points of a scrambled sequence."""
     config, space = config_in(tmp_path, "search.sampler=qmc"), load_space("joint")
     study = optuna.create_study()
     found = []

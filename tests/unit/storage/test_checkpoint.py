@@ -20,7 +20,7 @@ def row(epoch: int, ap: float, stage: str = "distill") -> Row:
 
 
 def trained(epoch: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and optimizer state that tell the epoch."""
+    """Return weights and an optimizer state that encode the epoch."""
     layer = nn.Linear(2, 1)
     nn.init.constant_(layer.weight, float(epoch))
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1 * epoch)
@@ -45,8 +45,8 @@ def test_saved_checkpoint_is_read_back(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "trials" / "3")
     weights, optimizer = trained(1)
     checkpoints.save(weights, optimizer, [row(1, 0.5)])
-    last = Checkpoints(tmp_path / "trials" / "3").last()
-    assert last is not None and last.rows == [row(1, 0.5)]
+    last = Checkpoints(tmp_path / "trials" / "3").require_last()
+    assert last.rows == [row(1, 0.5)]
     assert (last.stage, last.epoch) == ("distill", 1)
     assert last.weights().keys() == weights.keys()
     assert all(torch.equal(last.weights()[name], value) for name, value in weights.items())
@@ -83,7 +83,7 @@ def test_best_epoch_is_kept_when_later_ones_equal_it(tmp_path: Path) -> None:
     assert kept(tmp_path) == ["epoch-002", "epoch-004"]
 
 
-def test_the_best_row_is_the_first_of_equals() -> None:
+def test_best_row_is_the_first_of_equal_ones() -> None:
     rows = [row(1, 0.2), row(2, 0.4), row(3, 0.4), row(4, 0.9, "refine"), row(5, 0.1, "refine")]
     assert best_row(rows)["epoch"] == 4
     assert {stage: found["epoch"] for stage, found in best_rows(rows).items()} == {
@@ -93,7 +93,7 @@ def test_the_best_row_is_the_first_of_equals() -> None:
 
 
 @pytest.mark.parametrize("broken", ["save_file", "sync", "json"])
-def test_a_half_written_checkpoint_is_never_seen(
+def test_half_written_checkpoint_is_never_visible(
     broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints = Checkpoints(tmp_path)
@@ -109,26 +109,26 @@ def test_a_half_written_checkpoint_is_never_seen(
             patch.setattr(checkpoint, broken, fail)
         with pytest.raises(KeyboardInterrupt):
             checkpoints.save(*trained(2), [*rows, row(2, 0.4)])
-    last = Checkpoints(tmp_path).last()
-    assert last is not None and last.epoch == 1 and last.rows == rows
-    checkpoints.save(*trained(2), [*rows, row(2, 0.4)])  # over what the failure left
+    last = Checkpoints(tmp_path).require_last()
+    assert last.epoch == 1 and last.rows == rows
+    checkpoints.save(*trained(2), [*rows, row(2, 0.4)])  # over the files of the failure
     assert kept(tmp_path) == ["epoch-002"]
 
 
-def test_a_kill_before_the_old_ones_are_removed_loses_nothing(
+def test_kill_before_old_checkpoints_are_removed_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints = Checkpoints(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "_remove_all_but", lambda kept: None)
         rows = save_all(checkpoints, [0.3, 0.5, 0.4], ["distill"] * 3)
-    last = Checkpoints(tmp_path).last()
-    assert last is not None and last.epoch == 3
+    last = Checkpoints(tmp_path).require_last()
+    assert last.epoch == 3
     Checkpoints(tmp_path).save(*trained(4), [*rows, row(4, 0.1)])
     assert kept(tmp_path) == ["epoch-002", "epoch-004"]
 
 
-def test_an_epoch_that_is_trained_again_replaces_its_checkpoint(tmp_path: Path) -> None:
+def test_epoch_that_is_trained_again_replaces_its_checkpoint(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     save_all(checkpoints, [0.3], ["distill"])
     checkpoints.save(*trained(5), [row(1, 0.7)])
@@ -141,8 +141,8 @@ def test_other_files_in_the_folder_are_ignored(tmp_path: Path) -> None:
     (tmp_path / ".epoch-009").mkdir()
     checkpoints = Checkpoints(tmp_path)
     save_all(checkpoints, [0.3], ["distill"])
-    last = checkpoints.last()
-    assert last is not None and last.epoch == 1
+    last = checkpoints.require_last()
+    assert last.epoch == 1
     assert (tmp_path / "error.log").exists()
 
 
@@ -151,8 +151,8 @@ def test_epochs_past_999_still_sort_by_number(tmp_path: Path) -> None:
     rows = [row(999, 0.3), row(1000, 0.2)]
     checkpoints.save(*trained(1), rows[:1])
     checkpoints.save(*trained(2), rows)
-    last = checkpoints.last()
-    assert last is not None and last.epoch == 1000 and checkpoints.at(999).epoch == 999
+    last = checkpoints.require_last()
+    assert last.epoch == 1000 and checkpoints.at(999).epoch == 999
 
 
 def test_each_trial_has_a_folder_of_its_own(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_points_that_are_not_armed_do_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_armed_point_kills_once_after_the_passes_it_was_given(
+def test_armed_point_kills_once_after_its_number_of_passes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "saved").write_text("2")

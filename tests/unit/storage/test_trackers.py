@@ -98,7 +98,7 @@ def write(log: TrialLog, row: dict[str, Any], epochs: int, logged: dict[int, Log
 
 @dataclass
 class Read:
-    """What the package's own reader finds of a trial."""
+    """A trial as the package's own reader finds it."""
 
     aps: list[tuple[int, float]]
     """Epoch and AP, as often as they were written."""

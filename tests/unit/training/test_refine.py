@@ -211,9 +211,9 @@ def test_masked_joint_is_not_pulled_to_the_teacher(five: Skeleton, batch: Batch)
 def test_batch_without_labels_has_zero_truth_loss_and_no_gradient(
     five: Skeleton, batch: Batch
 ) -> None:
-    nobody = dataclasses.replace(batch, visibility=torch.zeros(2, 5))
+    unlabeled = dataclasses.replace(batch, visibility=torch.zeros(2, 5))
     task = task_of(five)
-    term = task(nobody)["truth"]
+    term = task(unlabeled)["truth"]
     assert term.sum.item() == 0 and term.count.item() == 0
     term.sum.backward()
     for parameter in task.refiner.parameters():
