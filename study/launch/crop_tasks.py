@@ -43,14 +43,12 @@ def cut_by_ray(parts: Sequence[Part], progress: CountDone) -> None:
     """
     task = ray.remote(_build).options(num_cpus=1, scheduling_strategy="SPREAD")
     left = {task.remote(part): part for part in parts}
-    try:
-        while left:
-            (done,), _ = ray.wait(list(left), num_returns=1)
-            get_result(done, InputError, OSError)
-            progress(len(left.pop(done)))
-    finally:
-        for reference in left:
-            ray.cancel(reference)
+    # After an error the other tasks end with this driver's Ray. ray.cancel would race with their
+    # replies, which can crash the driver ("Tried to complete task that was not pending").
+    while left:
+        (done,), _ = ray.wait(list(left), num_returns=1)
+        get_result(done, InputError, OSError)
+        progress(len(left.pop(done)))
 
 
 def _build(part: Part) -> None:
