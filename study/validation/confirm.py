@@ -178,8 +178,7 @@ def confirm_study(
 def _score(trial: Trial, workers: Workers) -> dict[str, Any]:
     """Score the run's best epoch on val and write its poses; other workers return nothing."""
     checkpoints = Checkpoints(trial.folder)
-    last = checkpoints.last()
-    assert last is not None
+    last = checkpoints.require_last()
     best = best_row(last.rows)
     config, resolved, skeleton = trial.config, trial.resolved, trial.resolved.skeleton
     checkpoint = checkpoints.at(int(best["epoch"]))
