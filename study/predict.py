@@ -18,38 +18,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from models.build import load_export
-from models.refined_pose import RefinedPose
-from models.skeleton import SKELETONS, Skeleton
-from study.data.annotations import clip_boxes
-from study.data.crops import apply_affine, image_to_crop_affine, invert_affine, read_image, warp
+from study.data.crops import read_image
+from study.deploy.drawing import draw_poses, write_image
+from study.deploy.estimation import choose_device, clip_to_image, estimate, load_estimator
 from study.deploy.given_poses import read_poses
-from study.deploy.inputs import (
-    RESULTS,
-    PersonBoxes,
-    check_targets,
-    find_images,
-    find_people,
-    warn,
-)
+from study.deploy.inputs import RESULTS, PersonBoxes, check_targets, find_images, find_people
 from study.display import Display
 from study.errors import InputError
 from study.metrics import to_detections
-from study.storage.files import atomic_path, write_atomic
+from study.storage.files import write_atomic
 
-BATCH_SIZE = 64
-COLORS = {"left": (255, 127, 14), "right": (40, 150, 255), "middle": (255, 225, 77)}
-"""RGB of the person's own sides."""
-EDGING = (0, 0, 0)
-FAINTEST = 0.15
-"""Opacity of a joint with score 0."""
-SURE = 0.6
-"""Joints with at least this score are opaque."""
 EXPLANATION = """\
 writes to FOLDER:
   <image's name>.jpg   the image with its poses: the person's own left side in orange, the right
@@ -98,7 +79,7 @@ def predict(
         rows = to_detections(keypoints_image, joint_scores, ids, scores)
         detections += [{**row, "file_name": path.name} for row in rows]
         drawn = draw_poses(image, keypoints_image, joint_scores, boxes, scores, skeleton)
-        _write_image(out / f"{path.stem}.jpg", drawn)
+        write_image(out / f"{path.stem}.jpg", drawn)
         progress(done, len(images))
     write_atomic(out / RESULTS, json.dumps(detections))
     return detections
@@ -135,159 +116,10 @@ def improve_poses(
         keypoints_image, scores = estimate(estimator, skeleton, image, boxes, starts)
         given.put(path, starts, keypoints_image, scores)
         drawn = draw_poses(image, keypoints_image, scores, boxes, given.scores(path), skeleton)
-        _write_image(out / f"{path.stem}.jpg", drawn)
+        write_image(out / f"{path.stem}.jpg", drawn)
         progress(done, len(given.places))
     write_atomic(out / RESULTS, json.dumps(given.entries))
     return sum(map(len, given.places.values()))
-
-
-def load_estimator(export: Path, device: torch.device) -> tuple[RefinedPose, Skeleton]:
-    """Load the exported estimator onto the device; return it and the skeleton of its joints."""
-    try:
-        estimator, info = load_export(export)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    return estimator.to(device), SKELETONS[info["skeleton"]]
-
-
-def clip_to_image(
-    path: Path, image: NDArray[np.uint8], people: PersonBoxes
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the boxes (N, 4), clipped to the image like a study's, and their scores (N,).
-
-    A box outside the image is left out with a warning.
-    """
-    height, width = image.shape[:2]
-    boxes = people.boxes
-    if boxes is None:
-        boxes = np.array([[0.0, 0.0, width, height]])
-    clipped = clip_boxes(boxes, np.array([[height, width]]))
-    is_inside = (clipped[:, 2:] > 0).all(axis=1)
-    if not is_inside.all():
-        warn(f"{path}: boxes outside the image left out: {np.count_nonzero(~is_inside)}")
-    return clipped[is_inside], people.scores[is_inside]
-
-
-def estimate(
-    estimator: RefinedPose,
-    skeleton: Skeleton,
-    image: NDArray[np.uint8],
-    boxes: NDArray[np.float64],
-    starts: NDArray[np.float64] | None = None,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return keypoints_image (N, K, 2) and scores (N, K) of the people in these boxes (N, 4).
-
-    Args:
-        starts: x, y in image pixels and score of the poses to improve, (N, K, 3); joints with
-            score 0 start from the student's. None: all joints do.
-    """
-    frame = estimator.codec.frame
-    affines = image_to_crop_affine(boxes, frame)
-    device = next(estimator.parameters()).device
-    num_joints = skeleton.num_joints
-    keypoints, scores = [np.zeros((0, num_joints, 2))], [np.zeros((0, num_joints))]
-    for start in range(0, len(boxes), BATCH_SIZE):
-        part = affines[start : start + BATCH_SIZE]
-        cut = np.stack([warp(image, affine, frame.size) for affine in part])
-        crops = torch.from_numpy(cut).to(device).permute(0, 3, 1, 2).float()
-        with torch.inference_mode():
-            if starts is None:
-                keypoints_crop, confidence = estimator(crops)
-            else:
-                given = _in_crops(starts[start : start + BATCH_SIZE], part, device)
-                keypoints_crop, confidence = estimator(crops, given)
-        keypoints.append(apply_affine(keypoints_crop.double().cpu().numpy(), invert_affine(part)))
-        scores.append(confidence.double().cpu().numpy())
-    if not np.isfinite(keypoints[-1]).all():
-        raise InputError("the export must predict finite numbers, got NaN; export the study again")
-    return np.concatenate(keypoints), np.concatenate(scores)
-
-
-def _in_crops(
-    starts: NDArray[np.float64], affines: NDArray[np.float64], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return positions in crop pixels (B, K, 2) and scores (B, K) of the given poses."""
-    poses = np.concatenate((apply_affine(starts[..., :2], affines), starts[..., 2:]), axis=-1)
-    moved = torch.from_numpy(poses).float().to(device)
-    return moved[..., :2], moved[..., 2]
-
-
-def draw_poses(
-    image: NDArray[np.uint8],
-    keypoints_image: NDArray[np.float64],
-    scores: NDArray[np.float64],
-    boxes: NDArray[np.float64],
-    box_scores: NDArray[np.float64],
-    skeleton: Skeleton,
-) -> NDArray[np.uint8]:
-    """Draw every pose on a copy of the image, the surest pose last.
-
-    Args:
-        image: (H, W, 3) RGB.
-        keypoints_image: (N, K, 2).
-        scores: (N, K); joints with low scores are faint.
-        boxes: xywh, (N, 4); the size of the box decides how thick the limbs are.
-        box_scores: (N,); people with low scores are faint.
-        skeleton: supplies the limbs, and their sides by the names of the joints.
-    """
-    drawn = image.copy()
-    sides = [joint.split("_")[0] for joint in skeleton.joints]
-    opacities = (scores / SURE).clip(FAINTEST, 1) * box_scores[:, None]
-    for person in np.argsort(opacities.mean(axis=1), kind="stable"):
-        thickness = max(1, round(boxes[person, 2:].max() / 80))
-        joints, opacity = keypoints_image[person], opacities[person]
-        for start, end in skeleton.edges:
-            side = sides[start] if sides[start] == sides[end] else "middle"
-            ends = joints[[start, end]]
-            sure = min(opacity[start], opacity[end])
-            _stroke(drawn, ends, thickness + 2, EDGING, sure / 2)
-            _stroke(drawn, ends, thickness, _color(side), sure)
-        for joint, side, sure in zip(joints, sides, opacity, strict=True):
-            _stroke(drawn, joint[None], 2 * thickness + 3, EDGING, sure / 2)
-            _stroke(drawn, joint[None], 2 * thickness + 1, _color(side), sure)
-    return drawn
-
-
-def _color(side: str) -> tuple[int, int, int]:
-    return COLORS.get(side, COLORS["middle"])
-
-
-def _stroke(
-    image: NDArray[np.uint8],
-    points: NDArray[np.float64],
-    thickness: int,
-    color: tuple[int, int, int],
-    opacity: float,
-) -> None:
-    """Blend a line between two points, (2, 2), or a dot, (1, 2), into the image."""
-    height, width = image.shape[:2]
-    low = np.floor(points.min(axis=0) - thickness - 1).clip(0, (width, height)).astype(int)
-    high = np.ceil(points.max(axis=0) + thickness + 2).clip(0, (width, height)).astype(int)
-    if (high <= low).any():
-        return
-    mask = np.zeros((high - low)[::-1], np.uint8)
-    ends = np.rint((points - low) * 16).astype(int).tolist()  # cv2 takes sixteenths of a pixel
-    cv2.line(mask, ends[0], ends[-1], 255, thickness, cv2.LINE_AA, 4)
-    share = (mask / 255 * opacity)[..., None]
-    part = image[low[1] : high[1], low[0] : high[0]]
-    part[:] = np.rint(part * (1 - share) + np.array(color) * share)
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device of that name.
-
-    Raises:
-        InputError: torch does not have it on this machine.
-    """
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"--device must be one that torch has here, cpu or cuda, got {name} ({reason})"
-        ) from None
-    return device
 
 
 def _make_folder(out: Path) -> None:
@@ -295,11 +127,6 @@ def _make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out must be a folder to write to, got {out} ({error})") from None
-
-
-def _write_image(file: Path, image: NDArray[np.uint8]) -> None:
-    with atomic_path(file) as temporary:
-        temporary.write_bytes(cv2.imencode(".jpg", image[..., ::-1])[1].tobytes())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

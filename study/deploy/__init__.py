@@ -4,5 +4,7 @@ select_trial  the trial to export
 model_card    the exported model's card
 onnx_export   ONNX files, checked against torch
 inputs        images and boxes to predict on
+estimation    poses of boxes in one image
+drawing       poses drawn on their image
 given_poses   poses of other methods to refine
 """

@@ -71,7 +71,7 @@ OWNERS = {
         "study/data/survey.py",
         "study/data/synthetic/render.py",
         "study/launch/crop_tasks.py",
-        "study/predict.py",
+        "study/deploy/drawing.py",
         "study/workers.py",
     },
     "pyarrow": {

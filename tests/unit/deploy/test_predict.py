@@ -23,7 +23,9 @@ from models.skeleton import SKELETONS, Skeleton
 from study.cache.crop_store import CropStore
 from study.data.crops import apply_affine, invert_affine, read_image
 from study.data.people import People
-from study.predict import COLORS, draw_poses, estimate, main
+from study.deploy.drawing import COLORS, draw_poses
+from study.deploy.estimation import estimate
+from study.predict import main
 from study.training.evaluation import predict_crops
 from study.workers import Workers
 

@@ -1,0 +1,110 @@
+"""Poses of the people in one image: crops, the exported estimator, and back to the image.
+
+``predict.py`` calls it for each image; it takes any boxes, from a file or from a detector.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.build import load_export
+from models.refined_pose import RefinedPose
+from models.skeleton import SKELETONS, Skeleton
+from study.data.annotations import clip_boxes
+from study.data.crops import apply_affine, image_to_crop_affine, invert_affine, warp
+from study.deploy.inputs import PersonBoxes, warn
+from study.errors import InputError
+
+BATCH_SIZE = 64
+
+
+def load_estimator(export: Path, device: torch.device) -> tuple[RefinedPose, Skeleton]:
+    """Load the exported estimator onto the device; return it and the skeleton of its joints."""
+    try:
+        estimator, info = load_export(export)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return estimator.to(device), SKELETONS[info["skeleton"]]
+
+
+def clip_to_image(
+    path: Path, image: NDArray[np.uint8], people: PersonBoxes
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the boxes (N, 4), clipped to the image like a study's, and their scores (N,).
+
+    A box outside the image is left out with a warning.
+    """
+    height, width = image.shape[:2]
+    boxes = people.boxes
+    if boxes is None:
+        boxes = np.array([[0.0, 0.0, width, height]])
+    clipped = clip_boxes(boxes, np.array([[height, width]]))
+    is_inside = (clipped[:, 2:] > 0).all(axis=1)
+    if not is_inside.all():
+        warn(f"{path}: boxes outside the image left out: {np.count_nonzero(~is_inside)}")
+    return clipped[is_inside], people.scores[is_inside]
+
+
+def estimate(
+    estimator: RefinedPose,
+    skeleton: Skeleton,
+    image: NDArray[np.uint8],
+    boxes: NDArray[np.float64],
+    starts: NDArray[np.float64] | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return keypoints_image (N, K, 2) and scores (N, K) of the people in these boxes (N, 4).
+
+    Args:
+        starts: x, y in image pixels and score of the poses to improve, (N, K, 3); joints with
+            score 0 start from the student's. None: all joints do.
+    """
+    frame = estimator.codec.frame
+    affines = image_to_crop_affine(boxes, frame)
+    device = next(estimator.parameters()).device
+    num_joints = skeleton.num_joints
+    keypoints, scores = [np.zeros((0, num_joints, 2))], [np.zeros((0, num_joints))]
+    for start in range(0, len(boxes), BATCH_SIZE):
+        part = affines[start : start + BATCH_SIZE]
+        cut = np.stack([warp(image, affine, frame.size) for affine in part])
+        crops = torch.from_numpy(cut).to(device).permute(0, 3, 1, 2).float()
+        with torch.inference_mode():
+            if starts is None:
+                keypoints_crop, confidence = estimator(crops)
+            else:
+                given = _in_crops(starts[start : start + BATCH_SIZE], part, device)
+                keypoints_crop, confidence = estimator(crops, given)
+        keypoints.append(apply_affine(keypoints_crop.double().cpu().numpy(), invert_affine(part)))
+        scores.append(confidence.double().cpu().numpy())
+    if not np.isfinite(keypoints[-1]).all():
+        raise InputError("the export must predict finite numbers, got NaN; export the study again")
+    return np.concatenate(keypoints), np.concatenate(scores)
+
+
+def _in_crops(
+    starts: NDArray[np.float64], affines: NDArray[np.float64], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return positions in crop pixels (B, K, 2) and scores (B, K) of the given poses."""
+    poses = np.concatenate((apply_affine(starts[..., :2], affines), starts[..., 2:]), axis=-1)
+    moved = torch.from_numpy(poses).float().to(device)
+    return moved[..., :2], moved[..., 2]
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name.
+
+    Raises:
+        InputError: torch does not have it on this machine.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"--device must be one that torch has here, cpu or cuda, got {name} ({reason})"
+        ) from None
+    return device
