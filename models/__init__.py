@@ -5,6 +5,7 @@ candidates       the choice among a joint's peaks
 codecs/          keypoints to heatmaps and back
 hrnet            HRNet, at any width and depth
 igp_gcn          IGP-GCN, the refiner of stage 2
+joint_names      joints found by name, however spelled
 mobile_net       MobileNetV2 with a feature pyramid
 movenet_weights  MoveNet's weights from TF.js files
 pose_features    inputs and outputs of pose networks
