@@ -276,10 +276,10 @@ def _run_missing_trials(
 
     with track_trials(config.log, config.name, folder, updates_since, display.notify):
         while missing := get_result(owner.trials_to_run.remote()):
-            run_trials(context, owner, missing, min(concurrent, missing), display)
+            handed_back = run_trials(context, owner, missing, min(concurrent, missing), display)
             if reason := ray.get(owner.halt_reason.remote()):
                 raise InputError(reason)
-            finished += missing
+            finished += missing - handed_back
             if ray.get(owner.num_finished.remote()) < finished:
                 raise InputError("interrupted; run the same command again to resume")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -21,14 +22,29 @@ from study.launch.trials import inline_trial, job_name, train_trial
 from study.storage.paths import ray_storage
 
 
+class Retries(tune.Callback):
+    """Counts how often Tune started each trial again."""
+
+    def __init__(self) -> None:
+        self.of: Counter[str] = Counter()
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.of[trial.trial_id] += 1
+
+
 class OwnerSearcher(Searcher):
     """Tune's search algorithm: gets trials from the owner and reports lost ones to it."""
 
-    def __init__(self, owner: Any, study_folder: Path) -> None:
+    def __init__(
+        self, owner: Any, study_folder: Path, max_failures: int, retries: Retries
+    ) -> None:
         super().__init__(metric="val_ap", mode="max")
         self.owner = owner
         self.study_folder = study_folder
+        self.max_failures = max_failures
+        self.retries = retries
         self.numbers: dict[str, int] = {}
+        self.num_handed_back = 0
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         suggestion: dict[str, Any] | None = ray.get(self.owner.suggest.remote(trial_id))
@@ -40,9 +56,16 @@ class OwnerSearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
     ) -> None:
-        if error:
-            number = self.numbers[trial_id]
-            release_placement_group(self.study_folder, job_name(number))
+        if not error:
+            return
+        number = self.numbers[trial_id]
+        release_placement_group(self.study_folder, job_name(number))
+        if self.retries.of[trial_id] < self.max_failures:
+            # The node or process of an earlier trial, which Tune was to reuse, died meanwhile.
+            # Tune counts that death twice, and ends the trial although it has tries left.
+            self.num_handed_back += 1
+            ray.get(self.owner.hand_back.remote(number))
+        else:
             reason = "its process died in every try, without an error message"
             ray.get(self.owner.fail.remote(number, reason))
 
@@ -62,8 +85,13 @@ class SilentProgress(TrialProgressCallback):
 
 def run_trials(
     context: StudyContext, owner: Any, num_trials: int, concurrent: int, display: Display
-) -> None:
-    """Run trials under Ray Tune, ``concurrent`` at once, with the live table of trials."""
+) -> int:
+    """Run trials under Ray Tune, ``concurrent`` at once, with the live table of trials.
+
+    Returns:
+        Number of trials that did not end because Tune handed them back; the next call resumes
+        them.
+    """
     settings = context.config.trial
     before = {"epochs_before": epochs_done(ray.get(owner.status.remote()))}
     if context.resolved.launcher == "inline":
@@ -72,11 +100,13 @@ def run_trials(
     else:
         resources = {"cpu": 0, **HEAD_SHARE}
         trainable = tune.with_resources(partial(train_trial, context=context), resources)
+    retries = Retries()
+    searcher = OwnerSearcher(owner, Path(context.folder), settings.max_failures, retries)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             num_samples=num_trials,
-            search_alg=OwnerSearcher(owner, Path(context.folder)),
+            search_alg=searcher,
             max_concurrent_trials=concurrent,
             reuse_actors=True,
         ),
@@ -84,7 +114,7 @@ def run_trials(
             name=f"tune-{uuid.uuid4().hex[:12]}",
             storage_path=str(ray_storage(Path(context.folder))),
             verbose=0,
-            callbacks=[SilentProgress()],
+            callbacks=[SilentProgress(), retries],
             failure_config=tune.FailureConfig(max_failures=settings.max_failures),
         ),
     )
@@ -94,3 +124,4 @@ def run_trials(
         trials_line,
     ):
         tuner.fit()
+    return searcher.num_handed_back

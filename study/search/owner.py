@@ -123,6 +123,13 @@ class StudyOwner:
         stage.set_attribute(number, REQUESTER, requester)
         return suggestion
 
+    def hand_back(self, number: int) -> None:
+        """Suggest a running trial again: its process died before it could start the trial."""
+        stage = self._stage(number)
+        if number not in self.orphaned and not stage.frozen(number).state.is_finished():
+            stage.set_attribute(number, REQUESTER, "")
+            self.orphaned.append(number)
+
     def report(self, number: int, row: Row) -> bool:
         """Record an epoch, end the trial if it is complete or pruned, and return whether to stop.
 

@@ -21,6 +21,7 @@ from study_command import (
     wait_until,
 )
 
+from study.storage import failpoints
 from study.storage.paths import ray_storage
 from study.storage.tables import read_trials
 
@@ -88,6 +89,20 @@ def test_killed_actors_change_nothing(storage: Path, whole: dict[str, Any], laun
     output, _ = driver.communicate(timeout=LIMIT_S)
     assert driver.returncode == 0, output
     assert evidence(folder) == whole
+
+
+def test_process_killed_between_two_trials_fails_neither(storage: Path, tmp_path: Path) -> None:
+    arm(tmp_path, {"suggested": 1})  # the next trial comes late, once the owner has restarted
+    settings = (*LAUNCHERS["inline"], "search.trials=3", "confirm.trials=0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(failpoints.FOLDER, str(tmp_path))
+        driver = start(storage, "between", *settings)
+    assert wait_until(lambda: has_killed(tmp_path, {"suggested": 1}), driver)
+    kill_actor(driver, "ImplicitFunc")
+    output, _ = driver.communicate(timeout=LIMIT_S)
+    assert driver.returncode == 0, output
+    states = [row["state"] for row in read_trials(storage / "between").to_pylist()]
+    assert "FAIL" not in states and len(states) == 3
 
 
 def test_processes_killed_at_the_worst_points_change_nothing(

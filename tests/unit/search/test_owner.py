@@ -182,6 +182,27 @@ def test_restarted_owner_leaves_running_trials_of_its_session_alone(config: Stud
     assert start(config, "b").orphaned == [0]
 
 
+def test_trial_that_is_handed_back_is_suggested_next_even_by_a_restarted_owner(
+    config: StudyConfig,
+) -> None:
+    owner = start(config, "a")
+    lost, other = owner.suggest("t0"), owner.suggest("t1")
+    for _ in range(2):  # as after a lost answer
+        owner.hand_back(lost["number"])
+    restarted = start(config, "a")
+    for each in (owner, restarted):
+        assert each.suggest("t2") == lost
+    assert owner.suggest("t3")["number"] == other["number"] + 1
+
+
+def test_trial_that_has_ended_is_not_suggested_again(config: StudyConfig) -> None:
+    owner = start(config, "a")
+    number = owner.suggest("t0")["number"]
+    train(owner, number, [0.1, 0.2, 0.3])
+    owner.hand_back(number)
+    assert owner.suggest("t1")["number"] == number + 1
+
+
 def test_kill_before_the_requester_is_stored_loses_no_trial(config: StudyConfig) -> None:
     owner = start(config, "a")
     owner.stages[0].new_trial()
