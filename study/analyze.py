@@ -27,7 +27,7 @@ from rich.table import Table
 from search_spaces.space import SearchSpace, place_in
 from study.analysis.importance import MIN_TRIALS, beyond_chance, importance
 from study.analysis.tables import final_table, front_table, joint_table
-from study.display import percent
+from study.display import escape_unprintable, percent
 from study.errors import InputError
 from study.search.controls import BASELINE, DEFAULTS
 from study.search.objectives import may_win
@@ -278,6 +278,7 @@ def _draw(evidence: Evidence, folder: Path) -> Iterator[Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    escape_unprintable()
     parser = argparse.ArgumentParser(
         description="Print and plot the results of a study.",
         epilog=EXPLANATION,

@@ -29,6 +29,7 @@ from study.data.audit import (
     describe,
     faulty_ids,
     find_notes,
+    printable,
     write_audit,
     write_parquet,
 )
@@ -45,7 +46,7 @@ from study.data.survey import (
     measure,
     train_file_of,
 )
-from study.display import Display
+from study.display import Display, escape_unprintable
 from study.errors import InputError
 
 FAULTS, PEOPLE = "audit.parquet", "people.parquet"
@@ -159,7 +160,7 @@ def _people_rows(one: Usable) -> pa.Table:
     visibility = table.keypoints[rows, :, 2]
     x, y, width, height = table.boxes[rows].T
     columns = {
-        "annotations": pa.array([str(table.path)] * len(rows)).dictionary_encode(),
+        "annotations": pa.array([printable(str(table.path))] * len(rows)).dictionary_encode(),
         "annotation_id": table.ids[rows],
         "image_id": table.image_ids[rows],
         "image": [table.images.names[row] for row in table.image_rows[rows]],
@@ -262,6 +263,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; exit with status 1 if the data have a fault."""
+    escape_unprintable()
     options = parse(arguments)
     display = Display("auto")
     skeleton = SKELETONS[options.skeleton] if options.skeleton else None

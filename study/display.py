@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +26,16 @@ PREDICTED = "predicted"
 
 Resources = dict[str, tuple[float, float]]
 """(in use, in all) by the resource's name."""
+
+
+def escape_unprintable() -> None:
+    """Escape what the terminal's encoding lacks, such as names in another script.
+
+    Without this, printing such a name ends the command.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def clock(seconds: float) -> str:

@@ -38,7 +38,7 @@ from study.data.crops import BOX_PADDING
 from study.deploy.model_card import BOX_CENTER, model_card
 from study.deploy.onnx_export import OnnxShift, check_onnx, require_onnx, write_onnx
 from study.deploy.select_trial import SelectedTrial, relocate, select_trial
-from study.display import Display, percent
+from study.display import Display, escape_unprintable, percent
 from study.errors import InputError, TrainingDiverged
 from study.storage.files import sync
 from study.storage.paths import export_folder
@@ -342,6 +342,7 @@ def _summary(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    escape_unprintable()
     parser = argparse.ArgumentParser(
         description="Export the best pose estimator of a study, or that of another trial.",
         epilog=EXPLANATION,

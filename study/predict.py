@@ -26,7 +26,7 @@ from study.deploy.drawing import draw_poses, write_image
 from study.deploy.estimation import choose_device, clip_to_image, estimate, load_estimator
 from study.deploy.given_poses import read_poses
 from study.deploy.inputs import RESULTS, PersonBoxes, check_targets, find_images, find_people
-from study.display import Display
+from study.display import Display, escape_unprintable
 from study.errors import InputError
 from study.metrics import to_detections
 from study.storage.files import write_atomic
@@ -130,6 +130,7 @@ def _make_folder(out: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    escape_unprintable()
     parser = argparse.ArgumentParser(
         description="Estimate the poses of people in images, and draw them.",
         epilog=EXPLANATION,

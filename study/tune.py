@@ -33,8 +33,10 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from study.config.compose import compose, to_plain
+    from study.display import escape_unprintable
     from study.errors import InputError
 
+    escape_unprintable()
     try:
         config = compose(arguments.settings)
         if arguments.cfg:

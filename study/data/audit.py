@@ -400,10 +400,10 @@ def write_audit(file: Path, faults: Iterable[Fault]) -> Path:
     columns = [
         pa.array([fault.kind for fault in rows]),
         pa.array([not fault.is_warning for fault in rows], pa.bool_()),
-        pa.array([str(fault.file) for fault in rows]),
+        pa.array([printable(str(fault.file)) for fault in rows], pa.string()),
         pa.array([fault.image_id for fault in rows], pa.int64()),
         pa.array([fault.annotation_id for fault in rows], pa.int64()),
-        pa.array([fault.detail for fault in rows], pa.string()),
+        pa.array([printable(fault.detail) for fault in rows], pa.string()),
     ]
     arrays = [
         column if field.type == column.type else column.cast(pa.string()).cast(field.type)
@@ -415,5 +415,10 @@ def write_audit(file: Path, faults: Iterable[Fault]) -> Path:
 
 def write_parquet(file: Path, table: pa.Table) -> None:
     """Write a Parquet file atomically, creating its folder."""
-    with atomic_path(file) as temporary:
-        pq.write_table(table, temporary)
+    with atomic_path(file) as temporary, temporary.open("wb") as content:
+        pq.write_table(table, content)
+
+
+def printable(text: str) -> str:
+    """Escape the bytes of a file name that are no UTF-8, which Parquet refuses."""
+    return text.encode(errors="backslashreplace").decode()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.codecs.crop_frame import CropFrame
+from study.data.image_files import decode_image
 from study.errors import InputError
 
 BOX_PADDING = 1.25
@@ -80,12 +81,11 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """Read an image as (H, W, 3) RGB, turned upright by its EXIF tag.
 
     Raises:
-        InputError: the file is empty or cannot be decoded.
+        InputError: the file is empty, cut off, too large or no image.
     """
-    data = np.fromfile(path, np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
-    if image is None:
-        raise InputError(f"{path}: must be an image that OpenCV can decode; replace the file")
+    image = decode_image(path.read_bytes())
+    if isinstance(image, str):
+        raise InputError(f"{path}: must be a complete image, {image}; replace the file")
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 

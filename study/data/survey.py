@@ -16,7 +16,9 @@ from rich.table import Table
 from models.skeleton import SKELETONS, Skeleton
 from study.data.annotations import CROWD_BOUNDS, AnnotationTable
 from study.data.coco_json import read_records
+from study.data.image_files import SYSTEM_FOLDER, decode_image, is_system_file
 from study.errors import InputError
+from study.storage.files import atomic_path
 
 FOLDERS = ("annotations", "json", ".")
 """Folders of annotation files in a data set: COCO's, CrowdPose's, and all in one folder."""
@@ -51,7 +53,7 @@ def annotation_files(path: Path) -> list[Path]:
     for folder in FOLDERS:
         inside = path / folder
         found = sorted(inside.glob(OFFICIAL)) or sorted(inside.glob("*.json"))
-        if found := [file for file in found if _starts_an_object(file)]:
+        if found := [f for f in found if not is_system_file(f) and _starts_an_object(f)]:
             return found
     raise InputError(
         "a data set's folder must hold annotation files (*.json in COCO's format), got none in "
@@ -125,7 +127,8 @@ def _folders_near(annotations: Path) -> Iterable[Path]:
         for folder in (top, top / "images"):
             if folder.is_dir():
                 found[folder] = None
-                found.update((p, None) for p in sorted(folder.iterdir()) if p.is_dir())
+                inside = sorted(p for p in folder.iterdir() if p.is_dir())
+                found.update((p, None) for p in inside if p.name != SYSTEM_FOLDER)
     return found
 
 
@@ -297,8 +300,8 @@ def draw_sheet(
     """
     tiles = []
     for path, persons in zip(paths, people, strict=True):
-        image = cv2.imread(str(path))
-        if image is None:
+        image = decode_image(path.read_bytes()) if path.is_file() else "missing"
+        if isinstance(image, str):
             continue
         scale = TILE / max(image.shape[:2])
         large = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
@@ -309,9 +312,8 @@ def draw_sheet(
         return False
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
     rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(target), np.vstack(rows)):
-        raise OSError(f"cannot write {target}")
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(cv2.imencode(".jpg", np.vstack(rows))[1].tobytes())
     return True
 
 

@@ -112,7 +112,7 @@ class OwnerLink:
             return
         log = error_log(trial_folder(self.study_folder, self.number))
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as file:
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
             traceback.print_exception(error, file=file)
         if self.is_first:
             message = f"{type(error).__name__}: {error}"

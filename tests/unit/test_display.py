@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from study.display import (
     clock,
     confirm_line,
     confirm_panel,
+    escape_unprintable,
     heading,
     percent,
     remaining,
@@ -149,3 +153,24 @@ def test_teacher_line_has_epochs_ap_and_predicted_targets(
     row: dict[str, Any] | None, epochs: int, line: str
 ) -> None:
     assert teacher_line({"teacher": row}, epochs, 1.0) == line
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_name_that_the_terminal_cannot_print_is_escaped(
+    monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    escape_unprintable()
+    name = "\u4eba \udcff.jpg"  # a letter, and a byte that is no UTF-8
+    print(name, flush=True)
+    Display("plain").notify(name)
+    sys.stdout.flush()
+    letter = name[0].encode() if encoding == "utf-8" else b"\\u4eba"
+    assert written.getvalue().count(letter + b" \\udcff.jpg\n") == 2
+
+
+@pytest.mark.parametrize("command", ["tune", "analyze", "dataset", "export", "predict"])
+def test_each_command_escapes_what_it_cannot_print(command: str) -> None:
+    source = (Path(display.__file__).parent / f"{command}.py").read_text()
+    assert source.count("    escape_unprintable()\n") == 1

@@ -152,12 +152,41 @@ def test_image_damaged_between_its_ends_is_left_off_the_sheet(coco: Path, tmp_pa
     for number in (1, 2, 3, 11):
         file = coco / f"{'val' if number == 11 else 'train'}2017/{number:012d}.jpg"
         whole = file.read_bytes()
-        scan = whole.index(b"\xff\xc4")  # the tables between the size and the end
-        file.write_bytes(whole[:scan] + b"\xff\xd9")
+        tables, frame = whole.index(b"\xff\xdb"), whole.index(b"\xff\xc0")
+        file.write_bytes(whole[:tables] + whole[frame:])  # without tables it is no image
     run(coco, "--out", tmp_path / "out")
     assert not (tmp_path / "out/person_keypoints_train2017.jpg").exists()
     sheet = cv2.imread(str(tmp_path / "out/person_keypoints_val2017.jpg"))
     assert sheet is not None and sheet.shape[1] == 3 * 260  # two, and a blank
+
+
+def test_names_that_are_no_text_are_surveyed(
+    coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/odd\xff"))
+    coco.rename(odd)
+    (odd / "val2017/000000000011.jpg").unlink()
+    assert run(odd, "--out", odd / "out") == 1
+    assert "image missing: 2" in capsys.readouterr().out
+    assert (odd / "out/person_keypoints_train2017.jpg").stat().st_size > 1000
+    odd.rename(coco)
+    rows = pq.read_table(coco / "out/audit.parquet").to_pylist()
+    expected = f"{tmp_path}/odd\\udcff/val2017/000000000011.jpg"
+    assert [row["file"] for row in rows] == [expected] * 2
+    assert pq.read_table(coco / "out/people.parquet").num_rows == 10
+
+
+def test_files_of_the_system_are_passed_over(coco: Path, tmp_path: Path) -> None:
+    for place in ("annotations/._person_keypoints_val2017.json", "val2017/._000000000011.jpg"):
+        (coco / place).write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X")
+    found = [file.name for file in annotation_files(coco)]
+    assert found == ["person_keypoints_train2017.json", "person_keypoints_val2017.json"]
+    (coco / "annotations/person_keypoints_val2017.json").rename(coco / "annotations/val.json")
+    (coco / "annotations/person_keypoints_train2017.json").rename(coco / "annotations/train.json")
+    (coco / "annotations/captions_val2017.json").unlink()
+    (coco / "annotations/._val.json").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X")
+    assert [file.name for file in annotation_files(coco)] == ["train.json", "val.json"]
+    assert run(coco, "--out", tmp_path / "out") == 0
 
 
 def test_people_of_train_who_are_in_val_are_faults(
