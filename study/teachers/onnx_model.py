@@ -5,6 +5,7 @@ Sizes are read from the model: from its input's shape and its outputs for one bl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from models.pose_features import IMAGENET, Pixels, PoseFeatures, PoseNetwork
 from models.skeleton import Skeleton
 from study.errors import InputError
 
+ONNX_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 PIXELS = {"imagenet": IMAGENET, "unit": Pixels((0.0, 0.0, 0.0), (255.0, 255.0, 255.0))}
 
 
@@ -57,7 +59,7 @@ def open_onnx(
     Raises:
         InputError: the file can't be opened, or its inputs or outputs don't fit.
     """
-    session = _session(path)
+    session = open_session(path, "teacher.name=onnx", "teacher.init", ONNX_PROVIDERS)
     _check_input(session, path, input_size)
     outputs = _run(session, torch.zeros(1, 3, *input_size))
     shapes = [tuple(output.shape) for output in outputs]
@@ -84,25 +86,36 @@ def open_onnx(
     return OnnxSimcc(session, pixels)
 
 
-def _session(path: Path) -> Any:
+def open_session(path: Path, user: str, setting: str, providers: Sequence[Any]) -> Any:
+    """Open an ONNX file with onnxruntime.
+
+    Args:
+        user: what needs the library, for messages.
+        setting: what names the file, for messages.
+        providers: names of onnxruntime's providers, or (name, options), best first; those that
+            are not installed are left out.
+
+    Raises:
+        InputError: onnxruntime is not installed, or cannot open the file.
+    """
     try:
         import onnxruntime
     except ImportError:
         raise InputError(
-            "teacher.name=onnx needs the library onnxruntime, which is not installed; "
+            f"{user} needs the library onnxruntime, which is not installed; "
             "pip install -e '.[onnx]'"
         ) from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
-    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    there = [name for name in wanted if name in onnxruntime.get_available_providers()]
+    installed = onnxruntime.get_available_providers()
+    usable = [one for one in providers if (one if isinstance(one, str) else one[0]) in installed]
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=there)
+        return onnxruntime.InferenceSession(str(path), options, providers=usable)
     except Exception as error:  # the library has an exception for each cause
         raise InputError(
-            "teacher.init must be an ONNX file that onnxruntime opens with its own operators, got "
-            f"teacher.init={path} ({' '.join(str(error).split())[:300]})"
+            f"{setting} must be an ONNX file that onnxruntime opens with its own operators, got "
+            f"{setting}={path} ({' '.join(str(error).split())[:300]})"
         ) from None
 
 

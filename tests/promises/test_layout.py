@@ -71,6 +71,7 @@ OWNERS = {
         "study/data/survey.py",
         "study/data/synthetic/render.py",
         "study/launch/crop_tasks.py",
+        "study/deploy/detector.py",
         "study/deploy/drawing.py",
         "study/workers.py",
     },
