@@ -33,6 +33,7 @@ from study.data.audit import (
     write_audit,
     write_parquet,
 )
+from study.data.categories import READING
 from study.data.people import build_people, overlap
 from study.data.survey import (
     Figures,
@@ -105,16 +106,19 @@ def survey(
     annotations: Path,
     image_folder: Path | None,
     skeleton: Skeleton | None,
+    category: str | None,
     progress: Callable[[int, int], None],
 ) -> Survey:
     """Check a file and measure it; a file that cannot be read has one fault.
 
     Args:
         image_folder: folder of the images; None: found near the file.
-        skeleton: joints of the file; None: found by their number.
+        skeleton: joints of the file; None: found by their names, otherwise by their number.
+        category: name of the people's category; None: found.
     """
     try:
-        table = read_table(annotations, skeleton or find_skeleton(annotations))
+        skeleton = skeleton or find_skeleton(annotations, category)
+        table = read_table(annotations, skeleton, category)
         image_folder = image_folder or find_images(table)
         faults = audit(table, image_folder, progress=progress)
     except InputError as error:
@@ -202,6 +206,9 @@ def show(one: Survey, console: Console) -> None:
         )
         console.print(counts_table(figures), bars_table(figures))
         console.print(joints_table(figures, skeleton))
+    for note in one.faults:
+        if note.kind in READING:
+            console.print(f"{note.kind}: {note.detail}", markup=False, soft_wrap=True)
     faults = [fault for fault in one.faults if not fault.is_warning]
     if faults:
         console.print("[bold red]faults")
@@ -234,7 +241,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--skeleton",
         choices=SKELETONS,
-        help="joints of the annotations (default: by their number)",
+        help="joints of the annotations (default: by their names, otherwise by their number)",
+    )
+    parser.add_argument(
+        "--category",
+        metavar="NAME",
+        help="category of the people (default: the one with joints)",
     )
     parser.add_argument(
         "--out",
@@ -278,7 +290,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: --out must be a folder that can be made, got {out} ({error.strerror})")
     with display.meters() as meter:
         surveys = [
-            survey(file, options.images, skeleton, meter(f"checking {file.name}"))
+            survey(
+                file, options.images, skeleton, options.category, meter(f"checking {file.name}")
+            )
             for file in files
         ]
     shared = leaks(surveys)

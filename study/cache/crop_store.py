@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -279,5 +280,7 @@ def _people_fingerprint(people: People, input_size: tuple[int, int], form: str) 
     arrays = (people.annotation_ids, people.neighbors, people.boxes)
     who = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
     layout = (crop_parts.PEOPLE_PER_PART, crop_parts.PEOPLE_PER_BATCH, crop_parts.JPEG_SETTINGS)
-    cut = (list(input_size), form, layout)
+    cut: tuple[Any, ...] = (list(input_size), form, layout)
+    if people.joint_order is not None:
+        cut += (people.joint_order,)
     return fingerprint(VERSION, annotations, sorted(images.items()), who, *cut)

@@ -123,7 +123,11 @@ def prepare_data(
     for truth in (people.search_truth(resolved.cache), people.val_truth(resolved.cache)):
         if not truth.file.exists():
             write_ground_truth(
-                truth.annotations, truth.images, truth.file, leave_out=truth.left_out
+                truth.annotations,
+                truth.images,
+                truth.file,
+                category=truth.category,
+                leave_out=truth.left_out,
             )
     return planned
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,9 +20,11 @@ from study.data.audit import (
     describe,
     faulty_ids,
     find_notes,
+    reading_notes,
     require_few_faults,
     write_audit,
 )
+from study.data.categories import PersonCategory
 from study.data.coco_results import read_detections
 from study.data.people import People, build_people, overlap, split_people
 from study.errors import InputError
@@ -40,6 +43,8 @@ class Truth(NamedTuple):
     """File that the annotations are copied from."""
     images: NDArray[np.int64]
     """Ids of the images to copy."""
+    category: PersonCategory
+    """How the file's keypoints are read."""
     left_out: frozenset[int]
     """Ids of annotations to leave out."""
 
@@ -61,6 +66,9 @@ class StudyPeople:
     """Ids of faulty annotations."""
     left_out_of_val: frozenset[int]
     """Ids of faulty annotations of val."""
+    category: PersonCategory
+    """How the keypoints of train and search were read."""
+    category_of_val: PersonCategory
 
     @property
     def cropped(self) -> tuple[People, People, People]:
@@ -69,11 +77,13 @@ class StudyPeople:
 
     def search_truth(self, cache: Path) -> Truth:
         """Return the ground truth that trials are scored against."""
-        return _truth_of(self.search, np.unique(self.search.image_ids), self.left_out, cache)
+        images = np.unique(self.search.image_ids)
+        return _truth_of(self.search, images, self.category, self.left_out, cache)
 
     def val_truth(self, cache: Path) -> Truth:
         """Return the ground truth that finalists are scored against."""
-        return _truth_of(self.val, self.val_image_ids, self.left_out_of_val, cache)
+        category, left_out = self.category_of_val, self.left_out_of_val
+        return _truth_of(self.val, self.val_image_ids, category, left_out, cache)
 
 
 def read_study_people(
@@ -93,8 +103,9 @@ def read_study_people(
             f"data.root must be the folder of the data, got data.root={data.root}, which does not "
             "exist; set data.root to the folder of its annotations and images"
         )
-    people, left_out, _ = _read(data, data.train, skeleton, meter, notify, audit_folder)
-    val, left_out_of_val, val_images = _read(data, data.val, skeleton, meter, notify, audit_folder)
+    read = functools.partial(_read, data, skeleton, meter, notify, audit_folder)
+    people, left_out, _, category = read(data.train)
+    val, left_out_of_val, val_images, category_of_val = read(data.val)
     in_both = overlap(people, val)
     if audit_folder is not None:
         write_audit(audit_folder / "overlap.parquet", in_both)
@@ -117,6 +128,8 @@ def read_study_people(
         val_image_ids=val_image_ids,
         left_out=left_out,
         left_out_of_val=left_out_of_val,
+        category=category,
+        category_of_val=category_of_val,
     )
 
 
@@ -140,20 +153,22 @@ def draw_people(people: People, at_most: int, seed: int) -> People:
 
 def _read(
     data: DataConfig,
-    split: SplitConfig,
     skeleton: Skeleton,
     meter: Meter,
     notify: Callable[[str], None],
     audit_folder: Path | None,
-) -> tuple[People, frozenset[int], ImageTable]:
-    """Return the people of a split, the annotations left out for their faults, and the images.
+    split: SplitConfig,
+) -> tuple[People, frozenset[int], ImageTable, PersonCategory]:
+    """Return a split's people, the annotations left out for their faults, images and category.
 
     The annotations themselves are dropped on return: they take much more memory.
     """
     annotations, images = Path(data.root, split.annotations), Path(data.root, split.images)
     if annotations.is_file():
         check_image_folder(images)  # before a file is read that may be large
-    table = read_table(annotations, skeleton)
+    table = read_table(annotations, skeleton, data.category)
+    for note in reading_notes(table):
+        notify(f"note: {annotations.name}: {note.kind}, {note.detail}")
     faults = audit(table, images, progress=meter(f"checking {annotations.name}"))
     if audit_folder is not None:
         name = "train" if split is data.train else "val"
@@ -167,7 +182,8 @@ def _read(
     if faults:
         notify(f"warning: left out or kept with care\n{describe(faults)}")
     left_out = faulty_ids(faults)
-    return build_people(table, images, leave_out=left_out), left_out, table.images
+    people = build_people(table, images, leave_out=left_out)
+    return people, left_out, table.images, table.category
 
 
 def _detected(
@@ -194,9 +210,14 @@ def _detected(
 
 
 def _truth_of(
-    people: People, images: NDArray[np.int64], left_out: frozenset[int], cache: Path
+    people: People,
+    images: NDArray[np.int64],
+    category: PersonCategory,
+    left_out: frozenset[int],
+    cache: Path,
 ) -> Truth:
     """Return the COCO-format file of these images, which need not exist."""
     content = hash_file(people.annotations)
-    file = cached_truth(cache, fingerprint(content, images.tolist(), sorted(left_out)))
-    return Truth(file, people.annotations, images, left_out)
+    parts = (content, images.tolist(), sorted(left_out), *category.changes)
+    file = cached_truth(cache, fingerprint(*parts))
+    return Truth(file, people.annotations, images, category, left_out)

@@ -77,6 +77,8 @@ class DataConfig:
     val: ValConfig
     skeleton: str
     """coco (17 joints) | crowdpose (14 joints)."""
+    category: str | None
+    """Name of the people's category in the annotation files; null is the one with joints."""
     input_size: tuple[int, int]
     """(height, width) of the person crop that networks see, px; both divisible by 32."""
     search_fraction: float

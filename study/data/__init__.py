@@ -1,6 +1,7 @@
 """From annotation files to audited people and augmented crops.
 
 coco_json     records of a COCO-format JSON file
+categories    the people's category and its joints' names
 annotations   images and annotations as two tables
 audit         faults and notes of a data set
 people        people of a file, split for a study

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from models.skeleton import Skeleton
+from study.data.categories import PersonCategory, read_category
 from study.data.coco_json import LISTS, read_records
 from study.errors import InputError
 
@@ -31,7 +32,6 @@ PERSON_ID = 1
 """The only category in an evaluation, whatever its id in the annotation file."""
 AREA_OF_BOX = 0.53
 """Area of a person over the area of its box, for files without areas (CrowdPose's evaluation)."""
-PERSON = "person"
 BLOCK = 4096
 """Records in memory at once."""
 LARGEST = 2**63
@@ -67,8 +67,8 @@ class AnnotationTable:
     skeleton: Skeleton
     """Joints that the keypoints are read as."""
     images: ImageTable
-    categories: tuple[Any, ...]
-    """As in the file; empty if it has none."""
+    category: PersonCategory
+    """The category of people, and how its keypoints were read."""
     ids: np.ndarray
     """(N,), int64 like all ids."""
     image_ids: np.ndarray
@@ -94,6 +94,8 @@ class AnnotationTable:
     """The file's count of labeled joints, -1 if it has none, (N,)."""
     is_crowd: np.ndarray
     is_labeled: np.ndarray
+    is_person: np.ndarray
+    """Whether the annotation is of the people's category, or should be, (N,)."""
     is_used: np.ndarray
     """Whether the official readers take the annotation as a person, (N,)."""
 
@@ -101,21 +103,6 @@ class AnnotationTable:
     def path(self) -> Path:
         """The annotation file."""
         return self.images.path
-
-    @property
-    def person(self) -> dict[str, Any] | None:
-        """Category of people: the one of that name, or the only one; None if there is neither."""
-        named = [c for c in self.categories if isinstance(c, dict)]
-        people = [c for c in named if c.get("name") == PERSON]
-        if people:
-            return people[0]
-        return named[0] if len(named) == 1 else None
-
-    @property
-    def joint_names(self) -> tuple[str, ...]:
-        """Names of the person category's joints; empty if the file has none."""
-        names = (self.person or {}).get("keypoints")
-        return tuple(map(str, names)) if isinstance(names, list) else ()
 
     @property
     def num_people(self) -> int:
@@ -130,12 +117,17 @@ class AnnotationTable:
         return np.where((visibility > 0) & (beyond > 0), beyond, 0.0)
 
 
-def read_table(annotations: Path, skeleton: Skeleton) -> AnnotationTable:
-    """Read an annotation file.
+def read_table(
+    annotations: Path, skeleton: Skeleton, category: str | None = None
+) -> AnnotationTable:
+    """Read an annotation file; its joints are put into the skeleton's order by their names.
+
+    Args:
+        category: name of the people's category; None finds it.
 
     Raises:
-        InputError: the file is missing or is not in COCO's format, or a record lacks a number
-            that every record must have.
+        InputError: the file is missing or is not in COCO's format, a record lacks a number that
+            every record must have, or it is not clear which category is the people's.
     """
     images, people, categories = _read_columns(annotations, skeleton.num_joints)
     image_rows, image_sizes = _match_images(images, people["image_ids"])
@@ -147,6 +139,14 @@ def read_table(annotations: Path, skeleton: Skeleton) -> AnnotationTable:
     is_illegible = has_some & ~np.isfinite(keypoints).all(axis=(1, 2))
     is_labeled = is_illegible | (keypoints[:, :, 2] > 0).any(axis=1)
     is_labeled &= num_keypoints != 0
+    person = read_category(
+        categories, annotations, skeleton, people["category_ids"], is_labeled, category
+    )
+    if person.order is not None:
+        _reorder(keypoints, person.order)
+    is_other = np.isin(people["category_ids"], list(person.others))
+    should_be = np.isin(people["category_ids"], list(person.without_joints)) & is_labeled
+    is_person = ~is_other | should_be
     # A box of zero size is a fault even if the area is 0 too, so the audit must see the person.
     has_no_area = (areas <= 0) & (boxes[:, 2:] > 0).all(axis=1)
     table = AnnotationTable(
@@ -158,7 +158,7 @@ def read_table(annotations: Path, skeleton: Skeleton) -> AnnotationTable:
             sizes=images["sizes"],
             crowd_indices=images["crowd_indices"],
         ),
-        categories=categories,
+        category=person,
         ids=people["ids"],
         image_ids=people["image_ids"],
         image_rows=image_rows,
@@ -173,7 +173,8 @@ def read_table(annotations: Path, skeleton: Skeleton) -> AnnotationTable:
         num_keypoints=num_keypoints,
         is_crowd=is_crowd,
         is_labeled=is_labeled,
-        is_used=is_labeled & ~is_crowd & ~has_no_area,
+        is_person=is_person,
+        is_used=is_person & is_labeled & ~is_crowd & ~has_no_area,
     )
     for value in (*vars(table).values(), *vars(table.images).values()):
         if isinstance(value, np.ndarray):
@@ -181,7 +182,14 @@ def read_table(annotations: Path, skeleton: Skeleton) -> AnnotationTable:
     return table
 
 
-def _read_columns(path: Path, num_joints: int) -> tuple[Columns, Columns, tuple[Any, ...]]:
+def _reorder(keypoints: np.ndarray, order: Sequence[int]) -> None:
+    """Put the joints of (N, K, 3) into this order in place, with little memory."""
+    for start in range(0, len(keypoints), BLOCK):
+        block = keypoints[start : start + BLOCK]
+        block[:] = block[:, order]
+
+
+def _read_columns(path: Path, num_joints: int) -> tuple[Columns, Columns, Any]:
     """Return columns of the images and of the annotations, and the categories as in the file."""
     parts = {
         "images": [_image_columns(path, [], 0)],
@@ -199,7 +207,7 @@ def _read_columns(path: Path, num_joints: int) -> tuple[Columns, Columns, tuple[
                 parts[key].append(_annotation_columns(path, block, counts[key], num_joints))
             counts[key] += len(block)
     images, people = (_concatenate(parts[key]) for key in LISTS)
-    return images, people, tuple(categories) if isinstance(categories, list) else ()
+    return images, people, categories
 
 
 def _concatenate(parts: list[Columns]) -> Columns:

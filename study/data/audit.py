@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from study.data.annotations import AnnotationTable
+from study.data.categories import LEFT_OUT, naming_fault, naming_notes
 from study.data.coco_json import WHERE
 from study.data.image_files import TURNED_IMAGE, image_problem
 from study.errors import InputError
@@ -37,7 +38,7 @@ DUPLICATE_ID = "duplicate annotation id"
 UNKNOWN_IMAGE = "image id without its one image"
 WRONG_AREA = "area that is not finite"
 OTHER_CATEGORY = "category that is not the person's"
-OTHER_ORDER = "joints in another order"
+OTHER_JOINTS = "joints of another skeleton"
 FAR_OUTSIDE = 0.1
 """How far outside its image a labeled joint may lie, as a share of the image's longer side.
 
@@ -61,7 +62,6 @@ OUTSIDE = "joint a little outside the image"
 OTHER_COUNT = "num_keypoints that is not the number of labeled joints"
 AT_ORIGIN = "labeled joint at 0, 0"
 TWICE = "person annotated twice"
-OTHER_NAMES = "joints of other names"
 SAME_IMAGE = "image under several ids"
 NO_CROWD_INDEX = "image without crowdIndex"
 SCHEMA = pa.schema(
@@ -122,9 +122,11 @@ def require_people(table: AnnotationTable, left_out: int = 0) -> None:
     """Raise if no usable person remains after this many are left out."""
     if table.num_people > left_out:
         return
+    num_others = np.count_nonzero(~table.is_person)
+    others = f"{num_others} of other categories than {table.category.name}, " if num_others else ""
     raise InputError(
         "the annotation file must have at least one person with a labeled joint, got "
-        f"{len(table.ids)} annotations ({np.count_nonzero(table.is_crowd)} crowd regions, "
+        f"{len(table.ids)} annotations ({others}{np.count_nonzero(table.is_crowd)} crowd regions, "
         f"{np.count_nonzero(table.is_labeled)} with labeled joints, {left_out} left out for "
         f"their faults) in {table.path}; {WHERE}"
     )
@@ -134,14 +136,8 @@ def annotation_faults(table: AnnotationTable) -> list[Fault]:
     """List the faults in the annotations of used people; a person may have several."""
     checks = (*_keypoint_checks(table), *_box_checks(table), *_category_checks(table))
     found = _run_checks(table, checks, table.is_used)
-    names, skeleton = table.joint_names, table.skeleton
-    if names and names != skeleton.joints and sorted(names) == sorted(skeleton.joints):
-        detail = (
-            f"the person category's keypoints must be in the order of data.skeleton="
-            f"{skeleton.name}, {', '.join(skeleton.joints)}, got {', '.join(names)}; put the "
-            "keypoints of the annotations into that order"
-        )
-        found.insert(0, Fault(OTHER_ORDER, table.path, None, None, detail))
+    if detail := naming_fault(table.category, table.skeleton):
+        found.insert(0, Fault(OTHER_JOINTS, table.path, None, None, detail))
     return found
 
 
@@ -198,8 +194,8 @@ def _box_checks(table: AnnotationTable) -> list[Check]:
     has_box = np.isfinite(table.boxes).all(axis=1)
     has_image = table.image_rows >= 0
     is_void = ~(table.clipped_boxes[:, 2:] > 0).all(axis=1)
-    _, places, counts = np.unique(table.ids, return_inverse=True, return_counts=True)
-    num_alike = counts[places]
+    _, places = np.unique(table.ids, return_inverse=True)
+    num_alike = np.bincount(places[table.is_person], minlength=len(places) + 1)[places]
 
     def void(i: int) -> str:
         return f"the box {table.boxes[i].tolist()} covers nothing {_of_image(table, i)}"
@@ -218,12 +214,15 @@ def _box_checks(table: AnnotationTable) -> list[Check]:
 
 
 def _category_checks(table: AnnotationTable) -> list[Check]:
-    """Check the category, as official readers do, if the file has a category of people."""
-    number = (table.person or {}).get("id")
+    """Check that people are of the people's category, if the file has one."""
+    number, others = table.category.id, table.category.others
     is_other = (table.category_ids >= 0) & (table.category_ids != number)
 
     def category(i: int) -> str:
-        return f"category_id must be the person's, {number}, got {table.category_ids[i]}"
+        found = int(table.category_ids[i])
+        name = f" ({others[found]}, which lists no joints)" if found in others else ""
+        advice = "; set data.category to its name to read that one" if found in others else ""
+        return f"category_id must be the person's, {number}, got {found}{name}{advice}"
 
     return [(OTHER_CATEGORY, is_other & (number is not None), category)]
 
@@ -320,9 +319,18 @@ def _of_image(table: AnnotationTable, i: int) -> str:
 
 def find_notes(table: AnnotationTable) -> list[Fault]:
     """List what official readers skip or fix, and other oddities, as warnings."""
-    everyone = np.ones(len(table.ids), bool)
-    found = _run_checks(table, _note_checks(table), everyone, is_warning=True)
-    return _file_notes(table) + found
+    found = _run_checks(table, _note_checks(table), table.is_person, is_warning=True)
+    return reading_notes(table) + _file_notes(table) + found
+
+
+def reading_notes(table: AnnotationTable) -> list[Fault]:
+    """List how the file's category and joints are read, where it is not plainly as they stand."""
+    found = naming_notes(table.category, table.skeleton)
+    for number, name in sorted(table.category.others.items()):
+        count = np.count_nonzero((table.category_ids == number) & ~table.is_person)
+        detail = f"{count} of {name} are left out, people are of {table.category.name}"
+        found += [(LEFT_OUT, detail)] if count else []
+    return [Fault(kind, table.path, None, None, detail, True) for kind, detail in found]
 
 
 def _note_checks(table: AnnotationTable) -> list[Check]:
@@ -373,11 +381,6 @@ def _is_repeated(table: AnnotationTable) -> np.ndarray:
 def _file_notes(table: AnnotationTable) -> list[Fault]:
     """Return notes about the file or its images rather than about a person."""
     found: list[tuple[str, str]] = []
-    names, skeleton = table.joint_names, table.skeleton
-    if names and sorted(names) != sorted(skeleton.joints) and len(names) == skeleton.num_joints:
-        pairs = zip(names, skeleton.joints, strict=True)
-        other = ", ".join(f"{a} for {b}" for a, b in pairs if a != b)
-        found.append((OTHER_NAMES, f"read as the joints of {skeleton.name}: {other}"))
     used = np.unique(table.image_rows[table.is_used & (table.image_rows >= 0)]).tolist()
     by_name = collections.Counter(table.images.names[row] for row in used)
     found += [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from study.data.annotations import AnnotationTable
 from study.data.audit import Fault, annotation_faults, require_few_faults, require_people
+from study.data.categories import PersonCategory
 from study.data.coco_json import LISTS, read_records, without_outline
 from study.errors import InputError
 from study.storage.files import write_atomic
@@ -48,6 +49,8 @@ class People:
     annotations: Path
     has_source: bool
     """Whether every annotation names its source, so that ``source_ids`` are not image ids."""
+    joint_order: tuple[int, ...] | None = None
+    """Place in the file of each joint; None if the file has the skeleton's order."""
     box_scores: np.ndarray | None = None
     """Scores of a detector's boxes, (N,) float64; None for labeled people."""
 
@@ -101,6 +104,7 @@ def build_people(
         image_paths=tuple(paths[row] for row in table.image_rows[rows]),
         annotations=table.path,
         has_source=has_source,
+        joint_order=table.category.order,
     )
 
 
@@ -198,6 +202,7 @@ def write_ground_truth(
     image_ids: np.ndarray,
     target: Path,
     *,
+    category: PersonCategory | None = None,
     leave_out: Collection[int] = frozenset(),
 ) -> None:
     """Write a copy of an annotation file with only these images, atomically.
@@ -205,15 +210,32 @@ def write_ground_truth(
     Crowd regions are kept, outlines (``segmentation``) are not.
 
     Args:
+        category: how the file's keypoints are read: in which order, and which annotations not;
+            None: as they are in the file.
         leave_out: ids of faulty annotations, which the evaluation must not see.
     """
     kept = set(np.asarray(image_ids).tolist())
+    others = {} if category is None else category.others
     document: dict[str, Any] = {key: [] for key in LISTS}
     for key, value in read_records(annotations):
         if key not in LISTS:
             document[key] = value
-        elif key == "images" and value["id"] in kept:
+        elif value["id" if key == "images" else "image_id"] not in kept:
+            continue
+        elif key == "images":
             document[key].append(value)
-        elif key == "annotations" and value["image_id"] in kept and value["id"] not in leave_out:
+        elif value["id"] not in leave_out and value.get("category_id") not in others:
             document[key].append(without_outline(value))
+    if category is not None and category.order is not None:
+        _reorder(document, category, category.order)
     write_atomic(target, json.dumps(document))
+
+
+def _reorder(document: dict[str, Any], category: PersonCategory, order: Sequence[int]) -> None:
+    """Put the joints of the people, and their names, into this order."""
+    names = [category.joints[place] for place in order]
+    document["categories"] = [{"id": category.id, "name": category.name, "keypoints": names}]
+    for record in document["annotations"]:
+        values = record.get("keypoints")
+        if isinstance(values, list) and len(values) == 3 * len(order):
+            record["keypoints"] = [v for place in order for v in values[3 * place : 3 * place + 3]]

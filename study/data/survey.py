@@ -7,14 +7,17 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from models.joint_names import match_joints
 from models.skeleton import SKELETONS, Skeleton
 from study.data.annotations import CROWD_BOUNDS, AnnotationTable
+from study.data.categories import category_id, person_category
 from study.data.coco_json import read_records
 from study.data.image_files import SYSTEM_FOLDER, decode_image, is_system_file
 from study.errors import InputError
@@ -67,26 +70,48 @@ def _starts_an_object(file: Path) -> bool:
         return not content.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 
 
-def find_skeleton(annotations: Path) -> Skeleton:
-    """Return the known skeleton with as many joints as the first person of the file.
+def find_skeleton(annotations: Path, category: str | None = None) -> Skeleton:
+    """Return the known skeleton whose joints the people of the file have.
+
+    It is the one with the names of the category's joints, otherwise with as many joints as the
+    first labeled person.
+
+    Args:
+        category: name of the people's category; None finds it.
 
     Raises:
-        InputError: no known skeleton has this number, or no person has joints.
+        InputError: no known skeleton has these joints, or no person has joints.
     """
+    categories: Any = ()
+    lengths: dict[int, int] = {}  # numbers of the first labeled person of each category
     for key, record in read_records(annotations):
+        if key == "categories":
+            categories = record
         keypoints = record.get("keypoints") if isinstance(record, dict) else None
-        if key == "annotations" and isinstance(keypoints, list) and keypoints:
-            for skeleton in SKELETONS.values():
-                if 3 * skeleton.num_joints == len(keypoints):
-                    return skeleton
-            known = ", ".join(f"{s.num_joints} ({name})" for name, s in SKELETONS.items())
-            raise InputError(
-                f"people must have the joints of a known skeleton, {known}, got "
-                f"{len(keypoints) / 3:g} joints in {annotations}; add yours to models/skeleton.py"
-            )
+        if key == "annotations" and isinstance(keypoints, list) and any(keypoints[2::3]):
+            number = record.get("category_id")
+            lengths.setdefault(number if isinstance(number, int) else -1, len(keypoints))
+    if not lengths:
+        raise InputError(
+            "the annotations must have 'keypoints', got none with a labeled joint in "
+            f"{annotations}; use the file of the data set that has them"
+        )
+    chosen = person_category(categories, annotations, category, lengths)
+    number = category_id(chosen)
+    length = lengths.get(-1 if number is None else number, next(iter(lengths.values())))
+    names = chosen.get("keypoints")
+    is_named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    for skeleton in SKELETONS.values():
+        if is_named and match_joints(names or (), skeleton.joints).order is not None:
+            return skeleton
+    for skeleton in SKELETONS.values():
+        if 3 * skeleton.num_joints == length:
+            return skeleton
+    known = ", ".join(f"{s.num_joints} ({name})" for name, s in SKELETONS.items())
+    named = f": {', '.join(names)}" if is_named and names else ""
     raise InputError(
-        f"the annotations must have 'keypoints', got none in {annotations}; use the file of the "
-        "data set that has them"
+        f"people must have the joints of a known skeleton, {known}, got {length / 3:g} joints in "
+        f"{annotations}{named}; add yours to models/skeleton.py"
     )
 
 

@@ -242,10 +242,10 @@ def test_annotations_leave_memory_before_the_next_file_is_read(
 ) -> None:
     tables: list[weakref.ref[AnnotationTable]] = []
 
-    def watched(annotations: Path, skeleton: Skeleton) -> AnnotationTable:
+    def watched(annotations: Path, *options: Any) -> AnnotationTable:
         gc.collect()
         assert [table() for table in tables] == [None] * len(tables)
-        table = read_table(annotations, skeleton)
+        table = read_table(annotations, *options)
         tables.append(weakref.ref(table))
         return table
 

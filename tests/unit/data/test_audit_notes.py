@@ -17,7 +17,6 @@ from study.data import audit as module
 from study.data.annotations import read_table
 from study.data.audit import (
     OTHER_CATEGORY,
-    OTHER_ORDER,
     WRONG_AREA,
     Fault,
     audit,
@@ -26,8 +25,6 @@ from study.data.audit import (
     write_audit,
 )
 from study.data.image_files import OTHER_SIZE
-from study.data.people import build_people
-from study.errors import InputError
 
 Document = dict[str, Any]
 
@@ -96,22 +93,6 @@ def test_fault_names_the_one_person(
     assert detail in fault.detail
 
 
-def test_joints_in_another_order_are_refused_at_any_fraction(
-    audited: Callable[..., list[Fault]], tmp_path: Path, five: Skeleton
-) -> None:
-    (fault,) = audited(lambda d: d["categories"][0]["keypoints"].reverse())
-    assert (fault.kind, fault.annotation_id) == (OTHER_ORDER, None)
-    assert "data.skeleton=five, head, left_hand" in fault.detail
-    with pytest.raises(InputError, match=r"joints in another order: 1\n    .*a\.json: the person"):
-        require_few_faults([fault], 0, 2)
-    with pytest.raises(InputError, match="joints in another order"):
-        build_people(read_table(tmp_path / "a.json", five), tmp_path / "images")
-
-
-def rename_joint(document: Document) -> None:
-    document["categories"][0]["keypoints"][0] = "skull"
-
-
 def repeat_first(document: Document) -> None:
     document["annotations"].append({**first(document), "id": 99})
 
@@ -131,7 +112,6 @@ def repeat_first(document: Document) -> None:
             "1 joints",
         ),
         (repeat_first, module.TWICE, 99, "same image, box and joints"),
-        (rename_joint, module.OTHER_NAMES, None, "skull for head"),
         (lambda d: d["images"][1].update(file_name="1.jpg"), module.SAME_IMAGE, None, "1.jpg"),
         (lambda d: d["images"][1].update(crowdIndex=0.5), module.NO_CROWD_INDEX, None, "1 of 2"),
     ],
