@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from models.skeleton import Skeleton
+from study.data.categories import PERSON as PERSON
 from study.data.categories import PersonCategory, read_category
 from study.data.coco_json import LISTS, read_records
 from study.errors import InputError

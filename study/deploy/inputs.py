@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from study.data.annotations import PERSON_ID
-from study.data.categories import PERSON
+from study.data.annotations import PERSON, PERSON_ID
 from study.data.coco_results import (
     EntryFormat,
     ResultFile,
