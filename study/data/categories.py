@@ -49,7 +49,7 @@ class PersonCategory:
 
     @property
     def changes(self) -> list[Any]:
-        """What the reading changes or drops, for fingerprints; empty if nothing."""
+        """The new order and the ids left out, for fingerprints; empty if there are none."""
         return ["read", self.order, sorted(self.others)] if self.order or self.others else []
 
 
