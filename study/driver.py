@@ -44,11 +44,17 @@ from study.search.staged import staged_faults, with_parent
 from study.search.warm_start import check_older_studies, check_warm_start
 from study.storage.files import is_full_disk, report_full_disk
 from study.storage.paths import TARGETS, audit_folder, lock_file, table_folder
-from study.storage.study_file import check_settings, write_settings
+from study.storage.study_file import check_contents, check_settings, write_settings
 from study.storage.tables import write_final
 from study.storage.trackers import require_packages, track_trials
 from study.teachers.adapters import TeacherSpec, check_files
-from study.teachers.make import is_ready, prepare_teacher, teacher_folder
+from study.teachers.identity import (
+    file_contents,
+    teacher_folder,
+    teacher_names,
+    training_folder,
+)
+from study.teachers.make import is_ready, prepare_teacher
 from study.teachers.target_error import describe_targets
 from study.training.training_data import prepare_start
 from study.trial import teacher_spec
@@ -165,6 +171,11 @@ def _check_value(config: StudyConfig, space: str, path: str, value: Any) -> None
 
 def _check_files(study: _Study) -> None:
     check_files(study.teacher, study.config.student, study.config.refine, study.display.notify)
+    check_contents(study.folder, _contents(study))
+
+
+def _contents(study: _Study) -> dict[str, str]:
+    return file_contents(study.teacher, study.config.student, study.config.refine)
 
 
 def _is_finished(study: _Study) -> bool:
@@ -193,9 +204,9 @@ def _prepare(study: _Study, ray_for_crops: contextlib.ExitStack) -> PreparedData
         )
     prepare_teacher(study.teacher, prepared, notify)
     prepare_start(config.refine, prepared, study.resolved.skeleton, notify)
-    teacher = teacher_folder(study.teacher, prepared).name
-    check_warm_start(config.search.warm_start, folder, prepared.fingerprint, teacher)
-    write_settings(study.typed, folder, prepared.fingerprint, teacher)
+    names = teacher_names(study.teacher, prepared)
+    check_warm_start(config.search.warm_start, folder, prepared.fingerprint, names)
+    write_settings(study.typed, folder, prepared.fingerprint, names[0], _contents(study))
     train, search, val = prepared.num_people
     notify(f"{train} people to train on, {search} to score trials on, {val} in val")
     return prepared
@@ -215,7 +226,8 @@ def _search_and_score(study: _Study, prepared: PreparedData) -> None:
             targets=str(teacher_folder(study.teacher, prepared) / TARGETS),
             owner=owner_name,
         )
-        _prepare_targets(context, owner, display)
+        training = training_folder(study.teacher, prepared)
+        _prepare_targets(context, training, owner, display)
         _run_missing_trials(context, owner, concurrent, display)
         _check_any_complete(owner)
         confirm_study(context, study.space, concurrent, display)
@@ -236,10 +248,19 @@ def _start_owner(study: _Study) -> tuple[Any, str]:
     return owner, name
 
 
-def _prepare_targets(context: StudyContext, owner: Any, display: Display) -> None:
-    """Train the teacher and predict its targets, unless this or another study did."""
+def _prepare_targets(context: StudyContext, training: Path, owner: Any, display: Display) -> None:
+    """Train the teacher and predict its targets, unless this or another study did.
+
+    Args:
+        training: folder of its training, in which teachers of other targets may train, too.
+    """
     folder = Path(context.targets).parent
-    with _locked(lock_file(folder), display, wait_for="training the same teacher"):
+    with contextlib.ExitStack() as locks:
+        for shared in dict.fromkeys((folder, training)):
+            if is_ready(folder):
+                break
+            lock = _locked(lock_file(shared), display, wait_for="training the same teacher")
+            locks.enter_context(lock)
         if is_ready(folder):
             display.notify("the teacher is ready")
             return

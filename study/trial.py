@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from models.build import build_codec
 from models.refined_pose import RefinedPose
 from study.cache.crop_store import CropStore
 from study.cache.prepare import PreparedData
@@ -80,12 +81,15 @@ class Trial:
 
 def teacher_spec(config: StudyConfig, resolved: Resolved) -> TeacherSpec:
     """Return what a study's teacher depends on, apart from the data."""
+    student = config.student
+    codec = build_codec(student.codec, resolved.input_size, student.sigma)
     return TeacherSpec(
         teacher=config.teacher,
         distill=config.distill,
         trial=config.trial,
         resolved=resolved,
-        seed=config.seed,
+        seed=config.seed if config.teacher.seed is None else config.teacher.seed,
+        student_frame=codec.frame,
     )
 
 

@@ -47,6 +47,7 @@ TYPES: dict[Any, str] = {
     str: "text",
     list[str]: "a list of words, [a,b]",
     float | None: "a number, or null",
+    int | None: "a whole number, or null",
     str | None: "text, or null",
     tuple[int, int]: "two whole numbers, [height,width]",
     tuple[int, int] | None: "two whole numbers, [height,width], or null",

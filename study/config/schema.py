@@ -164,6 +164,9 @@ class TeacherConfig(ModelConfig):
     random in scale, rotation and half_body of distill.augment. Stages with the same settings
     choose among these crops and draw only mirror, colors and patches. 1 stores the plain crop
     alone. No effect with teacher.name=predictions."""
+    seed: int | None
+    """Seed of the teacher's training and of its views; null is ``seed``. Studies of other seeds
+    share the teacher if they set it."""
     epochs: int
     """Epochs of the teacher's training; 0 uses ``teacher.init`` unchanged."""
     batch_size: int

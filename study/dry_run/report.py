@@ -55,7 +55,8 @@ from study.search.staged import distill_space
 from study.search.warm_start import check_warm_start, known_trial_lines
 from study.storage.checkpoint import Checkpoints
 from study.storage.paths import settings_file, teacher_epochs
-from study.teachers.make import is_ready, teacher_folder
+from study.teachers.identity import teacher_folder, teacher_names, training_folder
+from study.teachers.make import is_ready
 from study.trial import teacher_spec
 from study.validation.finalists import num_finished
 
@@ -88,7 +89,8 @@ def show_plan(as_typed: StudyConfig, space: SearchSpace, folder: Path, notify: N
         notify("timing a few steps on this machine ...")
         speeds = time_study(spec, config.student, config.refine, people.train)
     teacher = None if planned is None else teacher_folder(spec, planned)
-    _notify_section(notify, "teacher", _teacher_lines(spec.teacher, teacher))
+    training = None if planned is None else training_folder(spec, planned)
+    _notify_section(notify, "teacher", _teacher_lines(spec.teacher, teacher, training))
     finished = num_finished(folder)
     concurrent = _concurrent_here(search, config.trial, notify)
     handed_over = trials_handed_over(folder, config.name)
@@ -110,7 +112,8 @@ def show_plan(as_typed: StudyConfig, space: SearchSpace, folder: Path, notify: N
     )
     if search.warm_start and not settings_file(folder).exists():
         if planned is not None and teacher is not None:
-            check_warm_start(search.warm_start, folder, planned.fingerprint, teacher.name)
+            names = teacher_names(spec, planned)
+            check_warm_start(search.warm_start, folder, planned.fingerprint, names)
         _notify_lines(notify, _warm_start_lines(to_plain(as_typed), search, first_space, exists))
     runs = count_confirm_runs(config.confirm, search.trials, folder, finished)
     _notify_section(notify, "confirming", confirm_lines(config.confirm, runs, sum(epochs)))
@@ -241,16 +244,24 @@ def _bytes_of_a_crop(people: People, size: tuple[int, int], form: str) -> float:
     return sampled_bytes(parts)
 
 
-def _teacher_lines(teacher: TeacherConfig, folder: Path | None) -> Iterator[str]:
+def _teacher_lines(
+    teacher: TeacherConfig, folder: Path | None, training: Path | None
+) -> Iterator[str]:
+    """Yield what remains to be done for the teacher.
+
+    Args:
+        folder: folder of its targets; None if the data are not drawn yet.
+        training: folder of its training, likewise.
+    """
     views = f", {teacher.views} views of each" if teacher.views > 1 else ""
     targets = f"it predicts targets for everyone{views}"
-    if folder is None:
+    if folder is None or training is None:
         yield f"epochs to train: {teacher.epochs}; then {targets}"
         return
     if is_ready(folder):
         yield f"exists, will be reused: {folder}"
         return
-    last = Checkpoints(teacher_epochs(folder)).last()
+    last = Checkpoints(teacher_epochs(training)).last()
     done = last.epoch if last else 0
     if teacher.name == PREDICTIONS:
         yield f"the predictions of {teacher.init} will be stored"

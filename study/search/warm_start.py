@@ -7,7 +7,7 @@ fit, since they start from students of their own study.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def check_older_studies(warm_start: Sequence[str], folder: Path) -> None:
 
 
 def check_warm_start(
-    warm_start: Sequence[str], folder: Path, fingerprint: str, teacher: str
+    warm_start: Sequence[str], folder: Path, fingerprint: str, teachers: Collection[str]
 ) -> None:
     """Check that every folder of ``search.warm_start`` is a study of this data and teacher.
 
@@ -65,7 +65,7 @@ def check_warm_start(
 
     Args:
         folder: folder of the new study.
-        teacher: name of the teacher's folder.
+        teachers: names that the teacher's folder may have, today's first.
 
     Raises:
         InputError: a folder holds no study, or one of other data or another teacher.
@@ -74,15 +74,15 @@ def check_warm_start(
         return
     for older in warm_start:
         settings = read_settings(Path(older))
-        for name, key, here in (
-            ("data", "data_fingerprint", fingerprint),
-            ("teacher", "teacher", teacher),
+        for name, key, known in (
+            ("data", "data_fingerprint", [fingerprint]),
+            ("teacher", "teacher", list(teachers)),
         ):
-            if settings.get(key) != here:
+            if settings.get(key) not in known:
                 raise InputError(
                     "search.warm_start must name studies of the same data and teacher, got "
-                    f"{older} with another {name} ({settings.get(key)}, here {here}): their APs "
-                    "can't be compared; leave it out"
+                    f"{older} with another {name} ({settings.get(key)}, here {known[0]}): their "
+                    "APs can't be compared; leave it out"
                 )
 
 

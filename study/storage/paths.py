@@ -21,7 +21,8 @@
   drawn-<seed>-<images of train>-<images of val>/
   crops-<hash>/           people.arrow, part-<n>.arrow
   truth-<hash>.json       annotations that a split is scored against
-  teacher-<hash>/         epochs/epoch-<n>/, targets.arrow, target_error.json, teacher.json
+  training-<hash>/        of a teacher: epochs/epoch-<n>/
+  teacher-<hash>/         targets.arrow, target_error.json, teacher.json
 """
 
 from __future__ import annotations
@@ -179,5 +180,10 @@ def cached_truth(cache: Path, fingerprint: str) -> Path:
 
 
 def cached_teacher(cache: Path, fingerprint: str) -> Path:
-    """Folder of a teacher: its checkpoints and its targets."""
+    """Folder of a teacher's targets; teachers of earlier versions have their checkpoints there."""
     return cache / f"teacher-{fingerprint}"
+
+
+def cached_training(cache: Path, fingerprint: str) -> Path:
+    """Folder of the checkpoints of a teacher's training."""
+    return cache / f"training-{fingerprint}"

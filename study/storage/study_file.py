@@ -21,6 +21,9 @@ from study.errors import InputError
 from study.storage.files import write_atomic
 from study.storage.paths import settings_file
 
+FILES = "files"
+"""Key of the fingerprints of the files that settings name."""
+
 
 def check_settings(config: StudyConfig, folder: Path) -> None:
     """Check that a study in this folder was started with these settings.
@@ -47,12 +50,43 @@ def check_settings(config: StudyConfig, folder: Path) -> None:
         )
 
 
-def write_settings(config: StudyConfig, folder: Path, data_fingerprint: str, teacher: str) -> None:
+def check_contents(folder: Path, contents: Mapping[str, str]) -> None:
+    """Check that a study in this folder was started with these files.
+
+    A folder without ``study.yaml``, or one of a version that did not record them, passes.
+
+    Args:
+        contents: fingerprints of the files that settings name, by the setting.
+
+    Raises:
+        InputError: a file has another content; the message names its setting.
+    """
+    if not settings_file(folder).exists():
+        return
+    known = read_settings(folder).get(FILES) or {}
+    if changed := [
+        setting for setting, found in contents.items() if known.get(setting, found) != found
+    ]:
+        raise InputError(
+            f"the files of the study in {folder} must not change, but that of "
+            f"{' and '.join(changed)} has since it was started; restore it, or start a study of "
+            "the new one with name=..."
+        )
+
+
+def write_settings(
+    config: StudyConfig,
+    folder: Path,
+    data_fingerprint: str,
+    teacher: str,
+    contents: Mapping[str, str],
+) -> None:
     """Write ``study.yaml``: settings, command line, versions, Git commit, data and teacher.
 
     Args:
         data_fingerprint: fingerprint of the prepared data.
         teacher: name of the teacher's folder in the cache.
+        contents: fingerprints of the files that settings name, by the setting.
 
     Raises:
         InputError: the study was started with other data.
@@ -76,6 +110,7 @@ def write_settings(config: StudyConfig, folder: Path, data_fingerprint: str, tea
         "git_commit": _git_commit(),
         "data_fingerprint": data_fingerprint,
         "teacher": teacher,
+        FILES: dict(contents),
     }
     write_atomic(file, OmegaConf.to_yaml(OmegaConf.create(dict(content))))
 

@@ -63,7 +63,9 @@ class TeacherSpec:
     """Supplies precision, memory format and compilation."""
     resolved: Resolved
     seed: int
-    """The study's seed."""
+    """``teacher.seed``, by default the study's."""
+    student_frame: CropFrame
+    """Frame of the student's codec, in which views are drawn."""
 
 
 class Teacher(Protocol):

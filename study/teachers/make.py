@@ -6,14 +6,12 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from models.build import build_codec
 from models.codecs.crop_frame import CropFrame
-from models.movenet_weights import weight_files
 from models.skeleton import Skeleton
 from study.cache.crop_store import CropStore, open_crop_store
 from study.cache.predictions import NOBODY, Predictions
@@ -29,20 +27,17 @@ from study.cache.teacher_store import (
 )
 from study.config.derived import seed_of
 from study.config.schema import (
-    MOBILE_NET,
     PREDICTIONS,
-    RANDOM,
     AugmentConfig,
     ModelConfig,
-    TeacherConfig,
 )
 from study.data.augmentation import draw_affines, no_augmentation
 from study.data.crops import invert_affine, plain_affines, stored_size, transform_modes
 from study.display import PREDICTED
 from study.errors import InputError
 from study.storage.checkpoint import Checkpoint, Checkpoints, Row, best_row
-from study.storage.files import fingerprint, hash_file, write_atomic
-from study.storage.paths import TARGETS, cached_teacher, teacher_epochs, teacher_record_file
+from study.storage.files import write_atomic
+from study.storage.paths import TARGETS, teacher_epochs, teacher_record_file
 from study.teachers.adapters import (
     NUM_MODES,
     HeatmapTeacher,
@@ -52,6 +47,7 @@ from study.teachers.adapters import (
     open_network,
     open_teacher,
 )
+from study.teachers.identity import teacher_folder, training_folder
 from study.teachers.online import OnlineTeacher
 from study.teachers.target_error import record_target_error
 from study.training.batches import crops_of
@@ -61,33 +57,8 @@ from study.training.networks import compile_network
 from study.training.training_data import TrainingData
 from study.workers import Workers
 
-VERSION = 4
-"""Raise it when the teacher's training, or what is stored of it, changes."""
-
-
-def teacher_folder(spec: TeacherSpec, prepared: PreparedData) -> Path:
-    """Return the folder of this teacher on these data, shared by studies of one ``storage``."""
-    teacher = dataclasses.asdict(spec.teacher)
-    teacher |= {"init": _content_of(spec.teacher), "mode": None}
-    augment = dataclasses.asdict(spec.distill.augment)
-    augment["colour"] = augment.pop("color")  # as in the names of teachers on disk
-    arithmetic = [spec.trial.precision, spec.trial.channels_last, spec.trial.compile]
-    parts = (VERSION, teacher, augment, spec.seed, arithmetic)
-    return cached_teacher(spec.resolved.cache, fingerprint(*parts, prepared.fingerprint))
-
-
-def _content_of(teacher: TeacherConfig) -> Any:
-    """Hash of the file at ``init``, or hashes of several files."""
-    path = Path(teacher.init)
-    if teacher.name == MOBILE_NET and path.suffix == ".json":
-        try:
-            return [hash_file(file) for file in weight_files(path)]
-        except ValueError as error:
-            raise InputError(str(error)) from None
-    if path.is_dir():
-        files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
-        return [(file.name, hash_file(file)) for file in files if file.is_file()]
-    return hash_file(path) if path.is_file() else RANDOM
+TRAINING = "training"
+"""Key of a finished teacher's record: name of the folder of its training."""
 
 
 def is_ready(folder: Path) -> bool:
@@ -96,8 +67,11 @@ def is_ready(folder: Path) -> bool:
 
 
 def best_of(folder: Path) -> Checkpoint:
-    """Return the trained teacher's best epoch by AP on the search slice."""
-    return Checkpoints(teacher_epochs(folder)).best()
+    """Return the best epoch, by AP on the search slice, of the teacher whose targets these are."""
+    record = teacher_record_file(folder)
+    known = json.loads(record.read_text()) if record.is_file() else {}
+    training = folder.parent / known.get(TRAINING, folder.name)
+    return Checkpoints(teacher_epochs(training)).best()
 
 
 def build_task(spec: TeacherSpec) -> DistillTask:
@@ -120,7 +94,11 @@ def build_task(spec: TeacherSpec) -> DistillTask:
 
 
 def load_teacher(spec: TeacherSpec, folder: Path, device: torch.device) -> Teacher:
-    """Load the teacher in eval mode: its best epoch, or ``teacher.init`` if it is not trained."""
+    """Load the teacher in eval mode: its best epoch, or ``teacher.init`` if it is not trained.
+
+    Args:
+        folder: folder of its targets, or of its training.
+    """
     if not spec.teacher.epochs:
         return open_teacher(spec, device)
     task = build_task(spec)
@@ -156,7 +134,7 @@ def prepare_teacher(
     modes = torch.from_numpy(predictions.modes(store, matched, NUM_MODES, resolved.skeleton))
     targets = TeacherTargets(modes, known=modes[:, :, 0, 2] > 0, relation=None)
     write_teacher_store(folder / TARGETS, stored_size(store.input_size), len(store), targets.part)
-    _mark_ready(folder, 0, [])
+    _mark_ready(folder, 0, [], folder)
 
 
 def make_teacher(
@@ -177,8 +155,9 @@ def make_teacher(
     """
     folder, resolved = teacher_folder(spec, prepared), spec.resolved
     data = TrainingData.open(prepared.for_teacher(), resolved, workers, targets=None)
-    rows = _train(spec, data, folder, report) if spec.teacher.epochs else []
-    teacher = load_teacher(spec, folder, workers.device)
+    training = training_folder(spec, prepared)
+    rows = _train(spec, data, training, report) if spec.teacher.epochs else []
+    teacher = load_teacher(spec, training, workers.device)
     if not rows:
         scores = {f"val_{name}": value for name, value in data.score(teacher).items()}
         rows = [{"stage": "teacher", "epoch": 0, "step": 0, "seconds": 0.0, "loss": 0.0, **scores}]
@@ -204,7 +183,7 @@ def make_teacher(
         record_target_error(
             folder, cached, online, resolved.skeleton, codec, workers.device, spec.seed
         )
-        _mark_ready(folder, int(best_row(rows)["epoch"]), rows)
+        _mark_ready(folder, int(best_row(rows)["epoch"]), rows, training)
     workers.wait()
 
 
@@ -300,6 +279,7 @@ def open_online_teacher(
     )
 
 
-def _mark_ready(folder: Path, epoch: int, rows: list[Row]) -> None:
+def _mark_ready(folder: Path, epoch: int, rows: list[Row], training: Path) -> None:
     """Write the record that makes the teacher ready."""
-    write_atomic(teacher_record_file(folder), json.dumps({"epoch": epoch, "rows": rows}))
+    record = {"epoch": epoch, "rows": rows, TRAINING: training.name}
+    write_atomic(teacher_record_file(folder), json.dumps(record))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from models.pose_features import IMAGENET, Pixels, PoseFeatures, PoseNetwork
 from models.skeleton import Skeleton
 from study.errors import InputError
+from study.teachers.onnx_files import onnx_files
 
 ONNX_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 PIXELS = {"imagenet": IMAGENET, "unit": Pixels((0.0, 0.0, 0.0), (255.0, 255.0, 255.0))}
@@ -86,6 +87,15 @@ def open_onnx(
     return OnnxSimcc(session, pixels)
 
 
+def _check_complete(path: Path, setting: str) -> None:
+    if missing := [file for file in onnx_files(path)[1:] if not file.is_file()]:
+        name = missing[0].relative_to(path.parent)
+        raise InputError(
+            f"{setting}={path} keeps weights in {name} beside it, got no such file; copy it "
+            f"to {missing[0].parent}, too"
+        )
+
+
 def open_session(path: Path, user: str, setting: str, providers: Sequence[Any]) -> Any:
     """Open an ONNX file with onnxruntime.
 
@@ -96,8 +106,10 @@ def open_session(path: Path, user: str, setting: str, providers: Sequence[Any]) 
             are not installed are left out.
 
     Raises:
-        InputError: onnxruntime is not installed, or cannot open the file.
+        InputError: onnxruntime is not installed or cannot open the file, or weights beside it are
+            missing.
     """
+    _check_complete(path, setting)
     try:
         import onnxruntime
     except ImportError:

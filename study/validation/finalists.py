@@ -22,7 +22,8 @@ from study.storage.checkpoint import Checkpoints
 from study.storage.paths import finalist_keypoints_file, trial_folder
 from study.storage.tables import TableRow, read_reports, read_trials, written_trials
 from study.teachers.adapters import TeacherSpec
-from study.teachers.make import best_of, load_teacher, teacher_folder
+from study.teachers.identity import teacher_folder
+from study.teachers.make import best_of, load_teacher
 from study.training.evaluation import Estimator, detect_people
 from study.training.networks import load_estimator
 from study.trial import teacher_spec

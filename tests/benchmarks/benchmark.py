@@ -59,7 +59,8 @@ def trained_teacher(
     report: Callable[[Row], bool],
 ) -> Path:
     """Return the folder of the study's teacher; train it first if it is missing."""
-    from study.teachers.make import is_ready, make_teacher, teacher_folder
+    from study.teachers.identity import teacher_folder
+    from study.teachers.make import is_ready, make_teacher
     from study.trial import teacher_spec
 
     spec = teacher_spec(config, resolved)

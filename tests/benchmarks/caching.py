@@ -40,7 +40,8 @@ from study.storage.checkpoint import Checkpoints, Row, best_row
 from study.storage.paths import TARGETS
 from study.teachers import make
 from study.teachers.adapters import open_network
-from study.teachers.make import is_ready, make_teacher, open_online_teacher, teacher_folder
+from study.teachers.identity import teacher_folder
+from study.teachers.make import is_ready, make_teacher, open_online_teacher
 from study.training import training_data
 from study.training.loop import Progress, run_stage
 from study.training.networks import build_distill_task, build_refine_task, build_refiner

@@ -34,7 +34,7 @@ from study.search.stage import open_study
 from study.storage.checkpoint import Row
 from study.storage.paths import TARGETS
 from study.storage.tables import read_trials
-from study.teachers.make import teacher_folder
+from study.teachers.identity import teacher_folder
 from study.trial import Trial, run_trial, teacher_spec
 from study.workers import Workers
 

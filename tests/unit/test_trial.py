@@ -23,7 +23,8 @@ from study.errors import TrainingDiverged
 from study.storage.checkpoint import Checkpoint, Checkpoints, Row, best_rows
 from study.storage.paths import TARGETS
 from study.teachers.adapters import TeacherSpec
-from study.teachers.make import best_of, is_ready, make_teacher, teacher_folder
+from study.teachers.identity import teacher_folder
+from study.teachers.make import best_of, is_ready, make_teacher
 from study.training import networks
 from study.training.networks import load_estimator
 from study.training.training_data import TrainingData

@@ -33,7 +33,7 @@ from study.errors import InputError
 from study.search.forecast import StageEpochs, TrialGroup, trial_groups
 from study.storage.paths import settings_file
 from study.storage.tables import write_trial
-from study.teachers.make import teacher_folder
+from study.teachers.identity import teacher_folder
 from study.trial import teacher_spec
 
 

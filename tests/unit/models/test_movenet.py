@@ -29,7 +29,8 @@ from study.data.crops import apply_affine, image_to_crop_affine, invert_affine, 
 from study.data.people import People, build_people
 from study.metrics import average_precision, to_detections
 from study.storage.paths import TARGETS
-from study.teachers.make import make_teacher, teacher_folder
+from study.teachers.identity import teacher_folder
+from study.teachers.make import make_teacher
 from study.training.networks import build_distill_task
 from study.trial import teacher_spec
 from study.workers import Workers

@@ -19,7 +19,7 @@ from study.config.compose import StudyConfig, with_values
 from study.config.derived import resolve
 from study.errors import InputError
 from study.teachers.adapters import open_network
-from study.teachers.make import teacher_folder
+from study.teachers.identity import teacher_folder
 from study.trial import teacher_spec
 
 

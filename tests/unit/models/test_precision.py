@@ -15,7 +15,7 @@ from study.cache.prepare import PreparedData
 from study.config.compose import MAY_CHANGE, StudyConfig, compose, to_plain, with_values
 from study.config.derived import resolve
 from study.errors import InputError
-from study.teachers.make import teacher_folder
+from study.teachers.identity import teacher_folder
 from study.training import networks
 from study.training.batches import Batch
 from study.training.distill import DistillTask

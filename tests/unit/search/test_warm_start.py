@@ -209,15 +209,15 @@ def test_study_with_other_data_or_another_teacher_is_refused(
 ) -> None:
     older = older_study(tmp_path / "older", {})
     config = compose([*BASICS, f"search.warm_start=[{older}]"])
-    check_warm_start(config.search.warm_start, tmp_path / "new", "d", "t")
+    check_warm_start(config.search.warm_start, tmp_path / "new", "d", ["t", "u"])
     name = "data" if data == "other" else "teacher"
     with pytest.raises(InputError, match=f"with another {name} .*here other"):
-        check_warm_start(config.search.warm_start, tmp_path / "new", data, teacher)
+        check_warm_start(config.search.warm_start, tmp_path / "new", data, [teacher])
 
 
 def test_folder_without_a_study_is_refused_before_the_study_begins(tmp_path: Path) -> None:
     config = compose([*BASICS, f"search.warm_start=[{tmp_path}/nothing]"])
     with pytest.raises(InputError, match="must be a study's folder"):
-        check_warm_start(config.search.warm_start, tmp_path / "new", "d", "t")
+        check_warm_start(config.search.warm_start, tmp_path / "new", "d", ["t", "u"])
     write_settings(tmp_path / "new", config)
-    check_warm_start(config.search.warm_start, tmp_path / "new", "d", "t")
+    check_warm_start(config.search.warm_start, tmp_path / "new", "d", ["t", "u"])

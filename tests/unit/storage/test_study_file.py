@@ -11,7 +11,7 @@ from study.config.compose import compose, from_plain
 from study.config.schema import RENAMED
 from study.errors import InputError
 from study.storage.paths import settings_file
-from study.storage.study_file import check_settings, read_settings, write_settings
+from study.storage.study_file import check_contents, check_settings, read_settings, write_settings
 
 OLD_VALUES = {
     "data.num_train_images": 12,
@@ -26,7 +26,7 @@ OVERRIDES = [f"{path}={value}" for path, value in OLD_VALUES.items()]
 @pytest.fixture
 def older(tmp_path: Path) -> Path:
     """A folder whose study.yaml has the former names of all renamed settings."""
-    write_settings(compose(OVERRIDES), tmp_path, "data", "teacher-1")
+    write_settings(compose(OVERRIDES), tmp_path, "data", "teacher-1", {})
     file = settings_file(tmp_path)
     text = file.read_text()
     for old, new in RENAMED.items():
@@ -37,7 +37,7 @@ def older(tmp_path: Path) -> Path:
 
 def test_written_settings_are_read_and_pass_the_check(tmp_path: Path) -> None:
     config = compose(["seed=7"])
-    write_settings(config, tmp_path, "data", "teacher-1")
+    write_settings(config, tmp_path, "data", "teacher-1", {})
     content = read_settings(tmp_path)
     assert from_plain(content["config"]) == config
     assert content["data_fingerprint"] == "data"
@@ -48,7 +48,7 @@ def test_written_settings_are_read_and_pass_the_check(tmp_path: Path) -> None:
 
 def test_only_study_yaml_is_left_in_the_folder(tmp_path: Path) -> None:
     for _ in range(2):
-        write_settings(compose(), tmp_path, "data", "teacher-1")
+        write_settings(compose(), tmp_path, "data", "teacher-1", {})
     assert list(tmp_path.iterdir()) == [settings_file(tmp_path)]
 
 
@@ -57,22 +57,40 @@ def test_folder_without_a_study_passes_the_check(tmp_path: Path) -> None:
 
 
 def test_settings_that_may_change_pass_the_check(tmp_path: Path) -> None:
-    write_settings(compose(), tmp_path, "data", "teacher-1")
+    write_settings(compose(), tmp_path, "data", "teacher-1", {})
     check_settings(compose(["search.trials=99", "trial.cpus=2", "display=plain"]), tmp_path)
 
 
 def test_changed_settings_are_refused_by_name(tmp_path: Path) -> None:
-    write_settings(compose(["seed=1"]), tmp_path, "data", "teacher-1")
+    write_settings(compose(["seed=1"]), tmp_path, "data", "teacher-1", {})
     with pytest.raises(InputError, match="seed: 1 in the study, 2 now") as caught:
         check_settings(compose(["seed=2", "refine.width=16"]), tmp_path)
     assert "refine.width: " in str(caught.value)
 
 
 def test_changed_data_are_refused(tmp_path: Path) -> None:
-    write_settings(compose(), tmp_path, "before", "teacher-1")
+    write_settings(compose(), tmp_path, "before", "teacher-1", {})
     with pytest.raises(InputError, match="fingerprint before, now after"):
-        write_settings(compose(), tmp_path, "after", "teacher-1")
+        write_settings(compose(), tmp_path, "after", "teacher-1", {})
     assert read_settings(tmp_path)["data_fingerprint"] == "before"
+
+
+def test_changed_file_of_a_setting_is_refused(tmp_path: Path) -> None:
+    contents = {"teacher.init": "1", "student.init": "2"}
+    check_contents(tmp_path, contents)  # the study has not begun
+    write_settings(compose(), tmp_path, "data", "teacher-1", contents)
+    check_contents(tmp_path, contents)
+    with pytest.raises(InputError, match=r"must not change, but that of student\.init has"):
+        check_contents(tmp_path, contents | {"student.init": "3"})
+
+
+def test_study_of_a_version_that_recorded_no_files_passes(tmp_path: Path) -> None:
+    write_settings(compose(), tmp_path, "data", "teacher-1", {})
+    file = settings_file(tmp_path)
+    content = OmegaConf.load(file)
+    del content["files"]
+    OmegaConf.save(content, file)
+    check_contents(tmp_path, {"teacher.init": "1"})
 
 
 def test_older_file_is_read_under_the_settings_names_of_today(older: Path) -> None:
@@ -105,7 +123,7 @@ def test_folder_that_is_no_study_is_refused(tmp_path: Path) -> None:
 
 def test_command_and_commit_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["study/tune.py", "data.root='/my data'"])
-    write_settings(compose(), tmp_path, "data", "teacher-1")
+    write_settings(compose(), tmp_path, "data", "teacher-1", {})
     content = OmegaConf.to_container(OmegaConf.load(settings_file(tmp_path)))
     assert isinstance(content, dict)
     assert content["command"] == """study/tune.py 'data.root='"'"'/my data'"'"''"""

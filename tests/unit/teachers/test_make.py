@@ -29,6 +29,7 @@ from study.errors import InputError
 from study.storage.checkpoint import Row
 from study.storage.paths import TARGETS
 from study.teachers.adapters import TeacherSpec
+from study.teachers.identity import teacher_folder
 from study.teachers.make import (
     draw_views,
     is_ready,
@@ -36,7 +37,6 @@ from study.teachers.make import (
     make_teacher,
     prepare_teacher,
     store_targets,
-    teacher_folder,
 )
 from study.teachers.online import OnlineTeacher
 from study.training.batches import plain_batch

@@ -26,7 +26,8 @@ from study.data.people import People
 from study.errors import InputError
 from study.storage.paths import TARGETS
 from study.teachers.adapters import TeacherSpec
-from study.teachers.make import draw_views, make_teacher, store_targets, teacher_folder
+from study.teachers.identity import teacher_folder
+from study.teachers.make import draw_views, make_teacher, store_targets
 from study.teachers.online import OnlineTeacher
 from study.teachers.target_error import describe_targets, target_error
 from study.training.batches import TrainingPeople, crops_of, training_batches

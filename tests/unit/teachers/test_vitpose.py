@@ -27,7 +27,8 @@ from study.config.schema import StudyConfig
 from study.errors import InputError
 from study.storage.paths import TARGETS
 from study.teachers.adapters import TeacherSpec, check_teacher, open_teacher
-from study.teachers.make import make_teacher, teacher_folder
+from study.teachers.identity import teacher_folder
+from study.teachers.make import make_teacher
 from study.teachers.vitpose import VitPose
 from study.training.losses import joint_relation
 from study.trial import teacher_spec

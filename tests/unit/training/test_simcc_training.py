@@ -29,7 +29,8 @@ from study.config.schema import (
 )
 from study.storage.checkpoint import Checkpoints, Row
 from study.storage.paths import TARGETS
-from study.teachers.make import best_of, make_teacher, teacher_folder
+from study.teachers.identity import teacher_folder
+from study.teachers.make import best_of, make_teacher
 from study.training.batches import Batch
 from study.training.distill import DistillTask
 from study.training.loop import combine

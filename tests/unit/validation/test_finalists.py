@@ -30,7 +30,8 @@ from study.search.controls import baseline_values
 from study.storage import tables
 from study.storage.checkpoint import Checkpoints
 from study.storage.paths import teacher_epochs, trial_folder
-from study.teachers.make import build_task, teacher_folder
+from study.teachers.identity import teacher_folder
+from study.teachers.make import build_task
 from study.training.distill import DistillTask
 from study.training.networks import build_distill_task, build_refine_task, build_refiner
 from study.trial import teacher_spec
