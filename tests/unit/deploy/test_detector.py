@@ -338,7 +338,7 @@ def test_half_precision_and_weights_beside_the_file_are_read(tmp_path: Path) -> 
         find(options, scene(40, 50, (5, 6, 20, 30)))[0], [[5, 6, 20, 30]], 0, 0.5
     )
     (tmp_path / "d.data").unlink()
-    with pytest.raises(InputError, match=r"--detector must be an ONNX file that .*d\.data"):
+    with pytest.raises(InputError, match=r"--detector=.* keeps weights in d\.data beside it"):
         open_detector(options, CPU)
 
 
