@@ -26,9 +26,11 @@ SYNONYMS = (
 MEANINGS = {" ".join(sorted(synonym.split())): group[0] for group in SYNONYMS for synonym in group}
 PLACES = (
     "ankle bottom center chest ear elbow eye foot hand head heel hip index inner knee mid mouth "
-    "neck nose outer pelvis pinky shoulder spine thorax thumb toe top upper wrist big small"
+    "neck nose outer pelvis pinky shoulder spine thorax thumb toe top upper wrist big small "
+    "ank elb sho shldr wri"
 ).split()
-"""Words that are found in a name without blanks: ``rightankle``, ``LEAR``, ``headtop``."""
+"""Words that are found in a name without blanks, like ``rightankle``, ``LEAR`` and ``headtop``;
+abbreviations are last, since the first that fits is taken."""
 UNSPACED = re.compile(f"(left|right|l|r)?((?:{'|'.join(PLACES)})+)(left|right|l|r)?")
 CAPITALS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 """Places in a name like ``RightAnkle`` or ``RPaw`` where a word begins."""

@@ -22,8 +22,10 @@ from study.config.compose import compose, with_values
 from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.data.annotations import AnnotationTable, read_table
+from study.data.crops import apply_affine, invert_affine
 from study.data.people import People, build_people, split_people
 from study.errors import InputError
+from study.metrics import average_precision, to_detections
 
 VAL_FROM = 1000
 """Offset of the ids in five_data's val."""
@@ -352,3 +354,81 @@ def test_study_lists_its_audit_in_its_folder(config: StudyConfig) -> None:
     assert f"five.json: faults 1, notes 0, listed in {folder / 'train.parquet'}" in messages
     assert f"val.json: faults 0, notes 0, listed in {folder / 'val.parquet'}" in messages
     assert sorted(file.stem for file in folder.iterdir()) == ["overlap", "train", "val"]
+
+
+def retell(file: Path) -> None:
+    """Give the same people other names and another order of joints, and other categories."""
+    document = json.loads(file.read_text())
+    order, names = (3, 0, 4, 2, 1), ("LFoot", "Head top", "foot right", "RIGHT-HAND", "left Hand")
+    for record in document["annotations"]:
+        joints = np.reshape(record["keypoints"], (5, 3))
+        record.update(category_id=2, keypoints=joints[list(order)].ravel().tolist())
+    number = len(document["annotations"])
+    for place, image in enumerate(document["images"] * 3):  # boxes of cars, where joints may be
+        car = {"id": number + place, "image_id": image["id"], "category_id": place % 3 + 4}
+        document["annotations"].insert(0, {**car, "bbox": [0, 0, 120, 100], "area": 12000})
+    document["categories"] = [
+        {"id": 0, "name": "person"},
+        *({"id": 4 + kind, "name": f"car {kind}"} for kind in range(3)),
+        {"id": 2, "name": "my project", "keypoints": names, "skeleton": [[1, 2]]},
+    ]
+    file.write_text(json.dumps(document))
+
+
+def test_joints_in_another_order_and_category_change_no_crop_and_no_ap(
+    config: StudyConfig, five: Skeleton, tmp_path: Path
+) -> None:
+    plain, _ = prepare(config)
+    for name in ("five.json", "val.json"):
+        retell(Path(config.data.root) / name)
+    retold, messages = prepare(with_values(config, {"storage": str(tmp_path / "others")}))
+    assert not {Path(path).name for path in plain.crops} & {Path(p).name for p in retold.crops}
+    for one, other in zip(plain.crops, retold.crops, strict=True):
+        stores = open_crop_store(Path(one)), open_crop_store(Path(other))
+        first, second = (vars(store) for store in stores)
+        arrays = [name for name, value in first.items() if isinstance(value, np.ndarray)]
+        assert {"keypoints_stored", "visibility", "neighbors", "image_ids"} <= {*arrays}
+        for name in arrays:
+            np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+        rows = np.arange(len(stores[0]))
+        crops = zip(stores[0].crops(rows), stores[1].crops(rows), strict=True)
+        assert all((a == b).all() for a, b in crops)
+    store = open_crop_store(Path(plain.val))
+    stored_to_image = invert_affine(store.image_to_stored)
+    pose = apply_affine(store.keypoints_stored.astype(float), stored_to_image)
+    noise = np.random.RandomState(0).normal(0, 4, pose.shape)
+    poses = to_detections(
+        pose + noise, np.ones(pose.shape[:2]), store.image_ids, np.ones(len(pose))
+    )
+    wrong = {**poses[0], "keypoints": [5.0, 5.0, 1.0] * 5, "score": 2.0}  # in a car, on nobody
+    figures = [
+        average_precision(Path(data.val_truth), [*poses, wrong], five, "coco")
+        for data in (plain, retold)
+    ]
+    np.testing.assert_equal(figures[0], figures[1])
+    assert 0.1 < figures[0]["ap"] < 0.9
+    (read,) = [m for m in messages if m.startswith("note: val.json: joints in another order")]
+    assert read.endswith("from LFoot, Head top, foot right, RIGHT-HAND, left Hand")
+    assert any(
+        "note: five.json: annotations of another category, 8 of car 1" in m for m in messages
+    )
+
+
+def test_category_that_is_chosen_changes_people_and_fingerprint(config: StudyConfig) -> None:
+    for name in ("five.json", "val.json"):
+        file = Path(config.data.root) / name
+        document = json.loads(file.read_text())
+        (category,) = document["categories"]
+        document["categories"].append({**category, "id": 2, "name": "other"})
+        for record in document["annotations"][::2]:
+            record["category_id"] = 2
+        file.write_text(json.dumps(document))
+    chosen = {
+        name: prepare(with_values(config, {"data.category": name}))[0]
+        for name in ("person", "other")
+    }
+    assert [data.num_people[2] for data in chosen.values()] == [6, 7]
+    parts = [{*data.crops, data.search_truth, data.val_truth} for data in chosen.values()]
+    assert not parts[0] & parts[1]
+    default, _ = prepare(config)
+    assert default.fingerprint == chosen["person"].fingerprint

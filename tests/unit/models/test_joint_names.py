@@ -49,7 +49,7 @@ def read_as(names: list[str], wanted: tuple[str, ...]) -> dict[str, str]:
 
 SPELLINGS = (
     "right ankle,RAnkle,right_foot,r_ankle,rightAnkle,ankle_right,R-Ankle,RIGHTANKLE,Ankle.R,"
-    "ankleRight,RANKLE, Right  Ankle ,anklel"
+    "ankleRight,RANKLE, Right  Ankle ,anklel,rank,ank_r"
 ).split(",")
 
 
