@@ -30,13 +30,12 @@ from study.launch.cluster import (
     get_result,
     num_concurrent_trials,
     ray_folder,
-    ray_started,
     resources_in_use,
     this_machine,
-    will_start_ray,
 )
 from study.launch.context import StudyContext
 from study.launch.crop_tasks import cut_by_size
+from study.launch.ray_start import check_ray_start, ray_started, will_start_ray
 from study.launch.trials import train_teacher
 from study.launch.tune_adapter import run_trials
 from study.search.owner import StudyOwner
@@ -193,6 +192,7 @@ def _prepare(study: _Study, ray_for_crops: contextlib.ExitStack) -> PreparedData
         ray_for_crops: keeps Ray running if crops are cut by its tasks.
     """
     config, folder, notify = study.config, study.folder, study.display.notify
+    check_ray_start()
     _check_files(study)
     if will_start_ray():
         check_trial_fits([this_machine()], config.trial)  # before the crops, not after them

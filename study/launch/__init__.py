@@ -5,7 +5,8 @@ jobs          train a trial as a Ray job
 trials        jobs of the search and the teacher
 ray_train     workers under Ray Train, resources released
 tune_adapter  what Ray Tune sees of a study
-cluster       start or join Ray; trials that fit
+ray_start     check, start or join Ray
+cluster       resources; trials that fit
 watchdog      exit when a trial stalls
 crop_tasks    cut crops on all nodes
 """

@@ -1,9 +1,8 @@
-"""The Ray cluster of a study: start or join it, and count the trials that fit."""
+"""The Ray cluster of a study: its resources, and how many trials fit."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,20 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
-import ray.train.torch
 import torch
 
-import models
-import search_spaces
-import study
 from study.config.schema import SearchConfig, TrialConfig
-from study.display import Display
 from study.errors import InputError
+from study.launch.ray_start import LOCAL, ray_address
 from study.storage.paths import ray_storage
 
-LOCAL = "local"
-"""Address of a new Ray on this machine."""
 _ROUNDING = 1e-9
 """Lets ten workers of 0.1 CPUs fit on a CPU, although 1 // 0.1 is 9."""
 
@@ -121,52 +113,3 @@ def num_concurrent_trials(search: SearchConfig, trial: TrialConfig) -> int:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     num_trials = check_trial_fits(nodes, trial)
     return min(search.concurrent or num_trials, num_trials)
-
-
-def ray_address() -> str:
-    """Return the address of the cluster to join, RAY_ADDRESS, or LOCAL."""
-    return os.environ.get("RAY_ADDRESS", LOCAL)
-
-
-def will_start_ray() -> bool:
-    """Return whether the study starts a Ray of its own."""
-    return not ray.is_initialized() and ray_address() == LOCAL
-
-
-@contextlib.contextmanager
-def ray_started(display: Display) -> Iterator[None]:
-    """Start Ray, or join the cluster at RAY_ADDRESS; a Ray that already runs is used and kept."""
-    if ray.is_initialized():
-        yield
-        return
-    address = ray_address()
-    display.notify("starting Ray" if address == LOCAL else f"joining the cluster at {address}")
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    # Workers must import these very packages, not an installed copy of another version. They
-    # search the driver's working folder first, hence chdir.
-    home = Path(study.__file__).parent.parent
-    with contextlib.chdir(home):
-        if address == LOCAL:
-            _start_ray(home)
-        else:
-            _join_cluster(address)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _start_ray(home: Path) -> None:
-    paths = (str(home), os.environ.get("PYTHONPATH", ""))
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    ray.init(address=LOCAL, include_dashboard=False, log_to_driver=False, configure_logging=False)
-
-
-def _join_cluster(address: str) -> None:
-    ray.init(
-        address=address,
-        log_to_driver=False,
-        configure_logging=False,
-        runtime_env={"py_modules": [models, search_spaces, study]},
-    )

@@ -28,7 +28,7 @@ from study.config.compose import compose
 from study.config.derived import resolve
 from study.config.schema import StudyConfig
 from study.display import Display
-from study.launch import cluster, tune_adapter
+from study.launch import ray_start, tune_adapter
 from study.search.controls import trial_config
 from study.search.stage import open_study
 from study.storage.checkpoint import Row
@@ -116,7 +116,7 @@ def run_bare(
         (_,), (ap,) = run_plain(config, data, folder, [rows[values["row"]]])
         tune.report({"ap": ap, "ended": time.time(), "row": values["row"]})
 
-    with cluster.ray_started(Display(config.display)):
+    with ray_start.ray_started(Display(config.display)):
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": config.trial.cpus}),
             param_space={"row": tune.grid_search(list(range(len(rows))))},

@@ -46,6 +46,7 @@ OWNERS = {
         "study/launch/cluster.py",
         "study/launch/crop_tasks.py",
         "study/launch/jobs.py",
+        "study/launch/ray_start.py",
         "study/launch/ray_train.py",
         "study/launch/trials.py",
         "study/launch/tune_adapter.py",

@@ -1,0 +1,286 @@
+"""Start Ray on this machine or join a cluster, and check first whether that can succeed.
+
+The checks need milliseconds and run before any data are read. Ray itself reports most of these
+faults as a long traceback, or after minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import os
+import secrets
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import ray
+import ray._private.services
+
+import models
+import search_spaces
+import study
+from study.display import Display
+from study.errors import InputError
+
+LOCAL = "local"
+"""Address of a new Ray on this machine."""
+AUTO = "auto"
+"""Address of a cluster that runs on this machine, whatever its port."""
+CONNECT_S = 15.0
+"""Seconds that a cluster has to accept a connection, and as many to answer."""
+MAX_SOCKET_PATH = 107
+"""Longest path of a Unix socket on Linux, in bytes."""
+_WANTED = "RAY_ADDRESS must be host:port of a cluster's head, such as 10.0.0.1:6379, or auto"
+_CHANGE = "change it, or unset it to run on this machine alone"
+ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+"""A call that every Ray head answers."""
+
+
+def ray_address() -> str:
+    """Return the address of the cluster to join, RAY_ADDRESS, or LOCAL."""
+    return os.environ.get("RAY_ADDRESS", "").strip() or LOCAL
+
+
+def will_start_ray() -> bool:
+    """Return whether the study starts a Ray of its own."""
+    return not ray.is_initialized() and ray_address() == LOCAL
+
+
+def check_ray_start() -> None:
+    """Check what the start of Ray needs, or whether the cluster to join answers.
+
+    Raises:
+        InputError: Ray can't be started here, or the cluster can't be joined.
+    """
+    if ray.is_initialized():
+        return
+    address = ray_address()
+    if address == LOCAL:
+        check_ray_folder()
+        _check_token_file()
+    else:
+        check_cluster(address)
+
+
+@contextlib.contextmanager
+def ray_started(display: Display) -> Iterator[None]:
+    """Start Ray, or join the cluster at RAY_ADDRESS; a Ray that already runs is used and kept.
+
+    Raises:
+        InputError: Ray could not be started or joined.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = ray_address()
+    display.notify("starting Ray" if address == LOCAL else f"joining the cluster at {address}")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    # Workers must import these very packages, not an installed copy of another version. They
+    # search the driver's working folder first, hence chdir.
+    home = Path(study.__file__).parent.parent
+    try:
+        with contextlib.chdir(home), _kept_signal_handlers():
+            if address == LOCAL:
+                _start_ray(home)
+            else:
+                _join_cluster(address)
+    except Exception as error:
+        done = "started" if address == LOCAL else f"joined at RAY_ADDRESS={address}"
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise InputError(
+            f"Ray could not be {done}: {lines[0] if lines else type(error).__name__} (its logs "
+            f"are in {ray_folder_of_machine() / 'session_latest' / 'logs'})"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_ray(home: Path) -> None:
+    paths = (str(home), os.environ.get("PYTHONPATH", ""))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        if not os.environ.get(name, "unset"):
+            del os.environ[name]
+    if not can_keep_token():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    ray.init(address=LOCAL, include_dashboard=False, log_to_driver=False, configure_logging=False)
+
+
+def _join_cluster(address: str) -> None:
+    ray.init(
+        address=address,
+        log_to_driver=False,
+        configure_logging=False,
+        runtime_env={"py_modules": [models, search_spaces, study]},
+    )
+
+
+@contextlib.contextmanager
+def _kept_signal_handlers() -> Iterator[None]:
+    """Restore the handler of SIGTERM, which Ray replaces by one that prints its C++ stack."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+def ray_folder_of_machine() -> Path:
+    """Return the folder in which Ray keeps its sockets and logs."""
+    return Path(_temporary_folder()[1]) / "ray"
+
+
+def _temporary_folder() -> tuple[str, str]:
+    """Return the name of the variable that sets Ray's temporary folder, and the folder."""
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        if folder := os.environ.get(name):
+            return name, folder
+    return "RAY_TMPDIR", "/tmp"
+
+
+def check_ray_folder() -> None:
+    """Check that Ray's sockets and logs can be created in its temporary folder.
+
+    Raises:
+        InputError: the folder is relative, its path is too long, or it can't be written to.
+    """
+    name, folder = _temporary_folder()
+    got = f"got {name}={folder}" if os.environ.get(name) else f"got the default, {folder}"
+    now = f"{datetime.datetime.now():session_%Y-%m-%d_%H-%M-%S_%f}_{os.getpid()}"
+    path = os.path.join(folder, "ray", now, "sockets", "plasma_store")
+    if not os.path.isabs(folder):
+        raise InputError(f"Ray's temporary folder must be an absolute path, {got}; change {name}")
+    if (excess := len(os.fsencode(path)) - MAX_SOCKET_PATH) > 0:
+        longest = len(os.fsencode(folder)) - excess
+        raise InputError(
+            f"the path of Ray's temporary folder must have at most {longest} bytes, because its "
+            f"sockets are created below it, {got}; set RAY_TMPDIR to a shorter folder"
+        )
+    try:
+        parent = Path(folder)
+        parent.mkdir(parents=True, exist_ok=True)
+        ray_folder = parent / "ray"
+        with tempfile.TemporaryDirectory(dir=ray_folder if ray_folder.is_dir() else parent) as new:
+            Path(new, "file").write_bytes(bytes(4096))
+            with socket.socket(socket.AF_UNIX) as unix:
+                unix.bind(os.path.join(new, "s"))
+    except OSError as error:
+        raise InputError(
+            f"Ray needs a temporary folder that files and sockets can be written to, {got} "
+            f"({error.strerror or error}); set RAY_TMPDIR to another folder"
+        ) from error
+
+
+def can_keep_token() -> bool:
+    """Return whether Ray finds or can create the token of its cluster, in the home folder."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return True
+    if not (home := os.environ.get("HOME")):
+        return False
+    token = Path(home) / ".ray" / "auth_token"
+    try:
+        token.parent.mkdir(parents=True, exist_ok=True)
+        if token.exists():
+            return bool(token.read_text().strip())
+        with tempfile.TemporaryFile(dir=token.parent) as file:
+            file.write(b"token")
+    except OSError:
+        return False
+    return True
+
+
+def _check_token_file() -> None:
+    """Raise if RAY_AUTH_TOKEN_PATH names no token."""
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if not path or os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    try:
+        has_token = bool(Path(path).read_text().strip())
+    except OSError:
+        has_token = False
+    if not has_token:
+        raise InputError(
+            f"RAY_AUTH_TOKEN_PATH must name a file with a token, got {path}; change or unset it"
+        )
+
+
+def check_cluster(address: str) -> None:
+    """Check that the head of a Ray cluster answers at an address.
+
+    Raises:
+        InputError: the address has another form, or no cluster answers there in time.
+    """
+    got = f"got RAY_ADDRESS={address}"
+    if address == AUTO:
+        address = _address_of_auto()
+        got = f"{got}, which is {address}"
+    host, port = parse_address(address)
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_S).close()
+    except (socket.gaierror, UnicodeError) as error:
+        raise InputError(f"{_WANTED}, {got}, whose host is unknown; {_CHANGE}") from error
+    except OSError as error:
+        reason = error.strerror or "no answer in time"
+        raise InputError(
+            f"a Ray cluster must run at RAY_ADDRESS, {got}, where nothing answers "
+            f"({reason.lower()}); start the cluster, or {_CHANGE}"
+        ) from error
+    if os.environ.get("RAY_USE_TLS", "0") in ("", "0") and not is_ray_head(host, port):
+        raise InputError(f"{_WANTED}, {got}, where no Ray head answers; {_CHANGE}")
+
+
+def _address_of_auto() -> str:
+    try:
+        return str(ray._private.services.get_ray_address_from_environment(AUTO, None))
+    except ConnectionError as error:
+        raise InputError(
+            "RAY_ADDRESS=auto joins a Ray cluster that runs on this machine, but there is none; "
+            "start it (ray start --head), or unset RAY_ADDRESS to run on this machine alone"
+        ) from error
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Split ``host:port`` of RAY_ADDRESS; an IPv6 host stands in brackets.
+
+    Raises:
+        InputError: the address has another form.
+    """
+    scheme, separator, _ = address.rpartition("://")
+    if scheme == "ray":
+        raise InputError(
+            "a study can't be run through Ray's client: run the command on a machine of the "
+            "cluster (ray submit, or ray job submit) with RAY_ADDRESS=host:port of its head, got "
+            f"RAY_ADDRESS={address}"
+        )
+    note = ", the address of a dashboard" if scheme in ("http", "https") else ""
+    host, colon, port = address.rpartition(":")
+    is_ipv6 = host.startswith("[") and host.endswith("]")
+    is_valid = port.isascii() and port.isdecimal() and 0 < int(port) < 65536
+    if separator or not colon or not host or not is_valid or (":" in host and not is_ipv6):
+        raise InputError(f"{_WANTED}, got RAY_ADDRESS={address}{note}; {_CHANGE}")
+    return host.strip("[]"), int(port)
+
+
+def is_ray_head(host: str, port: int) -> bool:
+    """Return whether the head of a Ray cluster, and no other server, answers at this port."""
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary(ALIVE)(b"", timeout=CONNECT_S)
+        except grpc.RpcError as error:
+            # A head that wants a token is one; Ray itself then reports a missing token.
+            return error.code() in (
+                grpc.StatusCode.UNAUTHENTICATED,
+                grpc.StatusCode.PERMISSION_DENIED,
+            )
+    return True
