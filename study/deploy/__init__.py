@@ -8,5 +8,6 @@ detector          people's boxes by an ONNX file
 detector_outputs  layouts of detectors' outputs
 estimation        poses of boxes in one image
 drawing           poses drawn on their image
+video             frames in, poses and video out
 given_poses       poses of other methods to refine
 """

@@ -74,6 +74,7 @@ OWNERS = {
         "study/launch/crop_tasks.py",
         "study/deploy/detector.py",
         "study/deploy/drawing.py",
+        "study/deploy/video.py",
         "study/workers.py",
     },
     "pyarrow": {
