@@ -12,8 +12,9 @@ from study.cache.crop_store import Cut, StoreSpec, make_crop_store, store_folder
 from study.cache.study_people import Meter, StudyPeople, read_study_people
 from study.config.derived import Resolved
 from study.config.schema import DataConfig
+from study.data.annotations import read_table
 from study.data.crops import stored_size
-from study.data.people import write_ground_truth
+from study.data.people import has_ground_truth, write_ground_truth
 from study.data.synthetic.dataset import draw_dataset
 from study.errors import InputError
 from study.storage.files import fingerprint, is_full_disk
@@ -121,14 +122,9 @@ def prepare_data(
                 notify=notify,
             )
     for truth in (people.search_truth(resolved.cache), people.val_truth(resolved.cache)):
-        if not truth.file.exists():
-            write_ground_truth(
-                truth.annotations,
-                truth.images,
-                truth.file,
-                category=truth.category,
-                leave_out=truth.left_out,
-            )
+        if not has_ground_truth(truth.file):
+            table = read_table(truth.annotations, resolved.skeleton, data.category)
+            write_ground_truth(table, truth.images, truth.file, leave_out=truth.left_out)
     return planned
 
 

@@ -43,8 +43,6 @@ class Truth(NamedTuple):
     """File that the annotations are copied from."""
     images: NDArray[np.int64]
     """Ids of the images to copy."""
-    category: PersonCategory
-    """How the file's keypoints are read."""
     left_out: frozenset[int]
     """Ids of annotations to leave out."""
 
@@ -220,4 +218,4 @@ def _truth_of(
     content = hash_file(people.annotations)
     parts = (content, images.tolist(), sorted(left_out), *category.changes)
     file = cached_truth(cache, fingerprint(*parts))
-    return Truth(file, people.annotations, images, category, left_out)
+    return Truth(file, people.annotations, images, left_out)

@@ -13,6 +13,7 @@ import functools
 import itertools
 import math
 import operator
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,8 @@ BLOCK = 4096
 """Records in memory at once."""
 LARGEST = 2**63
 """Integers must be below it to fit into an int64."""
-NUMBERS = "biuf"
-"""NumPy's kinds of arrays that hold only numbers."""
+NUMBERS = {int, float}
+"""Types of JSON numbers; true and false are none."""
 Columns = dict[str, np.ndarray]
 
 
@@ -80,7 +81,11 @@ class AnnotationTable:
     keypoints: np.ndarray
     """x and y in image pixels, visibility; NaN if the file has another length, (N, K, 3)."""
     num_numbers: np.ndarray
-    """Length of the annotation's list of keypoints, (N,)."""
+    """Length of the annotation's list of keypoints, -1 if they are not a list, (N,)."""
+    is_blank: np.ndarray
+    """Whether unlabeled joints had no coordinates and are read as 0, 0, 0; (N,)."""
+    unread: dict[int, str]
+    """By row: the start of keypoints that are not as many numbers as the skeleton needs."""
     boxes: np.ndarray
     """xywh in image pixels as in the file, NaN unless they are four finite numbers, (N, 4)."""
     clipped_boxes: np.ndarray
@@ -130,13 +135,14 @@ def read_table(
         InputError: the file is missing or is not in COCO's format, a record lacks a number that
             every record must have, or it is not clear which category is the people's.
     """
-    images, people, categories = _read_columns(annotations, skeleton.num_joints)
+    images, people, categories, unread = _read_columns(annotations, skeleton.num_joints)
     image_rows, image_sizes = _match_images(images, people["image_ids"])
     keypoints, num_keypoints = people["keypoints"], people["num_keypoints"]
     boxes, areas = people["boxes"], people["areas"]
     is_crowd = people["iscrowd"] > 0
+    is_blank = _fill_unlabeled(keypoints, people["is_read"])
     # Keypoints that cannot be read are a fault of a person, not a person without joints.
-    has_some = (people["num_numbers"] > 0) | (num_keypoints > 0)
+    has_some = (people["num_numbers"] != 0) | (num_keypoints > 0)
     is_illegible = has_some & ~np.isfinite(keypoints).all(axis=(1, 2))
     is_labeled = is_illegible | (keypoints[:, :, 2] > 0).any(axis=1)
     is_labeled &= num_keypoints != 0
@@ -149,7 +155,7 @@ def read_table(
     should_be = np.isin(people["category_ids"], list(person.without_joints)) & is_labeled
     is_person = ~is_other | should_be
     # A box of zero size is a fault even if the area is 0 too, so the audit must see the person.
-    has_no_area = (areas <= 0) & (boxes[:, 2:] > 0).all(axis=1)
+    has_no_area = (areas == 0) & (boxes[:, 2:] > 0).all(axis=1)
     table = AnnotationTable(
         skeleton=skeleton,
         images=ImageTable(
@@ -166,6 +172,8 @@ def read_table(
         image_sizes=image_sizes,
         keypoints=keypoints,
         num_numbers=people["num_numbers"],
+        is_blank=is_blank,
+        unread=unread,
         boxes=boxes,
         clipped_boxes=clip_boxes(boxes, image_sizes),
         areas=np.where(np.isnan(areas), AREA_OF_BOX * boxes[:, 2] * boxes[:, 3], areas),
@@ -190,12 +198,29 @@ def _reorder(keypoints: np.ndarray, order: Sequence[int]) -> None:
         block[:] = block[:, order]
 
 
-def _read_columns(path: Path, num_joints: int) -> tuple[Columns, Columns, Any]:
-    """Return columns of the images and of the annotations, and the categories as in the file."""
+def _fill_unlabeled(keypoints: np.ndarray, is_read: np.ndarray) -> np.ndarray:
+    """Write 0, 0, 0 for unlabeled joints without coordinates; return whose joints, (N,).
+
+    Such a joint has visibility 0, or no numbers at all.
+
+    Args:
+        keypoints: (N, K, 3), changed in place.
+        is_read: whether the file has that many numbers, or null, for the person, (N,).
+    """
+    has_position = np.isfinite(keypoints[:, :, :2]).all(axis=2)
+    is_empty = np.isnan(keypoints).all(axis=2) & is_read[:, None]
+    is_blank = is_empty | ((keypoints[:, :, 2] == 0) & ~has_position)
+    keypoints[is_blank] = 0
+    return np.asarray(is_blank.any(axis=1))
+
+
+def _read_columns(path: Path, num_joints: int) -> tuple[Columns, Columns, Any, dict[int, str]]:
+    """Return columns of the images and of the annotations, the categories, and ``unread``."""
     parts = {
         "images": [_image_columns(path, [], 0)],
         "annotations": [_annotation_columns(path, [], 0, num_joints)],
     }
+    unread: dict[int, str] = {}
     counts = dict.fromkeys(LISTS, 0)
     categories: Any = ()
     for key, group in itertools.groupby(read_records(path), operator.itemgetter(0)):
@@ -205,10 +230,13 @@ def _read_columns(path: Path, num_joints: int) -> tuple[Columns, Columns, Any]:
             if key == "images":
                 parts[key].append(_image_columns(path, block, counts[key]))
             else:
-                parts[key].append(_annotation_columns(path, block, counts[key], num_joints))
+                columns = _annotation_columns(path, block, counts[key], num_joints)
+                parts[key].append(columns)
+                for place in np.flatnonzero(~columns["is_read"]).tolist():
+                    unread[counts[key] + place] = reprlib.repr(block[place].get("keypoints"))
             counts[key] += len(block)
     images, people = (_concatenate(parts[key]) for key in LISTS)
-    return images, people, categories
+    return images, people, categories, unread
 
 
 def _concatenate(parts: list[Columns]) -> Columns:
@@ -239,14 +267,15 @@ def _annotation_columns(
 ) -> Columns:
     column = functools.partial(_column, f"annotations of {path}", records, start)
     image_ids = column("image_id", np.int64)
-    keypoints, num_numbers = _number_lists(records, "keypoints", 3 * num_joints)
-    boxes, _ = _number_lists(records, "bbox", 4)
+    keypoints, num_numbers, is_read = _number_lists(records, "keypoints", 3 * num_joints)
+    boxes, _, _ = _number_lists(records, "bbox", 4)
     boxes[~np.isfinite(boxes).all(axis=1)] = math.nan
     return {
         "ids": column("id", np.int64),
         "image_ids": image_ids,
         "keypoints": keypoints.reshape(-1, num_joints, 3),
         "num_numbers": num_numbers,
+        "is_read": is_read,
         "boxes": boxes,
         "areas": column("area", np.float64, math.nan),
         "iscrowd": column("iscrowd", np.int64, 0),
@@ -297,6 +326,8 @@ def _column(
     """
     values = [record.get(key) if isinstance(record, dict) else str(record) for record in records]
     values = [default if value is None else value for value in values]
+    if key == "iscrowd":
+        values = [int(value) if isinstance(value, bool) else value for value in values]
     wrong = next((i for i, value in enumerate(values) if not _is_number(value, dtype)), None)
     if wrong is not None:
         kind = "an integer" if dtype is np.int64 else "a number"
@@ -311,7 +342,7 @@ def _is_number(value: object, dtype: type[np.int64] | type[np.float64]) -> bool:
     """Check that the value is a number that the dtype can hold."""
     if isinstance(value, float):
         return dtype is np.float64 or (value.is_integer() and abs(value) < LARGEST)
-    return isinstance(value, int) and abs(value) < LARGEST
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _is_file_name(name: object) -> bool:
@@ -327,20 +358,33 @@ def _is_file_name(name: object) -> bool:
 
 def _number_lists(
     records: Sequence[dict[str, Any]], key: str, length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return lists of that length as rows, NaN for others, (N, length), and all lengths, (N,)."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return lists of that length as rows, NaN for others and for null, (N, length).
+
+    The other two are the lengths, -1 for what is no list and 0 for null, and whether the list
+    has that length and nothing but numbers and null, both (N,).
+    """
     lists = [record.get(key) for record in records]
-    lengths = np.array([len(v) if isinstance(v, list) else 0 for v in lists], np.int64)
+    lengths = np.array([_length(value) for value in lists], np.int64)
     rows = np.full((len(lists), length), math.nan)
-    fitting = np.flatnonzero(lengths == length)
+    is_read = lengths == length
+    fitting = np.flatnonzero(is_read)
     for chunk in np.array_split(fitting, max(1, len(fitting) // BLOCK)):
+        kinds = set().union(*(map(type, lists[i]) for i in chunk))
         try:
-            values = np.array([lists[i] for i in chunk])
-            if values.dtype.kind not in NUMBERS:
+            if not kinds <= NUMBERS:
                 raise TypeError
-            rows[chunk] = values.reshape(-1, length)
-        except (TypeError, ValueError):  # a list of this chunk holds something else
+            rows[chunk] = np.array([lists[i] for i in chunk], np.float64).reshape(-1, length)
+        except (TypeError, OverflowError):  # a list of this chunk holds something else
             for i in chunk:
-                if all(_is_number(value, np.float64) for value in lists[i] or ()):
-                    rows[i] = lists[i]
-    return rows, lengths
+                values = [math.nan if value is None else value for value in lists[i]]
+                is_read[i] = all(_is_number(value, np.float64) for value in values)
+                if is_read[i]:
+                    rows[i] = values
+    return rows, lengths, is_read
+
+
+def _length(value: object) -> int:
+    if isinstance(value, list):
+        return len(value)
+    return 0 if value is None else -1

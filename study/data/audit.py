@@ -36,7 +36,7 @@ WRONG_BOX = "box that is not four finite numbers"
 ZERO_BOX = "box of zero size"
 DUPLICATE_ID = "duplicate annotation id"
 UNKNOWN_IMAGE = "image id without its one image"
-WRONG_AREA = "area that is not finite"
+WRONG_AREA = "area that is not a positive number"
 OTHER_CATEGORY = "category that is not the person's"
 OTHER_JOINTS = "joints of another skeleton"
 FAR_OUTSIDE = 0.1
@@ -62,6 +62,8 @@ OUTSIDE = "joint a little outside the image"
 OTHER_COUNT = "num_keypoints that is not the number of labeled joints"
 AT_ORIGIN = "labeled joint at 0, 0"
 TWICE = "person annotated twice"
+BLANK = "unlabeled joint without coordinates"
+NO_BOX = "person who is skipped and has no box"
 SAME_IMAGE = "image under several ids"
 NO_CROWD_INDEX = "image without crowdIndex"
 SCHEMA = pa.schema(
@@ -166,10 +168,23 @@ def _keypoint_checks(table: AnnotationTable) -> list[Check]:
     is_far = is_finite & (outside > FAR_OUTSIDE * table.image_sizes.max(axis=1))
 
     def length(i: int) -> str:
-        found = int(table.num_numbers[i])
+        found, text = int(table.num_numbers[i]), table.unread.get(i, "")
+        got = f"{found} numbers ({found / 3:g} joints)"
+        advice = "change data.skeleton or the file"
+        if found < 0:
+            got, advice = text, "write a list"
+        elif text.startswith("[["):
+            got, advice = f"{found} lists, {text}", "write all numbers into one list"
+        elif found == 2 * num_joints:
+            advice = "write the visibility after x and y: 2 visible, 1 hidden, 0 not labeled"
         return (
             f"keypoints must be 3 numbers for each of the skeleton's {num_joints} joints, got "
-            f"{found} numbers ({found / 3:g} joints); change data.skeleton or the file"
+            f"{got}; {advice}"
+        )
+
+    def content(i: int) -> str:
+        return "keypoints hold NaN, infinity or text" + (
+            f": {table.unread[i]}" if i in table.unread else ""
         )
 
     def visibility(i: int) -> str:
@@ -183,7 +198,7 @@ def _keypoint_checks(table: AnnotationTable) -> list[Check]:
         (
             NOT_FINITE,
             has_length & ~is_finite,
-            lambda _: "keypoints hold NaN, infinity or text",
+            content,
         ),
         (WRONG_VISIBILITY, is_finite & ~has_visibility, visibility),
         (JOINT_OUTSIDE, is_far, distance),
@@ -207,7 +222,7 @@ def _box_checks(table: AnnotationTable) -> list[Check]:
         (UNKNOWN_IMAGE, ~has_image, lambda i: f"'images' must have id {table.image_ids[i]} once"),
         (
             WRONG_AREA,
-            ~np.isfinite(table.areas) & has_box,
+            ~(np.isfinite(table.areas) & (table.areas >= 0)) & has_box,
             lambda i: f"area must be square pixels, got {table.areas[i]:g}",
         ),
     ]
@@ -349,6 +364,12 @@ def _note_checks(table: AnnotationTable) -> list[Check]:
             NO_AREA,
             table.is_labeled & ~table.is_crowd & ~table.is_used,
             lambda _: "official readers skip it",
+        ),
+        (BLANK, table.is_blank, lambda _: "read as 0, 0, 0"),
+        (
+            NO_BOX,
+            ~table.is_used & ~np.isfinite(table.boxes).all(axis=1),
+            lambda _: "an evaluation does not see it",
         ),
         (CLIPPED, is_cut & table.is_used, lambda i: f"its box is {table.boxes[i].tolist()}"),
         (OUTSIDE, (outside > 0) & table.is_used, lambda i: f"by {outside[i]:g} px"),

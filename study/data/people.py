@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from study.data.annotations import AnnotationTable
+from study.data.annotations import AREA_OF_BOX, PERSON_ID, AnnotationTable
 from study.data.audit import Fault, annotation_faults, require_few_faults, require_people
-from study.data.categories import PersonCategory
-from study.data.coco_json import LISTS, read_records, without_outline
 from study.errors import InputError
 from study.storage.files import write_atomic
 
 IN_BOTH = "person of train who is in val"
+FIRST_KEY = "categories"
+"""First part of the files that ``write_ground_truth`` writes."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -198,44 +199,84 @@ def overlap(train: People, val: People) -> list[Fault]:
 
 
 def write_ground_truth(
-    annotations: Path,
+    table: AnnotationTable,
     image_ids: np.ndarray,
     target: Path,
     *,
-    category: PersonCategory | None = None,
     leave_out: Collection[int] = frozenset(),
 ) -> None:
-    """Write a copy of an annotation file with only these images, atomically.
+    """Write the annotations of these images as a COCO-format file, atomically.
 
-    Crowd regions are kept, outlines (``segmentation``) are not.
+    Crowd regions and people without labeled joints are kept, since an evaluation ignores poses
+    there. They are left out if they have no box.
 
     Args:
-        category: how the file's keypoints are read: in which order, and which annotations not;
-            None: as they are in the file.
         leave_out: ids of faulty annotations, which the evaluation must not see.
     """
-    kept = set(np.asarray(image_ids).tolist())
-    others = {} if category is None else category.others
-    document: dict[str, Any] = {key: [] for key in LISTS}
-    for key, value in read_records(annotations):
-        if key not in LISTS:
-            document[key] = value
-        elif value["id" if key == "images" else "image_id"] not in kept:
-            continue
-        elif key == "images":
-            document[key].append(value)
-        elif value["id"] not in leave_out and value.get("category_id") not in others:
-            document[key].append(without_outline(value))
-    if category is not None and category.order is not None:
-        _reorder(document, category, category.order)
+    category = table.category
+    is_other = np.isin(table.category_ids, list(category.others))
+    is_kept = np.isin(table.image_ids, image_ids) & ~np.isin(table.ids, list(leave_out))
+    is_kept &= np.isfinite(table.boxes).all(axis=1) & ~is_other
+    number = PERSON_ID if category.id is None else category.id
+    document = {
+        FIRST_KEY: [{"id": number, "name": category.name, "keypoints": table.skeleton.joints}],
+        "images": _image_records(table, set(np.asarray(image_ids).tolist())),
+        "annotations": _annotation_records(table, np.flatnonzero(is_kept)),
+    }
     write_atomic(target, json.dumps(document))
 
 
-def _reorder(document: dict[str, Any], category: PersonCategory, order: Sequence[int]) -> None:
-    """Put the joints of the people, and their names, into this order."""
-    names = [category.joints[place] for place in order]
-    document["categories"] = [{"id": category.id, "name": category.name, "keypoints": names}]
-    for record in document["annotations"]:
-        values = record.get("keypoints")
-        if isinstance(values, list) and len(values) == 3 * len(order):
-            record["keypoints"] = [v for place in order for v in values[3 * place : 3 * place + 3]]
+def has_ground_truth(target: Path) -> bool:
+    """Check whether ``write_ground_truth`` wrote the file.
+
+    Earlier versions copied records as they were, which an evaluation may fail on.
+    """
+    start = f'{{"{FIRST_KEY}"'.encode()
+    if not target.is_file():
+        return False
+    with target.open("rb") as file:
+        return file.read(len(start)) == start
+
+
+def _image_records(table: AnnotationTable, kept: Collection[int]) -> list[dict[str, Any]]:
+    images = table.images
+    columns = zip(
+        images.ids.tolist(),
+        images.names,
+        images.sizes.tolist(),
+        images.crowd_indices.tolist(),
+        strict=True,
+    )
+    return [
+        {"id": number, "file_name": name, "height": height, "width": width}
+        | ({} if math.isnan(index) else {"crowdIndex": index})
+        for number, name, (height, width), index in columns
+        if number in kept
+    ]
+
+
+def _annotation_records(table: AnnotationTable, rows: np.ndarray) -> list[dict[str, Any]]:
+    """Return records of numbers alone, whatever the file has where it is not read."""
+    keypoints, boxes = table.keypoints[rows], table.boxes[rows]
+    is_read = np.isfinite(keypoints).all(axis=(1, 2))
+    keypoints = np.where(is_read[:, None, None], keypoints, 0)
+    counts = (keypoints[:, :, 2] > 0).sum(axis=1)
+    given = table.num_keypoints[rows]
+    areas = table.areas[rows]
+    has_area = np.isfinite(areas) & (areas >= 0)
+    columns = {
+        "id": table.ids[rows],
+        "image_id": table.image_ids[rows],
+        "category_id": np.where(table.category_ids[rows] < 0, PERSON_ID, table.category_ids[rows]),
+        "iscrowd": table.is_crowd[rows].astype(int),
+        "num_keypoints": np.where((given >= 0) & is_read, given, counts),
+        "area": np.where(has_area, areas, AREA_OF_BOX * boxes[:, 2] * boxes[:, 3]),
+        "bbox": boxes,
+        "keypoints": keypoints.reshape(len(rows), -1),
+    }
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    records = [dict(zip(columns, row, strict=True)) for row in values]
+    for record, source in zip(records, table.source_ids[rows].tolist(), strict=True):
+        if source >= 0:
+            record["source_id"] = source
+    return records

@@ -13,18 +13,34 @@ import numpy as np
 import pytest
 
 from models.skeleton import COCO, CROWDPOSE, Skeleton
+from study.config.schema import Kind
 from study.data.annotations import AnnotationTable, read_table
-from study.data.audit import CROWD, NO_AREA, NO_LABELS, OUTSIDE, audit, find_notes
+from study.data.audit import (
+    BLANK,
+    CROWD,
+    NO_AREA,
+    NO_BOX,
+    NO_LABELS,
+    NOT_FINITE,
+    OUTSIDE,
+    WRONG_AREA,
+    WRONG_LENGTH,
+    annotation_faults,
+    audit,
+    find_notes,
+)
 from study.data.people import (
     IN_BOTH,
     People,
     build_people,
     find_neighbors,
+    has_ground_truth,
     overlap,
     split_people,
     write_ground_truth,
 )
 from study.errors import InputError
+from study.metrics import average_precision
 
 FIVE = Skeleton(
     name="five",
@@ -327,12 +343,136 @@ def test_people_of_train_whose_image_or_source_is_in_val_are_faults(
 
 
 def test_ground_truth_keeps_all_annotations_of_its_images(tmp_path: Path) -> None:
-    people = [person(1, 1), person(2, 2, iscrowd=1), person(3, 2), person(4, 3)]
+    people = [person(1, 1), person(2, 2, iscrowd=1), person(3, 2, source_id=8), person(4, 3)]
     source = write(tmp_path / "a.json", people)
     target = tmp_path / "new/folder/b.json"
-    write_ground_truth(source, np.array([3, 2]), target, leave_out={4})
+    write_ground_truth(read_table(source, FIVE), np.array([3, 2]), target, leave_out={4})
     before, after = json.loads(source.read_text()), json.loads(target.read_text())
     assert after["images"] == before["images"][1:]
-    assert after["annotations"] == people[1:3]
-    assert after["categories"] == before["categories"]
+    assert after["annotations"] == [{"category_id": 1, **one} for one in people[1:3]]
+    joints = list(FIVE.joints)
+    assert after["categories"] == [{"id": 1, "name": "person", "keypoints": joints}]
     assert list(target.parent.iterdir()) == [target]
+    assert has_ground_truth(target) and not has_ground_truth(source)
+    assert not has_ground_truth(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"keypoints": [None] * 15},
+        {"keypoints": None},
+        {"keypoints": [[1, 2, 0]] * 5},
+        {"keypoints": "none"},
+        {"keypoints": [float("nan")] * 15},
+        {"keypoints": [1, 2]},
+        {"area": float("nan")},
+        {"area": None},
+        {"area": -4.0},
+        {"area": float("inf")},
+        {"iscrowd": None},
+        {"iscrowd": False},
+        {"iscrowd": True},
+        {"category_id": None},
+        {"image_id": 2.0, "id": 3.0},
+    ],
+)
+def test_ground_truth_of_a_skipped_person_is_numbers_alone(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    skipped = person(3, 2, keypoints=[0] * 15, num_keypoints=0) | changes
+    table = read_table(write(tmp_path / "a.json", [person(2, 2), skipped]), FIVE)
+    assert table.ids[table.is_used].tolist() == [2]
+    write_ground_truth(table, np.array([2]), tmp_path / "b.json")
+    truth, other = json.loads((tmp_path / "b.json").read_text())["annotations"]
+    assert truth == {"category_id": 1, **person(2, 2)}
+    area = 0.53 * 1200 if "area" in changes else 600
+    expected = person(3, 2, keypoints=[0] * 15, num_keypoints=0, area=area)
+    if changes.get("keypoints") == [[1, 2, 0]] * 5:
+        expected["keypoints"] = [0] * 15
+    assert other == {"category_id": 1, **expected, "iscrowd": int(bool(changes.get("iscrowd")))}
+    figures = average_precision(tmp_path / "b.json", [as_found(truth)], FIVE, "coco")
+    assert figures["ap"] == 1
+
+
+def as_found(truth: dict[str, Any]) -> dict[str, Any]:
+    """The pose that a perfect estimator finds."""
+    return {key: truth[key] for key in ("image_id", "keypoints")} | {"score": 0.5}
+
+
+@pytest.mark.parametrize("box", [None, [None] * 4, [1, 2, 3], ["1"] * 4, [float("nan")] * 4])
+def test_skipped_person_without_a_box_is_noted_and_not_evaluated(tmp_path: Path, box: Any) -> None:
+    skipped = person(3, 2, keypoints=[0] * 15, num_keypoints=0, bbox=box)
+    table = read_table(write(tmp_path / "a.json", [person(2, 2), skipped]), FIVE)
+    notes = count_notes(table)
+    assert notes[NO_LABELS] == notes[NO_BOX] == 1
+    write_ground_truth(table, np.array([2]), tmp_path / "b.json")
+    document = json.loads((tmp_path / "b.json").read_text())
+    assert [one["id"] for one in document["annotations"]] == [2]
+
+
+@pytest.mark.parametrize("name", ["coco_tiny val", "crowdpose sample", "lspet_crowd val"])
+def test_ap_is_that_of_the_file_itself(shared: Path, tmp_path: Path, name: str) -> None:
+    skeleton, folder, file, _, _ = REAL[name]
+    source = shared / "data" / folder / "annotations" / f"{file}.json"
+    document = json.loads(source.read_text())
+    rng = np.random.RandomState(0)
+    found = []
+    for one in document["annotations"]:
+        if one.get("num_keypoints") and not one.get("iscrowd"):
+            numbers = np.array(one["keypoints"], float)
+            numbers[0::3] += rng.normal(0, 15, skeleton.num_joints)
+            score = float(rng.uniform())
+            found.append({**as_found(one), "keypoints": numbers.tolist(), "score": score})
+    table = read_table(source, skeleton)
+    write_ground_truth(table, table.images.ids, tmp_path / "b.json")
+    kind: Kind = "coco" if skeleton is COCO else "crowdpose"
+    expected = average_precision(source, found, skeleton, kind)
+    assert 0 < expected["ap"] < 0.95
+    ours = average_precision(tmp_path / "b.json", found, skeleton, kind)
+    np.testing.assert_array_equal(list(ours.values()), list(expected.values()))
+
+
+@pytest.mark.parametrize("value", [float("nan"), None, float("inf")])
+def test_unlabeled_joint_without_coordinates_is_unlabeled(tmp_path: Path, value: Any) -> None:
+    keypoints = person(1, 1)["keypoints"]
+    changed = [value, value, 0, *keypoints[3:]]
+    people = [person(1, 1, keypoints=changed, num_keypoints=4), person(2, 2)]
+    table = read_table(write(tmp_path / "a.json", people), FIVE)
+    assert annotation_faults(table) == []
+    assert table.keypoints[0].reshape(-1).tolist() == [0, 0, 0, *keypoints[3:]]
+    assert count_notes(table)[BLANK] == 1
+    all_null = [None, None, None, *keypoints[3:]]
+    people = [person(1, 1, keypoints=all_null, num_keypoints=4), person(2, 2)]
+    again = read_table(write(tmp_path / "a.json", people), FIVE)
+    assert np.array_equal(again.keypoints, table.keypoints)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "detail"),
+    [
+        ({"keypoints": [None, 1, 2] * 5}, NOT_FINITE, "NaN, infinity or text"),
+        ({"keypoints": [1, 2, None] * 5}, NOT_FINITE, "NaN, infinity or text"),
+        ({"keypoints": [1, 2, True] * 5}, NOT_FINITE, "text: [1, 2, True, 1, 2, True, ...]"),
+        ({"keypoints": [1, 2] * 5}, WRONG_LENGTH, "write the visibility after x and y"),
+        ({"keypoints": [[1, 2, 2]] * 5}, WRONG_LENGTH, "got 5 lists, [[1, 2, 2], [1, 2, 2], "),
+        ({"keypoints": "1 2 2"}, WRONG_LENGTH, "got '1 2 2'; write a list"),
+        ({"area": -4.0}, WRONG_AREA, "got -4"),
+    ],
+)
+def test_value_that_means_no_one_thing_is_a_fault(
+    tmp_path: Path, changes: dict[str, Any], kind: str, detail: str
+) -> None:
+    people = [person(1, 1, **changes), person(2, 2)]
+    table = read_table(write(tmp_path / "a.json", people), FIVE)
+    (fault,) = annotation_faults(table)
+    assert (fault.kind, fault.annotation_id) == (kind, 1)
+    assert detail in fault.detail
+
+
+@pytest.mark.parametrize("key", ["id", "image_id", "category_id"])
+@pytest.mark.parametrize("value", [[1], "1", 1.5, True, {}])
+def test_id_that_is_no_integer_is_refused(tmp_path: Path, key: str, value: Any) -> None:
+    file = write(tmp_path / "a.json", [person(1, 1), person(2, 2) | {key: value}])
+    with pytest.raises(InputError, match=f"must have an integer '{key}', got .* as number 1 "):
+        read_table(file, FIVE)
