@@ -21,15 +21,30 @@ from typing import Any
 import numpy as np
 import torch
 
-from study.data.crops import read_image
 from study.deploy.drawing import draw_poses, write_image
-from study.deploy.estimation import choose_device, clip_to_image, estimate, load_estimator
+from study.deploy.estimation import (
+    choose_device,
+    clip_to_image,
+    estimate,
+    fills_image,
+    load_estimator,
+)
 from study.deploy.given_poses import read_poses
-from study.deploy.inputs import RESULTS, PersonBoxes, check_targets, find_images, find_people
+from study.deploy.inputs import (
+    RESULTS,
+    GivenImage,
+    Problems,
+    check_targets,
+    find_images,
+    first_names,
+    read_given,
+    warn,
+)
+from study.deploy.person_boxes import PersonBoxes, find_people
 from study.display import Display, escape_unprintable
 from study.errors import InputError
 from study.metrics import to_detections
-from study.storage.files import write_atomic
+from study.storage.files import is_full_disk, write_atomic
 
 EXPLANATION = """\
 writes to FOLDER:
@@ -37,9 +52,15 @@ writes to FOLDER:
                          side in blue, fainter where the network is less sure
   keypoints.json         COCO keypoint results, with the file_name of each image
 
-BOXES is a COCO annotation file whose 'images' name the images, or a detector's COCO results whose
-image_id is the number that an image's name ends in. An image without a box is left out, with a
-warning.
+A folder is searched with its sub-folders, which are kept in FOLDER and in file_name; hidden files
+are passed over. Images that cannot be used are left out and listed at the end, and the exit
+status is 1.
+
+BOXES is a COCO annotation file whose 'images' name the images, with the folders if names are
+equal, or a detector's COCO results, whose entries have a file_name or, as image_id, the number
+that an image's name ends in. What may be two images is refused. Only boxes of people count: of
+the category named person, or with category_id 1. If the file has height and width of an image,
+they must be those of the image. An image without a box is left out, with a warning.
 
 POSES is a COCO annotation file with keypoints, or COCO keypoint results; images are matched as
 with BOXES. keypoints.json then has the entries of POSES in their order, with the keypoints
@@ -56,51 +77,67 @@ examples:
 
 def predict(
     export: Path,
-    images: Sequence[Path],
-    people: Mapping[Path, PersonBoxes],
+    people: Mapping[GivenImage, PersonBoxes],
     out: Path,
     device: torch.device,
     progress: Callable[[int, int], None],
-) -> list[dict[str, Any]]:
+) -> tuple[int, Problems]:
     """Estimate the poses of these people, draw them, and write them as COCO results.
 
+    Returns:
+        The number of poses, and the images that were left out.
+
     Raises:
-        InputError: ``export`` is no export, or an image cannot be decoded; images that were
-            drawn before remain.
+        InputError: ``export`` is no export, or no image can be read.
     """
     estimator, skeleton = load_estimator(export, device)
     _make_folder(out)
     detections: list[dict[str, Any]] = []
-    for done, path in enumerate(images, start=1):
-        image, found = read_image(path), people[path]
-        boxes, scores = clip_to_image(path, image, found)
-        keypoints_image, joint_scores = estimate(estimator, skeleton, image, boxes)
-        ids = np.full(len(boxes), found.image_id)
-        rows = to_detections(keypoints_image, joint_scores, ids, scores)
-        detections += [{**row, "file_name": path.name} for row in rows]
-        drawn = draw_poses(image, keypoints_image, joint_scores, boxes, scores, skeleton)
-        write_image(out / f"{path.stem}.jpg", drawn)
-        progress(done, len(images))
+    problems: Problems = {}
+    doubtful: list[str] = []
+    for done, (image, found) in enumerate(people.items(), start=1):
+        try:
+            pixels = read_given(image, found.image_size)
+        except InputError as error:
+            problems[image.path] = str(error)
+        else:
+            boxes, scores = clip_to_image(image.path, pixels, found)
+            keypoints_image, joint_scores = estimate(estimator, skeleton, pixels, boxes)
+            if found.boxes is None and not fills_image(keypoints_image, joint_scores, pixels):
+                doubtful.append(image.name)
+            ids = np.full(len(boxes), found.image_id)
+            rows = to_detections(keypoints_image, joint_scores, ids, scores)
+            detections += [{**row, "file_name": image.name} for row in rows]
+            drawn = draw_poses(pixels, keypoints_image, joint_scores, boxes, scores, skeleton)
+            write_image(image.drawn(out), drawn)
+        progress(done, len(people))
+    _require_one(problems, len(people), out)
     write_atomic(out / RESULTS, json.dumps(detections))
-    return detections
+    if doubtful:
+        warn(
+            f"in {len(doubtful)} of {len(people)} images the pose is unsure or small "
+            f"({first_names(doubtful)}): without --boxes each image is taken as one person who "
+            "fills it; give the people's boxes by --boxes"
+        )
+    return len(detections), problems
 
 
 def improve_poses(
     export: Path,
-    images: Sequence[Path],
+    images: Sequence[GivenImage],
     poses: Path,
     out: Path,
     device: torch.device,
     progress: Callable[[int, int], None],
-) -> int:
+) -> tuple[int, Problems]:
     """Improve a file's poses in these images, draw them, and write all entries of the file.
 
     Returns:
-        The number of improved poses.
+        The number of improved poses, and the images that were left out; their entries stay.
 
     Raises:
-        InputError: the export has no refiner, an entry of the file is broken, or an image cannot
-            be decoded.
+        InputError: the export has no refiner, an entry of the file is broken, or no image can be
+            read.
     """
     estimator, skeleton = load_estimator(export, device)
     if estimator.refiner is None:
@@ -110,16 +147,25 @@ def improve_poses(
         )
     given = read_poses(poses, images, skeleton)
     _make_folder(out)
-    for done, path in enumerate(given.places, start=1):
-        image, starts = read_image(path), given.starts(path)
-        boxes = given.boxes(path, starts, (image.shape[0], image.shape[1]))
-        keypoints_image, scores = estimate(estimator, skeleton, image, boxes, starts)
-        given.put(path, starts, keypoints_image, scores)
-        drawn = draw_poses(image, keypoints_image, scores, boxes, given.scores(path), skeleton)
-        write_image(out / f"{path.stem}.jpg", drawn)
+    improved, problems = 0, Problems()
+    for done, image in enumerate(given.places, start=1):
+        starts = given.starts(image)
+        try:
+            pixels = read_given(image, given.sizes[image])
+            boxes = given.boxes(image, starts, (pixels.shape[0], pixels.shape[1]))
+        except InputError as error:
+            problems[image.path] = str(error)
+        else:
+            keypoints_image, scores = estimate(estimator, skeleton, pixels, boxes, starts)
+            given.put(image, starts, keypoints_image, scores)
+            box_scores = given.scores(image)
+            drawn = draw_poses(pixels, keypoints_image, scores, boxes, box_scores, skeleton)
+            write_image(image.drawn(out), drawn)
+            improved += len(boxes)
         progress(done, len(given.places))
+    _require_one(problems, len(given.places), out)
     write_atomic(out / RESULTS, json.dumps(given.entries))
-    return sum(map(len, given.places.values()))
+    return improved, problems
 
 
 def _make_folder(out: Path) -> None:
@@ -127,6 +173,42 @@ def _make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out must be a folder to write to, got {out} ({error})") from None
+
+
+def _require_one(problems: Problems, number: int, out: Path) -> None:
+    if len(problems) == number:
+        raise InputError(
+            f"none of {number} images can be used, so nothing was written to {out}:"
+            f"{listed(problems)}"
+        )
+
+
+def listed(problems: Problems) -> str:
+    """Return a line for each file or folder that was left out."""
+    return "".join(f"\n  {path}: {problem}" for path, problem in problems.items())
+
+
+def run(options: argparse.Namespace) -> tuple[str, Problems]:
+    """Run the command; return a sentence of what was done, and what was left out."""
+    display, out = Display("auto"), options.out
+    device = choose_device(options.device)
+    images, problems = find_images(options.images, out)
+    if options.poses is not None:
+        check_targets(images, options.poses, out)
+        with display.meters() as meter:
+            number, left_out = improve_poses(
+                options.export, images, options.poses, out, device, meter("improving poses")
+            )
+        used = len(images)
+    else:
+        people = find_people(images, options.boxes)
+        check_targets(list(people), options.boxes, out)
+        with display.meters() as meter:
+            progress = meter("estimating poses")
+            number, left_out = predict(options.export, people, out, device, progress)
+        used = len(people)
+    done = f"{number} poses in {used - len(left_out)} images, drawn and listed in {out}"
+    return done, problems | left_out
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -158,28 +240,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     options = parser.parse_args(arguments)
-    display = Display("auto")
+    out = options.out
     try:
-        device = choose_device(options.device)
-        images = find_images(options.images)
-        out = options.out
-        if options.poses is not None:
-            check_targets(images, options.poses, out)
-            with display.meters() as meter:
-                progress = meter("improving poses")
-                number = improve_poses(
-                    options.export, images, options.poses, out, device, progress
-                )
-        else:
-            images, people = find_people(images, options.boxes)
-            check_targets(images, options.boxes, out)
-            with display.meters() as meter:
-                progress = meter("estimating poses")
-                found = predict(options.export, images, people, out, device, progress)
-                number = len(found)
+        done, problems = run(options)
     except InputError as error:
         sys.exit(f"error: {error}")
-    print(f"{number} poses in {len(images)} images, drawn and listed in {out}")
+    except KeyboardInterrupt:
+        sys.exit(
+            f"interrupted; {out / RESULTS} was not written, run the same command again to write it"
+        )
+    except OSError as error:
+        if is_full_disk(error):
+            sys.exit(
+                f"error: disk full: no space left on the disk of {out}, and {out / RESULTS} was "
+                "not written; free some and run the same command again"
+            )
+        raise
+    print(done)
+    if problems:
+        sys.exit(f"error: {len(problems)} images or folders were left out:{listed(problems)}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from models.skeleton import SKELETONS, Skeleton, shared_joints
-from study.data.annotations import AREA_OF_BOX, PERSON_ID, ImageTable, clip_boxes
+from study.data.annotations import AREA_OF_BOX, LARGEST, PERSON_ID, ImageTable, clip_boxes
 from study.data.people import People, find_neighbors
 from study.errors import InputError
 from study.storage.files import write_atomic
@@ -40,6 +40,7 @@ class EntryFormat:
     """Keys that every entry must have; ``bbox`` and ``score`` must be valid if present."""
 
     integers: tuple[str, ...] = ("image_id",)
+    optional_integers: tuple[str, ...] = ()
     skeleton: Skeleton | None = None
     """Joints that ``keypoints`` must have; None if they are not read."""
     skeleton_source: str = "as in the first entry"
@@ -88,6 +89,16 @@ def check_entry(path: Path, place: int, entry: Any, required: EntryFormat) -> No
         raise entry_error(path, place, entry, fault)
 
 
+def check_ids(path: Path, place: int, entry: Any, required: EntryFormat) -> None:
+    """Check that an entry is an object with its integers; other keys may have any value.
+
+    Raises:
+        InputError: it is not.
+    """
+    if fault := _id_fault(entry, required):
+        raise entry_error(path, place, entry, fault)
+
+
 def entry_error(path: Path, place: int, entry: Any, fault: str) -> InputError:
     """Return the error for an entry: the file, the entry's number, and what must hold."""
     has_id = isinstance(entry, dict) and "id" in entry
@@ -95,12 +106,21 @@ def entry_error(path: Path, place: int, entry: Any, fault: str) -> InputError:
     return InputError(f"{path}, {name}: {fault}; fix or remove it")
 
 
-def _fault_in(entry: Any, required: EntryFormat) -> str | None:
+def _id_fault(entry: Any, required: EntryFormat) -> str | None:
     if not isinstance(entry, dict):
         return f"must be an object, got {brief(entry)}"
-    for key in required.integers:
-        if not isinstance(entry.get(key), int):
-            return f"{key} must be a whole number, got {brief(entry.get(key))}"
+    present = [key for key in required.optional_integers if key in entry]
+    for key in (*required.integers, *present):
+        value = entry.get(key)
+        if not is_whole_number(value):
+            bound = " below 2**63" if type(value) is int else ""
+            return f"{key} must be a whole number{bound}, got {brief(value)}"
+    return None
+
+
+def _fault_in(entry: Any, required: EntryFormat) -> str | None:
+    if fault := _id_fault(entry, required):
+        return fault
     if required.skeleton is not None:
         fault = _keypoint_fault(entry.get("keypoints"), required)
         if fault is not None:
@@ -140,12 +160,19 @@ def skeleton_of(entry: Any, ours: Skeleton) -> Skeleton | None:
     return next(iter(sharing or fitting), None)
 
 
+def is_whole_number(value: object) -> bool:
+    """Check that this is a whole number that fits into an int64; 3.0 counts, true does not."""
+    if isinstance(value, float):
+        return value.is_integer() and abs(value) < LARGEST
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST
+
+
 def are_finite(values: Any, count: int) -> bool:
     """Check that this is a list of ``count`` numbers without NaN and infinity."""
     return (
         isinstance(values, list)
         and len(values) == count
-        and all(isinstance(value, int | float) for value in values)
+        and all(type(value) in (int, float) for value in values)  # a bool is an int too
         and all(abs(value) <= sys.float_info.max for value in values)  # false of NaN
     )
 

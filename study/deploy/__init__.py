@@ -3,7 +3,9 @@
 select_trial      the trial to export
 model_card        the exported model's card
 onnx_export       ONNX files, checked against torch
-inputs            images and boxes to predict on
+inputs            images of a user, found and read
+image_records     a user's images in a file
+person_boxes      boxes of people from a file
 detector          people's boxes by an ONNX file
 detector_outputs  layouts of detectors' outputs
 estimation        poses of boxes in one image

@@ -14,12 +14,19 @@ from numpy.typing import NDArray
 from models.build import load_export
 from models.refined_pose import RefinedPose
 from models.skeleton import SKELETONS, Skeleton
-from study.data.annotations import clip_boxes
+from study.data.annotations import SCORED_JOINT, clip_boxes
 from study.data.crops import apply_affine, image_to_crop_affine, invert_affine, warp
-from study.deploy.inputs import PersonBoxes, warn
+from study.deploy.inputs import warn
+from study.deploy.person_boxes import PersonBoxes
 from study.errors import InputError
 
 BATCH_SIZE = 64
+SMALL = 0.4
+"""A pose that spans less of the width and of the height is hardly that of one who fills an image.
+
+MoveNet Lightning on COCO: of 35 whole images of several people it finds 57 %, of 51 without any
+76 %; of 94 crops of one person it takes 2 % for that, and none with a good pose.
+"""
 
 
 def load_estimator(export: Path, device: torch.device) -> tuple[RefinedPose, Skeleton]:
@@ -47,6 +54,23 @@ def clip_to_image(
     if not is_inside.all():
         warn(f"{path}: boxes outside the image left out: {np.count_nonzero(~is_inside)}")
     return clipped[is_inside], people.scores[is_inside]
+
+
+def fills_image(
+    keypoints_image: NDArray[np.float64], scores: NDArray[np.float64], image: NDArray[np.uint8]
+) -> bool:
+    """Check that the sure joints of a pose span much of the image's width or height.
+
+    Args:
+        keypoints_image: (N, K, 2).
+        scores: (N, K); joints count that also count in the score of a pose.
+        image: (H, W, 3).
+    """
+    sure = keypoints_image[scores > SCORED_JOINT]  # (J, 2)
+    if not len(sure):
+        return False
+    height, width = image.shape[:2]
+    return bool((np.ptp(sure, axis=0) >= SMALL * np.array([width, height])).any())
 
 
 def estimate(
@@ -79,9 +103,10 @@ def estimate(
                 keypoints_crop, confidence = estimator(crops, given)
         keypoints.append(apply_affine(keypoints_crop.double().cpu().numpy(), invert_affine(part)))
         scores.append(confidence.double().cpu().numpy())
-    if not np.isfinite(keypoints[-1]).all():
+    found = np.concatenate(keypoints), np.concatenate(scores)
+    if not all(np.isfinite(part).all() for part in found):
         raise InputError("the export must predict finite numbers, got NaN; export the study again")
-    return np.concatenate(keypoints), np.concatenate(scores)
+    return found
 
 
 def _in_crops(

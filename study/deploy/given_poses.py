@@ -8,7 +8,7 @@ name.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from study.data.coco_results import (
     read_results,
     skeleton_of,
 )
-from study.deploy.inputs import MATCHING, first_names, ids_of, warn
+from study.deploy.image_records import MATCHING, match_images
+from study.deploy.inputs import GivenImage, first_names, warn
 from study.errors import InputError
 
 
@@ -36,14 +37,16 @@ class GivenPoses:
     file: Path
     entries: list[dict[str, Any]]
     """All entries of the file, in its order."""
-    places: dict[Path, list[int]]
+    places: dict[GivenImage, list[int]]
     """Places of each image's entries; images without entries are left out."""
     theirs: Skeleton
     """Joints of the file."""
     ours: Skeleton
     """Joints of the export."""
+    sizes: dict[GivenImage, tuple[float, float]] = field(default_factory=dict)
+    """Height and width of each image by the file; 0 if it does not name them."""
 
-    def starts(self, image: Path) -> NDArray[np.float64]:
+    def starts(self, image: GivenImage) -> NDArray[np.float64]:
         """Return x, y in image pixels and score of the joints of each entry, (N, K, 3).
 
         Scores are clipped to 0..1, so that COCO's visibility 1 and 2 count as sure. Score 0 marks
@@ -62,7 +65,7 @@ class GivenPoses:
         return start
 
     def boxes(
-        self, image: Path, starts: NDArray[np.float64], size: tuple[int, int]
+        self, image: GivenImage, starts: NDArray[np.float64], size: tuple[int, int]
     ) -> NDArray[np.float64]:
         """Return xywh in image pixels of each entry, clipped to the image, (N, 4).
 
@@ -91,14 +94,14 @@ class GivenPoses:
             boxes.append(clipped)
         return np.stack(boxes)
 
-    def scores(self, image: Path) -> NDArray[np.float64]:
+    def scores(self, image: GivenImage) -> NDArray[np.float64]:
         """Return the score of each entry, (N,) in 0..1; 1 if the file has none."""
         given = [self.entries[place].get("score", 1.0) for place in self.places[image]]
         return np.clip(np.array(given, float), 0, 1)
 
     def put(
         self,
-        image: Path,
+        image: GivenImage,
         starts: NDArray[np.float64],
         keypoints_image: NDArray[np.float64],
         scores: NDArray[np.float64],
@@ -127,7 +130,7 @@ def _box_of(start: NDArray[np.float64]) -> list[float]:
     return [*low, *(high - low)]
 
 
-def read_poses(file: Path, images: Sequence[Path], ours: Skeleton) -> GivenPoses:
+def read_poses(file: Path, images: Sequence[GivenImage], ours: Skeleton) -> GivenPoses:
     """Read the poses; warn about images without poses and about entries of other images.
 
     Args:
@@ -139,15 +142,16 @@ def read_poses(file: Path, images: Sequence[Path], ours: Skeleton) -> GivenPoses
     wanted = "a COCO annotation file or a list of COCO keypoint results"
     results = read_results(file, "--poses", wanted, accepts_annotations=True)
     entries = results.entries
-    ids = ids_of(results, images)
-    image_of = {number: image for image, number in ids.items() if number is not None}
     theirs = skeleton_of(entries[0], ours) if entries else None
     if theirs is None or not shared_joints(ours, theirs):
         raise _unknown_skeleton(file, entries, ours)
-    required = EntryFormat(skeleton=theirs)
-    places: dict[Path, list[int]] = {}
+    required = EntryFormat(skeleton=theirs, optional_integers=("category_id",))
     for place, entry in enumerate(entries):
         check_entry(file, place, entry, required)
+    records = match_images(results, images)
+    image_of = {record.id: image for image, record in records.items()}
+    places: dict[GivenImage, list[int]] = {}
+    for place, entry in enumerate(entries):
         if entry["image_id"] in image_of:
             places.setdefault(image_of[entry["image_id"]], []).append(place)
     if not places:
@@ -159,7 +163,8 @@ def read_poses(file: Path, images: Sequence[Path], ours: Skeleton) -> GivenPoses
         warn(f"{file} has no pose in {first_names(empty)}; left out")
     if others := len(entries) - sum(map(len, places.values())):
         warn(f"{file}: {others} entries are of other images; kept as they are")
-    return GivenPoses(file, list(entries), places, theirs, ours)
+    sizes = {image: records[image].size for image in places}
+    return GivenPoses(file, list(entries), places, theirs, ours, sizes)
 
 
 def _unknown_skeleton(file: Path, entries: Sequence[Any], ours: Skeleton) -> InputError:

@@ -1,91 +1,133 @@
-"""Images that a user gives to ``predict.py``, and boxes of the people in them."""
+"""Images that a user gives to ``predict.py``: found, named and read.
+
+A folder is searched with its sub-folders. An image that cannot be read is left out and listed at
+the end; the others go on.
+"""
 
 from __future__ import annotations
 
+import collections
+import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from study.data.annotations import PERSON, PERSON_ID
-from study.data.coco_results import (
-    EntryFormat,
-    ResultFile,
-    brief,
-    check_entry,
-    entry_error,
-    read_results,
-)
+from study.data.crops import read_image
+from study.data.image_files import TURNED_IMAGE, image_problem
 from study.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """Endings of the files in a folder that count as images."""
 RESULTS = "keypoints.json"
 """Result list, written beside the drawn images."""
-BOX = EntryFormat(integers=(), needs_box=True)
-MATCHING = (
-    "an annotation file must list them in its 'images', a result list must have as image_id the "
-    "number that an image's name ends in"
-)
-"""How images are matched with entries, for messages."""
+SHOWN_NAMES = 5
+"""Names that a message lists."""
 
 
-@dataclass(frozen=True)
-class PersonBoxes:
-    """The N people of one image whose poses are wanted."""
+class GivenImage(NamedTuple):
+    """An image that the user gives, by itself or in a folder."""
 
-    image_id: int
-    boxes: NDArray[np.float64] | None
-    """xywh in image pixels, (N, 4); None: the whole image is one person."""
-    scores: NDArray[np.float64]
-    """(N,); 1 if the file has none."""
+    path: Path
+    name: str
+    """Path in the given folder, with slashes; the file's own name if the file is given."""
+
+    def drawn(self, out: Path) -> Path:
+        """Return the file of the image with its poses; sub-folders are kept."""
+        return (out / self.name).with_name(f"{self.path.stem}.jpg")
 
 
-def find_images(given: Iterable[Path]) -> list[Path]:
-    """Return the files, and the image files of the folders, each once.
+Problems = dict[Path, str]
+"""Why files or folders were left out."""
+
+
+def find_images(given: Iterable[Path], out: Path) -> tuple[list[GivenImage], Problems]:
+    """Return the files, and the image files of the folders and their sub-folders, each once.
+
+    Hidden files and folders, and the folder of the results, are passed over.
+
+    Returns:
+        The images, and the sub-folders that cannot be listed.
 
     Raises:
         InputError: a file is missing, or a folder holds no image.
     """
-    found: list[Path] = []
+    found: dict[Path, GivenImage] = {}
+    problems: Problems = {}
     for path in given:
-        if path.is_dir():
-            inside = [file for file in sorted(path.iterdir()) if file.suffix.lower() in SUFFIXES]
-            if not inside:
-                raise InputError(
-                    f"a folder must hold images ({' '.join(SUFFIXES)}), got none in {path}"
-                )
-            found += inside
-        elif path.is_file():
-            found.append(path)
+        if os.path.isdir(path):
+            images = _images_in(path, out, problems)
+        elif os.path.isfile(path) or os.path.islink(path):
+            images = [GivenImage(path, path.name)]
         else:
             raise InputError(f"an image must exist, got {path}; correct its path")
-    return list({path.resolve(): path for path in found}.values())
+        for image in images:
+            found.setdefault(image.path.parent.resolve() / image.path.name, image)
+    return list(found.values()), problems
 
 
-def check_targets(images: Sequence[Path], boxes: Path | None, out: Path) -> None:
+def _images_in(folder: Path, out: Path, problems: Problems) -> list[GivenImage]:
+    inside: list[Path] = []
+    others: collections.Counter[str] = collections.Counter()
+    for file in _visible_files(folder, out, problems):
+        if file.suffix.lower() in SUFFIXES:
+            inside.append(file)
+        else:
+            others[file.suffix.lower() or "no ending"] += 1
+    if not inside:
+        raise InputError(
+            f"a folder must hold images ({' '.join(SUFFIXES)}), got none in {folder} or its "
+            f"sub-folders{_reason(problems)}"
+        )
+    if others:
+        kinds = ", ".join(f"{number} {suffix}" for suffix, number in sorted(others.items()))
+        warn(f"{folder}: files that are not images by their ending were passed over: {kinds}")
+    return [GivenImage(file, file.relative_to(folder).as_posix()) for file in sorted(inside)]
+
+
+def _reason(problems: Problems) -> str:
+    return "".join(f"; {path} {problem}" for path, problem in problems.items())
+
+
+def _visible_files(folder: Path, out: Path, problems: Problems) -> Iterator[Path]:
+    """Yield files that are not hidden; linked folders are followed, each folder is seen once."""
+
+    def report(error: OSError) -> None:
+        problems[Path(error.filename)] = f"cannot be listed: {error.strerror}"
+
+    seen = {os.path.realpath(out)} - {os.path.realpath(folder)}
+    for parent, folders, names in os.walk(folder, onerror=report, followlinks=True):
+        if (place := os.path.realpath(parent)) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
+
+
+def check_targets(images: Sequence[GivenImage], boxes: Path | None, out: Path) -> None:
     """Check that no output file would overwrite an input or another output.
 
     Raises:
         InputError: two images have the same name, or an output would overwrite an input.
     """
-    by_stem: dict[str, Path] = {}
+    drawn: dict[Path, GivenImage] = {}
     for image in images:
-        other = by_stem.setdefault(image.stem, image)
+        target = image.drawn(out)
+        other = drawn.setdefault(target, image)
         if other is not image:
             raise InputError(
-                f"images must have different names, got {other} and {image}, which would "
-                f"both be drawn to {out / image.stem}.jpg; give one of them another --out"
+                f"images must have different names, got {other.path} and {image.path}, which "
+                f"would both be drawn to {target}; give one of them another --out"
             )
-    inputs = {path.resolve() for path in images}
+    inputs = {image.path.resolve() for image in images}
     if boxes is not None:
         inputs.add(boxes.resolve())
-    for target in (out / RESULTS, *(out / f"{stem}.jpg" for stem in by_stem)):
+    for target in (out / RESULTS, *drawn):
         if target.resolve() in inputs:
             raise InputError(
                 f"inputs must not be overwritten, got --out {out}, where {target.name} is one of "
@@ -93,74 +135,27 @@ def check_targets(images: Sequence[Path], boxes: Path | None, out: Path) -> None
             )
 
 
-def find_people(
-    images: Sequence[Path], boxes: Path | None
-) -> tuple[list[Path], dict[Path, PersonBoxes]]:
-    """Return the images with people and the people's boxes; warn about images without any."""
-    if boxes is None:
-        return list(images), whole_images(images)
-    people = read_boxes(boxes, images)
-    left_out = [image.name for image in images if image not in people]
-    if left_out:
-        warn(f"{boxes} has no person's box for {first_names(left_out)}; left out")
-    return [image for image in images if image in people], people
-
-
-def whole_images(images: Sequence[Path]) -> dict[Path, PersonBoxes]:
-    """Take each image as one person.
-
-    The ids are the numbers that the names end in. If a name has no number, or two have the same,
-    the ids are places in the list, from 1.
-    """
-    numbers = [number_of(image) for image in images]
-    if None in numbers or len(set(numbers)) < len(numbers):
-        numbers = list(range(1, len(images) + 1))
-    return {
-        image: PersonBoxes(number or 0, None, np.ones(1))
-        for image, number in zip(images, numbers, strict=True)
-    }
-
-
-def read_boxes(file: Path, images: Sequence[Path]) -> dict[Path, PersonBoxes]:
-    """Read the people's boxes of each image; skip crowd regions and other categories.
+def read_given(image: GivenImage, size: tuple[float, float] = (0, 0)) -> NDArray[np.uint8]:
+    """Read an image as (H, W, 3) RGB, turned upright by its EXIF tag.
 
     Args:
-        file: a COCO annotation file, whose ``images`` name the images; or COCO detection
-            results, whose ``image_id`` is the number that an image's name ends in.
+        size: height and width by the file of boxes or poses; 0 for any.
 
     Raises:
-        InputError: the file is neither, has a broken box, or has no box for these images.
+        InputError: the file cannot be read, or the image has another size.
     """
-    wanted = "a COCO annotation file or a list of COCO detection results"
-    results = read_results(file, "--boxes", wanted, accepts_annotations=True)
-    categories = _person_categories(results.document or {})
-    ids = ids_of(results, images)
-    known = {number for number in ids.values() if number is not None}
-    rows: dict[int, list[tuple[list[float], float]]] = {}
-    for place, entry in enumerate(results.entries):
-        if not isinstance(entry, dict) or "image_id" not in entry:
-            fault = f"must be an object with an image_id, got {brief(entry)}"
-            raise entry_error(file, place, entry, fault)
-        is_person = entry.get("category_id", PERSON_ID) in categories and not entry.get("iscrowd")
-        if is_person and entry["image_id"] in known:
-            check_entry(file, place, entry, BOX)
-            box = [float(value) for value in entry["bbox"]]
-            rows.setdefault(entry["image_id"], []).append((box, float(entry.get("score", 1.0))))
-    found = {
-        image: PersonBoxes(
-            number,
-            np.array([box for box, _ in rows[number]]),
-            np.array([score for _, score in rows[number]]),
-        )
-        for image, number in ids.items()
-        if number is not None and number in rows
-    }
-    if not found:
-        raise InputError(
-            f"{file} must have a person's box for at least one of the {len(images)} images, "
-            f"got none, the first being {images[0].name}; {MATCHING}"
-        )
-    return found
+    if image.path.exists() and not image.path.is_file():
+        raise InputError("it is not a regular file")
+    problem = image_problem(image.path, *size)
+    if problem is not None and problem[0] != TURNED_IMAGE:
+        raise InputError(problem[1])
+    return read_image(image.path)
+
+
+def number_of(image: GivenImage) -> int | None:
+    """Return the number that the image's name ends in: 785 of 000000000785.jpg."""
+    digits = re.search(r"\d+$", image.path.stem)
+    return int(digits.group()) if digits else None
 
 
 def warn(text: str) -> None:
@@ -170,50 +165,5 @@ def warn(text: str) -> None:
 
 def first_names(names: Sequence[str]) -> str:
     """Return the first five names as text, and the number of the others."""
-    more = f" and {len(names) - 5} more" if names[5:] else ""
-    return f"{', '.join(names[:5])}{more}"
-
-
-def number_of(image: Path) -> int | None:
-    """Return the number that the image's name ends in: 785 of 000000000785.jpg."""
-    digits = re.search(r"\d+$", image.stem)
-    return int(digits.group()) if digits else None
-
-
-def ids_of(results: ResultFile, images: Sequence[Path]) -> dict[Path, int | None]:
-    """Return the id of each image in a result file; None if the file does not name it.
-
-    In a result list it is the number that the image's name ends in. In an annotation file it
-    is the id of that file name, or the number if the file names no images.
-
-    Raises:
-        InputError: an annotation file names an image more than once.
-    """
-    named: dict[str, list[int]] = {}
-    for image in _records((results.document or {}).get("images")):
-        named.setdefault(Path(str(image.get("file_name"))).name, []).append(image.get("id", -1))
-    if not named:
-        return {path: number_of(path) for path in images}
-    ids: dict[Path, int | None] = {}
-    for path in images:
-        numbers = named.get(path.name, [])
-        if len(numbers) > 1:
-            raise InputError(
-                f"{results.path} must name each image once, got {path.name} for the ids "
-                f"{numbers}; give the images different names"
-            )
-        ids[path] = numbers[0] if numbers else None
-    return ids
-
-
-def _person_categories(document: Mapping[str, Any]) -> set[Any]:
-    """Return the ids of categories named person; of all if none is; COCO's if there are none."""
-    categories = list(_records(document.get("categories")))
-    people = {category.get("id") for category in categories if category.get("name") == PERSON}
-    return people or {category.get("id") for category in categories} or {PERSON_ID}
-
-
-def _records(value: object) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a value that should be a list of them."""
-    if isinstance(value, list):
-        yield from (record for record in value if isinstance(record, dict))
+    more = f" and {len(names) - SHOWN_NAMES} more" if names[SHOWN_NAMES:] else ""
+    return f"{', '.join(names[:SHOWN_NAMES])}{more}"

