@@ -23,7 +23,7 @@ MATCHING = (
 
 
 class ImageRecord(NamedTuple):
-    """What a file says of an image."""
+    """The id, name and size of an image in a file."""
 
     id: int
     file_name: str

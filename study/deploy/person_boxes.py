@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from study.data.annotations import PERSON, PERSON_ID
+from study.data.annotations import PERSON_ID
+from study.data.categories import PERSON
 from study.data.coco_results import (
     EntryFormat,
     ResultFile,
@@ -157,7 +158,9 @@ def _listed_categories(results: ResultFile) -> list[dict[str, Any]]:
 
 
 def _person_categories(file: Path, categories: Sequence[dict[str, Any]]) -> set[int]:
-    """Return the ids of categories named person, or of the only one; COCO's if there are none.
+    """Return the ids of categories named person; otherwise of the only one, or only with joints.
+
+    Without categories it is COCO's.
 
     Raises:
         InputError: none of several categories is named person.
@@ -165,8 +168,9 @@ def _person_categories(file: Path, categories: Sequence[dict[str, Any]]) -> set[
     if not categories:
         return {PERSON_ID}
     people = {int(c["id"]) for c in categories if c["name"].strip().casefold() == PERSON}
-    if people:
-        return people
+    jointed = {int(c["id"]) for c in categories if c.get("keypoints")}
+    if people or len(jointed) == 1:
+        return people or jointed
     names = [category["name"] for category in categories]
     if len(categories) > 1:
         raise InputError(

@@ -53,6 +53,7 @@ def test_boxes_of_other_categories_are_left_out_and_counted(
         ([{"id": 4, "name": " Person "}, DOG], [4]),
         ([PERSON, {"id": 2, "name": "person"}, DOG], [4, 2]),
         ([{"id": 3, "name": "rider"}], [3]),
+        ([{"id": 3, "name": "rider", "keypoints": ["head"]}, DOG], [3]),
         ([], [1]),
     ],
 )
