@@ -93,7 +93,7 @@ def check_ids(path: Path, place: int, entry: Any, required: EntryFormat) -> None
     """Check that an entry is an object with its integers; other keys may have any value.
 
     Raises:
-        InputError: it is not.
+        InputError: it is no object, or one of the integers is missing or is no whole number.
     """
     if fault := _id_fault(entry, required):
         raise entry_error(path, place, entry, fault)
