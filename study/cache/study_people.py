@@ -104,6 +104,7 @@ def read_study_people(
     read = functools.partial(_read, data, skeleton, meter, notify, audit_folder)
     people, left_out, _, category = read(data.train)
     val, left_out_of_val, val_images, category_of_val = read(data.val)
+    _require_both_names(data, category, category_of_val)
     in_both = overlap(people, val)
     if audit_folder is not None:
         write_audit(audit_folder / "overlap.parquet", in_both)
@@ -182,6 +183,18 @@ def _read(
     left_out = faulty_ids(faults)
     people = build_people(table, images, leave_out=left_out)
     return people, left_out, table.images, table.category
+
+
+def _require_both_names(data: DataConfig, train: PersonCategory, val: PersonCategory) -> None:
+    """Raise if the joints of one file are put in order by their names and the other has none."""
+    files = ((train, data.train.annotations), (val, data.val.annotations))
+    for (named, file), (unnamed, other) in (files, files[::-1]):
+        if named.order is not None and not unnamed.joints:
+            raise InputError(
+                "both files must name their joints if one has them in another order than "
+                f"data.skeleton={data.skeleton}, got names in {file} alone; add the names to the "
+                f"category in {other}"
+            )
 
 
 def _detected(

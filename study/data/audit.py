@@ -341,10 +341,14 @@ def find_notes(table: AnnotationTable) -> list[Fault]:
 def reading_notes(table: AnnotationTable) -> list[Fault]:
     """List how the file's category and joints are read, where it is not plainly as they stand."""
     found = naming_notes(table.category, table.skeleton)
-    for number, name in sorted(table.category.others.items()):
-        count = np.count_nonzero((table.category_ids == number) & ~table.is_person)
-        detail = f"{count} of {name} are left out, people are of {table.category.name}"
-        found += [(LEFT_OUT, detail)] if count else []
+    left_out = table.category_ids[~table.is_person]
+    numbers, counts = np.unique(left_out, return_counts=True)
+    if len(numbers):
+        largest = np.argsort(-counts, kind="stable")[:EXAMPLES].tolist()
+        others = [f"{counts[i]} of {table.category.others[int(numbers[i])]}" for i in largest]
+        more = f" and {len(numbers) - EXAMPLES} more" if len(numbers) > EXAMPLES else ""
+        kept = f"people are of {table.category.name}"
+        found.append((LEFT_OUT, f"{', '.join(others)}{more} are left out, {kept}"))
     return [Fault(kind, table.path, None, None, detail, True) for kind, detail in found]
 
 

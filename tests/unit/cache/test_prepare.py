@@ -396,10 +396,9 @@ def test_joints_in_another_order_and_category_change_no_crop_and_no_ap(
     store = open_crop_store(Path(plain.val))
     stored_to_image = invert_affine(store.image_to_stored)
     pose = apply_affine(store.keypoints_stored.astype(float), stored_to_image)
-    noise = np.random.RandomState(0).normal(0, 4, pose.shape)
-    poses = to_detections(
-        pose + noise, np.ones(pose.shape[:2]), store.image_ids, np.ones(len(pose))
-    )
+    pose += np.random.RandomState(0).normal(0, 4, pose.shape)
+    ones = np.ones(pose.shape[:2])
+    poses = to_detections(pose, ones, store.image_ids, ones[:, 0])
     wrong = {**poses[0], "keypoints": [5.0, 5.0, 1.0] * 5, "score": 2.0}  # in a car, on nobody
     figures = [
         average_precision(Path(data.val_truth), [*poses, wrong], five, "coco")
@@ -409,9 +408,23 @@ def test_joints_in_another_order_and_category_change_no_crop_and_no_ap(
     assert 0.1 < figures[0]["ap"] < 0.9
     (read,) = [m for m in messages if m.startswith("note: val.json: joints in another order")]
     assert read.endswith("from LFoot, Head top, foot right, RIGHT-HAND, left Hand")
-    assert any(
-        "note: five.json: annotations of another category, 8 of car 1" in m for m in messages
-    )
+    left_out = "note: five.json: annotations of another category, 8 of car 0, 8 of car 1, 8 of"
+    assert any(message.startswith(left_out) for message in messages)
+
+
+@pytest.mark.parametrize(("named", "unnamed"), [("five", "val"), ("val", "five")])
+def test_file_without_names_beside_one_in_another_order_is_refused(
+    config: StudyConfig, named: str, unnamed: str
+) -> None:
+    for name in ("five", "val"):
+        retell(Path(config.data.root) / f"{name}.json")
+    file = Path(config.data.root) / f"{unnamed}.json"
+    document = json.loads(file.read_text())
+    del document["categories"][-1]["keypoints"]
+    file.write_text(json.dumps(document))
+    match = rf"both files must name .*skeleton=five, got names in {named}\.json alone; .*{unnamed}"
+    with pytest.raises(InputError, match=match):
+        prepare(config)
 
 
 def test_category_that_is_chosen_changes_people_and_fingerprint(config: StudyConfig) -> None:

@@ -113,19 +113,19 @@ def test_category_with_joints_is_the_peoples(
     assert notes_of(table).get(categories.LEFT_OUT, "").startswith(f"{number} of" if extra else "")
 
 
-def test_annotations_of_other_categories_are_one_note_a_category(
-    write: Write, five: Skeleton
-) -> None:
+def test_annotations_of_other_categories_are_one_note(write: Write, five: Skeleton) -> None:
     listed = [category(1, "pose"), category(2, "car", None), category(3, "person", None)]
-    file = write(listed, labeled(1), box(2, 2), box(2, 2), box(1, 3), box(5, 1))
+    listed += [category(number, f"kind {number}", None) for number in range(4, 99)]
+    others = [box(20 + place, number) for place, number in enumerate((4, 5, 6, 7))]
+    file = write(listed, labeled(1), box(1, 3), box(2, 2), box(2, 2), *others, box(5, 1))
     table = read_table(file, five)
     assert people_of(table) == [1] and faults_of(table) == []  # ids of cars may be used again
-    left_out = [note.detail for note in find_notes(table) if note.kind == categories.LEFT_OUT]
-    assert left_out == [
-        "2 of car are left out, people are of pose",
-        "1 of person are left out, people are of pose",
-    ]
-    unlabeled = [n.annotation_id for n in find_notes(table) if n.kind == audit.NO_LABELS]
+    notes = find_notes(table)
+    (left_out,) = [note.detail for note in notes if note.kind == categories.LEFT_OUT]
+    assert left_out == (
+        "2 of car, 1 of person, 1 of kind 4 and 3 more are left out, people are of pose"
+    )
+    unlabeled = [n.annotation_id for n in notes if n.kind == audit.NO_LABELS]
     assert unlabeled == [5]
 
 
