@@ -59,9 +59,26 @@ def build_codec(name: str, input_size: tuple[int, int], sigma: float) -> Heatmap
     )
 
 
+def exported_skeleton(info: Mapping[str, Any]) -> Skeleton:
+    """Return the skeleton described by an export's ``config.json``.
+
+    Exports of earlier versions have the name of one that is built in, without pairs and sigmas.
+    """
+    if "flip_pairs" not in info:
+        return SKELETONS[info["skeleton"]]
+    return Skeleton(
+        name=info["skeleton"],
+        joints=tuple(info["joints"]),
+        edges=tuple((start, end) for start, end in info["edges"]),
+        flip_pairs=tuple((left, right) for left, right in info["flip_pairs"]),
+        oks_sigmas=tuple(info["oks_sigmas"]),
+        upper_body=(),
+    )
+
+
 def build_refined_pose(info: Mapping[str, Any]) -> RefinedPose:
     """Build the estimator described by an export's ``config.json``, with random weights."""
-    skeleton = SKELETONS[info["skeleton"]]
+    skeleton = exported_skeleton(info)
     height, width = info["input_size"]
     codec = build_codec(info["codec"]["name"], (height, width), info["codec"]["sigma"])
     student = build_model(info["student"]["name"], info["student"]["size"], skeleton, codec)

@@ -243,6 +243,6 @@ class CandidateChooser(nn.Module):
 
 def _directed_edges(skeleton: Skeleton) -> tuple[Tensor, Tensor]:
     """Start and end joint of every directed edge, (E,) each: twice the skeleton's edges."""
-    edges = torch.tensor(skeleton.edges)
+    edges = torch.tensor(skeleton.edges, dtype=torch.long).view(-1, 2)
     starts, ends = torch.cat((edges, edges.flip(1))).unbind(dim=1)
     return starts, ends

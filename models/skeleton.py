@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
+
+from models.joint_names import split_side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,12 +189,26 @@ SKELETONS = {skeleton.name: skeleton for skeleton in (COCO, CROWDPOSE)}
 
 
 def shared_joints(first: Skeleton, second: Skeleton) -> list[tuple[int, int]]:
-    """List index pairs (in first, in second) of the joints in both, in the first one's order."""
-    return [
-        (index, second.joints.index(joint))
+    """List index pairs (in first, in second) of the joints in both, in the first one's order.
+
+    Equal names are matched first, then those that differ in spelling alone: ``LeftEye`` is
+    ``left_eye``.
+    """
+    pairs = {
+        index: second.joints.index(joint)
         for index, joint in enumerate(first.joints)
         if joint in second.joints
-    ]
+    }
+    ours, theirs = _by_side_and_place(first, pairs), _by_side_and_place(second, pairs.values())
+    pairs |= {ours[key]: theirs[key] for key in ours.keys() & theirs.keys()}
+    return sorted(pairs.items())
+
+
+def _by_side_and_place(skeleton: Skeleton, skip: Collection[int]) -> dict[tuple[str, str], int]:
+    """Return the index of each joint by ``split_side``, without joints that are equal by it."""
+    keys = {i: split_side(joint) for i, joint in enumerate(skeleton.joints) if i not in skip}
+    counts = collections.Counter(keys.values())
+    return {key: index for index, key in keys.items() if counts[key] == 1}
 
 
 def rows_from(trained: Skeleton, wanted: Skeleton) -> list[int | None]:

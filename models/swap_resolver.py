@@ -1,9 +1,10 @@
 """Resolves left-right swaps in a pose that another method predicted.
 
 Such a pose has its joints at the right places but under the labels of the wrong side. There are
-2^P labelings, one for each subset of the skeleton's P left-right pairs that may be swapped. A
-small network rates how plausible the body is under each labeling, and the student's heatmaps show
-which label fits each place. It is the first step of stage 2 and applies to given poses only.
+2^P labelings, one for each subset of the skeleton's first P left-right pairs that may be swapped;
+later pairs keep their labels. A small network rates how plausible the body is under each
+labeling, and the student's heatmaps show which label fits each place. It is the first step of
+stage 2 and applies to given poses only.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from models.pose_features import sample_features
 from models.skeleton import Skeleton
 
 MAX_PAIRS = 8
-"""COCO has 8 pairs, which make 256 labelings."""
+"""Largest P. COCO has 8 pairs, which make 256 labelings."""
 MARGIN = 4.0
 """Log-odds by which a labeling must beat the given one, for each pair that it swaps."""
 WIDTHS = (128, 64)
@@ -34,15 +35,14 @@ class SwapResolver(nn.Module):
         """Start with a network that rates all labelings alike, so that only the heatmaps count.
 
         Raises:
-            ValueError: the skeleton has no pairs, or more than MAX_PAIRS.
+            ValueError: the skeleton has no pairs.
         """
         super().__init__()
-        pairs = skeleton.flip_pairs
-        if not 1 <= len(pairs) <= MAX_PAIRS:
+        pairs = skeleton.flip_pairs[:MAX_PAIRS]
+        if not pairs:
             raise ValueError(
-                f"a skeleton must have 1 to {MAX_PAIRS} flip_pairs to resolve left-right swaps, "
-                f"got {len(pairs)} ({skeleton.name}); change the skeleton or set "
-                "refine.start=student"
+                f"a skeleton must have flip_pairs to resolve left-right swaps, got none "
+                f"({skeleton.name}); change the skeleton or set refine.start=student"
             )
         swaps = list(itertools.product((False, True), repeat=len(pairs)))
         orders = [list(range(skeleton.num_joints)) for _ in swaps]

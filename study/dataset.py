@@ -22,6 +22,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from models.skeleton import SKELETONS, Skeleton
+from study.config.schema import FROM_DATA
 from study.data.annotations import AnnotationTable, read_table
 from study.data.audit import (
     Fault,
@@ -34,7 +35,9 @@ from study.data.audit import (
     write_parquet,
 )
 from study.data.categories import READING
+from study.data.own_skeletons import skeleton_from_data
 from study.data.people import build_people, overlap
+from study.data.skeleton_file import read_skeleton
 from study.data.survey import (
     Figures,
     annotation_files,
@@ -78,6 +81,7 @@ examples:
   python study/dataset.py /data/coco
   python study/dataset.py /data/crowdpose/json/crowdpose_train.json --out look
   python study/dataset.py mine.json --images images --skeleton coco
+  python study/dataset.py horses.json --skeleton horse.yaml
 """
 
 
@@ -105,7 +109,7 @@ class Survey:
 def survey(
     annotations: Path,
     image_folder: Path | None,
-    skeleton: Skeleton | None,
+    skeleton_of: Callable[[Path], Skeleton],
     category: str | None,
     progress: Callable[[int, int], None],
 ) -> Survey:
@@ -113,12 +117,11 @@ def survey(
 
     Args:
         image_folder: folder of the images; None: found near the file.
-        skeleton: joints of the file; None: found by their names, otherwise by their number.
+        skeleton_of: returns the skeleton of the joints in an annotation file.
         category: name of the people's category; None: found.
     """
     try:
-        skeleton = skeleton or find_skeleton(annotations, category)
-        table = read_table(annotations, skeleton, category)
+        table = read_table(annotations, skeleton_of(annotations), category)
         image_folder = image_folder or find_images(table)
         faults = audit(table, image_folder, progress=progress)
     except InputError as error:
@@ -129,6 +132,33 @@ def survey(
     if is_sound.any():
         usable = Usable(table, image_folder, left_out, measure(table, left_out))
     return Survey(annotations, faults + find_notes(table), usable)
+
+
+def _skeletons(
+    name: str | None, category: str | None, notify: Callable[[str], None]
+) -> Callable[[Path], Skeleton]:
+    """Return the function that finds the skeleton of an annotation file.
+
+    Args:
+        name: as --skeleton; None finds it by names, otherwise by number.
+        category: as --category.
+
+    Raises:
+        InputError: ``name`` is neither a skeleton's nor that of a skeleton file.
+    """
+    if name is None:
+        return lambda file: find_skeleton(file, category)
+    if name == FROM_DATA:
+        return lambda file: skeleton_from_data(file, category, "--skeleton", notify)
+    if name in SKELETONS:
+        skeleton = SKELETONS[name]
+    elif name.endswith((".yaml", ".yml")):
+        skeleton = read_skeleton(Path(name), "--skeleton", notify)
+    else:
+        raise InputError(
+            f"--skeleton must be {', '.join(SKELETONS)}, {FROM_DATA} or a .yaml file, got {name}"
+        )
+    return lambda file: skeleton
 
 
 def leaks(surveys: Sequence[Survey]) -> list[Fault]:
@@ -240,8 +270,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--skeleton",
-        choices=SKELETONS,
-        help="joints of the annotations (default: by their names, otherwise by their number)",
+        metavar="NAME",
+        help=f"joints of the annotations: {', '.join(SKELETONS)}, {FROM_DATA} (named by "
+        "the file's category) or a YAML file (default: by their names, otherwise by their number)",
     )
     parser.add_argument(
         "--category",
@@ -278,8 +309,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     escape_unprintable()
     options = parse(arguments)
     display = Display("auto")
-    skeleton = SKELETONS[options.skeleton] if options.skeleton else None
     try:
+        skeleton_of = _skeletons(options.skeleton, options.category, display.notify)
         files = annotation_files(options.path)
     except InputError as error:
         sys.exit(f"error: {error}")
@@ -291,7 +322,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with display.meters() as meter:
         surveys = [
             survey(
-                file, options.images, skeleton, options.category, meter(f"checking {file.name}")
+                file,
+                options.images,
+                skeleton_of,
+                options.category,
+                meter(f"checking {file.name}"),
             )
             for file in files
         ]

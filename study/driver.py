@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,12 +16,16 @@ from typing import Any
 
 import ray
 
+from models.skeleton import Skeleton
+from models.swap_resolver import MAX_PAIRS
 from search_spaces.space import SearchSpace, SpaceError, check_space, load_space
 from study.analysis.tables import show_finals
 from study.cache.prepare import PreparedData, prepare_data
 from study.config.compose import config_paths, value_at, with_absolute_paths, with_values
 from study.config.derived import Resolved, resolve
-from study.config.schema import StudyConfig
+from study.config.schema import MIX, STUDENT, StudyConfig
+from study.data.own_skeletons import check_kept, own_skeletons
+from study.data.skeleton_file import to_plain
 from study.display import Display, teacher_line, teacher_panel
 from study.dry_run.report import show_plan
 from study.errors import InputError
@@ -55,6 +59,7 @@ from study.teachers.identity import (
 )
 from study.teachers.make import is_ready, prepare_teacher
 from study.teachers.target_error import describe_targets
+from study.training.losses import missing_limbs
 from study.training.training_data import prepare_start
 from study.trial import teacher_spec
 from study.validation.confirm import confirm_study
@@ -70,6 +75,8 @@ class _Study:
     """Settings with paths as the user typed them, as ``study.yaml`` keeps them."""
     config: StudyConfig
     """The same settings with absolute paths."""
+    skeletons: dict[str, Skeleton]
+    """Those that are not built in, by setting."""
     resolved: Resolved
     teacher: TeacherSpec
     space: SearchSpace
@@ -88,7 +95,7 @@ def run_study(config: StudyConfig) -> Path:
     display, folder = study.display, study.folder
     if config.plan_only:
         _check_files(study)
-        show_plan(study.typed, study.space, folder, display.notify)
+        show_plan(study.typed, study.space, folder, display.notify, study.skeletons)
         return folder
     with report_full_disk(folder), _locked(lock_file(folder), display):
         if _is_finished(study):
@@ -107,20 +114,59 @@ def _check(config: StudyConfig) -> _Study:
     display = Display(config.display, resources_in_use)
     space = load_checked_space(config)
     absolute = with_absolute_paths(config)
-    resolved = resolve(absolute)
     folder = Path(absolute.storage) / config.name
     _check_writable(folder)
     check_settings(config, folder)
     check_older_studies(absolute.search.warm_start, folder)
+    skeletons = own_skeletons(absolute.data, absolute.teacher, display.notify)
+    check_kept(skeletons, folder)
+    resolved = resolve(absolute, skeletons)
+    _check_skeleton(absolute, space, resolved.skeleton, display.notify)
     return _Study(
         typed=config,
         config=absolute,
+        skeletons=skeletons,
         resolved=resolved,
         teacher=teacher_spec(absolute, resolved),
         space=space,
         folder=folder,
         display=display,
     )
+
+
+def _check_skeleton(
+    config: StudyConfig, space: SearchSpace, skeleton: Skeleton, notify: Callable[[str], None]
+) -> None:
+    """Check that the skeleton has the limbs that losses compare; report what it turns off.
+
+    Raises:
+        InputError: a structure loss that a trial may have needs limbs that the skeleton lacks.
+    """
+
+    def possible(path: str) -> tuple[Any, ...]:
+        found = [p.extremes() for p in space.parameters if p.path == path]
+        return found[0] if found else (value_at(config, path),)
+
+    kinds = set(possible("distill.structure.kind"))
+    if "mix" in kinds:
+        kinds |= {part for part in MIX if max(possible(f"distill.structure.mix.{part}")) > 0}
+    for kind in sorted(kinds):
+        if fault := missing_limbs(kind, skeleton):
+            raise InputError(
+                f"the structure loss {kind} compares {fault}, got none in data.skeleton="
+                f"{config.data.skeleton}; add edges to the skeleton, or leave {kind} out of "
+                "distill.structure.kind and mix, and choose a search space without it, such as "
+                "search_space=poses"
+            )
+    halves = [max(possible(f"{stage}.augment.half_body")) for stage in ("distill", "refine")]
+    if not skeleton.upper_body and max(halves) > 0:
+        notify("note: half_body is off, since the skeleton has no upper_body")
+    left_out = skeleton.flip_pairs[MAX_PAIRS:]
+    if config.refine.epochs and config.refine.start != STUDENT and left_out:
+        notify(
+            f"note: left-right swaps are resolved for the first {MAX_PAIRS} flip_pairs of the "
+            f"skeleton, the other {len(left_out)} stay as given"
+        )
 
 
 def _check_writable(folder: Path) -> None:
@@ -206,7 +252,9 @@ def _prepare(study: _Study, ray_for_crops: contextlib.ExitStack) -> PreparedData
     prepare_start(config.refine, prepared, study.resolved.skeleton, notify)
     names = teacher_names(study.teacher, prepared)
     check_warm_start(config.search.warm_start, folder, prepared.fingerprint, names)
-    write_settings(study.typed, folder, prepared.fingerprint, names[0], _contents(study))
+    own = {setting: to_plain(skeleton) for setting, skeleton in study.skeletons.items()}
+    contents = _contents(study)
+    write_settings(study.typed, folder, prepared.fingerprint, names[0], contents, own)
     train, search, val = prepared.num_people
     notify(f"{train} people to train on, {search} to score trials on, {val} in val")
     return prepared

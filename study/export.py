@@ -165,6 +165,8 @@ def describe(
         "skeleton": skeleton.name,
         "joints": list(skeleton.joints),
         "edges": [list(edge) for edge in skeleton.edges],
+        "flip_pairs": [list(pair) for pair in skeleton.flip_pairs],
+        "oks_sigmas": list(skeleton.oks_sigmas),
         "input_size": list(config.data.input_size),
         BOX_CENTER: list(frame.center),
         "crop_span": list(frame.span),
@@ -288,8 +290,8 @@ def add_onnx(folder: Path, selected: SelectedTrial, prepared: PreparedData) -> O
         InputError: its predictions differ too much.
     """
     estimator, _ = load_export(folder)
-    write_onnx(estimator, folder / "model.onnx")
     store, skeleton = open_crop_store(Path(prepared.search)), selected.resolved.skeleton
+    write_onnx(estimator, folder / "model.onnx", skeleton)
     rows = torch.arange(min(len(store), BATCH_SIZE))
     frame, device = estimator.codec.frame, torch.device("cpu")
     crops = plain_batch(store, skeleton, frame, rows, device).crops

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -44,6 +45,10 @@ FIVE = Skeleton(
     upper_body=(0, 1, 2),
 )
 
+FINGERS = ("thumb", "forefinger", "middle_finger", "ring_finger", "pinky_finger")
+FEET = ("big_toe", "small_toe", "heel")
+NUM_FACE = 68
+
 FAST = "not slow"
 SLOW_COMMAND = "python -m pytest -n 2 --dist loadfile -m slow"
 
@@ -81,6 +86,46 @@ def one_thread() -> Iterator[None]:
 def five() -> Skeleton:
     """A skeleton of five joints, so that a literal 17 fails."""
     return FIVE
+
+
+def hand(side: str) -> tuple[list[str], list[list[str]]]:
+    """Joints and limbs of a hand: its root, and four joints of each finger, from root to tip."""
+    root = f"{side}hand_root"
+    fingers = [[f"{side}{finger}{joint}" for joint in range(1, 5)] for finger in FINGERS]
+    limbs = [list(pair) for finger in fingers for pair in itertools.pairwise([root, *finger])]
+    return [root, *itertools.chain(*fingers)], limbs
+
+
+def whole_body() -> tuple[list[str], list[list[str]]]:
+    """The 133 joints of COCO-WholeBody, in its order: body, feet, face, hands; limbs by name.
+
+    The 68 of the face have no limb.
+    """
+    joints = list(COCO.joints)
+    limbs = [[COCO.joints[start], COCO.joints[end]] for start, end in COCO.edges]
+    for side in ("left_", "right_"):
+        joints += [side + part for part in FEET]
+        limbs += [[f"{side}ankle", side + part] for part in FEET]
+    joints += [f"face-{number}" for number in range(NUM_FACE)]
+    for side in ("left_", "right_"):
+        own, own_limbs = hand(side)
+        joints += own
+        limbs += own_limbs
+    return joints, limbs
+
+
+LAYOUTS = {
+    "animal": (["nose", "left_ear", "right_ear", "withers", "tail"], [["nose", "withers"]]),
+    "hand": hand(""),
+    "whole_body": whole_body(),
+}
+"""Joints and limbs by name: an animal of 5 joints, a hand of 21, and COCO-WholeBody's 133."""
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request: pytest.FixtureRequest) -> tuple[list[str], list[list[str]]]:
+    """Joints, and limbs by name, of an animal, of a hand, and of a whole body."""
+    return LAYOUTS[request.param]
 
 
 @pytest.fixture(scope="session")
@@ -158,7 +203,7 @@ def easy() -> Iterator[str]:
     skeleton = dataclasses.replace(COCO, name="easy", oks_sigmas=(EASY_SIGMA,) * 17)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SKELETONS, "easy", skeleton)
-        patch.setitem(checks.CHOICES, "data.skeleton", ("coco", "crowdpose", "easy"))
+        patch.setattr(checks, "SKELETONS", ("coco", "crowdpose", "easy"))
         yield "easy"
 
 

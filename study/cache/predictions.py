@@ -25,6 +25,7 @@ from study.data.coco_results import (
     skeleton_of,
 )
 from study.data.crops import apply_affine
+from study.data.own_skeletons import identity_of
 from study.data.people import box_iou
 from study.errors import InputError
 from study.storage.files import fingerprint, hash_file
@@ -56,7 +57,13 @@ class Predictions:
         """
         entries = read_results(path, setting, "a JSON list of COCO keypoint results").entries
         if setting == START:
-            skeleton = skeleton_of(entries[0], skeleton) or skeleton
+            ours, skeleton = skeleton, skeleton_of(entries[0], skeleton) or skeleton
+            if not shared_joints(ours, skeleton):
+                raise InputError(
+                    f"{START} must hold poses of joints that the data have, got entries of "
+                    f"{skeleton.num_joints} joints ({skeleton.name}) in {path}, while those of "
+                    f"{ours.name} are {ours.num_joints} others; change {START}"
+                )
             required = EntryFormat(skeleton=skeleton, needs_score=True)
         else:
             required = EntryFormat(
@@ -157,7 +164,8 @@ def given_starts(path: Path, store: CropStore, skeleton: Skeleton) -> NDArray[np
 
 def stored_starts(path: Path, store: CropStore, skeleton: Skeleton) -> NDArray[np.float32]:
     """Like ``given_starts``, but computed once and kept beside the store for all trials."""
-    key = fingerprint(STARTS_VERSION, hash_file(path), store.path.name, skeleton.name)
+    joints = identity_of(skeleton) or skeleton.name
+    key = fingerprint(STARTS_VERSION, hash_file(path), store.path.name, joints)
     file = store.path.parent / f"starts-{key}.arrow"
     if not file.exists():
         write_columns(file, {"starts": given_starts(path, store, skeleton)})

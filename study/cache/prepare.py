@@ -14,6 +14,7 @@ from study.config.derived import Resolved
 from study.config.schema import DataConfig
 from study.data.annotations import read_table
 from study.data.crops import stored_size
+from study.data.own_skeletons import identity_of
 from study.data.people import has_ground_truth, write_ground_truth
 from study.data.synthetic.dataset import draw_dataset
 from study.errors import InputError
@@ -39,6 +40,8 @@ class PreparedData:
     teacher_crops: tuple[str, str, str]
     """Crop stores of the same people, in the same order, in the teacher's input size; equal to
     those above if the sizes are equal."""
+    skeleton: str = ""
+    """Fingerprint of a skeleton of the user's own; empty for one that is built in."""
     url: str | None = None
     """Object store that holds the crop stores, by their folders' names; None without one."""
 
@@ -49,9 +52,10 @@ class PreparedData:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of all prepared data, from the stores' names, which are fingerprints."""
+        """Fingerprint of data and skeleton, from the stores' names, which are fingerprints."""
         paths = (*self.crops, self.search_truth, self.val_truth, *self.teacher_crops)
-        return fingerprint(*(Path(path).name for path in paths))
+        own = (self.skeleton,) if self.skeleton else ()
+        return fingerprint(*(Path(path).name for path in paths), *own)
 
     def here(self) -> PreparedData:
         """Return the same data by this node's paths; crops are downloaded if need be."""
@@ -161,6 +165,7 @@ def planned_data(people: StudyPeople, crops: str, resolved: Resolved) -> Prepare
         val_truth=str(people.val_truth(resolved.cache).file),
         num_people=(len(people.train), len(people.search), len(people.val)),
         teacher_crops=own if is_same else stores(resolved.teacher_input_size),
+        skeleton=identity_of(resolved.skeleton),
         url=resolved.crops_url,
     )
 

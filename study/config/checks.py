@@ -17,6 +17,7 @@ from study.config.schema import (
     CACHED,
     CONSTRAINTS,
     COSTS,
+    FROM_DATA,
     JITTER,
     JOINT,
     LATENCY,
@@ -36,13 +37,14 @@ from study.config.schema import (
     VITPOSE,
 )
 
+SKELETONS = ("coco", "crowdpose")
+"""Names of the skeletons that are built in."""
 LEAST_STAGED = 4
 """Fewest trials of a staged study."""
 CHOICES: dict[str, tuple[str, ...]] = {
     "plan.kind": (JOINT, STAGED),
     "display": ("auto", "live", "plain", "none"),
     "data.kind": ("drawn", "coco", "crowdpose"),
-    "data.skeleton": ("coco", "crowdpose"),
     "data.crops": ("auto", "raw", "jpeg"),
     "teacher.name": (*SIZES, VITPOSE, ONNX, PREDICTIONS),
     "student.name": tuple(SIZES),
@@ -150,6 +152,7 @@ def faults(values: Mapping[str, Any]) -> list[str]:
         *_impossible_sizes(values),
         *_out_of_bounds(values),
         *_impossible_data(values),
+        *_impossible_skeleton(values),
         *_impossible_training(values),
         *_impossible_teacher(values),
         *_impossible_structure(values),
@@ -284,14 +287,36 @@ def _impossible_structure(values: Mapping[str, Any]) -> Iterable[str]:
         )
 
 
+def _impossible_skeleton(values: Mapping[str, Any]) -> Iterable[str]:
+    skeleton, kind = values["data.skeleton"], values["data.kind"]
+    if skeleton != FROM_DATA and not _names_skeleton(skeleton):
+        yield (
+            f"data.skeleton must be {', '.join(SKELETONS)}, {FROM_DATA} or the path of a .yaml "
+            f"file, got data.skeleton={skeleton}{_near_skeleton(skeleton)}"
+        )
+    elif kind == "drawn" and skeleton in (FROM_DATA, "crowdpose"):
+        yield (
+            "data=drawn draws people with COCO's joints, got "
+            f"data.skeleton={skeleton}; set data.skeleton=coco, or data=coco for other images"
+        )
+
+
+def _names_skeleton(value: str) -> bool:
+    return value in SKELETONS or value.endswith((".yaml", ".yml"))
+
+
+def _near_skeleton(value: str) -> str:
+    near = difflib.get_close_matches(value, (*SKELETONS, FROM_DATA), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def _impossible_teacher_form(values: Mapping[str, Any]) -> Iterable[str]:
     skeleton, size = values["teacher.skeleton"], values["teacher.input_size"]
     can_train = values["teacher.name"] not in (ONNX, PREDICTIONS)
-    skeletons = CHOICES["data.skeleton"]
-    if skeleton is not None and skeleton not in skeletons:
+    if skeleton is not None and not _names_skeleton(skeleton):
         yield (
-            f"teacher.skeleton must be null or one of {', '.join(skeletons)}, got "
-            f"teacher.skeleton={skeleton}"
+            f"teacher.skeleton must be null, {' or '.join(SKELETONS)}, or the path of a .yaml "
+            f"file, got teacher.skeleton={skeleton}{_near_skeleton(skeleton)}"
         )
     elif (
         can_train

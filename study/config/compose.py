@@ -141,6 +141,9 @@ def with_absolute_paths(config: StudyConfig) -> StudyConfig:
     ]
     if config.refine.start not in (schema.STUDENT, schema.JITTER):
         paths.append("refine.start")
+    for path in ("data.skeleton", "teacher.skeleton"):
+        if str(value_at(config, path)).endswith((".yaml", ".yml")):
+            paths.append(path)
     if config.data.store is not None and "://" not in config.data.store:
         paths.append("data.store")
     absolute = {path: str(Path(value_at(config, path)).expanduser().absolute()) for path in paths}

@@ -7,6 +7,7 @@ single sections of the settings, never the whole ``StudyConfig``.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,17 +41,26 @@ class Resolved:
     """inline or train; see ``trial.launcher``."""
 
 
-def resolve(config: StudyConfig) -> Resolved:
-    """Compute the values that follow from these settings."""
+def resolve(config: StudyConfig, own: Mapping[str, Skeleton] | None = None) -> Resolved:
+    """Compute the values that follow from these settings.
+
+    Args:
+        own: skeletons that are not built in, by setting: data.skeleton, teacher.skeleton.
+    """
     data, teacher = config.data, config.teacher
     height, width = data.input_size
     teacher_height, teacher_width = teacher.input_size or data.input_size
     cache = Path(config.storage) / SHARED_FOLDER
+    skeletons = own or {}
+    skeleton = skeletons.get("data.skeleton") or SKELETONS[data.skeleton]
+    teacher_skeleton = skeletons.get("teacher.skeleton")
+    if teacher_skeleton is None:
+        teacher_skeleton = SKELETONS[teacher.skeleton] if teacher.skeleton else skeleton
     is_url = data.store is not None and "://" in data.store
     return Resolved(
-        skeleton=SKELETONS[data.skeleton],
+        skeleton=skeleton,
         input_size=(height, width),
-        teacher_skeleton=SKELETONS[teacher.skeleton or data.skeleton],
+        teacher_skeleton=teacher_skeleton,
         teacher_input_size=(teacher_height, teacher_width),
         evaluation="crowdpose" if data.kind == "crowdpose" else "coco",
         cache=cache,

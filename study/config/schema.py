@@ -31,6 +31,8 @@ CACHED, ONLINE = "cached", "online"
 """Values of ``teacher.mode``."""
 VITPOSE, ONNX, PREDICTIONS = "vitpose", "onnx", "predictions"
 """Values of ``teacher.name`` other than our own architectures."""
+FROM_DATA = "from_data"
+"""Value of ``data.skeleton`` for the joints that the annotation file names."""
 TENSORBOARD, MLFLOW = "tensorboard", "mlflow"
 """Trackers that ``log`` may name."""
 Kind = Literal["coco", "crowdpose"]
@@ -76,7 +78,9 @@ class DataConfig:
     train: SplitConfig
     val: ValConfig
     skeleton: str
-    """coco (17 joints) | crowdpose (14 joints)."""
+    """coco (17 joints) | crowdpose (14 joints) | from_data | path of a YAML file. from_data takes
+    joints and limbs from the category in ``data.train.annotations``. A file maps joints, edges,
+    flip_pairs, oks_sigmas and upper_body to lists; the README has an example."""
     category: str | None
     """Name of the people's category in the annotation files; null is the one with joints."""
     input_size: tuple[int, int]
@@ -148,9 +152,9 @@ class TeacherConfig(ModelConfig):
     """
 
     skeleton: str | None
-    """Skeleton that the teacher predicts, as in data.skeleton; null is the data's. Joints that the
-    data lack are dropped; joints that the teacher lacks have no target and count as missed in its
-    AP."""
+    """Skeleton that the teacher predicts: coco | crowdpose | path of a YAML file; null is the
+    data's. Joints are paired by name. Those that the data lack are dropped; those that the teacher
+    lacks have no target and count as missed in its AP."""
     input_size: tuple[int, int] | None
     """(height, width) of the crop that the teacher sees, px, both divisible by 32; null is the
     data's."""

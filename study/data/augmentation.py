@@ -221,7 +221,10 @@ def mirror(affine: Tensor, mirrored: Tensor, frame: CropFrame) -> Tensor:
 def _half_bodies(
     keypoints: Tensor, visibility: Tensor, skeleton: Skeleton, aspect: float, wants_upper: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return center and shown width of each person's half-body crop, and whether there is one."""
+    """Return center and shown width of each person's half-body crop, and whether there is one.
+
+    There is none if the skeleton's ``upper_body`` is empty, or holds all joints.
+    """
     is_upper = torch.zeros(skeleton.num_joints, dtype=torch.bool)
     is_upper[list(skeleton.upper_body)] = True
     labeled = visibility > 0
@@ -236,6 +239,7 @@ def _half_bodies(
     extent = torch.where((number > 1)[:, None], high - low, 1.0)
     shown = torch.maximum(extent[:, 0], extent[:, 1] * aspect) * HALF_BODY_PADDING
     can_halve = (labeled.sum(1) > MIN_HALF_BODY_JOINTS) & (number > 2) & (shown > 4)
+    can_halve &= bool(is_upper.any() and not is_upper.all())
     return centers, shown.clamp(min=4.0), can_halve
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from models.joint_names import match_joints
+from models.joint_names import LEFT, RIGHT, match_joints, split_side
 from models.skeleton import SKELETONS, Skeleton
 from study.data.annotations import CROWD_BOUNDS, AnnotationTable
 from study.data.categories import category_id, person_category
@@ -111,7 +111,7 @@ def find_skeleton(annotations: Path, category: str | None = None) -> Skeleton:
     named = f": {', '.join(names)}" if is_named and names else ""
     raise InputError(
         f"people must have the joints of a known skeleton, {known}, got {length / 3:g} joints in "
-        f"{annotations}{named}; add yours to models/skeleton.py"
+        f"{annotations}{named}; use --skeleton from_data, or --skeleton FILE.yaml with your own"
     )
 
 
@@ -367,10 +367,10 @@ def _draw_labels(
     for start, end in skeleton.edges:
         (ax, ay, av), (bx, by, bv) = points[start], points[end]
         if av and bv:
-            names = skeleton.joints[start] + skeleton.joints[end]
+            sides = {split_side(skeleton.joints[joint])[0] for joint in (start, end)}
             color = (230, 230, 230)
-            if ("left" in names) != ("right" in names):
-                color = (0, 150, 255) if "left" in names else (255, 170, 30)
+            if (LEFT in sides) != (RIGHT in sides):
+                color = (0, 150, 255) if LEFT in sides else (255, 170, 30)
             cv2.line(image, (ax, ay), (bx, by), color, 1, cv2.LINE_AA)
     for x, y, v in points:
         if v:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from models.joint_names import split_side
 from models.skeleton import Skeleton
 from study.storage.files import atomic_path
 
@@ -39,7 +40,7 @@ def draw_poses(
         skeleton: supplies the limbs, and their sides by the names of the joints.
     """
     drawn = image.copy()
-    sides = [joint.split("_")[0] for joint in skeleton.joints]
+    sides = [split_side(joint)[0] for joint in skeleton.joints]
     opacities = (scores / SURE).clip(FAINTEST, 1) * box_scores[:, None]
     for person in np.argsort(opacities.mean(axis=1), kind="stable"):
         thickness = max(1, round(boxes[person, 2:].max() / 80))

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.build import load_export
+from models.build import exported_skeleton, load_export
 from models.refined_pose import RefinedPose
-from models.skeleton import SKELETONS, Skeleton
+from models.skeleton import Skeleton
 from study.data.annotations import SCORED_JOINT, clip_boxes
 from study.data.crops import apply_affine, image_to_crop_affine, invert_affine, warp
 from study.deploy.inputs import warn
@@ -35,7 +35,7 @@ def load_estimator(export: Path, device: torch.device) -> tuple[RefinedPose, Ske
         estimator, info = load_export(export)
     except ValueError as error:
         raise InputError(str(error)) from None
-    return estimator.to(device), SKELETONS[info["skeleton"]]
+    return estimator.to(device), exported_skeleton(info)
 
 
 def clip_to_image(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.refined_pose import RefinedPose
+from models.skeleton import Skeleton
 from study.errors import InputError
 
 OPSET = 18
@@ -51,11 +53,12 @@ def require_onnx() -> None:
         ) from None
 
 
-def write_onnx(estimator: RefinedPose, path: Path) -> None:
+def write_onnx(estimator: RefinedPose, path: Path, skeleton: Skeleton) -> None:
     """Write an estimator as an ONNX file.
 
     Its input is ``crops`` (B, 3, h, w), float32, RGB in 0..255, for any B; its outputs are
-    ``keypoints_crop`` (B, K, 2) and ``scores`` (B, K).
+    ``keypoints_crop`` (B, K, 2) and ``scores`` (B, K). Its metadata have the names of the joints
+    and the limbs' joints, from 0, as JSON lists.
 
     Args:
         estimator: in eval mode, on the CPU.
@@ -73,6 +76,8 @@ def write_onnx(estimator: RefinedPose, path: Path) -> None:
             verbose=False,
         )
     assert program is not None
+    for key, value in (("joints", skeleton.joints), ("edges", skeleton.edges)):
+        program.model.metadata_props[key] = json.dumps(value)
     program.save(path, external_data=False)
 
 

@@ -13,6 +13,7 @@ from models.refined_pose import RefinedPose
 from study.config.compose import with_values
 from study.config.derived import Resolved, resolve
 from study.config.schema import RANDOM, StudyConfig
+from study.data.own_skeletons import kept_skeletons
 from study.errors import InputError
 from study.search.controls import trial_config, trial_values
 from study.storage.checkpoint import Checkpoint, Checkpoints, best_row
@@ -145,7 +146,8 @@ def select_trial(
         raise InputError(
             f"the checkpoint of trial {number} is missing from {path}; {others}"
         ) from None
-    return SelectedTrial(row, report, trial_config(config, row), resolve(config), checkpoint)
+    resolved = resolve(config, kept_skeletons(folder))
+    return SelectedTrial(row, report, trial_config(config, row), resolved, checkpoint)
 
 
 def _ranges(numbers: Sequence[int]) -> str:

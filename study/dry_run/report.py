@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from models.skeleton import Skeleton
 from search_spaces.space import SearchSpace
 from study.cache.crop_bucket import check_bucket
 from study.cache.crop_parts import choose_form, plan_parts, readable, sampled_bytes
@@ -65,14 +66,23 @@ DRAWN_IMAGES = (24, 8)
 Notify = Callable[[str], None]
 
 
-def show_plan(as_typed: StudyConfig, space: SearchSpace, folder: Path, notify: Notify) -> None:
+def show_plan(
+    as_typed: StudyConfig,
+    space: SearchSpace,
+    folder: Path,
+    notify: Notify,
+    own: Mapping[str, Skeleton] | None = None,
+) -> None:
     """Report what the study in this folder would compute, and how long it would take here.
+
+    Args:
+        own: skeletons that are not built in, by setting.
 
     Raises:
         InputError: an input that the study would refuse, too.
     """
     config = with_absolute_paths(as_typed)
-    resolved = resolve(config)
+    resolved = resolve(config, own)
     spec = teacher_spec(config, resolved)
     data, search = config.data, config.search
     if resolved.crops_url is not None:

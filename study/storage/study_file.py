@@ -23,6 +23,8 @@ from study.storage.paths import settings_file
 
 FILES = "files"
 """Key of the fingerprints of the files that settings name."""
+SKELETONS_KEY = "skeletons"
+"""Key of the content of the skeletons that are not built in."""
 
 
 def check_settings(config: StudyConfig, folder: Path) -> None:
@@ -80,6 +82,7 @@ def write_settings(
     data_fingerprint: str,
     teacher: str,
     contents: Mapping[str, str],
+    skeletons: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``study.yaml``: settings, command line, versions, Git commit, data and teacher.
 
@@ -87,6 +90,7 @@ def write_settings(
         data_fingerprint: fingerprint of the prepared data.
         teacher: name of the teacher's folder in the cache.
         contents: fingerprints of the files that settings name, by the setting.
+        skeletons: content of the skeletons that are not built in, by setting.
 
     Raises:
         InputError: the study was started with other data.
@@ -111,6 +115,7 @@ def write_settings(
         "data_fingerprint": data_fingerprint,
         "teacher": teacher,
         FILES: dict(contents),
+        SKELETONS_KEY: dict(skeletons or {}),
     }
     write_atomic(file, OmegaConf.to_yaml(OmegaConf.create(dict(content))))
 

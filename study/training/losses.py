@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.skeleton import Skeleton
+
 LOWEST_PEAK = 0.05
 """Peaks below this scale a spatial softmax as this one does."""
 AS_GOOD = 0.1
@@ -199,6 +201,15 @@ def angle_loss(
     student, teacher = cosines(student_points), cosines(teacher_points.detach())
     loss = F.smooth_l1_loss(student, teacher, reduction="none")
     return _weighted_mean(loss, _all_three(confidence, first, middle, last))
+
+
+def missing_limbs(kind: str, skeleton: Skeleton) -> str | None:
+    """Describe what this structure loss compares if the skeleton has none; None if it has."""
+    if kind == "bone" and not skeleton.edges:
+        return "limbs"
+    if kind == "angle" and not _corners(skeleton.edges):
+        return "angles between limbs that share a joint"
+    return None
 
 
 def joint_relation(heatmaps: Tensor, features: Tensor, tau: float = 0.05) -> Tensor:

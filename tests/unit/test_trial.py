@@ -337,7 +337,7 @@ def test_study_runs_on_five_joints_and_crops_higher_than_wide(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(SKELETONS, "five", five)
-    monkeypatch.setitem(checks.CHOICES, "data.skeleton", ("five",))
+    monkeypatch.setattr(checks, "SKELETONS", ("five",))
     config = compose(
         [
             "data=coco",

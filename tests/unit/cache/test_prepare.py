@@ -37,7 +37,7 @@ def config(
 ) -> StudyConfig:
     """A study of the five-joint people, in a folder that the test may change."""
     monkeypatch.setitem(SKELETONS, "five", five)
-    monkeypatch.setitem(checks.CHOICES, "data.skeleton", ("five",))
+    monkeypatch.setattr(checks, "SKELETONS", ("five",))
     return compose(
         [
             "data=coco",

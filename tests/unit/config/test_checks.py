@@ -100,7 +100,7 @@ def test_choices_equal_what_the_builders_support() -> None:
     from study.teachers.onnx_model import PIXELS
 
     assert set(checks.CHOICES["teacher.pixels"]) == set(PIXELS)
-    assert set(checks.CHOICES["data.skeleton"]) == set(SKELETONS)
+    assert set(checks.SKELETONS) == set(SKELETONS)
     for role in ("teacher", "student"):
         others = set(FOREIGN) if role == "teacher" else set()
         assert set(checks.CHOICES[f"{role}.name"]) == set(MODELS) | others
@@ -197,7 +197,13 @@ def test_every_number_has_a_bound(config: StudyConfig) -> None:
             },
             "relation compares features, .* teacher.name=onnx has none, .*search_space=poses",
         ),
-        ({"teacher.skeleton": "cocoo"}, "teacher.skeleton must be null or one of coco, crowdpose"),
+        (
+            {"teacher.skeleton": "cocoo"},
+            "teacher.skeleton must be null, coco or crowdpose, or .* did you mean coco?",
+        ),
+        ({"teacher.skeleton": "from_data"}, "teacher.skeleton must be null"),
+        ({"data.skeleton": "from_dat"}, "data.skeleton must be .* did you mean from_data?"),
+        ({"data.kind": "drawn", "data.skeleton": "from_data"}, "data=drawn draws .*joints"),
         (
             {"teacher.skeleton": "crowdpose", "teacher.epochs": 2},
             "data's joints alone, got teacher.skeleton=crowdpose, data.skeleton=coco and "

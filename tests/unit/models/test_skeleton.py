@@ -87,6 +87,12 @@ def test_shared_joints_are_matched_by_name() -> None:
     assert shared_joints(stick_man(), COCO) == []
 
 
+def test_shared_joints_may_be_spelled_otherwise() -> None:
+    names = ("LeftEye", "eye_R", "nose", "left_eye", "Tail")
+    # The exact name is taken first, so that LeftEye finds no second left eye.
+    assert shared_joints(stick_man(joints=names), COCO) == [(1, 2), (2, 0), (3, 1)]
+
+
 def test_there_must_be_one_sigma_per_joint() -> None:
     with pytest.raises(ValueError, match=r"one OKS sigma per joint.*4 sigmas for 5.*stick_man"):
         stick_man(oks_sigmas=(0.1,) * 4)

@@ -44,18 +44,27 @@ def test_there_is_a_labeling_for_each_subset_of_pairs(skeleton: Skeleton) -> Non
         assert torch.equal(moved[module.pairs].all(dim=1), swaps)
 
 
-def test_skeleton_without_pairs_or_with_too_many_is_refused() -> None:
-    for pairs in (0, MAX_PAIRS + 1):
-        skeleton = Skeleton(
-            name="strange",
-            joints=tuple(map(str, range(20))),
-            edges=((0, 1),),
-            flip_pairs=tuple((2 * place, 2 * place + 1) for place in range(pairs)),
-            oks_sigmas=(0.1,) * 20,
-            upper_body=(0,),
-        )
-        with pytest.raises(ValueError, match=rf"1 to {MAX_PAIRS} flip_pairs.*got {pairs}"):
-            SwapResolver(skeleton)
+def with_pairs(number: int) -> Skeleton:
+    return Skeleton(
+        name="strange",
+        joints=tuple(map(str, range(40))),
+        edges=((0, 1),),
+        flip_pairs=tuple((2 * place, 2 * place + 1) for place in range(number)),
+        oks_sigmas=(0.1,) * 40,
+        upper_body=(0,),
+    )
+
+
+def test_skeleton_without_pairs_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"must have flip_pairs.*got none"):
+        SwapResolver(with_pairs(0))
+
+
+def test_pairs_after_the_first_eight_keep_their_labels() -> None:
+    module = SwapResolver(with_pairs(20))
+    assert module.orders.shape == (2**MAX_PAIRS, 40)
+    every_pair_swapped = [place ^ 1 for place in range(16)] + list(range(16, 40))
+    assert module.orders[-1].tolist() == every_pair_swapped
 
 
 @pytest.mark.parametrize("order", [BOTH, HANDS, FEET])

@@ -52,7 +52,7 @@ def check(config: StudyConfig) -> None:
 def config(five: Skeleton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudyConfig:
     """A study of five joints whose students see (64, 64) and whose teachers (96, 64)."""
     monkeypatch.setitem(SKELETONS, "five", five)
-    monkeypatch.setitem(checks.CHOICES, "data.skeleton", ("five", "coco"))
+    monkeypatch.setattr(checks, "SKELETONS", ("five", "coco"))
     return compose(
         [
             "data=coco",
