@@ -229,8 +229,8 @@ def _wrong_names(joints: tuple[Any, ...], skeleton: Skeleton) -> str | None:
     extra = ", ".join(joints[place] for place in match.extra) or "none"
     return (
         f"its joints must be those of data.skeleton={skeleton.name}, got others: missing are "
-        f"{missing}; not among them are {extra}; change data.skeleton, or correct the names in "
-        "the file"
+        f"{missing}; not among them are {extra}; change data.skeleton (from_data takes the "
+        "file's joints), or correct the names in the file"
     )
 
 
