@@ -13,7 +13,6 @@ if os.path.isfile(os.path.join(HERE, "__init__.py")):
     sys.path[0] = os.path.dirname(HERE)
 
 import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from study.deploy.drawing import draw_poses, write_image
+from study.deploy.drawing import draw_poses
 from study.deploy.estimation import (
     choose_device,
     clip_to_image,
@@ -30,21 +29,13 @@ from study.deploy.estimation import (
     load_estimator,
 )
 from study.deploy.given_poses import read_poses
-from study.deploy.inputs import (
-    RESULTS,
-    GivenImage,
-    Problems,
-    check_targets,
-    find_images,
-    first_names,
-    read_given,
-    warn,
-)
+from study.deploy.inputs import GivenImage, find_images, first_names, read_given, warn
+from study.deploy.outputs import RESULTS, Outputs, check_targets, listed
 from study.deploy.person_boxes import PersonBoxes, find_people
 from study.display import Display, escape_unprintable
 from study.errors import InputError
 from study.metrics import to_detections
-from study.storage.files import is_full_disk, write_atomic
+from study.storage.files import is_full_disk
 
 EXPLANATION = """\
 writes to FOLDER:
@@ -78,28 +69,27 @@ examples:
 def predict(
     export: Path,
     people: Mapping[GivenImage, PersonBoxes],
-    out: Path,
+    outputs: Outputs,
     device: torch.device,
     progress: Callable[[int, int], None],
-) -> tuple[int, Problems]:
+) -> int:
     """Estimate the poses of these people, draw them, and write them as COCO results.
 
     Returns:
-        The number of poses, and the images that were left out.
+        The number of poses.
 
     Raises:
-        InputError: ``export`` is no export, or no image can be read.
+        InputError: ``export`` is no export, or no image can be used.
     """
     estimator, skeleton = load_estimator(export, device)
-    _make_folder(out)
+    outputs.make_folder()
     detections: list[dict[str, Any]] = []
-    problems: Problems = {}
     doubtful: list[str] = []
     for done, (image, found) in enumerate(people.items(), start=1):
         try:
             pixels = read_given(image, found.image_size)
         except InputError as error:
-            problems[image.path] = str(error)
+            outputs.unusable[image.path] = str(error)
         else:
             boxes, scores = clip_to_image(image.path, pixels, found)
             keypoints_image, joint_scores = estimate(estimator, skeleton, pixels, boxes)
@@ -109,35 +99,36 @@ def predict(
             rows = to_detections(keypoints_image, joint_scores, ids, scores)
             detections += [{**row, "file_name": image.name} for row in rows]
             drawn = draw_poses(pixels, keypoints_image, joint_scores, boxes, scores, skeleton)
-            write_image(image.drawn(out), drawn)
+            outputs.draw(image, drawn)
         progress(done, len(people))
-    _require_one(problems, len(people), out)
-    write_atomic(out / RESULTS, json.dumps(detections))
+    outputs.write(detections, len(people))
     if doubtful:
         warn(
             f"in {len(doubtful)} of {len(people)} images the pose is unsure or small "
             f"({first_names(doubtful)}): without --boxes each image is taken as one person who "
             "fills it; give the people's boxes by --boxes"
         )
-    return len(detections), problems
+    return len(detections)
 
 
 def improve_poses(
     export: Path,
     images: Sequence[GivenImage],
     poses: Path,
-    out: Path,
+    outputs: Outputs,
     device: torch.device,
     progress: Callable[[int, int], None],
-) -> tuple[int, Problems]:
+) -> tuple[int, int]:
     """Improve a file's poses in these images, draw them, and write all entries of the file.
 
+    The entries of an image that cannot be used stay as they are.
+
     Returns:
-        The number of improved poses, and the images that were left out; their entries stay.
+        The number of improved poses, and the number of images with entries.
 
     Raises:
         InputError: the export has no refiner, an entry of the file is broken, or no image can be
-            read.
+            used.
     """
     estimator, skeleton = load_estimator(export, device)
     if estimator.refiner is None:
@@ -146,69 +137,54 @@ def improve_poses(
             "python study/export.py STUDY --refined, from a study with refine.epochs above 0"
         )
     given = read_poses(poses, images, skeleton)
-    _make_folder(out)
-    improved, problems = 0, Problems()
+    outputs.make_folder()
+    improved = 0
     for done, image in enumerate(given.places, start=1):
         starts = given.starts(image)
         try:
             pixels = read_given(image, given.sizes[image])
             boxes = given.boxes(image, starts, (pixels.shape[0], pixels.shape[1]))
         except InputError as error:
-            problems[image.path] = str(error)
+            outputs.unusable[image.path] = str(error)
         else:
             keypoints_image, scores = estimate(estimator, skeleton, pixels, boxes, starts)
             given.put(image, starts, keypoints_image, scores)
             box_scores = given.scores(image)
             drawn = draw_poses(pixels, keypoints_image, scores, boxes, box_scores, skeleton)
-            write_image(image.drawn(out), drawn)
+            outputs.draw(image, drawn)
             improved += len(boxes)
         progress(done, len(given.places))
-    _require_one(problems, len(given.places), out)
-    write_atomic(out / RESULTS, json.dumps(given.entries))
-    return improved, problems
+    outputs.write(given.entries, len(given.places))
+    return improved, len(given.places)
 
 
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out must be a folder to write to, got {out} ({error})") from None
+def run(options: argparse.Namespace) -> str:
+    """Run the command; return a line for each image or folder that is missing in the results.
 
-
-def _require_one(problems: Problems, number: int, out: Path) -> None:
-    if len(problems) == number:
-        raise InputError(
-            f"none of {number} images can be used, so nothing was written to {out}:"
-            f"{listed(problems)}"
-        )
-
-
-def listed(problems: Problems) -> str:
-    """Return a line for each file or folder that was left out."""
-    return "".join(f"\n  {path}: {problem}" for path, problem in problems.items())
-
-
-def run(options: argparse.Namespace) -> tuple[str, Problems]:
-    """Run the command; return a sentence of what was done, and what was left out."""
+    Raises:
+        InputError: an argument is wrong, or no image can be used.
+    """
     display, out = Display("auto"), options.out
     device = choose_device(options.device)
-    images, problems = find_images(options.images, out)
+    images, unlisted = find_images(options.images, out)
+    outputs = Outputs(out)
     if options.poses is not None:
         check_targets(images, options.poses, out)
         with display.meters() as meter:
-            number, left_out = improve_poses(
-                options.export, images, options.poses, out, device, meter("improving poses")
+            progress = meter("improving poses")
+            number, used = improve_poses(
+                options.export, images, options.poses, outputs, device, progress
             )
-        used = len(images)
     else:
         people = find_people(images, options.boxes)
         check_targets(list(people), options.boxes, out)
         with display.meters() as meter:
             progress = meter("estimating poses")
-            number, left_out = predict(options.export, people, out, device, progress)
+            number = predict(options.export, people, outputs, device, progress)
         used = len(people)
-    done = f"{number} poses in {used - len(left_out)} images, drawn and listed in {out}"
-    return done, problems | left_out
+    used -= len(outputs.unusable)
+    print(f"{number} poses in {used} images, drawn and listed in {out}")
+    return listed(unlisted | outputs.unusable | outputs.undrawn)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -242,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     out = options.out
     try:
-        done, problems = run(options)
+        problems = run(options)
     except InputError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -256,9 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "not written; free some and run the same command again"
             )
         raise
-    print(done)
     if problems:
-        sys.exit(f"error: {len(problems)} images or folders were left out:{listed(problems)}")
+        sys.exit(f"error: not all images are in the results:{problems}")
 
 
 if __name__ == "__main__":

@@ -12,4 +12,5 @@ estimation        poses of boxes in one image
 drawing           poses drawn on their image
 video             frames in, poses and video out
 given_poses       poses of other methods to refine
+outputs           drawings, results and problems of images
 """

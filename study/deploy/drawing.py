@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from models.joint_names import split_side
 from models.skeleton import Skeleton
+from study.errors import InputError
 from study.storage.files import atomic_path
 
 COLORS = {"left": (255, 127, 14), "right": (40, 150, 255), "middle": (255, 225, 77)}
@@ -19,6 +20,8 @@ FAINTEST = 0.15
 """Opacity of a joint with score 0."""
 SURE = 0.6
 """Joints with at least this score are opaque."""
+LONGEST = 65500
+"""Pixels of a JPEG's height or width."""
 
 
 def draw_poses(
@@ -41,7 +44,7 @@ def draw_poses(
     """
     drawn = image.copy()
     sides = [split_side(joint)[0] for joint in skeleton.joints]
-    opacities = (scores / SURE).clip(FAINTEST, 1) * box_scores[:, None]
+    opacities = (scores / SURE).clip(FAINTEST, 1) * box_scores.clip(0, 1)[:, None]
     for person in np.argsort(opacities.mean(axis=1), kind="stable"):
         thickness = max(1, round(boxes[person, 2:].max() / 80))
         joints, opacity = keypoints_image[person], opacities[person]
@@ -83,6 +86,15 @@ def _stroke(
 
 
 def write_image(file: Path, image: NDArray[np.uint8]) -> None:
-    """Write an RGB image (H, W, 3) as JPEG, atomically; its folder is created."""
+    """Write an RGB image (H, W, 3) as JPEG, atomically; its folder is created.
+
+    Raises:
+        InputError: the image is too large for a JPEG.
+    """
+    height, width = image.shape[:2]
+    if max(height, width) > LONGEST:
+        raise InputError(
+            f"a JPEG has at most {LONGEST} pixels in each direction, got {height} x {width}"
+        )
     with atomic_path(file) as temporary:
         temporary.write_bytes(cv2.imencode(".jpg", image[..., ::-1])[1].tobytes())

@@ -23,8 +23,6 @@ from study.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """Endings of the files in a folder that count as images."""
-RESULTS = "keypoints.json"
-"""Result list, written beside the drawn images."""
 SHOWN_NAMES = 5
 """Names that a message lists."""
 
@@ -36,13 +34,9 @@ class GivenImage(NamedTuple):
     name: str
     """Path in the given folder, with slashes; the file's own name if the file is given."""
 
-    def drawn(self, out: Path) -> Path:
-        """Return the file of the image with its poses; sub-folders are kept."""
-        return (out / self.name).with_name(f"{self.path.stem}.jpg")
-
 
 Problems = dict[Path, str]
-"""Why files or folders were left out."""
+"""What is wrong with files and folders."""
 
 
 def find_images(given: Iterable[Path], out: Path) -> tuple[list[GivenImage], Problems]:
@@ -107,32 +101,6 @@ def _visible_files(folder: Path, out: Path, problems: Problems) -> Iterator[Path
         seen.add(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(parent, name) for name in names if not name.startswith("."))
-
-
-def check_targets(images: Sequence[GivenImage], boxes: Path | None, out: Path) -> None:
-    """Check that no output file would overwrite an input or another output.
-
-    Raises:
-        InputError: two images have the same name, or an output would overwrite an input.
-    """
-    drawn: dict[Path, GivenImage] = {}
-    for image in images:
-        target = image.drawn(out)
-        other = drawn.setdefault(target, image)
-        if other is not image:
-            raise InputError(
-                f"images must have different names, got {other.path} and {image.path}, which "
-                f"would both be drawn to {target}; give one of them another --out"
-            )
-    inputs = {image.path.resolve() for image in images}
-    if boxes is not None:
-        inputs.add(boxes.resolve())
-    for target in (out / RESULTS, *drawn):
-        if target.resolve() in inputs:
-            raise InputError(
-                f"inputs must not be overwritten, got --out {out}, where {target.name} is one of "
-                "the inputs; give another folder by --out"
-            )
 
 
 def read_given(image: GivenImage, size: tuple[float, float] = (0, 0)) -> NDArray[np.uint8]:

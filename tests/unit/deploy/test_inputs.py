@@ -10,8 +10,9 @@ import pytest
 
 from models.skeleton import COCO, CROWDPOSE
 from study.deploy.given_poses import GivenPoses
-from study.deploy.inputs import GivenImage, check_targets, find_images, number_of
+from study.deploy.inputs import GivenImage, find_images, number_of
 from study.deploy.model_card import model_card
+from study.deploy.outputs import check_targets, drawn_file
 from study.deploy.person_boxes import whole_images
 from study.errors import InputError
 
@@ -59,8 +60,8 @@ def test_sub_folders_are_searched_and_kept_in_the_names(
     inner.touch()
     found, _ = find_images([tmp_path / "images"], OUT)
     assert [image.name for image in found] == ["000785.jpg", "b.PNG", "day 1/cam.jpg/000785.png"]
-    drawn = [image.drawn(tmp_path / "out").relative_to(tmp_path).as_posix() for image in found]
-    assert drawn == ["out/000785.jpg", "out/b.jpg", "out/day 1/cam.jpg/000785.jpg"]
+    drawn = [drawn_file(image, OUT).relative_to(OUT).as_posix() for image in found]
+    assert drawn == ["000785.jpg", "b.jpg", "day 1/cam.jpg/000785.jpg"]
     check_targets(found, None, tmp_path / "out")
 
 

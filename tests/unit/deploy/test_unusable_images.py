@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import study.deploy.drawing
 from models.build import build_codec
 from models.skeleton import Skeleton
+from study.deploy.drawing import LONGEST
 from study.predict import main
 
 HEIGHT, WIDTH = 90, 120
@@ -118,7 +119,7 @@ def test_unreadable_image_is_listed_and_the_others_are_written(
     damage(photos / "2.jpg")
     entries = [{"image_id": n, "bbox": BOX, "keypoints": POSE} for n in (1, 2, 3)]
     found, error = run(photos, *((option, write(photos, entries)) if option else ()))
-    assert error.startswith(f"error: 1 images or folders were left out:\n  {photos}/2.jpg: ")
+    assert error.startswith(f"error: not all images are in the results:\n  {photos}/2.jpg: ")
     assert drawn(photos) == ["1.jpg", "3.jpg"]
     assert found is not None
     if option == "--poses":
@@ -127,12 +128,26 @@ def test_unreadable_image_is_listed_and_the_others_are_written(
         assert [row["image_id"] for row in found] == [1, 3]
 
 
+@pytest.mark.parametrize("option", ["--boxes", "--poses"])
+def test_poses_of_an_image_that_cannot_be_drawn_are_listed(option: str, photos: Path) -> None:
+    (photos.parent / "out/2.jpg").mkdir(parents=True)
+    cv2.imwrite(str(photos / "4.png"), np.zeros((2, LONGEST + 1), np.uint8))
+    box = [0, 0, 100, 70]
+    entries = [{"image_id": n, "bbox": box, "keypoints": POSE} for n in (1, 2, 3, 4)]
+    found, error = run(photos, option, write(photos, entries))
+    assert found is not None and len(found) == 4
+    assert f"{photos}/2.jpg: its poses are listed, but it cannot be drawn: Is a dir" in error
+    assert f"{photos}/4.png: its poses are listed, but it cannot be drawn: a JPEG has" in error
+    assert f"got 2 x {LONGEST + 1}" in error and len(error.splitlines()) == 3
+    assert drawn(photos) == ["1.jpg", "2.jpg", "3.jpg"]
+
+
 def test_nothing_is_written_if_no_image_can_be_read(photos: Path) -> None:
     for file in photos.iterdir():
         text(file)
     found, error = run(photos)
     assert found is None and drawn(photos) == []
-    assert error.startswith("error: none of 3 images can be used, so nothing was written to")
+    assert error.startswith("error: none of 3 images can be used, so ")
     assert [f"{n}.jpg: " in error for n in (1, 2, 3)] == [True] * 3
 
 
