@@ -6,7 +6,6 @@ This module runs in the process that the user starts; training runs in Ray's pro
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -46,6 +45,7 @@ from study.search.owner import StudyOwner
 from study.search.staged import staged_faults, with_parent
 from study.search.warm_start import check_older_studies, check_warm_start
 from study.storage.files import is_full_disk, report_full_disk
+from study.storage.locks import Held, check_file_system, hold_lock
 from study.storage.paths import TARGETS, audit_folder, lock_file, table_folder
 from study.storage.study_file import check_contents, check_settings, write_settings
 from study.storage.tables import write_final
@@ -98,6 +98,7 @@ def run_study(config: StudyConfig) -> Path:
         show_plan(study.typed, study.space, folder, display.notify, study.skeletons)
         return folder
     with report_full_disk(folder), _locked(lock_file(folder), display):
+        check_file_system(folder, "storage")
         if _is_finished(study):
             display.notify(f"the study in {folder} is finished; search.trials=N adds trials")
         else:
@@ -377,8 +378,6 @@ def _score_finalists(context: StudyContext, space: SearchSpace, display: Display
 def _locked(file: Path, display: Display, wait_for: str = "") -> Iterator[None]:
     """Hold a lock file, so that one driver at a time works in its folder.
 
-    The operating system releases the lock with the process.
-
     Args:
         wait_for: what the driver that holds the lock is doing, to wait for it. If empty, raise.
 
@@ -387,7 +386,7 @@ def _locked(file: Path, display: Display, wait_for: str = "") -> Iterator[None]:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        lock = file.open("w")
+        file.touch()
     except OSError as error:
         if is_full_disk(error):
             raise
@@ -395,15 +394,13 @@ def _locked(file: Path, display: Display, wait_for: str = "") -> Iterator[None]:
             f"the study needs a folder that can be created and written to, got {file.parent} "
             f"({error.strerror}); change storage or name"
         ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if not wait_for:
-                raise InputError(
-                    f"a study is run by one driver at a time, and another one runs {file.parent}; "
-                    "wait for it, or give this one another name=..."
-                ) from None
-            display.notify(f"waiting: another study is {wait_for}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    waiting = f"waiting: another study is {wait_for}" if wait_for else None
+    try:
+        with hold_lock(file, display.notify, waiting):
+            yield
+    except Held as held:
+        raise InputError(
+            str(held)
+            or f"a study is run by one driver at a time, and another one runs {file.parent}; wait "
+            "for it, or give this one another name=..."
+        ) from None

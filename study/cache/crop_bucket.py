@@ -7,7 +7,6 @@ An address is ``s3://bucket/prefix`` or ``gs://bucket/prefix``, with pyarrow's o
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import getpass
 import os
 import shutil
@@ -22,6 +21,7 @@ from pyarrow import fs
 from study.cache.crop_parts import CountDone, Part, is_complete_part, write_part
 from study.errors import InputError
 from study.storage.files import commit_file, remove_stale_temps, temp_path
+from study.storage.locks import hold_lock
 
 INDEX = "people.arrow"
 """Index of a store; it lists the parts and is written last."""
@@ -157,8 +157,7 @@ def fetch_store(url: str, folder: Path, sizes: dict[str, int] | None = None) -> 
         folder.parent.mkdir(parents=True, exist_ok=True)
     if sizes is None and (folder / INDEX).is_file():
         return folder
-    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with hold_lock(folder.parent / f".{folder.name}.lock", waiting="waiting for the crops"):
         if sizes is None and (folder / INDEX).is_file():
             return folder  # downloaded by the process that had the lock
         sizes = sizes or sizes_in(url, folder.name)

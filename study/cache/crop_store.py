@@ -9,6 +9,7 @@ written to a temporary name and renamed; so a stale or partial store is never re
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -147,6 +148,7 @@ def make_crop_store(
     folder = folder or store_folder(people, spec)
     sizes = {} if url is None else crop_bucket.sizes_in(url, folder.name)
     if url is None and is_complete(folder):
+        _note_later_images(people, folder, name, notify)
         return folder
     if url is not None and INDEX in sizes:
         spec.cache.mkdir(parents=True, exist_ok=True)
@@ -177,6 +179,20 @@ def make_crop_store(
     cut(missing, count_done)
     _write_index(people, affines, places, parts, spec.input_size)
     return folder
+
+
+def _note_later_images(
+    people: People, folder: Path, name: str, notify: Callable[[str], None]
+) -> None:
+    """Report images that were written after their crops, which an equal size hides."""
+    cut_at = (folder / INDEX).stat().st_mtime_ns
+    paths = sorted(set(people.image_paths))
+    later = [path for path in paths if path.stat().st_mtime_ns > cut_at]
+    if later:
+        notify(
+            f"warning: {len(later)} of {len(paths)} images of {name} were written after their "
+            f"crops were cut, such as {later[0]}; if they show something else now, delete {folder}"
+        )
 
 
 def store_folder(people: People, spec: StoreSpec) -> Path:
@@ -275,7 +291,11 @@ def open_crop_store(path: Path) -> CropStore:
 
 def _people_fingerprint(people: People, input_size: tuple[int, int], form: str) -> str:
     """Fingerprint of the annotations, the images' names and sizes, the people and the crop."""
-    images = {path.name: path.stat().st_size for path in set(people.image_paths)}
+    paths = set(people.image_paths)
+    images = {path.name: path.stat().st_size for path in paths}
+    if len(images) < len(paths):  # folders of videos have equal names: 000001.jpg in each
+        top = os.path.commonpath(paths)
+        images = {path.relative_to(top).as_posix(): path.stat().st_size for path in paths}
     annotations = hash_file(people.annotations)
     arrays = (people.annotation_ids, people.neighbors, people.boxes)
     who = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()

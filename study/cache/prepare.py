@@ -19,6 +19,7 @@ from study.data.people import has_ground_truth, write_ground_truth
 from study.data.synthetic.dataset import draw_dataset
 from study.errors import InputError
 from study.storage.files import fingerprint, is_full_disk
+from study.storage.locks import check_file_system
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +144,7 @@ def _require_folder(crops: Path) -> None:
             "the folder of the crops (data.store, by default storage's cache) must be possible to "
             f"create, got {crops} ({error.strerror}); change data.store or storage"
         ) from error
+    check_file_system(crops, "data.store, or storage")
 
 
 def planned_data(people: StudyPeople, crops: str, resolved: Resolved) -> PreparedData:

@@ -18,7 +18,7 @@ import optuna
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -46,7 +46,8 @@ class TruncatingJournal(JournalFileBackend):
     """
 
     def __init__(self, file: Path) -> None:
-        super().__init__(str(file))
+        # Optuna's default lock is a symbolic link, which exFAT and many network disks lack.
+        super().__init__(str(file), JournalFileOpenLock(str(file)))
         self.file = file
         text = file.read_bytes()
         os.truncate(file, text.rfind(b"\n") + 1)

@@ -18,6 +18,17 @@ from study.errors import InputError
 
 TIME_RESOLUTION_NS = 2_000_000_000
 """The coarsest modification times that a file system keeps (FAT's)."""
+NO_FLUSH_ERRORS = (
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.EBADF,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+)
+"""Errors of a file system that can't flush a file or a folder."""
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 FULL_DISK_MESSAGES = tuple(os.strerror(number) for number in FULL_DISK_ERRORS)
 
@@ -67,10 +78,21 @@ def remove_stale_temps(file: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk, so that a power cut keeps them."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file, or the names in a folder, to the disk, so that a power cut keeps them.
+
+    A file system that can't flush, as some can't for folders, keeps them when it does.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if path.is_dir() and error.errno in NO_FLUSH_ERRORS:
+            return
+        raise
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FLUSH_ERRORS:
+            raise
     finally:
         os.close(descriptor)
 

@@ -14,7 +14,13 @@ import pyarrow as pa
 import pytest
 
 from models.skeleton import Skeleton
-from study.cache.crop_store import CropStore, StoreSpec, make_crop_store, open_crop_store
+from study.cache.crop_store import (
+    CropStore,
+    StoreSpec,
+    make_crop_store,
+    open_crop_store,
+    store_folder,
+)
 from study.data.annotations import read_table
 from study.data.crops import (
     STORED_MARGIN,
@@ -141,6 +147,34 @@ def test_other_annotations_people_sizes_or_images_make_another_store(
         )
     )
     assert len(set(paths)) == len(paths)
+
+
+def test_images_of_one_name_in_several_folders_all_count(moved: People, tmp_path: Path) -> None:
+    folders = [moved.image_paths[0].parent / name for name in ("a", "b")]
+    for folder in folders:
+        folder.mkdir()
+        shutil.copy(moved.image_paths[0], folder / "1.png")
+    paths = tuple(folders[row % 2] / "1.png" for row in range(len(moved)))
+    people, spec = dataclasses.replace(moved, image_paths=paths), StoreSpec(SIZE, tmp_path)
+    found = [store_folder(people, spec)]
+    for path in paths[:2]:
+        with path.open("ab") as image:
+            image.write(b"another image under the same name")
+        found.append(store_folder(people, spec))
+    assert len(set(found)) == 3
+
+
+def test_images_written_after_their_crops_are_reported(moved: People, tmp_path: Path) -> None:
+    notes: list[str] = []
+    spec = StoreSpec(SIZE, tmp_path / "cache")
+    folder = make_crop_store(moved, spec)
+    make_crop_store(moved, spec, notify=notes.append)
+    assert notes == []
+    image = moved.image_paths[3]
+    later = (folder / "people.arrow").stat().st_mtime_ns + 1
+    os.utime(image, ns=(later, later))
+    assert make_crop_store(moved, spec, notify=notes.append) == folder
+    assert len(notes) == 1 and f"such as {image}; if they show something else" in notes[0]
 
 
 def test_fingerprint_depends_on_every_part_but_not_on_the_order_of_keys() -> None:
