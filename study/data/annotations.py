@@ -1,6 +1,7 @@
 """An annotation file in COCO's format, as arrays: COCO, CrowdPose and files like theirs.
 
 ``data/audit.py`` searches the table for faults, ``data/people.py`` builds people from it.
+``data/categories.py`` decides which category is the people's and how their joints are read.
 Which annotations count as people follows the official readers (HRNet's for COCO, mmpose's for
 CrowdPose): no crowd regions, no people without labeled joints (``num_keypoints`` 0, if the file
 has it), no area of 0.

@@ -8,7 +8,7 @@ a file's keypoints reads them as ``PersonCategory`` prescribes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,14 @@ def person_category(
         used: ids of the categories of annotations with labeled joints; None if unknown.
 
     Raises:
-        InputError: no category has the wanted name, or several may be the people's.
+        InputError: the categories are no list of objects, none has the wanted name, or several
+            may be the people's.
     """
+    if categories and not _is_list_of_objects(categories):
+        raise InputError(
+            f"the categories must be a list of objects with id and name, got "
+            f"{str(categories)[:80]!a} in {annotations}; fix the file"
+        )
     known = _listed_once(categories)
     if wanted is None:
         found = known
@@ -96,9 +102,13 @@ def person_category(
     return found[0] if found else {}
 
 
-def _listed_once(categories: Any) -> list[Category]:
-    """Return the categories that are objects, equal ones once."""
-    found = [c for c in categories if isinstance(c, dict)] if isinstance(categories, list) else []
+def _is_list_of_objects(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+
+
+def _listed_once(categories: Sequence[Category] | None) -> list[Category]:
+    """Return the categories, equal ones once."""
+    found = list(categories or ())
     return [category for place, category in enumerate(found) if category not in found[:place]]
 
 

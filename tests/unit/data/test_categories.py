@@ -192,13 +192,22 @@ def test_two_categories_of_one_id_are_refused(
         read_table(write(listed), five)
 
 
+@pytest.mark.parametrize("listed", ["person", ["person"], [None], {"1": category(1, "person")}])
+def test_categories_that_are_no_list_of_objects_are_refused(
+    write: Write, five: Skeleton, listed: Any
+) -> None:
+    file = write(listed)
+    with pytest.raises(InputError, match=r"must be a list of objects .* got .* in .*a\.json"):
+        read_table(file, five)
+    with pytest.raises(InputError, match="must be a list of objects"):
+        find_skeleton(file)
+
+
 def test_category_listed_twice_is_one(write: Write, five: Skeleton) -> None:
     assert people_of(read_table(write([category(1, "person")] * 2), five)) == [7]
 
 
-@pytest.mark.parametrize(
-    "listed", [None, [], {}, "person", [None], [category(1, "person", None)], [{"name": "x"}]]
-)
+@pytest.mark.parametrize("listed", [None, [], {}, [category(1, "person", None)], [{"name": "x"}]])
 def test_file_without_names_is_read_as_it_is_with_a_note(
     write: Write, five: Skeleton, listed: Any
 ) -> None:
