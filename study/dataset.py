@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from rich.console import Console
+from rich.markup import escape
 
 from models.skeleton import SKELETONS, Skeleton
 from study.config.schema import FROM_DATA
@@ -228,11 +229,13 @@ def write_sheet(file: Path, one: Usable, num_images: int) -> bool:
 
 def show(one: Survey, console: Console) -> None:
     """Print the figures of a file, its faults and its notes."""
-    console.rule(f"[bold]{one.annotations.name}", align="left")
+    console.rule(f"[bold]{escape(one.annotations.name)}", align="left")
     if one.usable is not None:
         figures, skeleton = one.usable.figures, one.usable.table.skeleton
         console.print(
-            f"images in {one.usable.image_folder}, joints of {skeleton.name}", soft_wrap=True
+            f"images in {one.usable.image_folder}, joints of {skeleton.name}",
+            markup=False,
+            soft_wrap=True,
         )
         console.print(counts_table(figures), bars_table(figures))
         console.print(joints_table(figures, skeleton))

@@ -16,6 +16,7 @@ if os.path.isfile(os.path.join(HERE, "__init__.py")):
 
 import argparse
 import json
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -380,7 +381,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except InputError as error:
         sys.exit(f"error: {error}")
-    print(f"try it: python study/predict.py {target} IMAGES...")
+    print(f"try it: python study/predict.py {shlex.quote(str(target))} IMAGES...")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,18 +147,20 @@ def show_finals(study_folder: Path, console: Console) -> None:
             "no winner: no complete trial satisfies search.constraints; raise them, or give the "
             "search space cheaper values"
         )
-    console.print(f"look closer:  python study/analyze.py {study_folder}")
+    folder = shlex.quote(str(study_folder))
+    console.print(f"look closer:  python study/analyze.py {folder}", markup=False)
     if winner is not None:
-        console.print(f"take it away: python study/export.py {study_folder}")
+        console.print(f"take it away: python study/export.py {folder}", markup=False)
 
 
 def _show_winner(winner: TableRow, trials: pa.Table, study_folder: Path, console: Console) -> None:
     trial = next(row for row in trials.to_pylist() if row["trial"] == winner["trial"])
-    console.print(f"winner: trial {trial['trial']}, {study_folder / winner['checkpoint']}")
+    checkpoint = study_folder / winner["checkpoint"]
+    console.print(f"winner: trial {trial['trial']}, {checkpoint}", markup=False)
     for name, value in trial.items():
         if name.startswith(PARAMS) and value is not None:
             shown = f"{value:.3g}" if isinstance(value, float) else value
-            console.print(f"  {name.removeprefix(PARAMS)}={shown}")
+            console.print(f"  {name.removeprefix(PARAMS)}={shown}", markup=False)
 
 
 def _show_front(front: list[dict[str, Any]], console: Console) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -422,3 +423,13 @@ def test_missing_data_are_named(study: Path, capsys: pytest.CaptureFixture[str])
     OmegaConf.save(settings, study / "study.yaml")
     error = refusal(study, capsys)
     assert "data.root=data/coco" in error and "folder that the study was run in" in error
+
+
+def test_printed_command_can_be_pasted_whatever_the_folder_is_called(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = Path("my $study's/export")
+    monkeypatch.setattr("study.export.export_study", lambda *_, **__: target)
+    main([str(target.parent)])
+    command = capsys.readouterr().out.removeprefix("try it: ")
+    assert shlex.split(command)[:3] == ["python", "study/predict.py", str(target)]

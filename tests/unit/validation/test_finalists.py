@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -280,6 +281,20 @@ def test_last_screen_fits_80_columns_and_has_the_ap_of_crowds(
     lines = [re.findall(r"[\w.]+", line) for line in screen.getvalue().splitlines()[:7]]
     assert heading in lines and ["winner", *winner.split()] in lines
     assert "baseline student (no teacher)" in screen.getvalue()
+
+
+def test_next_commands_can_be_pasted_whatever_the_folder_is_called(tmp_path: Path) -> None:
+    folder = tmp_path / "my [/new] study's"
+    tables.write_trial(folder, {"trial": 3, "state": "COMPLETE"}, [], SPACE)
+    row = {"trial": 3, "stage": "refine", "epoch": 2, "checkpoint": "trials/3", "role": "winner"}
+    tables.write_final(folder, [{**row, "ap": 0.5, "ap50": 0.7, "ap75": 0.6}], SPACE)
+    screen = io.StringIO()
+    show_finals(folder, Console(file=screen, width=80, soft_wrap=True))
+    lines = screen.getvalue().splitlines()
+    for label, script_name in (("look closer:", "analyze"), ("take it away:", "export")):
+        (command,) = [line.removeprefix(label) for line in lines if line.startswith(label)]
+        assert shlex.split(command) == ["python", f"study/{script_name}.py", str(folder)]
+    assert f"winner: trial 3, {folder / 'trials/3'}" in lines
 
 
 @pytest.mark.slow
