@@ -235,9 +235,12 @@ def _category_checks(table: AnnotationTable) -> list[Check]:
 
     def category(i: int) -> str:
         found = int(table.category_ids[i])
-        name = f" ({others[found]}, which lists no joints)" if found in others else ""
-        advice = "; set data.category to its name to read that one" if found in others else ""
-        return f"category_id must be the person's, {number}, got {found}{name}{advice}"
+        if found in others:
+            name = f"({others[found]}, which lists no joints)"
+            advice = "set data.category to its name to read that one"
+        else:
+            name, advice = "(which the file does not list)", "correct the file"
+        return f"category_id must be the person's, {number}, got {found} {name}; {advice}"
 
     return [(OTHER_CATEGORY, is_other & (number is not None), category)]
 
