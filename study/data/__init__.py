@@ -3,6 +3,7 @@
 coco_json      records of a COCO-format JSON file
 categories     the people's category and its joints' names
 annotations    images and annotations as two tables
+coordinates    boxes and joints in unmeant units
 audit          faults and notes of a data set
 people         people of a file, split for a study
 coco_results   readers of COCO result lists

@@ -24,6 +24,14 @@ import pyarrow.parquet as pq
 from study.data.annotations import AnnotationTable
 from study.data.categories import LEFT_OUT, naming_fault, naming_notes
 from study.data.coco_json import WHERE
+from study.data.coordinates import (
+    FRACTION_BOX,
+    OTHER_SCALE,
+    coordinate_checks,
+    coordinate_notes,
+    is_common,
+    other_scale,
+)
 from study.data.image_files import TURNED_IMAGE, image_problem
 from study.errors import InputError
 from study.storage.files import atomic_path
@@ -126,21 +134,52 @@ def require_people(table: AnnotationTable, left_out: int = 0) -> None:
         return
     num_others = np.count_nonzero(~table.is_person)
     others = f"{num_others} of other categories than {table.category.name}, " if num_others else ""
+    num_without = np.count_nonzero(lacks_area(table))
+    areas, advice = "", WHERE
+    if num_without:
+        areas = f"{num_without} of them people without area (0), "
+        advice = "leave area out, or write the square pixels of the person"
     raise InputError(
         "the annotation file must have at least one person with a labeled joint, got "
         f"{len(table.ids)} annotations ({others}{np.count_nonzero(table.is_crowd)} crowd regions, "
-        f"{np.count_nonzero(table.is_labeled)} with labeled joints, {left_out} left out for "
-        f"their faults) in {table.path}; {WHERE}"
+        f"{np.count_nonzero(table.is_labeled)} with labeled joints, {areas}{left_out} left out "
+        f"for their faults) in {table.path}; {advice}"
     )
 
 
 def annotation_faults(table: AnnotationTable) -> list[Fault]:
     """List the faults in the annotations of used people; a person may have several."""
-    checks = (*_keypoint_checks(table), *_box_checks(table), *_category_checks(table))
-    found = _run_checks(table, checks, table.is_used)
+    units = coordinate_checks(table)
+    checks = (
+        *_keypoint_checks(table),
+        *units,
+        *_box_checks(table, dict((kind, mask) for kind, mask, _ in units).get(FRACTION_BOX)),
+        *_category_checks(table),
+    )
+    found = _run_checks(table, checks, table.is_used) + _area_faults(table)
+    if detail := other_scale(table):
+        found.insert(0, Fault(OTHER_SCALE, table.path, None, None, detail))
     if detail := naming_fault(table.category, table.skeleton):
         found.insert(0, Fault(OTHER_JOINTS, table.path, None, None, detail))
     return found
+
+
+def _area_faults(table: AnnotationTable) -> list[Fault]:
+    """Return a fault for each person of area 0 if many are, so that few people would be used."""
+    has_none = lacks_area(table)
+    count = int(np.count_nonzero(has_none))
+    if not is_common(count, count + table.num_people):
+        return []
+    detail = (
+        "area is 0, so official readers skip the person; leave area out, or write square pixels"
+    )
+    return _run_checks(table, [(NO_AREA, has_none, lambda _: detail)], has_none)
+
+
+def lacks_area(table: AnnotationTable) -> np.ndarray:
+    """Return which labeled people are skipped for their area of 0, (N,)."""
+    is_skipped = ~table.is_used & ~table.is_crowd & table.is_person
+    return np.asarray(is_skipped & table.is_labeled & (table.areas == 0))
 
 
 def _run_checks(
@@ -205,10 +244,12 @@ def _keypoint_checks(table: AnnotationTable) -> list[Check]:
     ]
 
 
-def _box_checks(table: AnnotationTable) -> list[Check]:
+def _box_checks(table: AnnotationTable, is_fraction: np.ndarray | None) -> list[Check]:
     has_box = np.isfinite(table.boxes).all(axis=1)
     has_image = table.image_rows >= 0
     is_void = ~(table.clipped_boxes[:, 2:] > 0).all(axis=1)
+    if is_fraction is not None:  # a fault already
+        is_void &= ~is_fraction
     _, places = np.unique(table.ids, return_inverse=True)
     num_alike = np.bincount(places[table.is_person], minlength=len(places) + 1)[places]
 
@@ -369,7 +410,7 @@ def _note_checks(table: AnnotationTable) -> list[Check]:
         (NO_LABELS, ~table.is_labeled & ~table.is_crowd, lambda _: "official readers skip it"),
         (
             NO_AREA,
-            table.is_labeled & ~table.is_crowd & ~table.is_used,
+            lacks_area(table) & (not _area_faults(table)),
             lambda _: "official readers skip it",
         ),
         (BLANK, table.is_blank, lambda _: "read as 0, 0, 0"),
@@ -390,6 +431,7 @@ def _note_checks(table: AnnotationTable) -> list[Check]:
             at_origin.any(axis=1) & table.is_used,
             lambda i: f"{at_origin[i].sum()} joints; visibility 0 would leave them unlabeled",
         ),
+        *coordinate_notes(table),
         (TWICE, _is_repeated(table), lambda _: "same image, box and joints as another"),
     ]
 

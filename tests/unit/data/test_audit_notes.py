@@ -103,7 +103,7 @@ def repeat_first(document: Document) -> None:
         (lambda d: first(d).update(iscrowd=1), module.CROWD, 11, "skip"),
         (lambda d: first(d).update(area=0), module.NO_AREA, 11, "skip"),
         (lambda d: first(d).update(num_keypoints=4), module.OTHER_COUNT, 11, "is 4, 5 are"),
-        (lambda d: first(d).update(bbox=[-3, 1, 9, 9]), module.CLIPPED, 11, r"[-3.0, 1.0"),
+        (lambda d: first(d).update(bbox=[-3, 1, 20, 30]), module.CLIPPED, 11, r"[-3.0, 1.0"),
         (lambda d: first(d)["keypoints"].__setitem__(0, -2), module.OUTSIDE, 11, "by 2 px"),
         (
             lambda d: first(d)["keypoints"].__setitem__(slice(0, 3), [0, 0, 1]),

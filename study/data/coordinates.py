@@ -1,0 +1,251 @@
+"""Find boxes and joints whose numbers plainly mean something else than the file's format says.
+
+A box of four numbers can be two corners, a center and a size, or fractions of the image, and no
+number alone shows it. A person's joints show it: their extent fits the box only if both are read
+as they were meant. One person may be odd, so a kind is a fault once a share of the people has it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from study.data.annotations import AnnotationTable
+
+COMMON = 0.05
+"""Share of the people from which a kind is a fault. Official files have less than 0.002."""
+BETTER = 0.2
+"""A box is read otherwise if its IoU with the joints' extent is then higher by this."""
+LARGEST_FRACTION = 1.5
+"""Joints and boxes of numbers up to this are fractions, some outside the image."""
+MARGIN = 0.25
+"""Share of the box by which it is enlarged before joints count as outside."""
+FAR_LARGER = 20
+"""Size of a box over that of its joints' extent that cannot be meant; official: at most 4.1."""
+AREA_RANGE = (0.01, 2)
+"""Possible areas over that of the box; official: 0.24 to 0.82."""
+FEW, REACH = 20, 0.4
+"""Of this many people, some box reaches beyond this share of its image's width or height."""
+FRACTION_JOINTS = "joints that look like fractions"
+FRACTION_BOX = "box that looks like fractions"
+RELATIVE_JOINTS = "joints that look counted from their box's corner"
+EXCHANGED = "x and y that look exchanged"
+NOT_IN_BOX = "joints outside their person's box"
+FAR_LARGER_BOX = "box far larger than its joints"
+OTHER_AREA = "area that does not fit the box"
+OTHER_SCALE = "people at the top left of all images"
+ORDERS = {
+    "box that looks like two corners": ("x1, y1, x2, y2", (0, 1, 2, 3)),
+    "box that looks like x1, x2, y1, y2": ("x1, x2, y1, y2", (0, 2, 1, 3)),
+    "box that looks like y1, x1, y2, x2": ("y1, x1, y2, x2", (1, 0, 3, 2)),
+}
+"""Orders of a box's corners: how they are written, and places of left, top, right, bottom."""
+CENTERED = "box that looks like a center and a size"
+Check = tuple[str, NDArray[np.bool_], Callable[[int], str]]
+
+
+_Text = Callable[[int], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Extents:
+    """Boxes and joints of all N annotations; of use where ``is_sound``."""
+
+    is_sound: NDArray[np.bool_]
+    """Whether a used person has joints, a box and an image, (N,)."""
+    is_clear: NDArray[np.bool_]
+    """Whether half of the joints are labeled too, so that their extent is the person's, (N,)."""
+    joints: NDArray[np.float64]
+    """Left, top, right, bottom of the labeled joints, (N, 4)."""
+    boxes: NDArray[np.float64]
+    """x, y, width, height, (N, 4)."""
+    image_sizes: NDArray[np.float64]
+    """Width and height, (N, 2)."""
+    has_fraction_joints: NDArray[np.bool_]
+    has_fraction_box: NDArray[np.bool_]
+
+
+def coordinate_checks(table: AnnotationTable) -> list[Check]:
+    """Return the kinds that a share of the people has: kind, who has it (N,), detail of one."""
+    return [check for check, is_often in _checks(table) if is_often]
+
+
+def coordinate_notes(table: AnnotationTable) -> list[Check]:
+    """Return the kinds that only few people have, which are oddities."""
+    odd = (NOT_IN_BOX, OTHER_AREA)
+    return [c for c, is_often in _checks(table) if c[0] in odd and not is_often]
+
+
+def other_scale(table: AnnotationTable) -> str | None:
+    """Describe why all boxes seem to be in percent or of smaller images; None if they do not."""
+    boxes, sizes = table.boxes[table.is_used], table.image_sizes[table.is_used, ::-1]
+    if len(boxes) < FEW or not (sizes > 0).all():
+        return None
+    right, bottom = np.max((boxes[:, :2] + boxes[:, 2:]) / sizes, axis=0)
+    if not max(right, bottom) < REACH or boxes.max() <= LARGEST_FRACTION:
+        return None
+    return (
+        f"boxes must be in pixels of the images as they are stored, got none of {len(boxes)} that "
+        f"reaches beyond {right:.2g} of its image's width and {bottom:.2g} of its height; they "
+        "may be in percent, or in pixels of smaller images"
+    )
+
+
+def _checks(table: AnnotationTable) -> list[tuple[Check, bool]]:
+    """Return each kind, and whether it is common among the people who can have it."""
+    extents = _measure(table)
+    sound, clear = extents.is_sound, extents.is_clear
+    found = [
+        _counted(check, sound if check[0] in (FRACTION_BOX, FRACTION_JOINTS) else clear)
+        for check in (*_fraction_checks(table, extents), *_order_checks(table, extents))
+    ]
+    is_named = np.zeros_like(sound)
+    for (_, mask, _), is_often in found:
+        is_named |= mask & is_often
+    sizes = extents.joints[:, 2:] - extents.joints[:, :2]
+    is_larger = np.hypot(*extents.boxes[:, 2:].T) > FAR_LARGER * np.hypot(*sizes.T)
+    ratios = table.areas / np.maximum(table.boxes[:, 2] * table.boxes[:, 3], 1e-9)
+    is_other_area = np.isfinite(ratios) & ~((ratios >= AREA_RANGE[0]) & (ratios <= AREA_RANGE[1]))
+
+    def places(i: int) -> str:
+        return f"its box is {_numbers(table.boxes[i])}, its joints are {_span(table, i)}"
+
+    def area(i: int) -> str:
+        box = _numbers(table.boxes[i])
+        return f"area must be square pixels, or left out, got {table.areas[i]:g} in the box {box}"
+
+    return [
+        *found,
+        _counted((NOT_IN_BOX, _is_outside(table) & ~is_named, places), sound),
+        _counted((FAR_LARGER_BOX, is_larger & ~is_named, places), clear),
+        _counted((OTHER_AREA, is_other_area & ~is_named, area), sound),
+    ]
+
+
+def _counted(check: Check, among: NDArray[np.bool_]) -> tuple[Check, bool]:
+    """Limit a check to these people; return it and whether it is common among them."""
+    kind, mask, text = check
+    mask = mask & among
+    return (kind, mask, text), is_common(int(mask.sum()), int(among.sum()))
+
+
+def is_common(count: int, total: int) -> bool:
+    """Check whether this number of all people is more than an oddity of one person."""
+    return count > COMMON * total and (count > 1 or count == total)
+
+
+def _measure(table: AnnotationTable) -> _Extents:
+    points = table.keypoints[:, :, :2]
+    # Some converters label missing joints at 0, 0.
+    labeled = (table.keypoints[:, :, 2] > 0) & (points != 0).any(axis=2)  # (N, K)
+    start = np.where(labeled[:, :, None], points, np.inf).min(axis=1)
+    stop = np.where(labeled[:, :, None], points, -np.inf).max(axis=1)
+    counts = labeled.sum(axis=1)
+    sizes = table.image_sizes[:, ::-1]
+    is_sound = table.is_used & (table.image_rows >= 0) & (counts > 0)
+    is_sound &= np.isfinite(points).all(axis=(1, 2)) & (table.boxes[:, 2:] > 0).all(axis=1)
+    is_sound &= (sizes > LARGEST_FRACTION).all(axis=1)
+    joints = np.where(is_sound[:, None], np.concatenate([start, stop], axis=1), 0)
+    boxes = np.where(is_sound[:, None], table.boxes, 0)
+    return _Extents(
+        is_sound=is_sound,
+        is_clear=is_sound & (2 * counts >= labeled.shape[1]) & (stop > start).all(axis=1),
+        joints=joints,
+        boxes=boxes,
+        image_sizes=np.where(is_sound[:, None], sizes, 1),
+        has_fraction_joints=is_sound & (np.abs(joints) <= LARGEST_FRACTION).all(axis=1),
+        has_fraction_box=is_sound & (np.abs(boxes) <= LARGEST_FRACTION).all(axis=1),
+    )
+
+
+def _fraction_checks(table: AnnotationTable, extents: _Extents) -> list[Check]:
+    has_joints, has_box = extents.has_fraction_joints, extents.has_fraction_box
+    of_image = _iou(_corners(extents.boxes), extents.joints * np.tile(extents.image_sizes, 2))
+    in_box = np.tile(extents.boxes[:, :2], 2) + extents.joints * np.tile(extents.boxes[:, 2:], 2)
+    of_box = _iou(_corners(extents.boxes), in_box)
+    rows = has_joints & ~has_box
+    unit = "box" if of_box[rows].sum() > of_image[rows].sum() else "image"
+
+    def box(i: int) -> str:
+        return f"{_numbers(table.boxes[i])} are fractions of the image; write pixels"
+
+    def joints(i: int) -> str:
+        return f"its joints are {_span(table, i)}, fractions of the {unit}; write image pixels"
+
+    return [(FRACTION_BOX, has_box, box), (FRACTION_JOINTS, has_joints, joints)]
+
+
+def _order_checks(table: AnnotationTable, extents: _Extents) -> list[Check]:
+    """Check whether boxes fit their joints better if one of both is read otherwise."""
+    sizes = np.tile(extents.image_sizes, 2)
+    boxes = np.where(extents.has_fraction_box[:, None], extents.boxes * sizes, extents.boxes)
+    joints = np.where(extents.has_fraction_joints[:, None], extents.joints * sizes, extents.joints)
+    corner, size = boxes[:, :2], boxes[:, 2:]
+    given = _corners(boxes)
+    read = {kind: (boxes[:, places], joints) for kind, (_, places) in ORDERS.items()}
+    read[CENTERED] = (given - np.tile(size / 2, 2), joints)
+    read[EXCHANGED] = (given, joints[:, [1, 0, 3, 2]])
+    read[RELATIVE_JOINTS] = (given, joints + np.tile(corner, 2))
+    ious = np.stack([_iou(box, extent) for box, extent in read.values()])
+    best = np.argmax(ious, axis=0)
+    is_better = ious.max(axis=0) > _iou(given, joints) + BETTER
+    is_better &= extents.has_fraction_box | ~extents.has_fraction_joints
+
+    def as_order(order: str) -> _Text:
+        return lambda i: (
+            f"{_numbers(table.boxes[i])} fits its joints as {order}; write x, y, width, height"
+        )
+
+    def exchanged(i: int) -> str:
+        return (
+            f"its box {_numbers(table.boxes[i])} fits its joints, {_span(table, i)}, if x and y "
+            "of one of them are exchanged; write x first"
+        )
+
+    def relative(i: int) -> str:
+        return (
+            f"its joints, {_span(table, i)}, fit its box {_numbers(table.boxes[i])} if the box's "
+            "corner is added; write image pixels"
+        )
+
+    texts = {kind: as_order(order) for kind, (order, _) in ORDERS.items()}
+    texts[CENTERED] = as_order("center x, center y, width, height")
+    texts |= {EXCHANGED: exchanged, RELATIVE_JOINTS: relative}
+    return [(kind, is_better & (best == n), texts[kind]) for n, kind in enumerate(read)]
+
+
+def _is_outside(table: AnnotationTable) -> NDArray[np.bool_]:
+    """Return who has most labeled joints outside the enlarged box, (N,)."""
+    labeled = table.keypoints[:, :, 2] > 0
+    corner, size = table.boxes[:, None, :2], table.boxes[:, None, 2:]
+    offset = table.keypoints[:, :, :2] - corner  # (N, K, 2)
+    is_near = ((offset >= -MARGIN * size) & (offset <= (1 + MARGIN) * size)).all(axis=2)
+    return np.asarray(2 * (is_near & labeled).sum(axis=1) < labeled.sum(axis=1))
+
+
+def _corners(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return left, top, right, bottom of boxes xywh, (N, 4)."""
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def _iou(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the IoU of rectangles left, top, right, bottom, (N, 4); 0 if one is none."""
+    start, stop = np.maximum(boxes[:, :2], others[:, :2]), np.minimum(boxes[:, 2:], others[:, 2:])
+    shared = np.maximum(stop - start, 0).prod(axis=1)
+    areas = [np.maximum(r[:, 2:] - r[:, :2], 0).prod(axis=1) for r in (boxes, others)]
+    return np.asarray(shared / np.maximum(areas[0] + areas[1] - shared, 1e-9))
+
+
+def _numbers(values: NDArray[np.float64]) -> str:
+    return f"[{', '.join(f'{value:g}' for value in values)}]"
+
+
+def _span(table: AnnotationTable, i: int) -> str:
+    """Return where the labeled joints of a person are, for messages."""
+    points = table.keypoints[i]
+    points = points[points[:, 2] > 0, :2]
+    (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+    return f"in x {left:g} to {right:g} and y {top:g} to {bottom:g}"

@@ -1,0 +1,232 @@
+"""Boxes and joints in another unit or order than the format's are found and named."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from models.skeleton import COCO, CROWDPOSE
+from study.data.annotations import AnnotationTable, clip_boxes, read_table
+from study.data.audit import (
+    NO_AREA,
+    ZERO_BOX,
+    annotation_faults,
+    find_notes,
+    require_few_faults,
+    require_people,
+)
+from study.data.coordinates import (
+    CENTERED,
+    EXCHANGED,
+    FAR_LARGER_BOX,
+    FRACTION_BOX,
+    FRACTION_JOINTS,
+    NOT_IN_BOX,
+    OTHER_AREA,
+    OTHER_SCALE,
+    RELATIVE_JOINTS,
+)
+from study.errors import InputError
+
+Numbers = NDArray[np.float64]
+CORNERS = "box that looks like two corners"
+
+
+@pytest.fixture(scope="module")
+def table(shared: Path) -> AnnotationTable:
+    """58 people of COCO."""
+    folder = shared / "data/coco_tiny/annotations"
+    return read_table(folder / "person_keypoints_val2017.json", COCO)
+
+
+def changed(
+    table: AnnotationTable,
+    box: Callable[[Numbers, Numbers], Numbers] = lambda box, size: box,
+    joints: Callable[[Numbers, Numbers, Numbers], Numbers] = lambda points, box, size: points,
+) -> AnnotationTable:
+    """The table with other numbers.
+
+    Args:
+        box: from boxes (N, 4) and the images' width and height (N, 2).
+        joints: from x and y (N, K, 2), boxes (N, 1, 4) and the images' size (N, 1, 2).
+    """
+    sizes = table.image_sizes[:, ::-1]
+    boxes = box(table.boxes, sizes)
+    keypoints = table.keypoints.copy()
+    keypoints[..., :2] = joints(keypoints[..., :2], table.boxes[:, None], sizes[:, None])
+    return dataclasses.replace(
+        table,
+        boxes=boxes,
+        clipped_boxes=clip_boxes(boxes, table.image_sizes),
+        keypoints=keypoints,
+    )
+
+
+def corners(box: Numbers, size: Numbers) -> Numbers:
+    return np.concatenate([box[:, :2], box[:, :2] + box[:, 2:]], axis=1)
+
+
+def centered(box: Numbers, size: Numbers) -> Numbers:
+    return np.concatenate([box[:, :2] + box[:, 2:] / 2, box[:, 2:]], axis=1)
+
+
+def fractions(box: Numbers, size: Numbers) -> Numbers:
+    return box / np.tile(size, 2)
+
+
+def found(table: AnnotationTable) -> dict[str, int]:
+    """The number of faults of each kind."""
+    kinds = [fault.kind for fault in annotation_faults(table)]
+    return {kind: kinds.count(kind) for kind in kinds}
+
+
+@pytest.mark.parametrize(
+    ("box", "kind", "text"),
+    [
+        (corners, CORNERS, "fits its joints as x1, y1, x2, y2; write x, y, width, height"),
+        (centered, CENTERED, "fits its joints as center x, center y, width, height"),
+        (fractions, FRACTION_BOX, "are fractions of the image; write pixels"),
+        (lambda b, s: fractions(centered(b, s), s), FRACTION_BOX, "fractions of the image"),
+        (lambda b, s: b[:, [1, 0, 3, 2]], EXCHANGED, "if x and y of one of them are exchanged"),
+        (
+            lambda b, s: corners(b, s)[:, [0, 2, 1, 3]],
+            "box that looks like x1, x2, y1, y2",
+            "as x1, x2, y1, y2",
+        ),
+        (
+            lambda b, s: corners(b, s)[:, [1, 0, 3, 2]],
+            "box that looks like y1, x1, y2, x2",
+            "as y1, x1, y2, x2",
+        ),
+    ],
+)
+def test_boxes_in_another_format_are_named(
+    table: AnnotationTable, box: Callable[[Numbers, Numbers], Numbers], kind: str, text: str
+) -> None:
+    wrong = changed(table, box=box)
+    faults = [fault for fault in annotation_faults(wrong) if fault.kind == kind]
+    assert len(faults) > 30
+    assert all(text in fault.detail for fault in faults)
+    with pytest.raises(InputError, match=f"{kind}: {len(faults)}\n"):
+        require_few_faults(annotation_faults(wrong), 0.3, wrong.num_people)
+
+
+@pytest.mark.parametrize(
+    ("joints", "kind", "text"),
+    [
+        (lambda p, b, s: p / s, FRACTION_JOINTS, "fractions of the image; write image pixels"),
+        (
+            lambda p, b, s: (p - b[..., :2]) / b[..., 2:],
+            FRACTION_JOINTS,
+            "fractions of the box; write image pixels",
+        ),
+        (lambda p, b, s: p - b[..., :2], RELATIVE_JOINTS, "if the box's corner is added"),
+        (lambda p, b, s: p[..., ::-1], EXCHANGED, "if x and y of one of them are exchanged"),
+        (lambda p, b, s: s - p, NOT_IN_BOX, "its joints are in x "),
+    ],
+)
+def test_joints_in_another_unit_are_named(
+    table: AnnotationTable,
+    joints: Callable[[Numbers, Numbers, Numbers], Numbers],
+    kind: str,
+    text: str,
+) -> None:
+    faults = [f for f in annotation_faults(changed(table, joints=joints)) if f.kind == kind]
+    assert len(faults) > 30
+    assert all(text in fault.detail for fault in faults)
+
+
+def test_fraction_boxes_are_not_called_empty_too(table: AnnotationTable) -> None:
+    kinds = found(changed(table, box=fractions))
+    assert kinds == {FRACTION_BOX: 58}
+    both = changed(table, box=fractions, joints=lambda p, b, s: p / s)
+    assert found(both) == {FRACTION_BOX: 58, FRACTION_JOINTS: 58}
+    assert found(changed(table, box=lambda b, s: b * 0)) == {ZERO_BOX: 58}
+
+
+@pytest.mark.parametrize("scale", [100, 200])
+def test_percent_of_the_image_is_found(table: AnnotationTable, scale: float) -> None:
+    percent = changed(
+        table,
+        box=lambda box, size: scale * fractions(box, size),
+        joints=lambda points, box, size: scale * points / size,
+    )
+    fault = annotation_faults(percent)[0]
+    is_small = scale < 0.4 * table.image_sizes[table.is_used].min()
+    assert (fault.kind == OTHER_SCALE) == is_small
+    if is_small:
+        assert fault.annotation_id is None and "none of 58 that reaches beyond" in fault.detail
+
+
+def test_box_far_larger_than_the_joints_is_found(table: AnnotationTable) -> None:
+    def gather(points: Numbers, box: Numbers, size: Numbers) -> Numbers:
+        return box[..., :2] + box[..., 2:] / 2 + (points - box[..., :2]) / 100
+
+    assert found(changed(table, joints=gather))[FAR_LARGER_BOX] > 30
+
+
+@pytest.mark.parametrize("factor", [1e-6, 0.005, 10])
+def test_area_that_cannot_be_the_person_s_is_found(table: AnnotationTable, factor: float) -> None:
+    wrong = dataclasses.replace(table, areas=table.areas * factor)
+    assert found(wrong) == {OTHER_AREA: 58}
+    (fault, *_) = annotation_faults(wrong)
+    assert "area must be square pixels, or left out, got " in fault.detail
+
+
+def test_area_of_the_box_itself_is_no_fault(table: AnnotationTable) -> None:
+    boxes = table.boxes[:, 2] * table.boxes[:, 3]
+    assert found(dataclasses.replace(table, areas=boxes)) == {}
+    assert found(table) == {}
+
+
+def without_area(table: AnnotationTable, is_zero: NDArray[np.bool_]) -> AnnotationTable:
+    areas = np.where(is_zero, 0, table.areas)
+    return dataclasses.replace(table, areas=areas, is_used=table.is_used & (areas > 0))
+
+
+def test_area_of_zero_is_named_when_nobody_remains(table: AnnotationTable) -> None:
+    none = without_area(table, np.ones(len(table.ids), bool))
+    match = "58 with labeled joints, 58 of them people without area .*; leave area out, or write"
+    with pytest.raises(InputError, match=match):
+        require_people(none)
+
+
+def test_area_of_zero_is_a_fault_of_many_and_a_note_of_one(table: AnnotationTable) -> None:
+    used = np.flatnonzero(table.is_used)
+    half = without_area(table, np.isin(np.arange(len(table.ids)), used[:29]))
+    assert found(half) == {NO_AREA: 29}
+    assert NO_AREA not in {note.kind for note in find_notes(half)}
+    one = without_area(table, np.isin(np.arange(len(table.ids)), used[:1]))
+    assert found(one) == {}
+    assert [n.annotation_id for n in find_notes(one) if n.kind == NO_AREA] == [table.ids[used[0]]]
+
+
+def test_one_person_of_many_is_an_oddity(table: AnnotationTable) -> None:
+    first = np.flatnonzero(table.is_used)[0]
+    boxes = table.boxes.copy()
+    boxes[first, :2] = (0, 0) if boxes[first, 0] > 200 else (400, 300)
+    odd = dataclasses.replace(table, boxes=boxes)
+    assert found(odd) == {}
+    notes = [note.annotation_id for note in find_notes(odd) if note.kind == NOT_IN_BOX]
+    assert notes == [table.ids[first]]
+
+
+def test_missing_joints_labeled_at_the_origin_do_not_count(table: AnnotationTable) -> None:
+    keypoints = table.keypoints.copy()
+    keypoints[:, 15:] = (0, 0, 1)  # the ankles of everyone
+    kinds = found(dataclasses.replace(table, keypoints=keypoints))
+    assert kinds == {}
+
+
+@pytest.mark.parametrize("name", ["lspet_crowd/annotations/lspet_crowd_val", "crowdpose_val"])
+def test_official_files_have_no_such_fault(shared: Path, name: str) -> None:
+    folder = "crowdpose_tiny/annotations/" if name == "crowdpose_val" else ""
+    real = read_table(shared / f"data/{folder}{name}.json", CROWDPOSE)
+    assert found(real) == {}
+    wrong = found(changed(real, box=corners))
+    assert wrong[CORNERS] > 0.6 * real.num_people
