@@ -1,8 +1,8 @@
 """Poses that another method found in a user's images, for the refiner to improve.
 
 They come as a COCO annotation file with keypoints, or as COCO keypoint results: each entry is a
-person. The number of joints selects the file's skeleton; joints are paired with the export's by
-name.
+person. Joints are paired with the export's by name: by the names of the file's category, otherwise
+by those of the skeleton with as many joints.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.joint_names import match_joints
 from models.skeleton import SKELETONS, Skeleton, shared_joints
 from study.data.annotations import clip_boxes
 from study.data.coco_results import (
     EntryFormat,
+    ResultFile,
     brief,
     check_entry,
     entry_error,
@@ -27,6 +29,7 @@ from study.data.coco_results import (
 )
 from study.deploy.image_records import MATCHING, match_images
 from study.deploy.inputs import GivenImage, first_names, warn
+from study.deploy.person_boxes import check_all_ids, listed_categories
 from study.errors import InputError
 
 
@@ -131,7 +134,7 @@ def _box_of(start: NDArray[np.float64]) -> list[float]:
 
 
 def read_poses(file: Path, images: Sequence[GivenImage], ours: Skeleton) -> GivenPoses:
-    """Read the poses; warn about images without poses and about entries of other images.
+    """Read the poses; warn about images without poses and about entries that stay as they are.
 
     Args:
         ours: skeleton of the export.
@@ -142,18 +145,18 @@ def read_poses(file: Path, images: Sequence[GivenImage], ours: Skeleton) -> Give
     wanted = "a COCO annotation file or a list of COCO keypoint results"
     results = read_results(file, "--poses", wanted, accepts_annotations=True)
     entries = results.entries
-    theirs = skeleton_of(entries[0], ours) if entries else None
-    if theirs is None or not shared_joints(ours, theirs):
+    categories = listed_categories(results)
+    if not entries or not isinstance(entries[0], dict):
         raise _unknown_skeleton(file, entries, ours)
-    required = EntryFormat(skeleton=theirs, optional_integers=("category_id",))
-    for place, entry in enumerate(entries):
-        check_entry(file, place, entry, required)
+    check_all_ids(results, categories)
+    posed = _places_of_poses(entries, categories)
+    theirs = _check_poses(results, posed, _named_skeleton(results, categories, ours), ours)
     records = match_images(results, images)
     image_of = {record.id: image for image, record in records.items()}
     places: dict[GivenImage, list[int]] = {}
-    for place, entry in enumerate(entries):
-        if entry["image_id"] in image_of:
-            places.setdefault(image_of[entry["image_id"]], []).append(place)
+    for place in posed:
+        if (number := entries[place]["image_id"]) in image_of:
+            places.setdefault(image_of[number], []).append(place)
     if not places:
         raise InputError(
             f"{file} must have a pose in at least one of the {len(images)} images, got none, "
@@ -161,10 +164,85 @@ def read_poses(file: Path, images: Sequence[GivenImage], ours: Skeleton) -> Give
         )
     if empty := [image.name for image in images if image not in places]:
         warn(f"{file} has no pose in {first_names(empty)}; left out")
-    if others := len(entries) - sum(map(len, places.values())):
+    if others := len(posed) - sum(map(len, places.values())):
         warn(f"{file}: {others} entries are of other images; kept as they are")
+    if others := len(entries) - len(posed):
+        warn(f"{file}: {others} entries are of categories without joints; kept as they are")
     sizes = {image: records[image].size for image in places}
     return GivenPoses(file, list(entries), places, theirs, ours, sizes)
+
+
+def _check_poses(
+    results: ResultFile, posed: Sequence[int], named: Skeleton | None, ours: Skeleton
+) -> Skeleton:
+    """Return the skeleton of the file's poses, which all have its joints.
+
+    Args:
+        posed: places of the poses in the file.
+        named: the joints that the file names, if it does.
+    """
+    source = "those that the file's category names" if named else EntryFormat.skeleton_source
+    theirs = named or skeleton_of(results.entries[posed[0]] if posed else None, ours)
+    if theirs is None or not shared_joints(ours, theirs):
+        raise _unknown_skeleton(results.path, results.entries, ours)
+    required = EntryFormat(skeleton=theirs, skeleton_source=source)
+    for place in posed:
+        check_entry(results.path, place, results.entries[place], required)
+    return theirs
+
+
+def _places_of_poses(
+    entries: Sequence[dict[str, Any]], categories: Sequence[dict[str, Any]]
+) -> list[int]:
+    """Return the places of all entries, or of those in categories with joints if there are any."""
+    with_joints = {category["id"] for category in categories if category.get("keypoints")}
+    return [
+        place
+        for place, entry in enumerate(entries)
+        if not with_joints or len(categories) == 1 or entry["category_id"] in with_joints
+    ]
+
+
+def _named_skeleton(
+    results: ResultFile, categories: Sequence[dict[str, Any]], ours: Skeleton
+) -> Skeleton | None:
+    """Return the joints that the file names, in its order; None if it names none.
+
+    Names that mean one of our joints in another spelling are replaced by ours.
+
+    Raises:
+        InputError: the categories of the entries have different joints.
+    """
+    used = {entry.get("category_id") for entry in results.entries}
+    named = {
+        tuple(category["keypoints"])
+        for category in categories
+        if category.get("keypoints") and (len(categories) == 1 or category["id"] in used)
+    }
+    if len(named) > 1:
+        raise InputError(
+            f"{results.path} must have poses of one category with joints, got several lists of "
+            "joints; write one file for each"
+        )
+    if not named:
+        return None
+    joints = list(named.pop())
+    for joint, place in zip(ours.joints, match_joints(joints, ours.joints).places, strict=True):
+        if place is not None:
+            joints[place] = joint
+    if not set(joints) & set(ours.joints):
+        raise InputError(
+            f"{results.path} must have joints of the export, {first_names(ours.joints)}, got "
+            f"{first_names(joints)} in its category; rename them"
+        )
+    return Skeleton(
+        name="the file's",
+        joints=tuple(joints),
+        edges=(),
+        flip_pairs=(),
+        oks_sigmas=(1.0,) * len(joints),
+        upper_body=(),
+    )
 
 
 def _unknown_skeleton(file: Path, entries: Sequence[Any], ours: Skeleton) -> InputError:

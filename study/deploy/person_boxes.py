@@ -79,14 +79,9 @@ def read_boxes(file: Path, images: Sequence[GivenImage]) -> dict[GivenImage, Per
     """
     wanted = "a COCO annotation file or a list of COCO detection results"
     results = read_results(file, "--boxes", wanted, accepts_annotations=True)
-    listed = _listed_categories(results)
+    listed = listed_categories(results)
     categories = _person_categories(file, listed)
-    required = EntryFormat(
-        integers=("image_id", "category_id") if len(listed) > 1 else ("image_id",),
-        optional_integers=("category_id",),
-    )
-    for place, entry in enumerate(results.entries):
-        check_ids(file, place, entry, required)
+    check_all_ids(results, listed)
     records = match_images(results, images)
     known = {record.id for record in records.values()}
     others: collections.Counter[int] = collections.Counter()
@@ -111,6 +106,23 @@ def read_boxes(file: Path, images: Sequence[GivenImage]) -> dict[GivenImage, Per
     if left_out:
         warn(f"{file}: {left_out}; left out")
     return found
+
+
+def check_all_ids(results: ResultFile, categories: Sequence[dict[str, Any]]) -> None:
+    """Check the ids of images and categories in all entries.
+
+    Args:
+        categories: those of the file; with several, each entry must have one.
+
+    Raises:
+        InputError: an entry is no object, or has an id that is no whole number.
+    """
+    required = EntryFormat(
+        integers=("image_id", "category_id") if len(categories) > 1 else ("image_id",),
+        optional_integers=("category_id",),
+    )
+    for place, entry in enumerate(results.entries):
+        check_ids(results.path, place, entry, required)
 
 
 def _boxes_of(
@@ -140,7 +152,7 @@ def _left_out(others: collections.Counter[int], categories: set[int]) -> str:
     )
 
 
-def _listed_categories(results: ResultFile) -> list[dict[str, Any]]:
+def listed_categories(results: ResultFile) -> list[dict[str, Any]]:
     """Return the file's categories, each with an id and a name.
 
     Raises:
@@ -188,4 +200,7 @@ def _category_fault(category: Any) -> str | None:
         return f"id must be a whole number, got {brief(category.get('id'))}"
     if not isinstance(category.get("name"), str):
         return f"name must be text, got {brief(category.get('name'))}"
+    joints = category.get("keypoints") or []
+    if not (isinstance(joints, list) and all(isinstance(joint, str) for joint in joints)):
+        return f"keypoints must be a list of joints' names, got {brief(joints)}"
     return None

@@ -241,6 +241,59 @@ def test_annotation_file_names_its_images(still: Path, tmp_path: Path, images: l
     assert (tmp_path / "out" / f"{images[1].stem}.jpg").is_file()
 
 
+def annotated(images: list[Path], *entries: dict[str, Any], **categories: Any) -> dict[str, Any]:
+    """An annotation file of the first image, with joints in each category by its name."""
+    listed = [
+        {"id": number, "name": name, "keypoints": joints}
+        for number, (name, joints) in enumerate(categories.items(), 1)
+    ]
+    names = [{"id": 7, "file_name": images[0].name}]
+    return {"images": names, "categories": listed, "annotations": list(entries)}
+
+
+def test_joints_are_read_in_the_order_that_the_file_names(
+    still: Path, tmp_path: Path, images: list[Path]
+) -> None:
+    order = np.random.RandomState(5).permutation(14)
+    spelled = [CROWDPOSE.joints[joint].replace("_", " ").title() for joint in order]
+    keypoints = rows(entry())[order].ravel().tolist()
+    given = annotated(images, entry(keypoints=keypoints), person=spelled)
+    (found,) = run(still, tmp_path, given, images[:1])
+    np.testing.assert_allclose(rows(found), rows(entry()), atol=1e-4)
+    # More joints than ours, which no known skeleton has.
+    given = annotated(images, entry(keypoints=[1, 2, 1, *keypoints]), person=["tail", *spelled])
+    (found,) = run(still, tmp_path, given, images[:1])
+    np.testing.assert_allclose(rows(found), rows(entry()), atol=1e-4)
+
+
+def test_entries_of_categories_without_joints_stay_as_they_are(
+    still: Path, tmp_path: Path, images: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ball = {"image_id": 7, "category_id": 2, "bbox": BOX}
+    given = annotated(images, ball, entry(), person=list(CROWDPOSE.joints), ball=[])
+    found = run(still, tmp_path, given, images[:1])
+    assert found[0] == ball and len(found[1]["keypoints"]) == 42
+    assert "1 entries are of categories without joints" in capsys.readouterr().err
+
+
+def test_joints_of_other_names_or_of_several_categories_are_refused(
+    still: Path, tmp_path: Path, images: list[Path]
+) -> None:
+    numbers = [str(number) for number in range(14)]
+    with pytest.raises(SystemExit, match=r"joints of the export, left_shoulder.*got 0, 1, 2"):
+        run(still, tmp_path, annotated(images, entry(), person=numbers), images[:1])
+    given = annotated(images, entry(), person=list(CROWDPOSE.joints[:5]))
+    with pytest.raises(SystemExit, match=r"keypoints must be 15 .*that the file's category names"):
+        run(still, tmp_path, given, images[:1])
+    joints = {"person": list(CROWDPOSE.joints), "rider": list(COCO.joints)}
+    given = annotated(images, entry(), entry(category_id=2), **joints)
+    with pytest.raises(SystemExit, match="poses of one category with joints, got several"):
+        run(still, tmp_path, given, images[:1])
+    given = annotated(images, entry(), person=[1, 2])
+    with pytest.raises(SystemExit, match=r"keypoints must be a list of joints' names, got \[1, 2"):
+        run(still, tmp_path, given, images[:1])
+
+
 SHORT = entry()["keypoints"][:-1]
 
 
