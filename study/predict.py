@@ -1,7 +1,8 @@
 """Estimate and draw poses: ``python study/predict.py EXPORT IMAGES... --boxes BOXES.json``.
 
-Without boxes each image is taken as one person, who should fill it. With ``--poses POSES.json``
-the refiner improves poses that another method found.
+With ``--detector DETECTOR.onnx`` a detector finds the people; without it and boxes each image is
+taken as one person, who should fill it. ``--video FILE`` takes the frames of a video as images.
+With ``--poses POSES.json`` the refiner improves poses that another method found.
 """
 
 import os
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from study.deploy.detector import FAMILIES, THRESHOLD, Detector, DetectorOptions, open_detector
 from study.deploy.drawing import draw_poses
 from study.deploy.estimation import (
     choose_device,
@@ -32,6 +34,7 @@ from study.deploy.given_poses import read_poses
 from study.deploy.inputs import GivenImage, find_images, first_names, read_given, warn
 from study.deploy.outputs import RESULTS, Outputs, check_targets, listed
 from study.deploy.person_boxes import PersonBoxes, find_people
+from study.deploy.video import predict_video
 from study.display import Display, escape_unprintable
 from study.errors import InputError
 from study.metrics import to_detections
@@ -53,6 +56,14 @@ that an image's name ends in. What may be two images is refused. Only boxes of p
 the category named person, or with category_id 1. If the file has height and width of an image,
 they must be those of the image. An image without a box is left out, with a warning.
 
+DETECTOR.onnx is a person detector, run by onnxruntime: YOLOX, RTMDet, YOLOv5 or later, with or
+without NMS in the file. Its outputs show which it is; a line states how it is understood. Classes
+without names are COCO's. An image without a person is drawn without poses, with a warning.
+
+VIDEO is any video that OpenCV reads. FOLDER then gets <video's name>.mp4 with the poses, without
+sound, and keypoints.json, where image_id is the number of the frame, from 0, and time_s its time.
+Ctrl-C keeps the frames that are done.
+
 POSES is a COCO annotation file with keypoints, or COCO keypoint results; images are matched as
 with BOXES. keypoints.json then has the entries of POSES in their order, with the keypoints
 replaced by the export's joints and all other keys kept. Joints are paired by name. A joint that
@@ -61,6 +72,8 @@ cropped by 'bbox', or, without it, by the box of the joints.
 
 examples:
   python study/predict.py studies/drawn-joint-joint/export person.jpg
+  python study/predict.py studies/coco/export photos --detector yolox_s.onnx
+  python study/predict.py studies/coco/export --video clip.mp4 --detector yolox_s.onnx
   python study/predict.py studies/coco/export val2017 --boxes person_keypoints_val2017.json
   python study/predict.py studies/coco/export val2017 --poses other_method.json --out better
 """
@@ -69,11 +82,15 @@ examples:
 def predict(
     export: Path,
     people: Mapping[GivenImage, PersonBoxes],
+    detector: Detector | None,
     outputs: Outputs,
     device: torch.device,
     progress: Callable[[int, int], None],
 ) -> int:
     """Estimate the poses of these people, draw them, and write them as COCO results.
+
+    Args:
+        detector: finds the people of each image, in place of the given ones.
 
     Returns:
         The number of poses.
@@ -85,13 +102,18 @@ def predict(
     outputs.make_folder()
     detections: list[dict[str, Any]] = []
     doubtful: list[str] = []
+    empty: list[str] = []
     for done, (image, found) in enumerate(people.items(), start=1):
         try:
             pixels = read_given(image, found.image_size)
         except InputError as error:
             outputs.unusable[image.path] = str(error)
         else:
+            if detector is not None:
+                found = detector.people(pixels, found.image_id)
             boxes, scores = clip_to_image(image.path, pixels, found)
+            if not len(boxes):
+                empty.append(image.name)
             keypoints_image, joint_scores = estimate(estimator, skeleton, pixels, boxes)
             if found.boxes is None and not fills_image(keypoints_image, joint_scores, pixels):
                 doubtful.append(image.name)
@@ -106,7 +128,12 @@ def predict(
         warn(
             f"in {len(doubtful)} of {len(people)} images the pose is unsure or small "
             f"({first_names(doubtful)}): without --boxes each image is taken as one person who "
-            "fills it; give the people's boxes by --boxes"
+            "fills it; give the people's boxes by --boxes, or a detector by --detector"
+        )
+    if empty and detector is not None:
+        warn(
+            f"the detector finds no person in {len(empty)} of {len(people)} images "
+            f"({first_names(empty)})"
         )
     return len(detections)
 
@@ -158,16 +185,46 @@ def improve_poses(
     return improved, len(given.places)
 
 
+def check_options(options: argparse.Namespace) -> None:
+    """Check that the options fit together.
+
+    Raises:
+        InputError: two options exclude each other, or one lacks another.
+    """
+    if bool(options.images) == (options.video is not None):
+        got = "both" if options.images else "neither"
+        raise InputError(f"either IMAGES or --video must be given, got {got}")
+    if options.video is not None and (options.boxes or options.poses):
+        got = "--boxes" if options.boxes else "--poses"
+        raise InputError(
+            f"--video takes people from --detector, or each frame as one person, got {got}; leave "
+            "it out"
+        )
+    if not 0 <= options.detector_threshold <= 1:
+        raise InputError(f"--detector-threshold must be 0 to 1, got {options.detector_threshold}")
+    chosen = (options.detector_threshold, options.detector_family, options.detector_class)
+    if options.detector is None and chosen != (THRESHOLD, None, None):
+        raise InputError("--detector-threshold, -family and -class need --detector, got none")
+
+
 def run(options: argparse.Namespace) -> str:
-    """Run the command; return a line for each image or folder that is missing in the results.
+    """Run the command; return what is missing in the results, if anything is.
 
     Raises:
         InputError: an argument is wrong, or no image can be used.
     """
     display, out = Display("auto"), options.out
-    device = choose_device(options.device)
+    check_options(options)
+    device, outputs = choose_device(options.device), Outputs(out)
+    detector = None
+    if options.detector is not None:
+        threshold, family = options.detector_threshold, options.detector_family
+        given = DetectorOptions(options.detector, threshold, family, options.detector_class)
+        detector = open_detector(given, device)
+        display.notify(detector.summary)
+    if options.video is not None:
+        return run_video(options, detector, outputs, device, display)
     images, unlisted = find_images(options.images, out)
-    outputs = Outputs(out)
     if options.poses is not None:
         check_targets(images, options.poses, out)
         with display.meters() as meter:
@@ -180,11 +237,36 @@ def run(options: argparse.Namespace) -> str:
         check_targets(list(people), options.boxes, out)
         with display.meters() as meter:
             progress = meter("estimating poses")
-            number = predict(options.export, people, outputs, device, progress)
+            number = predict(options.export, people, detector, outputs, device, progress)
         used = len(people)
     used -= len(outputs.unusable)
     print(f"{number} poses in {used} images, drawn and listed in {out}")
-    return listed(unlisted | outputs.unusable | outputs.undrawn)
+    missing = listed(unlisted | outputs.unusable | outputs.undrawn)
+    return f"not all images are in the results:{missing}" if missing else ""
+
+
+def run_video(
+    options: argparse.Namespace,
+    detector: Detector | None,
+    outputs: Outputs,
+    device: torch.device,
+    display: Display,
+) -> str:
+    """Do what ``run`` does, for a video."""
+    file: Path = options.video
+    with display.meters() as meter:
+        progress = meter("estimating poses")
+        found = predict_video(options.export, file, detector, outputs, device, progress)
+    number = found.num_frames
+    print(f"{found.num_poses} poses in {number} frames, drawn and listed in {outputs.out}")
+    if found.is_stopped:
+        return f"interrupted; the first {number} frames of {file} are written"
+    if found.is_cut_off:
+        return (
+            f"{file} is cut off or damaged, only {number} frames could be read; they are written. "
+            "Copy the video again if it was longer"
+        )
+    return ""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -198,14 +280,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "export", metavar="EXPORT", type=Path, help="folder that study/export.py wrote"
     )
     parser.add_argument(
-        "images", metavar="IMAGES", type=Path, nargs="+", help="image files, or folders of them"
+        "images", metavar="IMAGES", type=Path, nargs="*", help="image files, or folders of them"
     )
+    parser.add_argument("--video", type=Path, help="video, in place of images")
     people_in = parser.add_mutually_exclusive_group()
     people_in.add_argument(
         "--boxes", type=Path, help="JSON file of the people's boxes (default: whole images)"
     )
     people_in.add_argument(
         "--poses", type=Path, help="JSON file of another method's poses, which are improved"
+    )
+    people_in.add_argument(
+        "--detector", metavar="DETECTOR.onnx", type=Path, help="ONNX file that finds the people"
+    )
+    parser.add_argument(
+        "--detector-threshold",
+        metavar="SCORE",
+        type=float,
+        default=THRESHOLD,
+        help=f"lowest score of a person, 0 to 1 (default: {THRESHOLD})",
+    )
+    parser.add_argument(
+        "--detector-family",
+        choices=FAMILIES,
+        help="which pixels the detector takes (default: its outputs show it)",
+    )
+    parser.add_argument(
+        "--detector-class",
+        metavar="NUMBER",
+        type=int,
+        help="number of its class that is the person (default: by its names, or as in COCO)",
     )
     parser.add_argument(
         "--out",
@@ -218,7 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     out = options.out
     try:
-        problems = run(options)
+        missing = run(options)
     except InputError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -232,8 +336,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "not written; free some and run the same command again"
             )
         raise
-    if problems:
-        sys.exit(f"error: not all images are in the results:{problems}")
+    if missing:
+        sys.exit(f"error: {missing}")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from study.deploy.detector_outputs import (
     recognize,
     suppress,
 )
+from study.deploy.person_boxes import PersonBoxes
 from study.errors import InputError
 from study.teachers.onnx_model import open_session
 
@@ -114,9 +115,14 @@ class Detector:
         fitted, placement = fit(image, self.size, self.pixels)
         found = self.layout.decode(run(self.session, fitted.astype(self.dtype)))
         check_candidates(found)
-        return self._people(found, placement, (image.shape[0], image.shape[1]))
+        return self._in_image(found, placement, (image.shape[0], image.shape[1]))
 
-    def _people(
+    def people(self, image: NDArray[np.uint8], image_id: int) -> PersonBoxes:
+        """Return what ``find`` does, for the image of this id."""
+        boxes, scores = self.find(image)
+        return PersonBoxes(image_id, boxes, scores)
+
+    def _in_image(
         self, found: Candidates, placement: Placement, size: Size
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         is_person = (found.classes == self.person) & (found.scores >= self.threshold)
@@ -229,9 +235,11 @@ def _names_of(facts: Mapping[str, str]) -> dict[int, str] | None:
     names = _literal(facts.get("names"))
     if isinstance(names, list):
         names = dict(enumerate(names))
-    if not isinstance(names, dict) or sorted(names) != list(range(len(names))):
+    try:
+        by_number = {int(number): str(name) for number, name in names.items()}
+    except (AttributeError, ValueError):
         return None
-    return {number: str(name) for number, name in names.items()} or None
+    return by_number if sorted(by_number) == list(range(len(by_number))) and names else None
 
 
 def _literal(text: str | None) -> Any:
@@ -269,7 +277,8 @@ def _person_class(
                 f"{options.person}"
             )
         return options.person
-    if num_classes == 1 or (names is None and num_classes in (None, COCO_CLASSES)):
+    has_words = any(not name.isdigit() for name in (names or {}).values())
+    if num_classes == 1 or (not has_words and num_classes in (None, COCO_CLASSES)):
         return 0
     people = [number for number, name in (names or {}).items() if name.strip().lower() == PERSON]
     if len(people) != 1:

@@ -32,6 +32,12 @@ CORNERS = 4
 COCO_CLASSES = 80
 NUM_MASKS = 32
 """Numbers per box that the YOLO projects' segmentation adds."""
+FEATURE_MAP_AXES = 5
+"""Axes of the feature maps that older YOLOv5 exports output beside the boxes."""
+LIKELY = 0.05
+"""Boxes with lower scores may have any form."""
+SHARES = 2.0
+"""Boxes of this size at most, pixels, are shares of the input's sides."""
 SCORE_SLACK = 1e-2
 """Amount by which half precision may exceed a score of 1."""
 
@@ -72,13 +78,13 @@ def recognize(
         num_names: number of the class names in the file; None if it has none.
         task: detect, pose or segment, as the YOLO projects' files have it; None if unknown.
     """
-    values = list(outputs.values())
+    first, *others = outputs.values()
+    values = [first, *(value for value in others if value.ndim != FEATURE_MAP_AXES)]
     if len(values) > 1 and _are_dets_with_labels(values[0], values[1]):
         return Layout("boxes after NMS", None, num_names, True, _dets_with_labels)
     has_masks = len(values) == 2 and values[1].ndim == 4 and values[1].shape[1] == NUM_MASKS
     if len(values) > 1 and not has_masks:
         return None
-    first = values[0]
     if first.ndim == 2 and first.shape[1] == 7:
         return Layout("boxes after NMS", "yolo", num_names, True, _rows_of_seven)
     if first.ndim != 3 or first.shape[0] != 1:
@@ -91,7 +97,7 @@ def recognize(
         if rows % anchors == 0 and (strides := _strides(rows // anchors, size)):
             return _cells_first(first, size, strides, anchors, extra, num_names)
     is_final = columns == 6 + extra or (task == "pose" and columns > 6)
-    if is_final:
+    if is_final and not _are_shares(first[0, :, :CORNERS]):
         return Layout("final boxes", "yolo", num_names, True, _final_boxes)
     return None
 
@@ -173,7 +179,12 @@ def _is_raw(rows: Array, cells: NDArray[np.float64]) -> bool:
 
 def _in_pixels(boxes: Array) -> bool:
     """Return whether these centers and sizes (N, 4) can be pixels; 0 to 1 are shares."""
-    return bool(boxes[:, :2].max() > 2)
+    return bool(boxes[:, :2].max() > SHARES)
+
+
+def _are_shares(boxes: Array) -> bool:
+    """Return whether most boxes are shares of the input, as RT-DETR's are; zeros are none."""
+    return bool(len(boxes) and 0 < np.median(boxes.max(axis=1)) <= SHARES)
 
 
 def _dets_with_labels(outputs: Sequence[Array]) -> Candidates:
@@ -221,10 +232,11 @@ def _likeliest(rows: Array, num_classes: int, first_class: int) -> Candidates:
 
 
 def check_candidates(found: Candidates) -> None:
-    """Check that scores and classes are such.
+    """Check that scores, classes and boxes are such.
 
     Raises:
-        InputError: a score is outside of 0 to 1, a class is no whole number, or one is NaN.
+        InputError: a score is outside of 0 to 1, a class is no whole number, or likely boxes are
+            no corners in pixels.
     """
     scores, classes = found.scores, found.classes
     if not ((scores >= -SCORE_SLACK) & (scores <= 1 + SCORE_SLACK)).all():
@@ -238,9 +250,12 @@ def check_candidates(found: Candidates) -> None:
             f"the detector must output whole numbers as classes, got {classes[:3].tolist()}; "
             "export it with its outputs in their usual order"
         )
-    likely = found.boxes[scores > SCORE_SLACK]
-    if not np.isfinite(likely).all():
-        raise InputError("the detector must output finite boxes, got NaN or infinity")
+    likely = found.boxes[scores > LIKELY]
+    if not (np.isfinite(likely).all() and (likely[:, 2:] >= likely[:, :2] - 1).all()):
+        raise InputError(
+            "the detector must output boxes as x1, y1, x2, y2 in pixels of its input, got "
+            f"{likely[:2].round(3).tolist()}; export it with its outputs in their usual form"
+        )
 
 
 def suppress(boxes: Array, scores: Array, max_iou: float) -> NDArray[np.intp]:

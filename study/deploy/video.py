@@ -16,9 +16,16 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from study.deploy.detector import Detector
+from study.deploy.drawing import draw_poses
+from study.deploy.estimation import clip_to_image, estimate, load_estimator
+from study.deploy.outputs import RESULTS, Outputs
+from study.deploy.person_boxes import PersonBoxes
 from study.errors import InputError
+from study.metrics import to_detections
 from study.storage.files import atomic_path, commit_file, report_full_disk, temp_path
 
 CODEC = "mp4v"
@@ -85,6 +92,48 @@ class VideoPoses(NamedTuple):
     """Ctrl-C ended it; the frames before are written."""
     is_cut_off: bool
     """The file ends before its last frame, or has damaged ones."""
+
+
+def predict_video(
+    export: Path,
+    file: Path,
+    detector: Detector | None,
+    outputs: Outputs,
+    device: torch.device,
+    progress: Callable[[int, int], None],
+) -> VideoPoses:
+    """Estimate the poses in each frame of a video, draw them, and write them as COCO results.
+
+    Args:
+        detector: finds the people; None: each frame is one person.
+
+    Raises:
+        InputError: ``export`` is no export, or ``file`` no video, or it would be overwritten.
+    """
+    video, results = open_video(file), outputs.out / RESULTS
+    drawn = outputs.out / f"{file.stem}.mp4"
+    if file.resolve() in (drawn.resolve(), results.resolve()):
+        raise InputError(
+            f"inputs must not be overwritten, got --out {outputs.out}, which holds {file}; give "
+            "another folder by --out"
+        )
+    estimator, skeleton = load_estimator(export, device)
+    outputs.make_folder()
+
+    def find(number: int, image: Image) -> FramePoses:
+        people = PersonBoxes(number, None, np.ones(1))
+        if detector is not None:
+            people = detector.people(image, number)
+        boxes, scores = clip_to_image(file, image, people)
+        keypoints_image, joint_scores = estimate(estimator, skeleton, image, boxes)
+        ids = np.full(len(boxes), number)
+        rows = to_detections(keypoints_image, joint_scores, ids, scores)
+        return FramePoses(
+            [{**row, "file_name": file.name} for row in rows],
+            draw_poses(image, keypoints_image, joint_scores, boxes, scores, skeleton),
+        )
+
+    return find_poses(video, results, drawn, find, progress)
 
 
 def open_video(path: Path) -> Video:

@@ -451,7 +451,7 @@ def test_classifiers_and_other_inputs_are_refused(tmp_path: Path) -> None:
 
 
 def test_outputs_that_are_no_scores_or_classes_are_refused(tmp_path: Path) -> None:
-    """As in files with the same columns in another order, or without the last sigmoid."""
+    """As in files with other columns, in shares of the image, or without the last sigmoid."""
     text = (
         "g (float[1, 3, 64, 96] images) => (float[1, 1, 6] output) "
         "<float[1, 1, 6] output = {%s}> {}"
@@ -460,6 +460,8 @@ def test_outputs_that_are_no_scores_or_classes_are_refused(tmp_path: Path) -> No
     for numbers, expected in (
         ("1, 2, 30, 40, 7.5, 0", "scores of 0 to 1, got 7.5"),
         ("1, 2, 30, 40, 0.5, 0.7", "whole numbers as classes"),
+        ("50, 30, 20, 40, 0.5, 0", "boxes as x1, y1, x2, y2 in pixels of its input, got"),
+        ("0.5, 0.3, 0.9, 0.7, 0.5, 0", "known layout"),
     ):
         model = text.replace("output = {%s}> {}", f"o = {{{numbers}}}> {{ output = Identity(o) }}")
         with pytest.raises(InputError, match=expected):
