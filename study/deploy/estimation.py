@@ -52,7 +52,11 @@ def clip_to_image(
     clipped = clip_boxes(boxes, np.array([[height, width]]))
     is_inside = (clipped[:, 2:] > 0).all(axis=1)
     if not is_inside.all():
-        warn(f"{path}: boxes outside the image left out: {np.count_nonzero(~is_inside)}")
+        first = boxes[~is_inside][0].tolist()
+        warn(
+            f"{path}: boxes outside the image left out: {np.count_nonzero(~is_inside)} (of x, y, "
+            f"width and height {first}, the image is {width} x {height} pixels)"
+        )
     return clipped[is_inside], people.scores[is_inside]
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from study.data.annotations import LARGEST
 from study.data.crops import read_image
 from study.data.image_files import TURNED_IMAGE, image_problem
 from study.errors import InputError
@@ -112,18 +113,27 @@ def read_given(image: GivenImage, size: tuple[float, float] = (0, 0)) -> NDArray
     Raises:
         InputError: the file cannot be read, or the image has another size.
     """
-    if image.path.exists() and not image.path.is_file():
+    if os.path.exists(image.path) and not os.path.isfile(image.path):
         raise InputError("it is not a regular file")
     problem = image_problem(image.path, *size)
     if problem is not None and problem[0] != TURNED_IMAGE:
         raise InputError(problem[1])
-    return read_image(image.path)
+    try:
+        return read_image(image.path)
+    except OSError as error:
+        raise InputError(f"it cannot be read: {error.strerror}") from None
+    except MemoryError:
+        raise InputError("it does not fit into memory; make it smaller") from None
 
 
 def number_of(image: GivenImage) -> int | None:
-    """Return the number that the image's name ends in: 785 of 000000000785.jpg."""
+    """Return the number that the image's name ends in: 785 of 000000000785.jpg.
+
+    None if there is none, or if it is too large for an id.
+    """
     digits = re.search(r"\d+$", image.path.stem)
-    return int(digits.group()) if digits else None
+    number = int(digits.group()) if digits else LARGEST
+    return number if number < LARGEST else None
 
 
 def warn(text: str) -> None:

@@ -45,11 +45,11 @@ def check_targets(images: Sequence[GivenImage], boxes: Path | None, out: Path) -
                 f"would both be drawn to {target}; give one of them in another run, with another "
                 "--out"
             )
-    inputs = {image.path.resolve() for image in images}
+    inputs = {os.path.realpath(image.path) for image in images}
     if boxes is not None:
-        inputs.add(boxes.resolve())
+        inputs.add(os.path.realpath(boxes))
     for target in (out / RESULTS, *drawn):
-        if target.resolve() in inputs:
+        if os.path.realpath(target) in inputs:
             raise InputError(
                 f"inputs must not be overwritten, got --out {out}, where {target.name} is one of "
                 "the inputs; give another folder by --out"

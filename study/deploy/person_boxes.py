@@ -19,6 +19,7 @@ from study.data.coco_results import (
     brief,
     check_entry,
     check_ids,
+    entry_error,
     is_whole_number,
     read_results,
 )
@@ -92,7 +93,7 @@ def read_boxes(file: Path, images: Sequence[GivenImage]) -> dict[GivenImage, Per
         category = entry.get("category_id", PERSON_ID)
         if "category_id" in entry and category not in categories:
             others[int(category)] += 1
-        elif not entry.get("iscrowd"):
+        elif not _is_crowd(file, place, entry):
             check_entry(file, place, entry, BOX)
             box = [float(value) for value in entry["bbox"]]
             rows.setdefault(entry["image_id"], []).append((box, float(entry.get("score", 1.0))))
@@ -105,7 +106,21 @@ def read_boxes(file: Path, images: Sequence[GivenImage]) -> dict[GivenImage, Per
         )
     if left_out:
         warn(f"{file}: {left_out}; left out")
+    boxes = np.concatenate([people.boxes for people in found.values() if people.boxes is not None])
+    if (np.abs(boxes) <= 1).all():
+        raise InputError(
+            f"{file} must have boxes in pixels, x, y, width and height, got fractions of the "
+            f"image, like {boxes[0].tolist()}; multiply them by the image's size"
+        )
     return found
+
+
+def _is_crowd(file: Path, place: int, entry: dict[str, Any]) -> bool:
+    value = entry.get("iscrowd") or 0
+    if type(value) not in (int, bool, float) or value not in (0, 1):
+        fault = f"iscrowd must be 0 or 1, got {brief(entry['iscrowd'])}"
+        raise entry_error(file, place, entry, fault)
+    return bool(value)
 
 
 def check_all_ids(results: ResultFile, categories: Sequence[dict[str, Any]]) -> None:

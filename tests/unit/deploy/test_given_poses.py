@@ -338,6 +338,10 @@ SHORT = entry()["keypoints"][:-1]
             r"entry 0 \(from 0\): must have a bbox, or joints",
         ),
         ([entry(8)], "must have a pose in at least one of the 2 images"),
+        (
+            [entry(keypoints=[0.25, 0.5, 0.9] * 14)],
+            r"must have joints in pixels, got fractions of the image, like \[0\.25, 0\.5\]",
+        ),
     ],
 )
 def test_broken_file_is_refused_with_file_entry_and_rule(

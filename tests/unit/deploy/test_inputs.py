@@ -98,6 +98,8 @@ def test_outputs_that_would_overwrite_are_refused(images: list[Path], tmp_path: 
 
 def test_an_image_has_the_number_of_its_name_or_its_place(images: list[Path]) -> None:
     assert [number_of(given(image)) for image in images] == [785, None]
+    assert number_of(given(Path(f"{2**63 - 1}.jpg"))) == 2**63 - 1
+    assert number_of(given(Path(f"{2**63}.jpg"))) is None  # too large for an id
     numbered = whole_images([given(images[0]), given(Path("7.jpg"))])
     assert [person.image_id for person in numbered.values()] == [785, 7]
     counted = whole_images([given(image) for image in images])

@@ -114,6 +114,22 @@ def test_file_with_other_categories_alone_is_refused_with_them(tmp_path: Path) -
         read(tmp_path, entry(category_id=0))
 
 
+def test_crowd_regions_are_skipped_if_they_are_marked_plainly(tmp_path: Path) -> None:
+    for mark in (1, True, 1.0):
+        assert read(tmp_path, entry(iscrowd=mark, bbox=[9, 9, 9, 9]), entry(iscrowd=0)) == [1]
+    for mark in ("0", [1], 2, float("nan")):
+        with pytest.raises(InputError, match=r"entry 0 \(from 0\): iscrowd must be 0 or 1, got"):
+            read(tmp_path, entry(iscrowd=mark))
+    assert read(tmp_path, entry(iscrowd=None), entry(iscrowd=False)) == [1, 1]
+
+
+def test_boxes_as_fractions_of_the_image_are_refused(tmp_path: Path) -> None:
+    fractions = [entry(bbox=[0.1, 0.2, 0.5, 1.0]), entry(bbox=[0, 0.3, 0.2, 0.4])]
+    with pytest.raises(InputError, match=r"boxes in pixels, .* like \[0\.1, 0\.2, 0\.5, 1\.0\]"):
+        read(tmp_path, *fractions)
+    assert read(tmp_path, *fractions, entry()) == [0.1, 0, 1]
+
+
 @pytest.mark.parametrize("key", ["bbox", "score"])
 def test_booleans_are_no_numbers(key: str, tmp_path: Path) -> None:
     value = [True, True, True, True] if key == "bbox" else True

@@ -106,13 +106,18 @@ def dangling_link(file: Path) -> None:
     file.symlink_to("nowhere")
 
 
+def circle_of_links(file: Path) -> None:
+    file.unlink()
+    file.symlink_to(file)
+
+
 def pipe(file: Path) -> None:
     file.unlink()
     os.mkfifo(file)
 
 
 @pytest.mark.parametrize("option", ["", "--boxes", "--poses"])
-@pytest.mark.parametrize("damage", [cut_off, empty, text, dangling_link, pipe])
+@pytest.mark.parametrize("damage", [cut_off, empty, text, dangling_link, circle_of_links, pipe])
 def test_unreadable_image_is_listed_and_the_others_are_written(
     damage: Any, option: str, photos: Path
 ) -> None:
