@@ -23,6 +23,7 @@ from study.cache.prepare import PreparedData, prepare_data
 from study.config.compose import config_paths, value_at, with_absolute_paths, with_values
 from study.config.derived import Resolved, resolve
 from study.config.schema import MIX, STUDENT, StudyConfig
+from study.data.augmentation import MIN_HALF_BODY_JOINTS
 from study.data.own_skeletons import check_kept, own_skeletons
 from study.data.skeleton_file import to_plain
 from study.display import Display, teacher_line, teacher_panel
@@ -160,8 +161,13 @@ def _check_skeleton(
                 "search_space=poses"
             )
     halves = [max(possible(f"{stage}.augment.half_body")) for stage in ("distill", "refine")]
-    if not skeleton.upper_body and max(halves) > 0:
-        notify("note: half_body is off, since the skeleton has no upper_body")
+    is_small = skeleton.num_joints <= MIN_HALF_BODY_JOINTS
+    if max(halves) > 0 and (is_small or not skeleton.upper_body):
+        reason = f"{skeleton.num_joints} joints, at most {MIN_HALF_BODY_JOINTS}"
+        notify(
+            "note: half_body is off, since the skeleton has "
+            f"{reason if is_small else 'no upper_body'}"
+        )
     left_out = skeleton.flip_pairs[MAX_PAIRS:]
     if config.refine.epochs and config.refine.start != STUDENT and left_out:
         notify(

@@ -32,6 +32,8 @@ from study.storage.tables import TableRow
 from study.validation.confirm_table import WINNER
 from study.validation.finalists import BEST_DISTILLED, BEST_REFINED, TEACHER
 
+FEW_JOINTS = 24
+"""With more joints their bars are narrow and their names upright."""
 ROLE_COLORS = {
     TEACHER: TEACHER_COLOR,
     BASELINE: BASELINE_COLOR,
@@ -244,14 +246,21 @@ def draw_joint_bars(joints: Sequence[TableRow], file: Path) -> Path:
     by_role = ap_by_role([row for row in joints if row["role"] != WINNER], "joint")
     names = list(dict.fromkeys(row["joint"] for row in joints))
     width = 0.8 / len(by_role)
-    figure = Figure(figsize=(max(8.0, 0.75 * len(names)), 5.0), layout="constrained")
+    has_room = len(names) <= FEW_JOINTS
+    inches = (0.75 if has_room else 0.25) * len(names)
+    figure = Figure(figsize=(max(8.0, inches), 5.0), layout="constrained")
     axes = figure.add_subplot()
     for place, (role, aps) in enumerate(by_role.items()):
         left = [joint + (place + 0.5) * width - 0.4 for joint in range(len(names))]
         heights = [100 * (aps.get(name) or 0.0) for name in names]
         axes.bar(left, heights, width, color=ROLE_COLORS[role], label=role.replace("_", " "))
     ticks = [name.replace("_", " ") for name in names]
-    axes.set_xticks(range(len(names)), ticks, rotation=40, ha="right")
+    axes.set_xticks(
+        range(len(names)),
+        ticks,
+        rotation=40 if has_room else 90,
+        ha="right" if has_room else "center",
+    )
     _label_finalists(axes, "AP of each joint alone, on val")
     figure.legend(loc="outside lower center", ncols=len(ROLE_COLORS), frameon=False)
     return save(figure, file)

@@ -20,6 +20,7 @@ from study.data.annotations import CROWD_BOUNDS, AnnotationTable
 from study.data.categories import category_id, person_category
 from study.data.coco_json import read_records
 from study.data.image_files import SYSTEM_FOLDER, decode_image, is_system_file
+from study.data.skeleton_file import first_names
 from study.errors import InputError
 from study.storage.files import atomic_path
 
@@ -108,7 +109,7 @@ def find_skeleton(annotations: Path, category: str | None = None) -> Skeleton:
         if 3 * skeleton.num_joints == length:
             return skeleton
     known = ", ".join(f"{s.num_joints} ({name})" for name, s in SKELETONS.items())
-    named = f": {', '.join(names)}" if is_named and names else ""
+    named = f": {first_names(names)}" if is_named and names else ""
     raise InputError(
         f"people must have the joints of a known skeleton, {known}, got {length / 3:g} joints in "
         f"{annotations}{named}; use --skeleton from_data, or --skeleton FILE.yaml with your own"

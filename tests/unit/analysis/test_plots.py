@@ -147,3 +147,16 @@ def test_few_or_equal_or_failed_trials_can_be_drawn(
     parallel_coordinates.draw_parallel_coordinates(trials, SPACE, tmp_path / "parallel.png")
     for name in ("curves", "empty", "parallel"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("number", [17, 133])
+def test_bars_of_many_joints_fit_on_a_page(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "save", lambda figure, file: drawn.append(figure) or file)
+    joints = [{"role": "teacher", "joint": f"j{n}", "ap": 0.5} for n in range(number)]
+    plots.draw_joint_bars(joints, tmp_path / "joint_ap.png")
+    labels = [label.get_text() for label in drawn[0].axes[0].get_xticklabels()]
+    assert labels == [f"j{n}" for n in range(number)]
+    assert drawn[0].get_figwidth() < 36  # inches

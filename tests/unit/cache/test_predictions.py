@@ -11,7 +11,7 @@ import pytest
 
 from models.skeleton import COCO, CROWDPOSE, Skeleton
 from study.cache.crop_store import CropStore
-from study.cache.predictions import NOBODY, Predictions
+from study.cache.predictions import NOBODY, START, Predictions
 from study.data.crops import apply_affine, invert_affine
 from study.data.people import People
 from study.errors import InputError
@@ -197,6 +197,15 @@ def test_duplicate_annotation_id_is_refused(
         InputError, match=r"entry 1 \(from 0\): annotation_id .* no other entry .*got 7"
     ):
         read(entries, tmp_path, five)
+
+
+def test_poses_to_start_from_must_share_a_joint(
+    five: Skeleton, five_people: People, tmp_path: Path
+) -> None:
+    entries = [{**entry, "keypoints": [1.0] * 51} for entry in entries_of(five_people)]
+    (tmp_path / "poses.json").write_text(json.dumps(entries))
+    with pytest.raises(InputError, match=r"entries of 17 joints \(coco\).*those of five are 5"):
+        Predictions(tmp_path / "poses.json", five, START)
 
 
 def test_file_without_a_list_of_predictions_is_refused(five: Skeleton, tmp_path: Path) -> None:

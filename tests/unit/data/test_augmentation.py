@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -247,6 +249,26 @@ def test_half_body_takes_the_half_that_has_joints() -> None:
     halving = AugmentConfig(scale=0, rotation=0, flip=0, half_body=1, color=0, erase=0, occlude=0)
     affine, _ = draw(halving, 200, labeled=13)  # two joints below: too few for a crop
     assert (zooms(affine) < 1.5).all()
+
+
+@pytest.mark.parametrize("upper", [(), tuple(range(17))], ids=["none", "all"])
+def test_without_joints_of_both_halves_there_is_no_half_body(upper: tuple[int, ...]) -> None:
+    halving = AugmentConfig(scale=0, rotation=0, flip=0, half_body=1, color=0, erase=0, occlude=0)
+    skeleton = dataclasses.replace(COCO, upper_body=upper)
+    generator, visibility = torch.Generator().manual_seed(0), torch.full((50, 17), 2)
+    drawn = draw_augmentation(standing(50), visibility, skeleton, FRAME, halving, generator)
+    torch.testing.assert_close(drawn.affine, plain_affines(50, FRAME))
+
+
+def test_mirrored_crop_without_pairs_keeps_the_joints_labels() -> None:
+    mirrored = AugmentConfig(scale=0, rotation=0, flip=1, half_body=0, color=0, erase=0, occlude=0)
+    skeleton = dataclasses.replace(COCO, flip_pairs=((5, 6),))
+    generator, visibility = torch.Generator().manual_seed(0), torch.full((3, 17), 2)
+    drawn = draw_augmentation(standing(3), visibility, skeleton, FRAME, mirrored, generator)
+    expected = list(range(17))
+    expected[5], expected[6] = 6, 5
+    assert drawn.joints.tolist() == [expected] * 3
+    assert (torch.linalg.det(drawn.affine[..., :2]) < 0).all()
 
 
 def test_the_same_generator_draws_the_same() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.build import MODELS, build_codec, build_model, load_export
+from models.build import MODELS, build_codec, build_model, exported_skeleton, load_export
 from models.codecs.codec import CODECS
 from models.igp_gcn import IgpGcn
 from models.pose_features import IMAGENET, PoseNetwork
@@ -88,6 +88,25 @@ def test_normalization_maps_imagenets_mean_to_0() -> None:
     one = IMAGENET.normalize(torch.full((1, 3, 1, 1), 255.0)).flatten()
     expected = [(255 - 123.675) / 58.395, (255 - 116.28) / 57.12, (255 - 103.53) / 57.375]
     assert one.tolist() == pytest.approx(expected)
+
+
+def test_export_without_pairs_and_sigmas_has_the_built_in_skeleton() -> None:
+    assert exported_skeleton({"skeleton": "crowdpose"}) is CROWDPOSE
+    info = {
+        "skeleton": "horse",
+        "joints": ["nose", "left_ear", "right_ear"],
+        "edges": [[0, 1], [0, 2]],
+        "flip_pairs": [[1, 2]],
+        "oks_sigmas": [0.03, 0.04, 0.04],
+    }
+    assert exported_skeleton(info) == Skeleton(
+        name="horse",
+        joints=("nose", "left_ear", "right_ear"),
+        edges=((0, 1), (0, 2)),
+        flip_pairs=((1, 2),),
+        oks_sigmas=(0.03, 0.04, 0.04),
+        upper_body=(),
+    )
 
 
 def build(config: StudyConfig, seed: int = 0) -> tuple[PoseNetwork, frozenset[str]]:
