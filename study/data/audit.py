@@ -32,7 +32,13 @@ from study.data.coordinates import (
     is_common,
     other_scale,
 )
-from study.data.image_files import TURNED_IMAGE, image_problem
+from study.data.image_files import (
+    MISSING_IMAGE,
+    NO_FILE,
+    TURNED_IMAGE,
+    image_problem,
+    missing_detail,
+)
 from study.errors import InputError
 from study.storage.files import atomic_path
 
@@ -344,10 +350,16 @@ def _image_faults(table: AnnotationTable, folder: Path, progress: Progress | Non
     rows = np.unique(table.image_rows[people])
     problems: dict[int, tuple[str, str]] = {}
 
+    def find_problem(name: str, height: float, width: float) -> tuple[str, str] | None:
+        problem = image_problem(folder / name, height, width)
+        if problem == (MISSING_IMAGE, NO_FILE):
+            return MISSING_IMAGE, missing_detail(folder, name)
+        return problem
+
     def find_problems(chunk: np.ndarray) -> list[tuple[str, str] | None]:
         sizes = table.images.sizes[chunk].tolist()
         names = (table.images.names[row] for row in chunk)
-        return [image_problem(folder / n, *size) for n, size in zip(names, sizes, strict=True)]
+        return [find_problem(n, *size) for n, size in zip(names, sizes, strict=True)]
 
     chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
     num_checked = 0

@@ -17,6 +17,8 @@ from study.errors import InputError
 LISTS = ("images", "annotations")
 """Parts that are read record by record; other parts are small."""
 WHERE = "change data.root or data.{train,val}.annotations"
+COMPRESSED = (b"\x1f\x8b", b"PK\3\4", b"BZh", b"\xfd7zX")
+"""First bytes of gzip, zip, bzip2 and xz files."""
 CHUNK = 1 << 20
 """Characters read at once."""
 LONGEST_WORD = 32
@@ -39,7 +41,13 @@ def read_records(annotations: Path) -> Iterator[tuple[str, Any]]:
     if not annotations.is_file():
         raise InputError(f"the annotation file must exist, got {annotations}; {WHERE}")
     with annotations.open("rb") as file:
-        encoding = json.detect_encoding(file.read(4))
+        start = file.read(4)
+    if start.startswith(COMPRESSED):
+        raise InputError(
+            f"the annotation file must be JSON text, got a compressed file, {annotations}; unpack "
+            "it first"
+        )
+    encoding = json.detect_encoding(start)
     with annotations.open(encoding=encoding) as text:
         reader = _Reader(text)
         try:

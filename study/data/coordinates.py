@@ -98,10 +98,8 @@ def _checks(table: AnnotationTable) -> list[tuple[Check, bool]]:
     """Return each kind, and whether it is common among the people who can have it."""
     extents = _measure(table)
     sound, clear = extents.is_sound, extents.is_clear
-    found = [
-        _counted(check, sound if check[0] in (FRACTION_BOX, FRACTION_JOINTS) else clear)
-        for check in (*_fraction_checks(table, extents), *_order_checks(table, extents))
-    ]
+    found = [_counted(check, sound) for check in _fraction_checks(table, extents)]
+    found += [_counted(check, clear, sound) for check in _order_checks(table, extents)]
     is_named = np.zeros_like(sound)
     for (_, mask, _), is_often in found:
         is_named |= mask & is_often
@@ -125,10 +123,23 @@ def _checks(table: AnnotationTable) -> list[tuple[Check, bool]]:
     ]
 
 
-def _counted(check: Check, among: NDArray[np.bool_]) -> tuple[Check, bool]:
-    """Limit a check to these people; return it and whether it is common among them."""
+def _counted(
+    check: Check, among: NDArray[np.bool_], all_people: NDArray[np.bool_] | None = None
+) -> tuple[Check, bool]:
+    """Limit a check to these people; return it and whether it is common among them.
+
+    Args:
+        all_people: whose kind it is if most of ``among`` have it; None: of those who have it.
+    """
     kind, mask, text = check
     mask = mask & among
+    if all_people is not None and 2 * mask.sum() > among.sum() > 1:
+        own = mask
+
+        def text_of_all(i: int) -> str:
+            return text(i) if own[i] else "as those of most people in the file"
+
+        return (kind, all_people, text_of_all), True
     return (kind, mask, text), is_common(int(mask.sum()), int(among.sum()))
 
 

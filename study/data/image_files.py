@@ -11,9 +11,10 @@ from __future__ import annotations
 import functools
 import io
 import sys
+import unicodedata
 import zlib
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 import cv2
@@ -25,6 +26,7 @@ BROKEN_IMAGE = "image truncated or unreadable"
 OTHER_SIZE = "image of another size than its annotation"
 TURNED_IMAGE = "image that its EXIF tag turns"
 
+NO_FILE = "there is no such file"
 HEADER = 4096
 """Bytes read first; in most files they contain the size."""
 JPEG, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
@@ -62,6 +64,42 @@ def is_system_file(path: Path) -> bool:
     """Check whether an operating system, not the user, put the file beside others."""
     name = path.name.lower()
     return name.startswith("._") or name in SYSTEM_FILES or path.parent.name == SYSTEM_FOLDER
+
+
+def missing_detail(folder: Path, name: str) -> str:
+    """Describe a missing image; name the file that it may be."""
+    for reason, other in _similar_names(name):
+        if other != name and _is_file(folder / other):
+            return f"{NO_FILE}, but {folder / other} ({reason}); correct file_name"
+    return NO_FILE
+
+
+def has_similar_file(folder: Path, name: str) -> bool:
+    """Check whether the folder has the image, maybe under a name that is spelled otherwise."""
+    return _is_file(folder / name) or any(
+        _is_file(folder / other) for _, other in _similar_names(name)
+    )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or a letter that file names lack here
+        return False
+
+
+def _similar_names(name: str) -> Iterator[tuple[str, str]]:
+    """Yield a reason and the name that a system or a converter may have turned into this one."""
+    for form in ("NFC", "NFD"):
+        yield "in another Unicode form", unicodedata.normalize(form, name)  # type: ignore[arg-type]
+    slashed = name.replace("\\", "/")
+    yield "with / for \\", slashed
+    last = PurePosixPath(slashed).name
+    yield "without its folder", last
+    for inside in (slashed, last):
+        stem = inside.removesuffix(PurePosixPath(inside).suffix)
+        for suffix in (".jpg", ".JPG", ".jpeg", ".JPEG", ".png", ".PNG"):
+            yield "with another ending", stem + suffix
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8] | str:
@@ -111,7 +149,7 @@ def image_problem(image: Path, height: float = 0, width: float = 0) -> tuple[str
                 return BROKEN_IMAGE, decoded
             header = header or _decoded_header(data, decoded)
     except FileNotFoundError:
-        return MISSING_IMAGE, "there is no such file"
+        return MISSING_IMAGE, NO_FILE
     except UnicodeEncodeError:
         encoding = sys.getfilesystemencoding()
         return MISSING_IMAGE, (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,12 @@ from models.skeleton import SKELETONS, Skeleton
 from study.data.annotations import CROWD_BOUNDS, AnnotationTable
 from study.data.categories import category_id, person_category
 from study.data.coco_json import read_records
-from study.data.image_files import SYSTEM_FOLDER, decode_image, is_system_file
+from study.data.image_files import (
+    SYSTEM_FOLDER,
+    decode_image,
+    has_similar_file,
+    is_system_file,
+)
 from study.data.skeleton_file import first_names
 from study.errors import InputError
 from study.storage.files import atomic_path
@@ -74,8 +80,8 @@ def _starts_an_object(file: Path) -> bool:
 def find_skeleton(annotations: Path, category: str | None = None) -> Skeleton:
     """Return the known skeleton whose joints the people of the file have.
 
-    It is the one with the names of the category's joints, otherwise with as many joints as the
-    first labeled person.
+    It is the one with the names of the category's joints, otherwise with as many joints as most
+    labeled people.
 
     Args:
         category: name of the people's category; None finds it.
@@ -84,14 +90,15 @@ def find_skeleton(annotations: Path, category: str | None = None) -> Skeleton:
         InputError: no known skeleton has these joints, or no person has joints.
     """
     categories: Any = ()
-    lengths: dict[int, int] = {}  # numbers of the first labeled person of each category
+    lengths: dict[int, Counter[int]] = {}  # of labeled people, by category
     for key, record in read_records(annotations):
         if key == "categories":
             categories = record
         keypoints = record.get("keypoints") if isinstance(record, dict) else None
         if key == "annotations" and isinstance(keypoints, list) and any(keypoints[2::3]):
             number = record.get("category_id")
-            lengths.setdefault(number if isinstance(number, int) else -1, len(keypoints))
+            counts = lengths.setdefault(number if isinstance(number, int) else -1, Counter())
+            counts[len(keypoints)] += 1
     if not lengths:
         raise InputError(
             "the annotations must have 'keypoints', got none with a labeled joint in "
@@ -99,7 +106,8 @@ def find_skeleton(annotations: Path, category: str | None = None) -> Skeleton:
         )
     chosen = person_category(categories, annotations, category, lengths)
     number = category_id(chosen)
-    length = lengths.get(-1 if number is None else number, next(iter(lengths.values())))
+    counts = lengths.get(-1 if number is None else number, next(iter(lengths.values())))
+    length = counts.most_common(1)[0][0]
     names = chosen.get("keypoints")
     is_named = isinstance(names, list) and all(isinstance(name, str) for name in names)
     for skeleton in SKELETONS.values():
@@ -135,6 +143,9 @@ def find_images(table: AnnotationTable) -> Path:
     folders = list(_folders_near(table.path))
     best = max(folders, key=score)
     if names and not score(best)[0]:
+        similar = [f for f in folders if any(has_similar_file(f, name) for name in names)]
+        if similar:  # the audit names both spellings
+            return similar[0]
         searched = ", ".join(map(str, folders[:6])) + (" ..." if len(folders) > 6 else "")
         raise InputError(
             f"the images of {table.path} must lie near it, got none of {names[0]} and "

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,6 +117,14 @@ def test_broken_json_is_refused_with_line_and_column(data: tuple[Path, Path]) ->
 def test_file_that_is_no_text_is_refused(data: tuple[Path, Path]) -> None:
     data[0].write_bytes(jpeg())
     refused(data, r"must be JSON text, got other bytes in .*people\.json")
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_compressed_file_is_refused(
+    data: tuple[Path, Path], compress: Callable[[bytes], bytes]
+) -> None:
+    data[0].write_bytes(compress(data[0].read_bytes()))
+    refused(data, r"must be JSON text, got a compressed file, .*people\.json; unpack it first")
 
 
 @pytest.mark.parametrize(

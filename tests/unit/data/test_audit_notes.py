@@ -24,7 +24,7 @@ from study.data.audit import (
     require_few_faults,
     write_audit,
 )
-from study.data.image_files import OTHER_SIZE
+from study.data.image_files import MISSING_IMAGE, OTHER_SIZE
 
 Document = dict[str, Any]
 

@@ -176,6 +176,21 @@ def test_names_that_are_no_text_are_surveyed(
     assert pq.read_table(coco / "out/people.parquet").num_rows == 10
 
 
+@pytest.mark.parametrize("has_names", [True, False])
+def test_short_people_are_faults_though_one_is_the_first(
+    coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], has_names: bool
+) -> None:
+    file = coco / "annotations/person_keypoints_train2017.json"
+    document = json.loads(file.read_text())
+    document["annotations"][0]["keypoints"] = document["annotations"][0]["keypoints"][:45]
+    if not has_names:
+        del document["categories"][0]["keypoints"]
+    file.write_text(json.dumps(document))
+    assert find_skeleton(file) is COCO
+    assert run(file, "--out", tmp_path / "out") == 1
+    assert "keypoints of the wrong length: 1\n" in capsys.readouterr().out
+
+
 def test_files_of_the_system_are_passed_over(coco: Path, tmp_path: Path) -> None:
     for place in ("annotations/._person_keypoints_val2017.json", "val2017/._000000000011.jpg"):
         (coco / place).write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X")
