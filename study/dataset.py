@@ -30,11 +30,11 @@ from study.data.audit import (
     audit,
     describe,
     faulty_ids,
-    find_notes,
     printable,
     write_audit,
     write_parquet,
 )
+from study.data.audit_notes import find_notes
 from study.data.categories import READING
 from study.data.own_skeletons import skeleton_from_data
 from study.data.people import build_people, overlap

@@ -19,11 +19,10 @@ from study.data.audit import (
     check_image_folder,
     describe,
     faulty_ids,
-    find_notes,
-    reading_notes,
     require_few_faults,
     write_audit,
 )
+from study.data.audit_notes import find_notes, reading_notes
 from study.data.categories import PersonCategory
 from study.data.coco_results import read_detections
 from study.data.people import People, build_people, overlap, split_people

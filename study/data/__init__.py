@@ -4,7 +4,8 @@ coco_json      records of a COCO-format JSON file
 categories     the people's category and its joints' names
 annotations    images and annotations as two tables
 coordinates    boxes and joints in unmeant units
-audit          faults and notes of a data set
+audit          faults of a data set, listed
+audit_notes    oddities that stop nothing
 people         people of a file, split for a study
 coco_results   readers of COCO result lists
 image_files    image headers: size, damage, orientation

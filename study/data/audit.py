@@ -22,13 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from study.data.annotations import AnnotationTable
-from study.data.categories import LEFT_OUT, naming_fault, naming_notes
+from study.data.categories import naming_fault
 from study.data.coco_json import WHERE
 from study.data.coordinates import (
     FRACTION_BOX,
     OTHER_SCALE,
     coordinate_checks,
-    coordinate_notes,
     is_common,
     other_scale,
 )
@@ -68,18 +67,7 @@ Progress = Callable[[int, int], None]
 """Called with the number of images checked and of all."""
 Check = tuple[str, np.ndarray, Callable[[int], str]]
 """Kind of fault, whether each annotation has it (N,), and the detail of annotation i."""
-CROWD = "crowd region"
-NO_LABELS = "person without labeled joints"
 NO_AREA = "person without area"
-CLIPPED = "box clipped to the image"
-OUTSIDE = "joint a little outside the image"
-OTHER_COUNT = "num_keypoints that is not the number of labeled joints"
-AT_ORIGIN = "labeled joint at 0, 0"
-TWICE = "person annotated twice"
-BLANK = "unlabeled joint without coordinates"
-NO_BOX = "person who is skipped and has no box"
-SAME_IMAGE = "image under several ids"
-NO_CROWD_INDEX = "image without crowdIndex"
 SCHEMA = pa.schema(
     [
         ("kind", pa.dictionary(pa.int32(), pa.string())),
@@ -162,7 +150,7 @@ def annotation_faults(table: AnnotationTable) -> list[Fault]:
         *_box_checks(table, dict((kind, mask) for kind, mask, _ in units).get(FRACTION_BOX)),
         *_category_checks(table),
     )
-    found = _run_checks(table, checks, table.is_used) + _area_faults(table)
+    found = run_checks(table, checks, table.is_used) + area_faults(table)
     if detail := other_scale(table):
         found.insert(0, Fault(OTHER_SCALE, table.path, None, None, detail))
     if detail := naming_fault(table.category, table.skeleton):
@@ -170,7 +158,7 @@ def annotation_faults(table: AnnotationTable) -> list[Fault]:
     return found
 
 
-def _area_faults(table: AnnotationTable) -> list[Fault]:
+def area_faults(table: AnnotationTable) -> list[Fault]:
     """Return a fault for each person of area 0 if many are, so that few people would be used."""
     has_none = lacks_area(table)
     count = int(np.count_nonzero(has_none))
@@ -179,7 +167,7 @@ def _area_faults(table: AnnotationTable) -> list[Fault]:
     detail = (
         "area is 0, so official readers skip the person; leave area out, or write square pixels"
     )
-    return _run_checks(table, [(NO_AREA, has_none, lambda _: detail)], has_none)
+    return run_checks(table, [(NO_AREA, has_none, lambda _: detail)], has_none)
 
 
 def lacks_area(table: AnnotationTable) -> np.ndarray:
@@ -188,7 +176,7 @@ def lacks_area(table: AnnotationTable) -> np.ndarray:
     return np.asarray(is_skipped & table.is_labeled & (table.areas == 0))
 
 
-def _run_checks(
+def run_checks(
     table: AnnotationTable,
     checks: Iterable[Check],
     candidates: np.ndarray,
@@ -386,97 +374,6 @@ def _image_faults(table: AnnotationTable, folder: Path, progress: Progress | Non
 def _of_image(table: AnnotationTable, i: int) -> str:
     height, width = table.image_sizes[i]
     return f"of its image, which is {height:g} px high and {width:g} px wide"
-
-
-def find_notes(table: AnnotationTable) -> list[Fault]:
-    """List what official readers skip or fix, and other oddities, as warnings."""
-    found = _run_checks(table, _note_checks(table), table.is_person, is_warning=True)
-    return reading_notes(table) + _file_notes(table) + found
-
-
-def reading_notes(table: AnnotationTable) -> list[Fault]:
-    """List how the file's category and joints are read, where it is not plainly as they stand."""
-    found = naming_notes(table.category, table.skeleton)
-    left_out = table.category_ids[~table.is_person]
-    numbers, counts = np.unique(left_out, return_counts=True)
-    if len(numbers):
-        largest = np.argsort(-counts, kind="stable")[:EXAMPLES].tolist()
-        others = [f"{counts[i]} of {table.category.others[int(numbers[i])]}" for i in largest]
-        more = f" and {len(numbers) - EXAMPLES} more" if len(numbers) > EXAMPLES else ""
-        kept = f"people are of {table.category.name}"
-        found.append((LEFT_OUT, f"{', '.join(others)}{more} are left out, {kept}"))
-    return [Fault(kind, table.path, None, None, detail, True) for kind, detail in found]
-
-
-def _note_checks(table: AnnotationTable) -> list[Check]:
-    outside = table.pixels_outside().max(axis=1, initial=0)
-    start, size = table.boxes[:, :2], table.boxes[:, 2:]
-    is_cut = ((start < 0) | (start + size > table.image_sizes[:, ::-1])).any(axis=1)
-    labeled = table.keypoints[:, :, 2] > 0  # (N, K)
-    counts = labeled.sum(axis=1)
-    is_read = np.isfinite(table.keypoints).all(axis=(1, 2))
-    at_origin = labeled & (table.keypoints[:, :, :2] == 0).all(axis=2)
-    is_other_count = (table.num_keypoints >= 0) & (table.num_keypoints != counts) & is_read
-    return [
-        (CROWD, table.is_crowd, lambda _: "official readers skip it"),
-        (NO_LABELS, ~table.is_labeled & ~table.is_crowd, lambda _: "official readers skip it"),
-        (
-            NO_AREA,
-            lacks_area(table) & (not _area_faults(table)),
-            lambda _: "official readers skip it",
-        ),
-        (BLANK, table.is_blank, lambda _: "read as 0, 0, 0"),
-        (
-            NO_BOX,
-            ~table.is_used & ~np.isfinite(table.boxes).all(axis=1),
-            lambda _: "an evaluation does not see it",
-        ),
-        (CLIPPED, is_cut & table.is_used, lambda i: f"its box is {table.boxes[i].tolist()}"),
-        (OUTSIDE, (outside > 0) & table.is_used, lambda i: f"by {outside[i]:g} px"),
-        (
-            OTHER_COUNT,
-            is_other_count,
-            lambda i: f"it is {table.num_keypoints[i]}, {counts[i]} are labeled",
-        ),
-        (
-            AT_ORIGIN,
-            at_origin.any(axis=1) & table.is_used,
-            lambda i: f"{at_origin[i].sum()} joints; visibility 0 would leave them unlabeled",
-        ),
-        *coordinate_notes(table),
-        (TWICE, _is_repeated(table), lambda _: "same image, box and joints as another"),
-    ]
-
-
-def _is_repeated(table: AnnotationTable) -> np.ndarray:
-    """Return whether a used person has the same image, box and joints as an earlier one, (N,)."""
-    rows = np.flatnonzero(table.is_used)
-    firsts: dict[int, int] = {}  # by hash, which is wrong once in 2 ** 64 pairs
-    is_repeated = np.zeros(len(table.ids), bool)
-    for row in rows.tolist():
-        parts = (table.image_ids[row], table.boxes[row], table.keypoints[row])
-        key = hash(b"".join(part.tobytes() for part in parts))
-        is_repeated[row] = firsts.setdefault(key, row) != row
-    return is_repeated
-
-
-def _file_notes(table: AnnotationTable) -> list[Fault]:
-    """Return notes about the file or its images rather than about a person."""
-    found: list[tuple[str, str]] = []
-    used = np.unique(table.image_rows[table.is_used & (table.image_rows >= 0)]).tolist()
-    by_name = collections.Counter(table.images.names[row] for row in used)
-    found += [
-        (SAME_IMAGE, f"{name} is listed {count} times: it may be in train and in search")
-        for name, count in by_name.items()
-        if count > 1
-    ]
-    has_index = np.isfinite(table.images.crowd_indices[used])
-    if has_index.any() and not has_index.all():
-        count = int(np.count_nonzero(~has_index))
-        found.append(
-            (NO_CROWD_INDEX, f"{count} of {len(used)}: AP easy, medium, hard cannot be measured")
-        )
-    return [Fault(kind, table.path, None, None, detail, True) for kind, detail in found]
 
 
 def write_audit(file: Path, faults: Iterable[Fault]) -> Path:

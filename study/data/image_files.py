@@ -91,7 +91,7 @@ def _is_file(path: Path) -> bool:
 def _similar_names(name: str) -> Iterator[tuple[str, str]]:
     """Yield a reason and the name that a system or a converter may have turned into this one."""
     for form in ("NFC", "NFD"):
-        yield "in another Unicode form", unicodedata.normalize(form, name)  # type: ignore[arg-type]
+        yield "in another Unicode form", unicodedata.normalize(form, name)
     slashed = name.replace("\\", "/")
     yield "with / for \\", slashed
     last = PurePosixPath(slashed).name

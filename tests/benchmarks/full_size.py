@@ -124,7 +124,8 @@ def run_audit(annotations: Path, images: Path, folder: Path) -> None:
     """Audit the split as a study does, with separate times for annotations and images."""
     from models.skeleton import COCO
     from study.data.annotations import read_table
-    from study.data.audit import audit, describe, find_notes, write_audit
+    from study.data.audit import audit, describe, write_audit
+    from study.data.audit_notes import find_notes
 
     began = time.monotonic()
     table = read_table(annotations, COCO)

@@ -13,18 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.skeleton import COCO, CROWDPOSE, Skeleton
-from study.data import audit as module
+from study.data import audit_notes as module
 from study.data.annotations import read_table
 from study.data.audit import (
     OTHER_CATEGORY,
+    SCHEMA,
     WRONG_AREA,
     Fault,
     audit,
-    find_notes,
     require_few_faults,
     write_audit,
 )
-from study.data.image_files import MISSING_IMAGE, OTHER_SIZE
+from study.data.audit_notes import find_notes
+from study.data.image_files import MISSING_IMAGE, OTHER_SIZE, has_similar_file
 
 Document = dict[str, Any]
 
@@ -91,6 +92,43 @@ def test_fault_names_the_one_person(
     (fault,) = audited(change)
     assert (fault.kind, fault.annotation_id, fault.is_warning) == (kind, 11, False)
     assert detail in fault.detail
+
+
+@pytest.mark.parametrize(
+    ("listed", "on_disk", "reason"),
+    [
+        ("caf\u00e9.jpg", "cafe\u0301.jpg", "in another Unicode form"),
+        ("cafe\u0301.jpg", "caf\u00e9.jpg", "in another Unicode form"),
+        ("a\\b.jpg", "a/b.jpg", "with / for \\"),
+        ("D:\\data\\b.jpg", "b.jpg", "without its folder"),
+        ("/home/me/data/b.jpg", "b.jpg", "without its folder"),
+        ("http://host/b.jpg", "b.jpg", "without its folder"),
+        ("b.jpg", "b.JPG", "with another ending"),
+        ("images\\b.jpg", "b.png", "with another ending"),
+    ],
+)
+def test_missing_image_is_told_from_one_of_another_spelling(
+    audited: Callable[..., list[Fault]], tmp_path: Path, listed: str, on_disk: str, reason: str
+) -> None:
+    file = tmp_path / "images" / on_disk
+
+    def move(document: Document) -> None:
+        document["images"][0]["file_name"] = listed
+        file.parent.mkdir(exist_ok=True)
+        (tmp_path / "images/1.jpg").rename(file)
+
+    (fault,) = audited(move)
+    assert (fault.kind, fault.annotation_id) == (MISSING_IMAGE, 11)
+    assert fault.detail == f"there is no such file, but {file} ({reason}); correct file_name"
+    assert has_similar_file(tmp_path / "images", listed)
+
+
+def test_missing_image_that_no_file_resembles_is_missing(
+    audited: Callable[..., list[Fault]], tmp_path: Path
+) -> None:
+    (fault,) = audited(lambda d: d["images"][0].update(file_name="other.jpg"))
+    assert (fault.kind, fault.detail) == (MISSING_IMAGE, "there is no such file")
+    assert not has_similar_file(tmp_path / "images", "other.jpg")
 
 
 def repeat_first(document: Document) -> None:
@@ -171,7 +209,7 @@ def test_table_has_a_row_per_fault_and_reads_back(tmp_path: Path) -> None:
         Fault("b", Path("p/1.jpg"), 8, 3, "torn"),
     ]
     file = write_audit(tmp_path / "new/audit/train.parquet", found)
-    rows = pq.read_table(file, schema=module.SCHEMA).to_pylist()
+    rows = pq.read_table(file, schema=SCHEMA).to_pylist()
     assert rows[0] == {
         "kind": "b",
         "is_fault": True,

@@ -13,7 +13,8 @@ import pytest
 from models.skeleton import COCO, CROWDPOSE, Skeleton
 from study.data import audit, categories
 from study.data.annotations import AnnotationTable, read_table
-from study.data.audit import Fault, annotation_faults, find_notes, require_few_faults
+from study.data.audit import Fault, annotation_faults, require_few_faults
+from study.data.audit_notes import NO_LABELS, find_notes
 from study.data.people import build_people
 from study.data.survey import find_skeleton
 from study.dataset import main
@@ -125,7 +126,7 @@ def test_annotations_of_other_categories_are_one_note(write: Write, five: Skelet
     assert left_out == (
         "2 of car, 1 of person, 1 of kind 4 and 3 more are left out, people are of pose"
     )
-    unlabeled = [n.annotation_id for n in notes if n.kind == audit.NO_LABELS]
+    unlabeled = [n.annotation_id for n in notes if n.kind == NO_LABELS]
     assert unlabeled == [5]
 
 

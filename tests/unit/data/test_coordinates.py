@@ -16,10 +16,10 @@ from study.data.audit import (
     NO_AREA,
     ZERO_BOX,
     annotation_faults,
-    find_notes,
     require_few_faults,
     require_people,
 )
+from study.data.audit_notes import find_notes
 from study.data.coordinates import (
     CENTERED,
     EXCHANGED,

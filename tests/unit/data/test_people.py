@@ -16,19 +16,14 @@ from models.skeleton import COCO, CROWDPOSE, Skeleton
 from study.config.schema import Kind
 from study.data.annotations import AnnotationTable, read_table
 from study.data.audit import (
-    BLANK,
-    CROWD,
     NO_AREA,
-    NO_BOX,
-    NO_LABELS,
     NOT_FINITE,
-    OUTSIDE,
     WRONG_AREA,
     WRONG_LENGTH,
     annotation_faults,
     audit,
-    find_notes,
 )
+from study.data.audit_notes import BLANK, CROWD, NO_BOX, NO_LABELS, OUTSIDE, find_notes
 from study.data.people import (
     IN_BOTH,
     People,
