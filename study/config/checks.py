@@ -292,7 +292,8 @@ def _impossible_skeleton(values: Mapping[str, Any]) -> Iterable[str]:
     if skeleton != FROM_DATA and not _names_skeleton(skeleton):
         yield (
             f"data.skeleton must be {', '.join(SKELETONS)}, {FROM_DATA} or the path of a .yaml "
-            f"file, got data.skeleton={skeleton}{_near_skeleton(skeleton)}"
+            f"file, got data.skeleton={skeleton}"
+            f"{_near_skeleton(skeleton, (*SKELETONS, FROM_DATA))}"
         )
     elif kind == "drawn" and skeleton in (FROM_DATA, "crowdpose"):
         yield (
@@ -305,8 +306,8 @@ def _names_skeleton(value: str) -> bool:
     return value in SKELETONS or value.endswith((".yaml", ".yml"))
 
 
-def _near_skeleton(value: str) -> str:
-    near = difflib.get_close_matches(value, (*SKELETONS, FROM_DATA), n=1)
+def _near_skeleton(value: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(value, names, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -316,7 +317,7 @@ def _impossible_teacher_form(values: Mapping[str, Any]) -> Iterable[str]:
     if skeleton is not None and not _names_skeleton(skeleton):
         yield (
             f"teacher.skeleton must be null, {' or '.join(SKELETONS)}, or the path of a .yaml "
-            f"file, got teacher.skeleton={skeleton}{_near_skeleton(skeleton)}"
+            f"file, got teacher.skeleton={skeleton}{_near_skeleton(skeleton, SKELETONS)}"
         )
     elif (
         can_train

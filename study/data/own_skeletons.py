@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from models.skeleton import COCO, SKELETONS, Skeleton, shared_joints
-from study.config.schema import FROM_DATA, DataConfig, TeacherConfig
+from study.config.schema import FROM_DATA, RANDOM, DataConfig, TeacherConfig
 from study.data.categories import person_category
 from study.data.coco_json import LISTS, read_records
 from study.data.coco_results import brief
@@ -62,10 +62,23 @@ def own_skeletons(data: DataConfig, teacher: TeacherConfig, notify: Notify) -> d
             f"{DATA}={data.skeleton} with {first_names(ours.joints)}; set {DATA}=coco, or "
             "data=coco and data.root for images of your own"
         )
+    if teacher.skeleton is None and teacher.init != RANDOM and DATA in own:
+        _note_same_number(ours, data.skeleton, notify)
     if teacher.skeleton is not None:
         theirs = own.get(TEACHER) or SKELETONS[teacher.skeleton]
         _check_shared(ours, theirs, data.skeleton, teacher.skeleton, notify)
     return own
+
+
+def _note_same_number(ours: Skeleton, data: str, notify: Notify) -> None:
+    """Report that a teacher's outputs are read as our joints, if they may be other ones."""
+    for known in SKELETONS.values():
+        if known.num_joints == ours.num_joints and set(known.joints) != set(ours.joints):
+            notify(
+                f"note: the outputs of teacher.init are read as the {ours.num_joints} joints of "
+                f"{DATA}={data}, in its order; set {TEACHER}={known.name} if they are "
+                f"those of {known.name}"
+            )
 
 
 def _check_shared(
@@ -124,7 +137,6 @@ def skeleton_from_data(
 def _limbs(value: Any, num_joints: int, where: str, notify: Notify) -> list[list[int]]:
     """Return a category's limbs by joints from 0, each once; COCO counts its joints from 1."""
     if not value:
-        notify(f"note: {where} has no 'skeleton', so there are no limbs; joints are refined alone")
         return []
     is_pairs = isinstance(value, list) and all(
         isinstance(pair, list) and len(pair) == 2 and all(type(end) is int for end in pair)

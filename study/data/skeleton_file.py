@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import difflib
 import math
+import reprlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,11 +101,13 @@ def skeleton_of_content(content: Any, where: str, name: str, notify: Notify) -> 
     if content.get("flip_pairs") is None:
         pairs = by_name
         notify(f"note: {where} has no flip_pairs; {pairs_text(joints, pairs)}")
-    elif _as_sets(pairs) != _as_sets(by_name):
+    elif lacking := [pair for pair in by_name if set(pair) not in map(set, pairs)]:
         notify(
-            f"note: flip_pairs of {where} are not those of the names; "
-            f"{pairs_text(joints, by_name)}; kept as they are in the file"
+            f"note: {where} has flip_pairs that a mirrored image exchanges, and lacks "
+            f"{_named(joints, lacking)}, which the names suggest"
         )
+    if not edges:
+        notify(f"note: {where} has no edges; IGP-GCN moves each joint alone")
     if content.get("oks_sigmas") is None:
         notify(f"note: {where} has no oks_sigmas; {sigma_text()}")
     return Skeleton(
@@ -273,8 +276,11 @@ def pairs_text(joints: Sequence[str], pairs: Pairs) -> str:
     """Describe the left-right pairs that follow from the names."""
     if not pairs:
         return "by their names no joint is left or right, and a mirrored image exchanges none"
-    named = [f"{joints[left]}/{joints[right]}" for left, right in pairs]
-    return f"by their names the left-right pairs are {first_names(named)}"
+    return f"by their names the left-right pairs are {_named(joints, pairs)}"
+
+
+def _named(joints: Sequence[str], pairs: Sequence[tuple[int, int]]) -> str:
+    return first_names([f"{joints[left]}/{joints[right]}" for left, right in pairs])
 
 
 def sigma_text() -> str:
@@ -282,10 +288,6 @@ def sigma_text() -> str:
     return f"each joint has {UNIFORM_SIGMA:g}, so AP compares only with AP of the same sigmas"
 
 
-def _as_sets(pairs: Pairs) -> set[frozenset[int]]:
-    return {frozenset(pair) for pair in pairs}
-
-
 def _brief(value: object) -> str:
-    text = repr(value)
+    text = reprlib.repr(value)  # the file's lists may hold each other
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -85,7 +85,7 @@ def test_limbs_that_are_no_pairs_of_joints_are_refused(tmp_path: Path, limbs: An
 def test_category_without_limbs_has_none_with_a_note(tmp_path: Path) -> None:
     skeleton, notes = from_data(tmp_path, skeleton=[])
     assert skeleton.edges == ()
-    assert any("no 'skeleton', so there are no limbs" in note for note in notes)
+    assert any("no edges; IGP-GCN moves each joint alone" in note for note in notes)
 
 
 def test_category_needs_names_of_joints(tmp_path: Path) -> None:
@@ -188,6 +188,21 @@ def test_teacher_must_share_a_joint_with_the_data(tmp_path: Path) -> None:
     notes: list[str] = []
     own_of(study_of(tmp_path, "data.skeleton=from_data", *untrained), notes)
     assert any("predicts 3 of the 5 joints" in note for note in notes)
+
+
+def test_teacher_with_as_many_outputs_as_a_built_in_skeleton_is_noted(tmp_path: Path) -> None:
+    paws = skeleton_file(tmp_path, "paws.yaml", [f"paw {number}" for number in range(17)])
+    trained = ("teacher.init=some.pth", f"data.skeleton={paws}")
+    for more, number in (
+        ((), 1),
+        ((f"teacher.skeleton={paws}",), 0),
+        (("teacher.init=random",), 0),
+    ):
+        notes: list[str] = []
+        own_of(study_of(tmp_path, *trained, *more), notes)
+        found = [note for note in notes if "outputs of teacher.init are read as the 17" in note]
+        assert len(found) == number
+        assert all("set teacher.skeleton=coco if" in note for note in found)
 
 
 def test_teacher_of_coco_shares_17_joints_with_a_whole_body(tmp_path: Path) -> None:

@@ -57,8 +57,8 @@ def test_written_skeleton_is_read_as_the_same(
 def test_left_right_pairs_follow_from_the_names(
     tmp_path: Path, layout: tuple[list[str], list[list[str]]]
 ) -> None:
-    joints, _ = layout
-    skeleton, notes = read(tmp_path, {"joints": joints, "oks_sigmas": 0.05})
+    joints, limbs = layout
+    skeleton, notes = read(tmp_path, {"joints": joints, "edges": limbs, "oks_sigmas": 0.05})
     found = {frozenset(joints[index] for index in pair) for pair in skeleton.flip_pairs}
     left = [joint for joint in joints if joint.startswith("left_")]
     assert len(left) == {5: 1, 21: 0, 133: 8 + 3 + 21}[len(joints)]
@@ -80,7 +80,23 @@ def test_no_pairs_stay_none_with_a_note_if_names_have_some(tmp_path: Path) -> No
     skeleton, notes = read(tmp_path, HORSE | {"flip_pairs": []})
     assert skeleton.flip_pairs == ()
     (note,) = notes
-    assert "flip_pairs" in note and "left_ear/right_ear" in note and "kept" in note
+    assert "flip_pairs" in note and "lacks left_ear/right_ear" in note
+
+
+def test_pairs_beyond_those_of_the_names_need_no_note(tmp_path: Path) -> None:
+    pairs = [["left_ear", "right_ear"], ["withers", "tail"]]
+    skeleton, notes = read(tmp_path, HORSE | {"flip_pairs": pairs})
+    assert skeleton.flip_pairs == ((1, 2), (3, 4)) and notes == []
+    _, (note,) = read(tmp_path, HORSE | {"flip_pairs": [["left_ear", "withers"]]})
+    assert "lacks left_ear/right_ear" in note
+
+
+def test_lists_that_hold_each_other_are_refused_at_once(tmp_path: Path) -> None:
+    levels = [f"&x{n} [{', '.join([f'*x{n - 1}'] * 9)}]" for n in range(1, 12)]
+    endless = f"[&x0 [a], {', '.join(levels)}]"  # 9 to the power of 11 letters
+    for text in ("joints: &a [*a, *a]", f"joints: {endless}", f"joints: [a, b]\nname: {endless}"):
+        with pytest.raises(InputError, match=r"must be"):
+            read(tmp_path, text)
 
 
 @pytest.mark.parametrize(
@@ -97,9 +113,16 @@ def test_sigmas_may_be_given_by_name_and_with_an_exponent(tmp_path: Path, sigmas
 
 def test_one_sigma_is_that_of_all_joints_and_none_is_the_uniform_one(tmp_path: Path) -> None:
     assert read(tmp_path, HORSE | {"oks_sigmas": 0.07})[0].oks_sigmas == (0.07,) * 5
-    skeleton, notes = read(tmp_path, {"joints": ["a", "b"], "flip_pairs": []})
+    skeleton, notes = read(tmp_path, {"joints": ["a", "b"], "edges": [[0, 1]], "flip_pairs": []})
     assert skeleton.oks_sigmas == (UNIFORM_SIGMA,) * 2 == (0.05, 0.05)
     assert "no oks_sigmas; each joint has 0.05" in notes[0]
+
+
+def test_file_without_limbs_is_read_with_a_note(tmp_path: Path) -> None:
+    for edges in ([], None):
+        skeleton, notes = read(tmp_path, HORSE | {"edges": edges})
+        assert skeleton.edges == ()
+        assert any("no edges; IGP-GCN moves each joint alone" in note for note in notes)
 
 
 def test_file_without_upper_body_has_none(tmp_path: Path) -> None:

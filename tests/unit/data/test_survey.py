@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from models.skeleton import COCO, CROWDPOSE
+from models.skeleton import COCO, CROWDPOSE, Skeleton
 from study.data.annotations import read_table
 from study.data.survey import (
     annotation_files,
@@ -358,3 +358,21 @@ def test_full_size_benchmark_runs_small(shared: Path, tmp_path: Path) -> None:
     for step in ("audit", "dataset.py", "prepare", "targets", "train"):
         assert step in done.stdout
     assert "people/s" in done.stdout and "GB are free" in done.stdout
+
+
+@pytest.mark.parametrize("form", ["file", "from_data"])
+def test_joints_of_one_s_own_are_surveyed_by_the_command(
+    five: Skeleton, five_data: Path, tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "five.yaml"
+    file.write_text(f"joints: [{', '.join(five.joints)}]")
+    name = str(file) if form == "file" else form
+    more = ["--images", str(five_data / "images"), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as ended:
+        main([str(five_data / "five.json"), *more, "--skeleton", name])
+    printed = capsys.readouterr().out
+    assert ended.value.code == 0 and "no faults" in printed
+    assert f"note: --skeleton={name}" in printed and "left_hand/right_hand" in printed
+    assert "left_foot" in printed.partition("labeled, % of people")[2]
+    with pytest.raises(SystemExit, match=r"--skeleton must be coco, crowdpose, from_data or a"):
+        main([str(five_data / "five.json"), *more, "--skeleton", "five"])
