@@ -5,6 +5,7 @@ copied from another machine, can be analyzed too. AP is stored as 0 to 1 and sho
 """
 
 import os
+import signal
 import sys
 
 HERE = os.path.dirname(os.path.realpath(__file__))
@@ -12,6 +13,8 @@ if os.path.isfile(os.path.join(HERE, "__init__.py")):
     # Inside a checkout: its root on the path in place of study/, whose file names would shadow
     # others.
     sys.path[0] = os.path.dirname(HERE)
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the packages load
 
 import argparse
 import collections
@@ -29,6 +32,7 @@ from study.analysis.importance import MIN_TRIALS, beyond_chance, importance
 from study.analysis.tables import final_table, front_table, joint_table
 from study.display import escape_unprintable, percent
 from study.errors import InputError
+from study.interrupts import ends_in_one_line
 from study.search.controls import BASELINE, DEFAULTS
 from study.search.objectives import may_win
 from study.search.staged import PARENT
@@ -277,6 +281,7 @@ def _draw(evidence: Evidence, folder: Path) -> Iterator[Path]:
         yield draw_joint_bars(evidence.joints, folder / "joint_ap.png")
 
 
+@ends_in_one_line()
 def main(arguments: Sequence[str] | None = None) -> None:
     escape_unprintable()
     parser = argparse.ArgumentParser(

@@ -4,12 +4,15 @@ Runs a study's audit without the study, and shows what the data contain.
 """
 
 import os
+import signal
 import sys
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 if os.path.isfile(os.path.join(HERE, "__init__.py")):
     # In a checkout, replace study/ on the path by the root: names of its files would hide others.
     sys.path[0] = os.path.dirname(HERE)
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the packages load
 
 import argparse
 import collections
@@ -53,6 +56,7 @@ from study.data.survey import (
 )
 from study.display import Display, escape_unprintable
 from study.errors import InputError
+from study.interrupts import ends_in_one_line
 
 FAULTS, PEOPLE = "audit.parquet", "people.parquet"
 UNUSABLE = "annotation file that cannot be used"
@@ -307,6 +311,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+@ends_in_one_line()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; exit with status 1 if the data have a fault."""
     escape_unprintable()

@@ -6,6 +6,7 @@ card. The written files are loaded again and must reach the AP that the trial re
 """
 
 import os
+import signal
 import sys
 
 HERE = os.path.dirname(os.path.realpath(__file__))
@@ -13,6 +14,8 @@ if os.path.isfile(os.path.join(HERE, "__init__.py")):
     # Inside a checkout: its root on the path in place of study/, whose file names would shadow
     # others.
     sys.path[0] = os.path.dirname(HERE)
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the packages load
 
 import argparse
 import json
@@ -41,6 +44,7 @@ from study.deploy.onnx_export import OnnxShift, check_onnx, require_onnx, write_
 from study.deploy.select_trial import SelectedTrial, relocate, select_trial
 from study.display import Display, escape_unprintable, percent
 from study.errors import InputError, TrainingDiverged
+from study.interrupts import ends_in_one_line
 from study.storage.files import sync
 from study.storage.paths import export_folder
 from study.storage.study_file import read_settings
@@ -344,6 +348,7 @@ def _summary(
         )
 
 
+@ends_in_one_line()
 def main(arguments: Sequence[str] | None = None) -> None:
     escape_unprintable()
     parser = argparse.ArgumentParser(

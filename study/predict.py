@@ -6,12 +6,15 @@ With ``--poses POSES.json`` the refiner improves poses that another method found
 """
 
 import os
+import signal
 import sys
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 if os.path.isfile(os.path.join(HERE, "__init__.py")):
     # In a checkout, replace study/ on the path by the root: names of its files would hide others.
     sys.path[0] = os.path.dirname(HERE)
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the packages load
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +40,7 @@ from study.deploy.person_boxes import PersonBoxes, find_people
 from study.deploy.video import predict_video
 from study.display import Display, escape_unprintable
 from study.errors import InputError
+from study.interrupts import ends_in_one_line
 from study.metrics import to_detections
 from study.storage.files import is_full_disk
 
@@ -269,6 +273,7 @@ def run_video(
     return ""
 
 
+@ends_in_one_line()
 def main(arguments: Sequence[str] | None = None) -> None:
     escape_unprintable()
     parser = argparse.ArgumentParser(

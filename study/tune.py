@@ -32,11 +32,17 @@ def main() -> None:
     parser.add_argument("--cfg", action="store_true", help="print the settings and stop")
     arguments = parser.parse_args()
 
+    from study.interrupts import AGAIN, ends_in_one_line
+
+    with ends_in_one_line(f"{AGAIN} to resume"):
+        run(arguments)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the study, or print its settings."""
     from study.config.compose import compose, to_plain
-    from study.display import escape_unprintable
     from study.errors import InputError
 
-    escape_unprintable()
     try:
         config = compose(arguments.settings)
         if arguments.cfg:
@@ -49,8 +55,6 @@ def main() -> None:
         run_study(config)
     except InputError as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; run the same command again to resume")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ LAYERS = (
     "models",
     "search_spaces",
     "study.errors",
+    "study.interrupts",
     "study.display",
     "study.workers",
     "study.config",

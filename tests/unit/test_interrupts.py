@@ -1,0 +1,119 @@
+"""Ctrl-C, SIGTERM and SIGHUP end a command in one line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import study.config.compose
+from study.interrupts import AGAIN, ends_in_one_line
+
+ROOT = Path(__file__).resolve().parents[2]
+HINT = "interrupted; come back"
+BLOCK = f"""
+import signal, sys, time
+from study import interrupts
+{{before}}
+with interrupts.ends_in_one_line("{HINT}"):
+    {{start}}
+    try:
+        print("ready", flush=True)
+        {{wait}}
+    finally:
+        print("clean", flush=True)
+"""
+STATUS = {signal.SIGTERM: 143, signal.SIGHUP: 129}
+BUSY = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
+"""Keeps the main thread in C for minutes, where it runs no handler."""
+
+
+def stopped(
+    *signals: int, before: str = "", start: str = "pass", wait: str = "time.sleep(60)"
+) -> tuple[int, list[str], list[str]]:
+    """Run a block, send it the signals; return its status and the lines of stdout and stderr."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", BLOCK.format(before=before, start=start, wait=wait)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.05)
+    output, errors = process.communicate(timeout=30)
+    return process.returncode, output.splitlines(), errors.splitlines()
+
+
+def test_ctrl_c_ends_a_command_with_its_hint_after_the_cleanup() -> None:
+    assert stopped(signal.SIGINT) == (1, ["clean"], [HINT])
+
+
+@pytest.mark.parametrize("number", STATUS)
+def test_other_signals_end_a_command_with_its_hint_at_once(number: int) -> None:
+    assert stopped(number, number, signal.SIGTERM) == (STATUS[number], [], [HINT])
+
+
+def test_sigterm_ends_a_command_whose_main_thread_is_busy() -> None:
+    assert stopped(signal.SIGTERM, wait=BUSY) == (143, [], [HINT])
+
+
+def test_sigterm_ends_all_processes_that_the_command_started() -> None:
+    tree = "import subprocess; subprocess.Popen(['sh', '-c', 'sleep 60.25 & sleep 60.25'])"
+    # Its stdout is the command's: it ends once all of them have ended.
+    started = time.monotonic()
+    assert stopped(signal.SIGTERM, start=tree) == (143, [], [HINT])
+    assert time.monotonic() - started < 20
+
+
+def test_ignored_signals_stay_ignored() -> None:
+    """As ``nohup`` ignores SIGHUP, and a shell SIGINT of a command in the background."""
+    ignored = "; ".join(
+        f"signal.signal(signal.{name}, signal.SIG_IGN)" for name in ("SIGHUP", "SIGINT")
+    )
+    signals = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    assert stopped(*signals, before=ignored) == (143, [], [HINT])
+
+
+def test_errors_after_ctrl_c_are_not_shown() -> None:
+    handler = "signal.signal(signal.SIGINT, lambda number, frame: 1 / 0)"
+    assert stopped(signal.SIGINT, start=handler) == (1, ["clean"], [HINT])
+
+
+def test_errors_without_a_signal_pass_and_the_handlers_are_restored() -> None:
+    before = [signal.getsignal(number) for number in STATUS]
+    with pytest.raises(ZeroDivisionError), ends_in_one_line():
+        assert [signal.getsignal(number) for number in STATUS] != before
+        _ = 1 / 0
+    assert [signal.getsignal(number) for number in STATUS] == before
+
+
+@pytest.mark.parametrize("command", ["analyze", "dataset", "export", "predict", "tune"])
+def test_every_command_ends_in_one_line(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    main = importlib.import_module(f"study.{command}").main
+    if command == "tune":
+        monkeypatch.setattr(sys, "argv", ["tune.py"])
+        monkeypatch.setattr(study.config.compose, "compose", interrupted)
+    else:
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert ended.value.code in (AGAIN, f"{AGAIN} to resume")
+    assert capsys.readouterr().out == ""
