@@ -34,8 +34,8 @@ from study.deploy.estimation import (
     load_estimator,
 )
 from study.deploy.given_poses import read_poses
-from study.deploy.inputs import GivenImage, find_images, first_names, read_given, warn
-from study.deploy.outputs import RESULTS, Outputs, check_targets, listed
+from study.deploy.inputs import RESULTS, GivenImage, find_images, first_names, read_given, warn
+from study.deploy.outputs import Outputs, check_targets, listed
 from study.deploy.person_boxes import PersonBoxes, find_people
 from study.deploy.video import predict_video
 from study.display import Display, escape_unprintable

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from study.data.coco_results import ResultFile, brief, entry_error, is_whole_number
-from study.deploy.inputs import GivenImage, first_names, number_of, warn
+from study.data.image_files import UPRIGHT
+from study.deploy.inputs import GivenImage, first_names, header_of, number_of, warn
 from study.errors import InputError
 
 MATCHING = (
@@ -49,10 +50,21 @@ def match_images(
         records = _document_records(results)
     else:
         records = _entry_records(results)
-    if not records:
-        return _match_numbers(results, images)
-    matched = _match_names(results, records, images)
-    _require_own_ids(results, records, matched)
+    if records:
+        matched = _match_names(results, records, images)
+        _require_own_ids(results, records, matched)
+    else:
+        matched = _match_numbers(results, images)
+    turned = [
+        image.name
+        for image, record in matched.items()
+        if not all(record.size) and (header := header_of(image)) and header.orientation > UPRIGHT
+    ]
+    if turned:
+        warn(
+            f"{len(turned)} images are turned by their EXIF tag ({first_names(turned)}): "
+            f"coordinates in {results.path} must fit the upright image"
+        )
     return matched
 
 

@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 
 from study.data.annotations import LARGEST
 from study.data.crops import read_image
-from study.data.image_files import TURNED_IMAGE, image_problem
+from study.data.image_files import TURNED_IMAGE, Header, image_problem, read_header
 from study.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """Endings of the files in a folder that count as images."""
+RESULTS = "keypoints.json"
+"""Result list, written beside the drawn images."""
 SHOWN_NAMES = 5
 """Names that a message lists."""
 
@@ -43,7 +45,7 @@ Problems = dict[Path, str]
 def find_images(given: Iterable[Path], out: Path) -> tuple[list[GivenImage], Problems]:
     """Return the files, and the image files of the folders and their sub-folders, each once.
 
-    Hidden files and folders, and the folder of the results, are passed over.
+    Hidden files and folders, and folders of results, are passed over.
 
     Returns:
         The images, and the sub-folders that cannot be listed.
@@ -100,6 +102,10 @@ def _visible_files(folder: Path, out: Path, problems: Problems) -> Iterator[Path
             folders.clear()
             continue
         seen.add(place)
+        if RESULTS in names and Path(parent) != folder:
+            warn(f"{parent} holds results of predict.py ({RESULTS}); it was passed over")
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(parent, name) for name in names if not name.startswith("."))
 
@@ -124,6 +130,17 @@ def read_given(image: GivenImage, size: tuple[float, float] = (0, 0)) -> NDArray
         raise InputError(f"it cannot be read: {error.strerror}") from None
     except MemoryError:
         raise InputError("it does not fit into memory; make it smaller") from None
+
+
+def header_of(image: GivenImage) -> Header | None:
+    """Return the header of a JPEG or PNG; None for other files and unreadable ones."""
+    if not os.path.isfile(image.path):
+        return None
+    try:
+        with image.path.open("rb") as file:
+            return read_header(file)
+    except OSError:
+        return None
 
 
 def number_of(image: GivenImage) -> int | None:

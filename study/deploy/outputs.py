@@ -16,12 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from study.deploy.drawing import write_image
-from study.deploy.inputs import GivenImage, Problems
+from study.deploy.inputs import RESULTS, GivenImage, Problems
 from study.errors import InputError
 from study.storage.files import is_full_disk, write_atomic
-
-RESULTS = "keypoints.json"
-"""Result list, written beside the drawn images."""
 
 
 def drawn_file(image: GivenImage, out: Path) -> Path:

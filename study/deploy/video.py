@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from study.deploy.detector import Detector
 from study.deploy.drawing import draw_poses
 from study.deploy.estimation import clip_to_image, estimate, load_estimator
-from study.deploy.outputs import RESULTS, Outputs
+from study.deploy.inputs import RESULTS
+from study.deploy.outputs import Outputs
 from study.deploy.person_boxes import PersonBoxes
 from study.errors import InputError
 from study.metrics import to_detections

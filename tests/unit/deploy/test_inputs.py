@@ -75,6 +75,10 @@ def test_hidden_files_and_the_folder_of_results_are_passed_over(
     assert paths(folder, out=folder / "poses") == images
     assert "passed over: 1 .txt" in capsys.readouterr().err
     assert paths(folder) == [*images, folder / "poses/000785.jpg"]
+    (folder / "poses/keypoints.json").touch()  # of an earlier run
+    assert paths(folder) == images
+    assert f"{folder / 'poses'} holds results of predict.py" in capsys.readouterr().err
+    assert paths(folder / "poses") == [folder / "poses/000785.jpg"]
 
 
 def test_links_are_images_of_their_own_and_circles_end(images: list[Path], tmp_path: Path) -> None:

@@ -168,6 +168,36 @@ def test_image_of_another_size_than_the_file_says_is_left_out(photos: Path) -> N
         assert found is not None and drawn(photos) == ["1.jpg"]
 
 
+def test_turned_image_of_a_file_without_sizes_is_warned_of(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tag = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    file = photos / "2.jpg"
+    stored = file.read_bytes()
+    segment = b"\xff\xe1" + (len(tag) + 2).to_bytes(2, "big") + tag
+    file.write_bytes(stored[:2] + segment + stored[2:])
+    boxes = write(photos, [{"image_id": n, "bbox": BOX} for n in (1, 2, 3)])
+    found, error = run(photos, "--boxes", boxes)
+    assert found is not None and len(found) == 3 and not error
+    warning = capsys.readouterr().err
+    assert "1 images are turned by their EXIF tag (2.jpg): coordinates in" in warning
+    assert cv2.imread(str(photos.parent / "out/2.jpg")).shape == (WIDTH, HEIGHT, 3)
+
+
+def test_boxes_by_two_corners_are_warned_of(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box = [30, 20, 80, 70]
+    named = [{"id": 1, "file_name": "1.jpg", "height": HEIGHT, "width": WIDTH}]
+    entries = [{"image_id": 1, "bbox": box}, {"image_id": 1, "bbox": [30, 20, 118, 88]}]
+    for content in (entries, {"images": named, "annotations": entries}):
+        found, error = run(photos, "--boxes", write(photos, content))
+        assert found is not None and len(found) == 2 and not error
+        # 30 + 118 is beyond 120, 20 + 70 is not beyond 90.
+        assert "1 of 2 boxes of" in (warning := capsys.readouterr().err)
+        assert "the first in 1.jpg); bbox must be x, y, width and height" in warning
+
+
 @pytest.mark.parametrize("kind", ["gray", "alpha", "deep"])
 def test_images_of_other_depths_are_read(kind: str, photos: Path) -> None:
     shape = {"gray": (HEIGHT, WIDTH), "alpha": (HEIGHT, WIDTH, 4), "deep": (HEIGHT, WIDTH, 3)}
