@@ -39,6 +39,7 @@ from study.data.audit import (
 )
 from study.data.audit_notes import find_notes
 from study.data.categories import READING
+from study.data.image_files import TURNED_IMAGE
 from study.data.own_skeletons import skeleton_from_data
 from study.data.people import build_people, overlap
 from study.data.skeleton_file import read_skeleton
@@ -246,6 +247,9 @@ def show(one: Survey, console: Console) -> None:
     for note in one.faults:
         if note.kind in READING:
             console.print(f"{note.kind}: {note.detail}", markup=False, soft_wrap=True)
+    turned = [fault for fault in one.faults if fault.kind == TURNED_IMAGE]
+    if turned:
+        console.print(f"notes\n{describe(turned)}", markup=False, soft_wrap=True)
     faults = [fault for fault in one.faults if not fault.is_warning]
     if faults:
         console.print("[bold red]faults")

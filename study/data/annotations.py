@@ -251,9 +251,11 @@ def _image_columns(path: Path, records: Sequence[Any], start: int) -> Columns:
     names = [image.get("file_name") for image in records]
     wrong = next((i for i, name in enumerate(names) if not _is_file_name(name)), None)
     if wrong is not None:
+        has_address = any("url" in str(key) for key in records[wrong])
         raise InputError(
             f"every image must have a 'file_name', got {records[wrong]!a} as number "
-            f"{start + wrong} (from 0) of the images of {path}; fix the file"
+            f"{start + wrong} (from 0) of the images of {path}; "
+            + ("download the images and write their names" if has_address else "fix the file")
         )
     return {
         "ids": ids,

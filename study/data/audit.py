@@ -25,6 +25,7 @@ from study.data.annotations import AnnotationTable
 from study.data.categories import naming_fault
 from study.data.coco_json import WHERE
 from study.data.coordinates import (
+    COMMON,
     FRACTION_BOX,
     OTHER_SCALE,
     coordinate_checks,
@@ -68,6 +69,12 @@ Progress = Callable[[int, int], None]
 Check = tuple[str, np.ndarray, Callable[[int], str]]
 """Kind of fault, whether each annotation has it (N,), and the detail of annotation i."""
 NO_AREA = "person without area"
+NO_COUNT = "num_keypoints 0 of a person with labeled joints"
+LABELED_CROWD = "crowd region with labeled joints"
+UNSEEN = "person whose joints all have visibility 0"
+AT_ORIGIN = "labeled joint at 0, 0"
+MOST = 0.75
+"""Share of the people from which a skipped person is a fault where official files have some."""
 SCHEMA = pa.schema(
     [
         ("kind", pa.dictionary(pa.int32(), pa.string())),
@@ -128,16 +135,16 @@ def require_people(table: AnnotationTable, left_out: int = 0) -> None:
         return
     num_others = np.count_nonzero(~table.is_person)
     others = f"{num_others} of other categories than {table.category.name}, " if num_others else ""
-    num_without = np.count_nonzero(lacks_area(table))
-    areas, advice = "", WHERE
-    if num_without:
-        areas = f"{num_without} of them people without area (0), "
-        advice = "leave area out, or write the square pixels of the person"
+    skipped = [
+        f"{kind}: {mask.sum()}; {detail(0)}"
+        for (kind, mask, detail), _ in skipped_checks(table)
+        if mask.any()
+    ]
     raise InputError(
         "the annotation file must have at least one person with a labeled joint, got "
         f"{len(table.ids)} annotations ({others}{np.count_nonzero(table.is_crowd)} crowd regions, "
-        f"{np.count_nonzero(table.is_labeled)} with labeled joints, {areas}{left_out} left out "
-        f"for their faults) in {table.path}; {advice}"
+        f"{np.count_nonzero(table.is_labeled)} with labeled joints, {left_out} left out for "
+        f"their faults) in {table.path}; {'; '.join(skipped) or WHERE}"
     )
 
 
@@ -150,7 +157,9 @@ def annotation_faults(table: AnnotationTable) -> list[Fault]:
         *_box_checks(table, dict((kind, mask) for kind, mask, _ in units).get(FRACTION_BOX)),
         *_category_checks(table),
     )
-    found = run_checks(table, checks, table.is_used) + area_faults(table)
+    found = run_checks(table, checks, table.is_used)
+    skipped = [check for check, is_fault in skipped_checks(table) if is_fault]
+    found += run_checks(table, skipped, ~table.is_used)
     if detail := other_scale(table):
         found.insert(0, Fault(OTHER_SCALE, table.path, None, None, detail))
     if detail := naming_fault(table.category, table.skeleton):
@@ -158,22 +167,49 @@ def annotation_faults(table: AnnotationTable) -> list[Fault]:
     return found
 
 
-def area_faults(table: AnnotationTable) -> list[Fault]:
-    """Return a fault for each person of area 0 if many are, so that few people would be used."""
-    has_none = lacks_area(table)
-    count = int(np.count_nonzero(has_none))
-    if not is_common(count, count + table.num_people):
-        return []
-    detail = (
-        "area is 0, so official readers skip the person; leave area out, or write square pixels"
-    )
-    return run_checks(table, [(NO_AREA, has_none, lambda _: detail)], has_none)
+def skipped_checks(table: AnnotationTable) -> list[tuple[Check, bool]]:
+    """Return why official readers skip people with joints, and whether that is a fault.
 
+    It is one if many are skipped, since a converter rather than an annotator did that.
+    """
+    visibility = table.keypoints[:, :, 2]
+    has_joints = (visibility > 0).any(axis=1)
+    has_position = (table.keypoints[:, :, :2] > 0).any(axis=(1, 2))
+    candidates = table.is_person & ~table.is_used
+    is_one = candidates & ~table.is_crowd
+    has_box = (table.boxes[:, 2:] > 0).all(axis=1)
 
-def lacks_area(table: AnnotationTable) -> np.ndarray:
-    """Return which labeled people are skipped for their area of 0, (N,)."""
-    is_skipped = ~table.is_used & ~table.is_crowd & table.is_person
-    return np.asarray(is_skipped & table.is_labeled & (table.areas == 0))
+    def check(kind: str, mask: np.ndarray, share: float, advice: str) -> tuple[Check, bool]:
+        count = int(mask.sum())
+        is_fault = is_common(count, count + table.num_people, share)
+        return (kind, mask, lambda _: advice), is_fault
+
+    return [
+        check(
+            NO_AREA,
+            is_one & table.is_labeled & (table.areas == 0) & has_box,
+            COMMON,
+            "leave area out, or write the person's square pixels, since readers skip area 0",
+        ),
+        check(
+            NO_COUNT,
+            is_one & has_joints & (table.num_keypoints == 0),
+            MOST,
+            "leave num_keypoints out, or correct it, since readers skip num_keypoints 0",
+        ),
+        check(
+            LABELED_CROWD,
+            candidates & table.is_crowd & has_joints,
+            MOST,
+            "write iscrowd 0 for one person, since readers skip crowd regions",
+        ),
+        check(
+            UNSEEN,
+            is_one & ~has_joints & has_position & (visibility == 0).all(axis=1),
+            MOST,
+            "write visibility 1 or 2 for labeled joints, since 0 means not labeled",
+        ),
+    ]
 
 
 def run_checks(
@@ -198,6 +234,7 @@ def _keypoint_checks(table: AnnotationTable) -> list[Check]:
     is_finite = np.isfinite(table.keypoints).all(axis=(1, 2))
     has_visibility = np.isin(table.keypoints[:, :, 2], (0, 1, 2)).all(axis=1)
     outside = table.pixels_outside().max(axis=1)
+    origin = origin_check(table)
     is_far = is_finite & (outside > FAR_OUTSIDE * table.image_sizes.max(axis=1))
 
     def length(i: int) -> str:
@@ -235,7 +272,18 @@ def _keypoint_checks(table: AnnotationTable) -> list[Check]:
         ),
         (WRONG_VISIBILITY, is_finite & ~has_visibility, visibility),
         (JOINT_OUTSIDE, is_far, distance),
+        *([origin] if is_common(int(origin[1].sum()), table.num_people) else []),
     ]
+
+
+def origin_check(table: AnnotationTable) -> Check:
+    """Return which used people have labeled joints at 0, 0 or less: missing, yet labeled."""
+    at_origin = (table.keypoints[:, :, 2] > 0) & (table.keypoints[:, :, :2] <= 0).all(axis=2)
+
+    def text(i: int) -> str:
+        return f"{at_origin[i].sum()} joints; visibility 0 would leave them unlabeled"
+
+    return AT_ORIGIN, at_origin.any(axis=1) & table.is_used, text
 
 
 def _box_checks(table: AnnotationTable, is_fraction: np.ndarray | None) -> list[Check]:

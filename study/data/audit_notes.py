@@ -10,11 +10,13 @@ from study.data.annotations import AnnotationTable
 from study.data.audit import (
     EXAMPLES,
     NO_AREA,
+    UNSEEN,
     Check,
     Fault,
-    area_faults,
-    lacks_area,
+    annotation_faults,
+    origin_check,
     run_checks,
+    skipped_checks,
 )
 from study.data.categories import LEFT_OUT, naming_notes
 from study.data.coordinates import coordinate_notes
@@ -24,7 +26,6 @@ NO_LABELS = "person without labeled joints"
 CLIPPED = "box clipped to the image"
 OUTSIDE = "joint a little outside the image"
 OTHER_COUNT = "num_keypoints that is not the number of labeled joints"
-AT_ORIGIN = "labeled joint at 0, 0"
 TWICE = "person annotated twice"
 BLANK = "unlabeled joint without coordinates"
 NO_BOX = "person who is skipped and has no box"
@@ -59,16 +60,13 @@ def _note_checks(table: AnnotationTable) -> list[Check]:
     labeled = table.keypoints[:, :, 2] > 0  # (N, K)
     counts = labeled.sum(axis=1)
     is_read = np.isfinite(table.keypoints).all(axis=(1, 2))
-    at_origin = labeled & (table.keypoints[:, :, :2] == 0).all(axis=2)
+    faults = {fault.kind for fault in annotation_faults(table)}
+    rare = [check for check, _ in skipped_checks(table) if check[0] in (NO_AREA, UNSEEN)]
+    rare = [check for check in (*rare, origin_check(table)) if check[0] not in faults]
     is_other_count = (table.num_keypoints >= 0) & (table.num_keypoints != counts) & is_read
     return [
         (CROWD, table.is_crowd, lambda _: "official readers skip it"),
         (NO_LABELS, ~table.is_labeled & ~table.is_crowd, lambda _: "official readers skip it"),
-        (
-            NO_AREA,
-            lacks_area(table) & (not area_faults(table)),
-            lambda _: "official readers skip it",
-        ),
         (BLANK, table.is_blank, lambda _: "read as 0, 0, 0"),
         (
             NO_BOX,
@@ -82,11 +80,7 @@ def _note_checks(table: AnnotationTable) -> list[Check]:
             is_other_count,
             lambda i: f"it is {table.num_keypoints[i]}, {counts[i]} are labeled",
         ),
-        (
-            AT_ORIGIN,
-            at_origin.any(axis=1) & table.is_used,
-            lambda i: f"{at_origin[i].sum()} joints; visibility 0 would leave them unlabeled",
-        ),
+        *rare,
         *coordinate_notes(table),
         (TWICE, _is_repeated(table), lambda _: "same image, box and joints as another"),
     ]

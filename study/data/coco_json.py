@@ -40,8 +40,14 @@ def read_records(annotations: Path) -> Iterator[tuple[str, Any]]:
         raise InputError(f"the data folder must exist, got {annotations.parent}; {WHERE}")
     if not annotations.is_file():
         raise InputError(f"the annotation file must exist, got {annotations}; {WHERE}")
-    with annotations.open("rb") as file:
-        start = file.read(4)
+    try:
+        with annotations.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise InputError(
+            f"the annotation file must be one that can be read, got {error.strerror!r} for "
+            f"{annotations}; {WHERE}"
+        ) from error
     if start.startswith(COMPRESSED):
         raise InputError(
             f"the annotation file must be JSON text, got a compressed file, {annotations}; unpack "

@@ -96,7 +96,11 @@ def other_scale(table: AnnotationTable) -> str | None:
 
 def _checks(table: AnnotationTable) -> list[tuple[Check, bool]]:
     """Return each kind, and whether it is common among the people who can have it."""
-    extents = _measure(table)
+    with np.errstate(over="ignore", invalid="ignore"):  # numbers near the largest
+        return _all_checks(table, _measure(table))
+
+
+def _all_checks(table: AnnotationTable, extents: _Extents) -> list[tuple[Check, bool]]:
     sound, clear = extents.is_sound, extents.is_clear
     found = [_counted(check, sound) for check in _fraction_checks(table, extents)]
     found += [_counted(check, clear, sound) for check in _order_checks(table, extents)]
@@ -143,15 +147,15 @@ def _counted(
     return (kind, mask, text), is_common(int(mask.sum()), int(among.sum()))
 
 
-def is_common(count: int, total: int) -> bool:
+def is_common(count: int, total: int, share: float = COMMON) -> bool:
     """Check whether this number of all people is more than an oddity of one person."""
-    return count > COMMON * total and (count > 1 or count == total)
+    return count > share * total and (count > 1 or count == total)
 
 
 def _measure(table: AnnotationTable) -> _Extents:
     points = table.keypoints[:, :, :2]
-    # Some converters label missing joints at 0, 0.
-    labeled = (table.keypoints[:, :, 2] > 0) & (points != 0).any(axis=2)  # (N, K)
+    # Some converters label missing joints at 0, 0 or -1, -1.
+    labeled = (table.keypoints[:, :, 2] > 0) & (points > 0).any(axis=2)  # (N, K)
     start = np.where(labeled[:, :, None], points, np.inf).min(axis=1)
     stop = np.where(labeled[:, :, None], points, -np.inf).max(axis=1)
     counts = labeled.sum(axis=1)

@@ -69,19 +69,20 @@ def is_system_file(path: Path) -> bool:
 def missing_detail(folder: Path, name: str) -> str:
     """Describe a missing image; name the file that it may be."""
     for reason, other in _similar_names(name):
-        if other != name and _is_file(folder / other):
+        if other != name and is_file(folder / other):
             return f"{NO_FILE}, but {folder / other} ({reason}); correct file_name"
     return NO_FILE
 
 
 def has_similar_file(folder: Path, name: str) -> bool:
     """Check whether the folder has the image, maybe under a name that is spelled otherwise."""
-    return _is_file(folder / name) or any(
-        _is_file(folder / other) for _, other in _similar_names(name)
+    return is_file(folder / name) or any(
+        is_file(folder / other) for _, other in _similar_names(name)
     )
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Check that the file exists and may be seen, whatever its name is."""
     try:
         return path.is_file()
     except (OSError, ValueError):  # too long, or a letter that file names lack here

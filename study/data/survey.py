@@ -24,6 +24,7 @@ from study.data.image_files import (
     SYSTEM_FOLDER,
     decode_image,
     has_similar_file,
+    is_file,
     is_system_file,
 )
 from study.data.skeleton_file import first_names
@@ -73,8 +74,11 @@ def annotation_files(path: Path) -> list[Path]:
 
 def _starts_an_object(file: Path) -> bool:
     """Check that the file may hold annotations; a detector's results, for example, are a list."""
-    with file.open("rb") as content:
-        return not content.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    try:
+        with file.open("rb") as content:
+            return not content.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    except OSError:  # reported once its records are read
+        return True
 
 
 def find_skeleton(annotations: Path, category: str | None = None) -> Skeleton:
@@ -137,7 +141,7 @@ def find_images(table: AnnotationTable) -> Path:
 
     def score(folder: Path) -> tuple[int, bool]:
         # Two splits may use the same file names: then the folder with the split's name wins.
-        found = sum((folder / name).is_file() for name in names)
+        found = sum(is_file(folder / name) for name in names)
         return found, folder.name.lower() in words
 
     folders = list(_folders_near(table.path))
@@ -337,7 +341,7 @@ def draw_sheet(
     """
     tiles = []
     for path, persons in zip(paths, people, strict=True):
-        image = decode_image(path.read_bytes()) if path.is_file() else "missing"
+        image = decode_image(path.read_bytes()) if is_file(path) else "missing"
         if isinstance(image, str):
             continue
         scale = TILE / max(image.shape[:2])

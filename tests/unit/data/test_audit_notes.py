@@ -16,6 +16,7 @@ from models.skeleton import COCO, CROWDPOSE, Skeleton
 from study.data import audit_notes as module
 from study.data.annotations import read_table
 from study.data.audit import (
+    AT_ORIGIN,
     OTHER_CATEGORY,
     SCHEMA,
     WRONG_AREA,
@@ -145,7 +146,7 @@ def repeat_first(document: Document) -> None:
         (lambda d: first(d)["keypoints"].__setitem__(0, -2), module.OUTSIDE, 11, "by 2 px"),
         (
             lambda d: first(d)["keypoints"].__setitem__(slice(0, 3), [0, 0, 1]),
-            module.AT_ORIGIN,
+            AT_ORIGIN,
             11,
             "1 joints",
         ),

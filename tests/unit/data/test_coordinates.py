@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +16,11 @@ from numpy.typing import NDArray
 from models.skeleton import COCO, CROWDPOSE
 from study.data.annotations import AnnotationTable, clip_boxes, read_table
 from study.data.audit import (
+    AT_ORIGIN,
+    LABELED_CROWD,
     NO_AREA,
+    NO_COUNT,
+    UNSEEN,
     ZERO_BOX,
     annotation_faults,
     require_few_faults,
@@ -190,13 +197,6 @@ def without_area(table: AnnotationTable, is_zero: NDArray[np.bool_]) -> Annotati
     return dataclasses.replace(table, areas=areas, is_used=table.is_used & (areas > 0))
 
 
-def test_area_of_zero_is_named_when_nobody_remains(table: AnnotationTable) -> None:
-    none = without_area(table, np.ones(len(table.ids), bool))
-    match = "58 with labeled joints, 58 of them people without area .*; leave area out, or write"
-    with pytest.raises(InputError, match=match):
-        require_people(none)
-
-
 def test_area_of_zero_is_a_fault_of_many_and_a_note_of_one(table: AnnotationTable) -> None:
     used = np.flatnonzero(table.is_used)
     half = without_area(table, np.isin(np.arange(len(table.ids)), used[:29]))
@@ -230,11 +230,59 @@ def test_one_person_of_many_is_an_oddity(table: AnnotationTable) -> None:
     assert notes == [table.ids[first]]
 
 
-def test_missing_joints_labeled_at_the_origin_do_not_count(table: AnnotationTable) -> None:
+@pytest.mark.parametrize("place", [0, -1])
+def test_missing_joints_labeled_at_the_origin_are_named_as_such(
+    table: AnnotationTable, place: int
+) -> None:
     keypoints = table.keypoints.copy()
-    keypoints[:, 15:] = (0, 0, 1)  # the ankles of everyone
-    kinds = found(dataclasses.replace(table, keypoints=keypoints))
-    assert kinds == {}
+    keypoints[:, 15:] = (place, place, 1)  # the ankles of everyone
+    assert found(dataclasses.replace(table, keypoints=keypoints)) == {AT_ORIGIN: 58}
+    one = table.keypoints.copy()
+    one[np.flatnonzero(table.is_used)[0], 15:] = (place, place, 1)
+    odd = dataclasses.replace(table, keypoints=one)
+    assert found(odd) == {}
+    assert [note.kind for note in find_notes(odd)].count(AT_ORIGIN) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "advice"),
+    [
+        ({"area": 0}, NO_AREA, "leave area out, or write the person's square pixels"),
+        ({"num_keypoints": 0}, NO_COUNT, "leave num_keypoints out, or correct it"),
+        ({"iscrowd": 1}, LABELED_CROWD, "write iscrowd 0 for one person"),
+        ({"keypoints": [9, 9, 0] * 17}, UNSEEN, "write visibility 1 or 2 for labeled joints"),
+    ],
+)
+def test_reason_why_people_with_joints_are_skipped_is_named(
+    shared: Path, tmp_path: Path, changes: dict[str, Any], kind: str, advice: str
+) -> None:
+    source = shared / "data/coco_tiny/annotations/person_keypoints_val2017.json"
+    document = json.loads(source.read_text())
+    people = [one for one in document["annotations"] if one["num_keypoints"]]
+    assert len(people) == 58
+    file = tmp_path / "a.json"
+
+    def read() -> AnnotationTable:
+        file.write_text(json.dumps(document))
+        return read_table(file, COCO)
+
+    people[0].update(changes)
+    assert found(read()) == {}  # of one person it is none
+    for person in people[:50]:
+        person.update(changes)
+    table = read()
+    assert (table.num_people, found(table)) == (8, {kind: 50})
+    for person in people[50:]:
+        person.update(changes)
+    with pytest.raises(InputError, match=f"{kind}: 58; {advice}"):
+        require_people(read())
+
+
+def test_numbers_near_the_largest_are_checked_without_a_warning(table: AnnotationTable) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        huge = changed(table, box=lambda box, size: box * 1e305)
+        assert NOT_IN_BOX in found(huge) or FAR_LARGER_BOX in found(huge)
 
 
 @pytest.mark.parametrize("name", ["lspet_crowd/annotations/lspet_crowd_val", "crowdpose_val"])
