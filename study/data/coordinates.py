@@ -27,6 +27,8 @@ FAR_LARGER = 20
 """Size of a box over that of its joints' extent that cannot be meant; official: at most 4.1."""
 AREA_RANGE = (0.01, 2)
 """Possible areas over that of the box; official: 0.24 to 0.82."""
+LEAST_JOINTS = 4
+"""Fewer labeled joints, of a skeleton that has few, do not show a person's extent."""
 FEW, REACH = 20, 0.4
 """Of this many people, some box reaches beyond this share of its image's width or height."""
 FRACTION_JOINTS = "joints that look like fractions"
@@ -167,7 +169,9 @@ def _measure(table: AnnotationTable) -> _Extents:
     boxes = np.where(is_sound[:, None], table.boxes, 0)
     return _Extents(
         is_sound=is_sound,
-        is_clear=is_sound & (2 * counts >= labeled.shape[1]) & (stop > start).all(axis=1),
+        is_clear=is_sound
+        & (counts >= np.maximum(labeled.shape[1] / 2, LEAST_JOINTS))
+        & (stop > start).all(axis=1),
         joints=joints,
         boxes=boxes,
         image_sizes=np.where(is_sound[:, None], sizes, 1),

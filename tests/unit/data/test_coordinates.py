@@ -37,6 +37,7 @@ from study.data.coordinates import (
     OTHER_AREA,
     OTHER_SCALE,
     RELATIVE_JOINTS,
+    coordinate_checks,
 )
 from study.errors import InputError
 
@@ -292,3 +293,11 @@ def test_official_files_have_no_such_fault(shared: Path, name: str) -> None:
     assert found(real) == {}
     wrong = found(changed(real, box=corners))
     assert wrong == {CORNERS: real.num_people}
+
+
+def test_two_joints_do_not_show_where_a_person_is(table: AnnotationTable) -> None:
+    eye = table.keypoints[:, 1:2]
+    keypoints = np.concatenate([eye, eye + np.where(eye[..., 2:] > 0, (1, 1, 0), 0)], axis=1)
+    eyes = dataclasses.replace(table, keypoints=keypoints)
+    assert (eyes.boxes[eyes.is_used, 2:] > 20 * 2**0.5).any()
+    assert [kind for kind, _, _ in coordinate_checks(eyes)] == []
