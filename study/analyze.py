@@ -30,6 +30,7 @@ from rich.table import Table
 from search_spaces.space import SearchSpace, place_in
 from study.analysis.importance import MIN_TRIALS, beyond_chance, importance
 from study.analysis.tables import final_table, front_table, joint_table
+from study.config.typed_paths import typed_path
 from study.display import escape_unprintable, percent
 from study.errors import InputError
 from study.interrupts import ends_in_one_line
@@ -290,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "study", metavar="STUDY", type=Path, help="folder of the study: <storage>/<name>"
+        "study", metavar="STUDY", type=typed_path, help="folder of the study: <storage>/<name>"
     )
     parser.add_argument(
         "--top", type=int, default=5, help="number of best trials to list (default 5)"

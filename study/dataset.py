@@ -27,6 +27,7 @@ from rich.markup import escape
 
 from models.skeleton import SKELETONS, Skeleton
 from study.config.schema import FROM_DATA
+from study.config.typed_paths import typed_path
 from study.data.annotations import AnnotationTable, read_table
 from study.data.audit import (
     Fault,
@@ -271,11 +272,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "path", type=Path, metavar="PATH", help="folder of a data set, or an annotation file"
+        "path", type=typed_path, metavar="PATH", help="folder of a data set, or an annotation file"
     )
     parser.add_argument(
         "--images",
-        type=Path,
+        type=typed_path,
         metavar="FOLDER",
         help="folder of the images (default: found near the annotation file)",
     )
@@ -292,7 +293,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=typed_path,
         metavar="FOLDER",
         help="folder to write to (default: audit-<name of PATH>)",
     )

@@ -20,9 +20,11 @@ from models.swap_resolver import MAX_PAIRS
 from search_spaces.space import SearchSpace, SpaceError, check_space, load_space
 from study.analysis.tables import show_finals
 from study.cache.prepare import PreparedData, prepare_data
-from study.config.compose import config_paths, value_at, with_absolute_paths, with_values
+from study.config.compose import config_paths, value_at, with_values
 from study.config.derived import Resolved, resolve
 from study.config.schema import MIX, STUDENT, StudyConfig
+from study.config.study_paths import check_paths, with_absolute_paths
+from study.config.typed_paths import typed_path
 from study.data.augmentation import MIN_HALF_BODY_JOINTS
 from study.data.own_skeletons import check_kept, own_skeletons
 from study.data.skeleton_file import to_plain
@@ -106,7 +108,7 @@ def run_study(config: StudyConfig) -> Path:
             with contextlib.ExitStack() as ray_for_crops:
                 prepared = _prepare(study, ray_for_crops)
                 _search_and_score(study, prepared)
-        show_finals(Path(study.typed.storage).expanduser() / config.name, display.console)
+        show_finals(typed_path(study.typed.storage) / config.name, display.console)
     return folder
 
 
@@ -116,6 +118,7 @@ def _check(config: StudyConfig) -> _Study:
     display = Display(config.display, resources_in_use)
     space = load_checked_space(config)
     absolute = with_absolute_paths(config)
+    check_paths(config, absolute, display.notify)
     folder = Path(absolute.storage) / config.name
     _check_writable(folder)
     check_settings(config, folder)
@@ -200,7 +203,7 @@ def load_checked_space(config: StudyConfig) -> SearchSpace:
         InputError: the space does not exist, or has a value that the schema refuses.
     """
     try:
-        space = load_space(config.search_space)
+        space = load_space(str(typed_path(config.search_space)))
         check_space(space, partial(value_at, config), config_paths(config))
         if faults := list(staged_faults(config.plan, config.refine.epochs, space)):
             raise InputError("impossible settings:\n  " + "\n  ".join(faults))

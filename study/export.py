@@ -38,6 +38,7 @@ from study.cache.predictions import START, Predictions, stored_starts
 from study.cache.prepare import PreparedData, prepare_data
 from study.config.compose import from_plain
 from study.config.schema import JITTER, STUDENT
+from study.config.typed_paths import typed_path
 from study.data.crops import BOX_PADDING
 from study.deploy.model_card import BOX_CENTER, model_card
 from study.deploy.onnx_export import OnnxShift, check_onnx, require_onnx, write_onnx
@@ -357,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "study", metavar="STUDY", type=Path, help="folder of the study: <storage>/<name>"
+        "study", metavar="STUDY", type=typed_path, help="folder of the study: <storage>/<name>"
     )
     parser.add_argument("--trial", metavar="N", type=int, help="trial to export (default: winner)")
     parser.add_argument(

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from study.config.typed_paths import typed_path
 from study.deploy.detector import FAMILIES, THRESHOLD, Detector, DetectorOptions, open_detector
 from study.deploy.drawing import draw_poses
 from study.deploy.estimation import (
@@ -282,21 +283,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "export", metavar="EXPORT", type=Path, help="folder that study/export.py wrote"
+        "export", metavar="EXPORT", type=typed_path, help="folder that study/export.py wrote"
     )
     parser.add_argument(
-        "images", metavar="IMAGES", type=Path, nargs="*", help="image files, or folders of them"
+        "images",
+        metavar="IMAGES",
+        type=typed_path,
+        nargs="*",
+        help="image files, or folders of them",
     )
-    parser.add_argument("--video", type=Path, help="video, in place of images")
+    parser.add_argument("--video", type=typed_path, help="video, in place of images")
     people_in = parser.add_mutually_exclusive_group()
     people_in.add_argument(
-        "--boxes", type=Path, help="JSON file of the people's boxes (default: whole images)"
+        "--boxes", type=typed_path, help="JSON file of the people's boxes (default: whole images)"
     )
     people_in.add_argument(
-        "--poses", type=Path, help="JSON file of another method's poses, which are improved"
+        "--poses", type=typed_path, help="JSON file of another method's poses, which are improved"
     )
     people_in.add_argument(
-        "--detector", metavar="DETECTOR.onnx", type=Path, help="ONNX file that finds the people"
+        "--detector",
+        metavar="DETECTOR.onnx",
+        type=typed_path,
+        help="ONNX file that finds the people",
     )
     parser.add_argument(
         "--detector-threshold",
@@ -319,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out",
         metavar="FOLDER",
-        type=Path,
+        type=typed_path,
         default=Path("poses"),
         help="folder to write to (default: poses)",
     )

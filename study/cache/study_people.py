@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from models.skeleton import Skeleton
 from study.config.schema import DataConfig, SplitConfig
+from study.config.typed_paths import needs_root
 from study.data.annotations import ImageTable, read_table
 from study.data.audit import (
     audit,
@@ -95,7 +96,7 @@ def read_study_people(
     Raises:
         InputError: the data have faults; the message names files and annotations.
     """
-    if not Path(data.root).is_dir():
+    if needs_root(data) and not Path(data.root).is_dir():
         raise InputError(
             f"data.root must be the folder of the data, got data.root={data.root}, which does not "
             "exist; set data.root to the folder of its annotations and images"

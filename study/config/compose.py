@@ -19,8 +19,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from study.config import checks, schema
-from study.config.schema import RANDOM, RENAMED, StudyConfig
+from study.config import checks
+from study.config.schema import RENAMED, StudyConfig
+from study.config.typed_paths import quoted_path
 from study.errors import InputError
 
 MAY_CHANGE = (
@@ -61,7 +62,7 @@ def compose(overrides: Sequence[str] = ()) -> StudyConfig:
         InputError: a key is unknown, or a value has the wrong type or is impossible.
     """
     groups = {group: group_names(group) for group in ("data", "plan")}
-    overrides = [_renamed(override) for override in overrides]
+    overrides = [_readable(_renamed(override)) for override in overrides]
     for override in overrides:
         if fault := fault_in(override, _schema(), groups):
             raise InputError(fault)
@@ -81,6 +82,15 @@ def _renamed(override: str) -> str:
     """The override with the setting's current path."""
     path, equals, value = override.partition("=")
     return f"{RENAMED.get(path, path)}{equals}{value}"
+
+
+def _readable(override: str) -> str:
+    """The override in quotes, if it is a path with signs that Hydra reads only in quotes."""
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return quoted_path(override)
+    return override
 
 
 @functools.cache
@@ -128,27 +138,6 @@ def _as_typed(path: str, value: Any) -> Any:
 def _alone(path: str) -> type:
     """A schema with this setting alone, named ``value``."""
     return make_dataclass("Alone", [("value", _schema()[path])])
-
-
-def with_absolute_paths(config: StudyConfig) -> StudyConfig:
-    """Return a copy of the settings with absolute paths.
-
-    Ray's workers have other working directories.
-    """
-    paths = ["storage", "data.root"]
-    paths += [
-        path for path in ("teacher.init", "student.init") if value_at(config, path) != RANDOM
-    ]
-    if config.refine.start not in (schema.STUDENT, schema.JITTER):
-        paths.append("refine.start")
-    for path in ("data.skeleton", "teacher.skeleton"):
-        if str(value_at(config, path)).endswith((".yaml", ".yml")):
-            paths.append(path)
-    if config.data.store is not None and "://" not in config.data.store:
-        paths.append("data.store")
-    absolute = {path: str(Path(value_at(config, path)).expanduser().absolute()) for path in paths}
-    older = [str(Path(path).expanduser().absolute()) for path in config.search.warm_start]
-    return with_values(config, {**absolute, "search.warm_start": older})
 
 
 def _fill(values: DictConfig) -> StudyConfig:

@@ -13,6 +13,8 @@ from models.refined_pose import RefinedPose
 from study.config.compose import with_values
 from study.config.derived import Resolved, resolve
 from study.config.schema import RANDOM, StudyConfig
+from study.config.study_paths import with_typed_paths
+from study.config.typed_paths import needs_root
 from study.data.own_skeletons import kept_skeletons
 from study.errors import InputError
 from study.search.controls import trial_config, trial_values
@@ -81,10 +83,12 @@ def relocate(config: StudyConfig, folder: Path) -> StudyConfig:
     Raises:
         InputError: the folder of the data is missing.
     """
+    config = with_typed_paths(config)
     storage, root = folder.resolve().parent, Path(config.data.root)
     if root.is_relative_to(config.storage):
         root = storage / root.relative_to(config.storage)
-    if not root.is_dir() and (config.data.kind != "drawn" or not root.is_absolute()):
+    is_drawn = config.data.kind == "drawn" and root.is_absolute()
+    if needs_root(config.data) and not root.is_dir() and not is_drawn:
         raise InputError(
             f"an export must be checked on the data of the study, got data.root={root}, which "
             "is not a folder; restore the data, or change to the folder that the study was run in"

@@ -21,7 +21,7 @@ from study.cache.crop_parts import choose_form, plan_parts, readable, sampled_by
 from study.cache.crop_store import is_complete
 from study.cache.prepare import PreparedData, planned_data
 from study.cache.study_people import StudyPeople, read_study_people
-from study.config.compose import to_plain, with_absolute_paths
+from study.config.compose import to_plain
 from study.config.derived import Resolved, resolve
 from study.config.schema import (
     PREDICTIONS,
@@ -31,6 +31,7 @@ from study.config.schema import (
     TeacherConfig,
     TrialConfig,
 )
+from study.config.study_paths import with_absolute_paths
 from study.data.crops import STORED_MARGIN, image_to_crop_affine, stored_frame, stored_size
 from study.data.people import People
 from study.data.synthetic.dataset import draw_dataset, is_drawn

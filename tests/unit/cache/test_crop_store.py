@@ -26,7 +26,8 @@ from study.cache import crop_store as store_module
 from study.cache.crop_bucket import INDEX, cut_locally
 from study.cache.crop_parts import JPEG, RAW, CountDone, Part, choose_form
 from study.cache.crop_store import CropStore, StoreSpec, make_crop_store, open_crop_store
-from study.config.compose import compose, with_absolute_paths
+from study.config.compose import compose
+from study.config.study_paths import with_absolute_paths
 from study.data.annotations import read_table
 from study.data.people import People, build_people
 from study.errors import InputError

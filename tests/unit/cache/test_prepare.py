@@ -156,6 +156,15 @@ def test_missing_folder_is_named(config: StudyConfig, tmp_path: Path) -> None:
         prepare(with_values(config, {"data.root": gone}))
 
 
+def test_folder_of_the_data_is_not_needed_if_all_paths_are_absolute(config: StudyConfig) -> None:
+    before, _ = prepare(config)
+    for split in (config.data.train, config.data.val):
+        split.annotations = str(Path(config.data.root, split.annotations))
+        split.images = str(Path(config.data.root, split.images))
+    config.data.root = "/no/such/folder"
+    assert prepare(config)[0] == before
+
+
 def test_faults_above_the_share_stop_the_study_and_name_the_annotation(
     config: StudyConfig,
 ) -> None:

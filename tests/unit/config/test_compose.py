@@ -181,7 +181,6 @@ def test_unknown_override_is_named_with_the_closest(override: str, hint: str) ->
         "",
         "a b=3",
         "refine.depth==3",
-        "data.root=/a=b",
         "+refine.depth=3",
         "++refine.depth=3",
         "~refine.depth",

@@ -22,8 +22,9 @@ from study.cache import predictions
 from study.cache.crop_store import CropStore
 from study.cache.predictions import check_start, given_starts, stored_starts
 from study.config import checks
-from study.config.compose import compose, flatten, to_plain, with_absolute_paths
+from study.config.compose import compose, flatten, to_plain
 from study.config.schema import AugmentConfig, OptimizerConfig, RefineConfig
+from study.config.study_paths import with_absolute_paths
 from study.data.crops import apply_affine, invert_affine
 from study.errors import InputError
 from study.training.batches import Batch
