@@ -286,11 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "export", metavar="EXPORT", type=typed_path, help="folder that study/export.py wrote"
     )
     parser.add_argument(
-        "images",
-        metavar="IMAGES",
-        type=typed_path,
-        nargs="*",
-        help="image files, or folders of them",
+        "images", metavar="IMAGES", type=typed_path, nargs="*", help="images, or folders of them"
     )
     parser.add_argument("--video", type=typed_path, help="video, in place of images")
     people_in = parser.add_mutually_exclusive_group()
@@ -301,10 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--poses", type=typed_path, help="JSON file of another method's poses, which are improved"
     )
     people_in.add_argument(
-        "--detector",
-        metavar="DETECTOR.onnx",
-        type=typed_path,
-        help="ONNX file that finds the people",
+        "--detector", metavar="DETECTOR.onnx", type=typed_path, help="ONNX file that finds people"
     )
     parser.add_argument(
         "--detector-threshold",
