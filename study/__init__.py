@@ -13,3 +13,6 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 # OpenMP reads it when torch is first imported. By default waiting threads spin and so occupy the
 # cores that they wait for, if cores are shared.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Ray needs a home when it is imported. The user of a container may have none.
+if os.path.expanduser("~") == "~":
+    os.environ["HOME"] = "/"

@@ -7,13 +7,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 AGAIN = "interrupted; run the same command again"
 KILLS = (signal.SIGTERM, signal.SIGHUP)
 SHOW_CURSOR = "\n\x1b[?25h"
 """Ends a live display that is cut off on a terminal."""
+_at_kill: list[Callable[[], None]] = []
 
 
 @contextlib.contextmanager
@@ -36,6 +37,16 @@ def ends_in_one_line(hint: str = AGAIN) -> Iterator[None]:
             raise
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C adds no traceback
         sys.exit(hint)
+
+
+@contextlib.contextmanager
+def run_if_killed(action: Callable[[], None]) -> Iterator[None]:
+    """Run the action if KILLS end the process in the block, after all its children have ended."""
+    _at_kill.append(action)
+    try:
+        yield
+    finally:
+        _at_kill.remove(action)
 
 
 @contextlib.contextmanager
@@ -85,6 +96,9 @@ def _exit_now(number: int, hint: str) -> None:
         os.dup2(silent, 1)
         os.dup2(silent, 2)
     kill_descendants(os.getpid())
+    for action in list(_at_kill):
+        with contextlib.suppress(Exception):
+            action()
     os._exit(128 + number)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from study.errors import InputError
+from study.interrupts import run_if_killed
 from study.storage.files import is_full_disk, temp_path
 
 POLL_S = 1.0
@@ -93,11 +94,16 @@ def _own(file: Path, notify: Notify, waiting: str | None) -> Iterator[None]:
                 notify(f"{waiting} ({held})" if held else waiting)
                 has_notified = True
             time.sleep(POLL_S)
-        try:
-            yield
-        finally:
+
+        def release() -> None:
             if _read(file).get("address") == address:
                 file.unlink()
+
+        try:
+            with run_if_killed(release):
+                yield
+        finally:
+            release()
 
 
 def _take(file: Path, address: str) -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +38,7 @@ VARIABLES = (
     "TMPDIR",
 )
 HOST = "127.0.0.1"
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -248,6 +251,20 @@ def test_ray_gets_a_token_where_none_can_be_kept(monkeypatch: pytest.MonkeyPatch
         os.environ["RAY_AUTH_TOKEN"] = ""
     assert len(tokens) == len(set(tokens)) == 2
     assert min(map(len, tokens)) >= 32
+
+
+def test_user_without_a_home_gets_one_before_ray_is_imported() -> None:
+    code = """
+import os, pwd
+def unknown(uid): raise KeyError(uid)
+pwd.getpwuid = unknown  # a user of a container who is in no list
+import study
+print(os.path.expanduser("~"))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout == "/\n"
 
 
 def test_named_token_file_must_hold_a_token(

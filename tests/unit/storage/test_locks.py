@@ -31,7 +31,8 @@ fcntl.flock = flock
 locks.POLL_S = 0.01
 """
 HOLD = f"""{NO_LOCKS}
-with locks.hold_lock(Path(sys.argv[1])):
+from study.interrupts import ends_in_one_line
+with ends_in_one_line(), locks.hold_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -115,6 +116,15 @@ def test_lock_of_a_killed_process_of_this_machine_is_free(
     assert (tmp_path / ".lock.owner").exists()
     with hold_lock(tmp_path / ".lock"), pytest.raises(Held), hold_lock(tmp_path / ".lock"):
         pass
+
+
+def test_process_that_sigterm_ends_releases_its_lock_for_other_machines(
+    holder: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    assert (tmp_path / ".lock.owner").exists()
+    holder.terminate()
+    assert holder.wait() == 143
+    assert not (tmp_path / ".lock.owner").exists()
 
 
 @pytest.mark.parametrize(
