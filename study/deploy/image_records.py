@@ -55,17 +55,23 @@ def match_images(
         _require_own_ids(results, records, matched)
     else:
         matched = _match_numbers(results, images)
-    turned = [
-        image.name
-        for image, record in matched.items()
-        if not all(record.size) and (header := header_of(image)) and header.orientation > UPRIGHT
-    ]
-    if turned:
+    if turned := [
+        image.name for image, record in matched.items() if _may_be_turned(image, record)
+    ]:
         warn(
             f"{len(turned)} images are turned by their EXIF tag ({first_names(turned)}): "
             f"coordinates in {results.path} must fit the upright image"
         )
     return matched
+
+
+def _may_be_turned(image: GivenImage, record: ImageRecord) -> bool:
+    """Check for an EXIF tag that turns an image whose size by the file is unknown or square."""
+    height, width = record.size
+    if all(record.size) and height != width:
+        return False
+    header = header_of(image)
+    return header is not None and header.orientation > UPRIGHT
 
 
 def _document_records(results: ResultFile) -> list[ImageRecord]:

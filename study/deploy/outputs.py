@@ -20,6 +20,9 @@ from study.deploy.inputs import RESULTS, GivenImage, Problems
 from study.errors import InputError
 from study.storage.files import is_full_disk, write_atomic
 
+LISTED = 100
+"""Images and folders that a message lists."""
+
 
 def drawn_file(image: GivenImage, out: Path) -> Path:
     """Return the file of the image with its poses; sub-folders are kept."""
@@ -112,5 +115,8 @@ class Outputs:
 
 
 def listed(problems: Problems) -> str:
-    """Return a line for each file or folder."""
-    return "".join(f"\n  {path}: {problem}" for path, problem in problems.items())
+    """Return a line for each file or folder, of many the first."""
+    lines = [f"\n  {path}: {problem}" for path, problem in problems.items()]
+    if (more := len(lines) - LISTED) > 0:
+        lines[LISTED:] = [f"\n  and {more} more"]
+    return "".join(lines)

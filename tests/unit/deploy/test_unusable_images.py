@@ -133,6 +133,15 @@ def test_unreadable_image_is_listed_and_the_others_are_written(
         assert [row["image_id"] for row in found] == [1, 3]
 
 
+def test_of_many_unusable_images_the_first_are_listed(photos: Path) -> None:
+    for number in range(10, 120):
+        (photos / f"{number}.jpg").touch()
+    found, error = run(photos)
+    assert found is not None and len(found) == 3
+    lines = error.splitlines()
+    assert len(lines) == 102 and lines[-1] == "  and 10 more"
+
+
 @pytest.mark.parametrize("option", ["--boxes", "--poses"])
 def test_poses_of_an_image_that_cannot_be_drawn_are_listed(option: str, photos: Path) -> None:
     (photos.parent / "out/2.jpg").mkdir(parents=True)
