@@ -27,7 +27,7 @@ from study.deploy.outputs import Outputs
 from study.deploy.person_boxes import PersonBoxes
 from study.errors import InputError
 from study.metrics import to_detections
-from study.storage.files import atomic_path, commit_file, report_full_disk, temp_path
+from study.storage.files import atomic_path, commit_file, is_full_disk, temp_path
 
 CODEC = "mp4v"
 """MPEG-4 Part 2: every build of OpenCV has it."""
@@ -134,7 +134,14 @@ def predict_video(
             draw_poses(image, keypoints_image, joint_scores, boxes, scores, skeleton),
         )
 
-    return find_poses(video, results, drawn, find, progress)
+    try:
+        return find_poses(video, results, drawn, find, progress)
+    except OSError as error:
+        if is_full_disk(error):
+            raise
+        raise InputError(
+            f"--out must be a folder to write to, got {outputs.out} ({error})"
+        ) from None
 
 
 def open_video(path: Path) -> Video:
@@ -213,11 +220,11 @@ def find_poses(
         progress: takes the number of frames done and in all.
 
     Raises:
-        InputError: the disk is full, or the video cannot be written.
+        InputError: the video cannot be written.
     """
     num_frames = num_poses = 0
     end_s, is_stopped = 0.0, False
-    with report_full_disk(results.parent), _json_list(results) as add, _mp4(drawn, video) as draw:
+    with _json_list(results) as add, _mp4(drawn, video) as draw:
         try:
             for time_s, image in video.frames():
                 found = find(num_frames, image)

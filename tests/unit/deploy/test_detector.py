@@ -313,6 +313,39 @@ def test_image_keeps_its_aspect_ratio_in_the_input(family: str) -> None:
     assert placement.zoom.tolist() == [3.2, 3.2] and placement.offset.tolist() == [left, 0]
 
 
+def test_feature_maps_beside_the_boxes_are_passed_over(tmp_path: Path) -> None:
+    """YOLOv5 exported them until 2022."""
+    options = write(tmp_path, "cells", anchors=3)
+    model = onnx.load(options.path)
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 3, 8, 12, 85)), "map"))
+    model.graph.node.append(onnx.helper.make_node("Identity", ["map"], ["345"]))
+    shape = (1, 3, 8, 12, 85)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("345", 11, shape))
+    onnx.save(model, options.path)
+    boxes, _ = find(options, scene(40, 50, (5, 6, 20, 30)))
+    np.testing.assert_allclose(boxes, [[5, 6, 20, 30]], atol=0.5)
+
+
+@pytest.mark.parametrize(
+    ("names", "person"),
+    [
+        ("{'0': 'dog', '1': 'person'}", 1),
+        ("['dog', 'person']", 1),
+        ("{0: '0', 1: '1'}", None),
+        ("no names", None),
+    ],
+)
+def test_names_of_classes_may_have_several_forms(
+    names: str, person: int | None, tmp_path: Path
+) -> None:
+    options = write(tmp_path, "first", num_classes=2, person=1, facts={"names": names})
+    if person is not None:
+        assert open_detector(options, CPU).person == person
+    else:
+        with pytest.raises(InputError, match="state the person's by --detector-class"):
+            open_detector(options, CPU)
+
+
 def test_very_long_image_keeps_a_row_of_pixels(tmp_path: Path) -> None:
     fitted, placement = fit(np.zeros((2, 500, 3), np.uint8), (HEIGHT, WIDTH), FAMILIES["yolo"])
     assert fitted.shape == (1, 3, HEIGHT, WIDTH) and placement.zoom.tolist() == [96 / 500, 0.5]
@@ -400,72 +433,12 @@ def test_class_that_is_the_person_must_be_known(
         open_detector(options, CPU)
 
 
-def write_text(folder: Path, text: str, facts: dict[str, str] | None = None) -> DetectorOptions:
-    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 18]> {text}')
-    for key, value in (facts or {}).items():
-        model.metadata_props.add(key=key, value=value)
-    onnx.save(model, folder / "other.onnx")
-    return DetectorOptions(folder / "other.onnx")
-
-
-def constant(shape: tuple[int, ...], entry: str = "float[1, 3, 64, 96]") -> str:
-    """A model with outputs of zeros, whatever the image."""
-    sizes = ", ".join(map(str, shape))
-    return (
-        f"g ({entry} images) => (float[{sizes}] output) <int64[{len(shape)}] s = {{{sizes}}}> "
-        "{ output = ConstantOfShape(s) }"
-    )
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [(1, 1000), (1, 17, 16, 12), (1, 17, 192), (1, 300, 84), (1, 84, CELLS), (1, 300, 57)],
-    ids=["classifier", "heatmaps", "simcc", "rt-detr", "shares", "pose"],
-)
-def test_file_without_a_known_layout_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
-    expected = rf"known layout, dets .* with outputs output \({shape[0]}, {shape[1]}.* 64 x 96 pix"
-    with pytest.raises(InputError, match=expected):
-        open_detector(write_text(tmp_path, constant(shape)), CPU)
-
-
 def test_boxes_of_a_pose_model_are_used_and_this_is_stated(tmp_path: Path) -> None:
     facts = {"names": "{0: 'person'}", "task": "pose"}
-    detector = open_detector(write_text(tmp_path, constant((1, 300, 57)), facts), CPU)
-    assert "only the boxes of its task pose are used" in detector.summary
-    image = scene(40, 50, (5, 6, 20, 30))
     options = write(tmp_path, "first", num_classes=52, facts=facts)  # 1 class, 17 x 3 for joints
-    np.testing.assert_allclose(find(options, image)[0], [[5, 6, 20, 30]], atol=0.5)
-
-
-def test_classifiers_and_other_inputs_are_refused(tmp_path: Path) -> None:
-    options = write_text(tmp_path, constant((1, 300, 6)), {"task": "obb"})
-    with pytest.raises(InputError, match="whose task is obb"):
-        open_detector(options, CPU)
-    for entry in ("float[4, 3, 64, 96]", "float[1, 64, 96, 3]", "uint8[1, 3, 64, 96]"):
-        options = write_text(tmp_path, constant((1, 300, 6), entry))
-        with pytest.raises(InputError, match="must take one image at a time, of floats"):
-            open_detector(options, CPU)
-    options.path.write_text("no model")
-    with pytest.raises(InputError, match="--detector must be an ONNX file"):
-        open_detector(options, CPU)
-
-
-def test_outputs_that_are_no_scores_or_classes_are_refused(tmp_path: Path) -> None:
-    """As in files with other columns, in shares of the image, or without the last sigmoid."""
-    text = (
-        "g (float[1, 3, 64, 96] images) => (float[1, 1, 6] output) "
-        "<float[1, 1, 6] output = {%s}> {}"
-    )
-    image = scene(40, 50, (5, 6, 20, 30))
-    for numbers, expected in (
-        ("1, 2, 30, 40, 7.5, 0", "scores of 0 to 1, got 7.5"),
-        ("1, 2, 30, 40, 0.5, 0.7", "whole numbers as classes"),
-        ("50, 30, 20, 40, 0.5, 0", "boxes as x1, y1, x2, y2 in pixels of its input, got"),
-        ("0.5, 0.3, 0.9, 0.7, 0.5, 0", "known layout"),
-    ):
-        model = text.replace("output = {%s}> {}", f"o = {{{numbers}}}> {{ output = Identity(o) }}")
-        with pytest.raises(InputError, match=expected):
-            find(write_text(tmp_path, model), image)
+    assert "only the boxes of its task pose are used" in open_detector(options, CPU).summary
+    boxes, _ = find(options, scene(40, 50, (5, 6, 20, 30)))
+    np.testing.assert_allclose(boxes, [[5, 6, 20, 30]], atol=0.5)
 
 
 def test_graphics_card_that_onnxruntime_lacks_is_stated(tmp_path: Path) -> None:

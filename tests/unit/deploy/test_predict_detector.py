@@ -231,3 +231,9 @@ def test_video_is_not_overwritten(export: Path, clip: Path, tmp_path: Path) -> N
     inside.write_bytes(clip.read_bytes())
     assert "inputs must not be overwritten" in refusal(export, "--video", inside, "--out", out)
     assert inside.read_bytes() == clip.read_bytes()
+
+
+def test_list_that_cannot_be_written_is_an_error(export: Path, clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "keypoints.json").mkdir(parents=True)
+    error = refusal(export, "--video", clip, "--out", tmp_path / "out")
+    assert "--out must be a folder to write to, got" in error and "directory" in error
