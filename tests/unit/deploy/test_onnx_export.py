@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from pathlib import Path
 
@@ -44,12 +45,14 @@ def written(five: Skeleton, tmp_path_factory: pytest.TempPathFactory) -> tuple[R
     """An estimator and its file; test_export.py has one of the other codec."""
     estimator = estimator_of(five, "msra", candidates=3)
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    write_onnx(estimator, path)
+    write_onnx(estimator, path, five)
     return estimator, path
 
 
 @pytest.mark.slow
-def test_onnxruntime_finds_what_torch_finds(written: tuple[RefinedPose, Path]) -> None:
+def test_onnxruntime_finds_what_torch_finds(
+    written: tuple[RefinedPose, Path], five: Skeleton
+) -> None:
     estimator, path = written
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     start, _ = estimator.codec.decode(estimator.student.predict(crops_of(33)).heatmaps)
@@ -66,6 +69,9 @@ def test_onnxruntime_finds_what_torch_finds(written: tuple[RefinedPose, Path]) -
     content = onnx.load(path)
     assert [(entry.domain, entry.version) for entry in content.opset_import] == [("", OPSET)]
     onnx.checker.check_model(content)
+    metadata = {entry.key: json.loads(entry.value) for entry in content.metadata_props}
+    assert metadata["joints"] == list(five.joints)
+    assert metadata["edges"] == [list(edge) for edge in five.edges]
 
 
 @pytest.mark.slow

@@ -93,6 +93,11 @@ def test_shared_joints_may_be_spelled_otherwise() -> None:
     assert shared_joints(stick_man(joints=names), COCO) == [(1, 2), (2, 0), (3, 1)]
 
 
+def test_pretrained_head_is_copied_for_the_joints_that_it_names() -> None:
+    horse = stick_man(joints=("nose", "LeftEar", "ear_r", "withers", "tail"))
+    assert rows_from(COCO, horse) == [0, 3, 4, None, None]
+
+
 def test_there_must_be_one_sigma_per_joint() -> None:
     with pytest.raises(ValueError, match=r"one OKS sigma per joint.*4 sigmas for 5.*stick_man"):
         stick_man(oks_sigmas=(0.1,) * 4)
