@@ -85,8 +85,8 @@ class AnnotationTable:
     """Length of the annotation's list of keypoints, -1 if they are not a list, (N,)."""
     is_blank: np.ndarray
     """Whether unlabeled joints had no coordinates and are read as 0, 0, 0; (N,)."""
-    unread: dict[int, str]
-    """By row: the start of keypoints that are not as many numbers as the skeleton needs."""
+    unread: dict[tuple[str, int], str]
+    """By key and row: the start of ``keypoints`` and ``bbox`` that are not read as numbers."""
     boxes: np.ndarray
     """xywh in image pixels as in the file, NaN unless they are four finite numbers, (N, 4)."""
     clipped_boxes: np.ndarray
@@ -215,13 +215,15 @@ def _fill_unlabeled(keypoints: np.ndarray, is_read: np.ndarray) -> np.ndarray:
     return np.asarray(is_blank.any(axis=1))
 
 
-def _read_columns(path: Path, num_joints: int) -> tuple[Columns, Columns, Any, dict[int, str]]:
+def _read_columns(
+    path: Path, num_joints: int
+) -> tuple[Columns, Columns, Any, dict[tuple[str, int], str]]:
     """Return columns of the images and of the annotations, the categories, and ``unread``."""
     parts = {
         "images": [_image_columns(path, [], 0)],
         "annotations": [_annotation_columns(path, [], 0, num_joints)],
     }
-    unread: dict[int, str] = {}
+    unread: dict[tuple[str, int], str] = {}
     counts = dict.fromkeys(LISTS, 0)
     categories: Any = ()
     for key, group in itertools.groupby(read_records(path), operator.itemgetter(0)):
@@ -233,8 +235,10 @@ def _read_columns(path: Path, num_joints: int) -> tuple[Columns, Columns, Any, d
             else:
                 columns = _annotation_columns(path, block, counts[key], num_joints)
                 parts[key].append(columns)
-                for place in np.flatnonzero(~columns["is_read"]).tolist():
-                    unread[counts[key] + place] = reprlib.repr(block[place].get("keypoints"))
+                has_box = np.isfinite(columns["boxes"]).all(axis=1)
+                for name, is_read in (("keypoints", columns["is_read"]), ("bbox", has_box)):
+                    for place in np.flatnonzero(~is_read).tolist():
+                        unread[name, counts[key] + place] = reprlib.repr(block[place].get(name))
             counts[key] += len(block)
     images, people = (_concatenate(parts[key]) for key in LISTS)
     return images, people, categories, unread
@@ -334,9 +338,11 @@ def _column(
     wrong = next((i for i, value in enumerate(values) if not _is_number(value, dtype)), None)
     if wrong is not None:
         kind = "an integer" if dtype is np.int64 else "a number"
+        record = records[wrong]
+        found = reprlib.repr(record.get(key)) if isinstance(record, dict) else str(record)[:200]
         raise InputError(
-            f"every record must have {kind} {key!r}, got {str(records[wrong])[:200]} as number "
-            f"{start + wrong} (from 0) of the {source}; fix the file"
+            f"every record must have {kind} {key!r}, got {found} as number {start + wrong} "
+            f"(from 0) of the {source}; fix the file"
         )
     return np.array(values, dtype)
 

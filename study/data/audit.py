@@ -238,7 +238,7 @@ def _keypoint_checks(table: AnnotationTable) -> list[Check]:
     is_far = is_finite & (outside > FAR_OUTSIDE * table.image_sizes.max(axis=1))
 
     def length(i: int) -> str:
-        found, text = int(table.num_numbers[i]), table.unread.get(i, "")
+        found, text = int(table.num_numbers[i]), table.unread.get(("keypoints", i), "")
         got = f"{found} numbers ({found / 3:g} joints)"
         advice = "change data.skeleton or the file"
         if found < 0:
@@ -253,9 +253,8 @@ def _keypoint_checks(table: AnnotationTable) -> list[Check]:
         )
 
     def content(i: int) -> str:
-        return "keypoints hold NaN, infinity or text" + (
-            f": {table.unread[i]}" if i in table.unread else ""
-        )
+        text = table.unread.get(("keypoints", i))
+        return "keypoints hold null, NaN, infinity or text" + (f": {text}" if text else "")
 
     def visibility(i: int) -> str:
         return f"its visibility has the values {np.unique(table.keypoints[i, :, 2]).tolist()}"
@@ -299,7 +298,14 @@ def _box_checks(table: AnnotationTable, is_fraction: np.ndarray | None) -> list[
         return f"the box {table.boxes[i].tolist()} covers nothing {_of_image(table, i)}"
 
     return [
-        (WRONG_BOX, ~has_box, lambda _: "bbox must be x, y, width, height in image pixels"),
+        (
+            WRONG_BOX,
+            ~has_box,
+            lambda i: (
+                "bbox must be x, y, width, height in image pixels, got "
+                f"{table.unread.get(('bbox', i))}"
+            ),
+        ),
         (ZERO_BOX, has_box & has_image & is_void, void),
         (DUPLICATE_ID, num_alike > 1, lambda i: f"{num_alike[i]} annotations have this id"),
         (UNKNOWN_IMAGE, ~has_image, lambda i: f"'images' must have id {table.image_ids[i]} once"),

@@ -103,20 +103,20 @@ def find_skeleton(annotations: Path, category: str | None = None) -> Skeleton:
             number = record.get("category_id")
             counts = lengths.setdefault(number if isinstance(number, int) else -1, Counter())
             counts[len(keypoints)] += 1
-    if not lengths:
-        raise InputError(
-            "the annotations must have 'keypoints', got none with a labeled joint in "
-            f"{annotations}; use the file of the data set that has them"
-        )
     chosen = person_category(categories, annotations, category, lengths)
-    number = category_id(chosen)
-    counts = lengths.get(-1 if number is None else number, next(iter(lengths.values())))
-    length = counts.most_common(1)[0][0]
     names = chosen.get("keypoints")
     is_named = isinstance(names, list) and all(isinstance(name, str) for name in names)
     for skeleton in SKELETONS.values():
         if is_named and match_joints(names or (), skeleton.joints).order is not None:
             return skeleton
+    if not lengths:
+        raise InputError(
+            "the annotations must have 'keypoints', got none with a labeled joint in "
+            f"{annotations}; use the file of the data set that has them"
+        )
+    number = category_id(chosen)
+    counts = lengths.get(-1 if number is None else number, next(iter(lengths.values())))
+    length = counts.most_common(1)[0][0]
     for skeleton in SKELETONS.values():
         if 3 * skeleton.num_joints == length:
             return skeleton
