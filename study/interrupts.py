@@ -28,6 +28,8 @@ def ends_in_one_line(hint: str = AGAIN) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as while the packages load
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     seen: list[int] = []
     try:
         with _signals_watched(hint, seen):

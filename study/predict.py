@@ -263,7 +263,8 @@ def run_video(
         progress = meter("estimating poses")
         found = predict_video(options.export, file, detector, outputs, device, progress)
     number = found.num_frames
-    print(f"{found.num_poses} poses in {number} frames, drawn and listed in {outputs.out}")
+    frames = f"the first {number} frames" if found.is_stopped else f"{number} frames"
+    print(f"{found.num_poses} poses in {frames}, drawn and listed in {outputs.out}")
     if found.is_stopped:
         return f"interrupted; the first {number} frames of {file} are written"
     if found.is_cut_off:

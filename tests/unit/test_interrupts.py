@@ -57,6 +57,11 @@ def test_ctrl_c_ends_a_command_with_its_hint_after_the_cleanup() -> None:
     assert stopped(signal.SIGINT) == (1, ["clean"], [HINT])
 
 
+def test_ctrl_c_cleans_up_if_it_ended_the_process_while_the_packages_loaded() -> None:
+    default = "signal.signal(signal.SIGINT, signal.SIG_DFL)"
+    assert stopped(signal.SIGINT, before=default) == (1, ["clean"], [HINT])
+
+
 @pytest.mark.parametrize("number", STATUS)
 def test_other_signals_end_a_command_with_its_hint_at_once(number: int) -> None:
     assert stopped(number, number, signal.SIGTERM) == (STATUS[number], [], [HINT])

@@ -184,7 +184,11 @@ def test_cut_off_video_is_named_and_its_frames_are_written(
 
 
 def test_ctrl_c_names_the_frames_that_are_written(
-    export: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    export: Path,
+    clip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     real, calls = video.estimate, []
 
@@ -197,6 +201,7 @@ def test_ctrl_c_names_the_frames_that_are_written(
     monkeypatch.setattr(video, "estimate", interrupted)
     error = refusal(export, "--video", clip, "--out", tmp_path / "out")
     assert "interrupted; the first 3 frames of" in error
+    assert "3 poses in the first 3 frames, drawn and listed in" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "out" / "keypoints.json").read_text())) == 3
 
 
