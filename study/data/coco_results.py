@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ from study.errors import InputError
 from study.storage.files import write_atomic
 
 DETECTIONS = "data.val.detections"
+LARGEST_NUMBER = 1e9
+"""Coordinates and scores must be below it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +142,9 @@ def _keypoint_fault(keypoints: Any, required: EntryFormat) -> str | None:
     if are_finite(keypoints, 3 * num_joints):
         return None
     found = f"{len(keypoints)}" if isinstance(keypoints, list) else brief(keypoints)
+    if isinstance(keypoints, list) and len(keypoints) == 3 * num_joints:
+        wrong = next(value for value in keypoints if not are_finite([value], 1))
+        found = f"{brief(wrong)} among them"
     return (
         f"keypoints must be {3 * num_joints} finite numbers, x, y and a score for each of "
         f"{num_joints} joints ({required.skeleton_source}: {required.skeleton.name}), got {found}"
@@ -168,12 +172,12 @@ def is_whole_number(value: object) -> bool:
 
 
 def are_finite(values: Any, count: int) -> bool:
-    """Check that this is a list of ``count`` numbers without NaN and infinity."""
+    """Check that this is a list of ``count`` numbers that can be pixels or scores."""
     return (
         isinstance(values, list)
         and len(values) == count
         and all(type(value) in (int, float) for value in values)  # a bool is an int too
-        and all(abs(value) <= sys.float_info.max for value in values)  # false of NaN
+        and all(abs(value) < LARGEST_NUMBER for value in values)  # false of NaN
     )
 
 

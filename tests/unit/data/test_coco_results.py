@@ -116,6 +116,7 @@ def test_higher_threshold_makes_another_store(
         ([box(bbox=[1, 2, 3, float("nan")])], "bbox must be four finite numbers"),
         ([box(bbox=[1, 2, 3, float("inf")])], "bbox must be four finite numbers"),
         ([box(bbox=[1, 2, 3, 10**400])], "bbox must be four finite numbers"),
+        ([box(bbox=[1, 2, 3, 1e308])], "bbox must be four finite numbers"),
         ([box(bbox=[9, 9, -3, 4])], r"width and height must not be negative, got \[9, 9, -3, 4\]"),
         ("[" * 100_000, r"must be null or a JSON list of COCO detections.*recursion"),
         ([box(), box(score=None)], r"entry 1 \(from 0\): score must be a finite number, got None"),

@@ -313,6 +313,10 @@ SHORT = entry()["keypoints"][:-1]
         ),
         ([entry(), entry(joints=17)], r"entry 1 \(from 0\): keypoints must be 42 finite.* got 51"),
         (
+            [entry(), entry(keypoints=[1.5, None] * 21)],
+            r"entry 1 \(from 0\): keypoints must be 42 finite.* got None among them",
+        ),
+        (
             [entry(), entry(keypoints=[float("nan")] * 42)],
             r"entry 1 \(from 0\): keypoints must be 42 finite",
         ),
