@@ -41,8 +41,10 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run the study, or print its settings."""
     from study.config.compose import compose, to_plain
+    from study.display import escape_unprintable
     from study.errors import InputError
 
+    escape_unprintable()
     try:
         config = compose(arguments.settings)
         if arguments.cfg:
