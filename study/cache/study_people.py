@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from models.skeleton import Skeleton
 from study.config.schema import DataConfig, SplitConfig
 from study.config.typed_paths import needs_root
-from study.data.annotations import ImageTable, read_table
+from study.data.annotations import PERSON_ID, ImageTable, read_table
 from study.data.audit import (
     audit,
     check_image_folder,
@@ -116,7 +116,7 @@ def read_study_people(
         people = people.take(np.flatnonzero(is_kept))
     if data.max_people:
         people = draw_people(people, data.max_people, data.seed)
-    found = _detected(data, skeleton, val, val_images, notify)
+    found = _detected(data, skeleton, val, val_images, category_of_val, notify)
     val_image_ids = np.unique(val.image_ids) if found is val else val_images.ids
     train_rows, search_rows = split_people(people, data.search_fraction, data.seed)
     return StudyPeople(
@@ -202,6 +202,7 @@ def _detected(
     skeleton: Skeleton,
     val: People,
     images: ImageTable,
+    category: PersonCategory,
     notify: Callable[[str], None],
 ) -> People:
     """Return the people of data.val.detections, or the labeled ones if it is not set."""
@@ -214,6 +215,7 @@ def _detected(
         root / split.images,
         skeleton,
         split.detection_threshold,
+        PERSON_ID if category.id is None else category.id,
     )
     num_images = len(np.unique(found.image_ids))
     notify(f"{len(found)} boxes in {num_images} images of val from {split.detections}")

@@ -188,7 +188,12 @@ def brief(value: object) -> str:
 
 
 def read_detections(
-    file: Path, images: ImageTable, image_folder: Path, skeleton: Skeleton, threshold: float
+    file: Path,
+    images: ImageTable,
+    image_folder: Path,
+    skeleton: Skeleton,
+    threshold: float,
+    category_id: int = PERSON_ID,
 ) -> People:
     """Read the people that a detector found, with box scores and without keypoints.
 
@@ -199,23 +204,27 @@ def read_detections(
     Args:
         images: images of the annotation file, with their sizes.
         skeleton: joints that will be estimated.
+        category_id: category of the people in the annotation file. A file of boxes that all have
+            PERSON_ID, as a detector of one category writes them, fits any category.
 
     Raises:
         InputError: the file is broken, no box remains, or an image is missing.
     """
     found = _read_detection_entries(file)
     rows = {image: row for row, image in enumerate(images.ids.tolist())}
+    is_plain = all(entry["category_id"] == PERSON_ID for entry in found)
+    chosen = PERSON_ID if is_plain else category_id
     places = np.array(
         [
             place
             for place, entry in enumerate(found)
-            if entry["category_id"] == PERSON_ID and entry["image_id"] in rows
+            if entry["category_id"] == chosen and entry["image_id"] in rows
         ],
         np.int64,
     )
     if not len(places):
         raise InputError(
-            f"{DETECTIONS} must hold boxes of people (category_id {PERSON_ID}) in the images of "
+            f"{DETECTIONS} must hold boxes of people (category_id {chosen}) in the images of "
             f"{images.path}, got none among the {len(found)} of {file}; change {DETECTIONS} or "
             "data.val.annotations"
         )

@@ -25,13 +25,18 @@ def box(image_id: int = 1, **changes: Any) -> dict[str, Any]:
 
 
 def detected(
-    entries: Any, people: People, skeleton: Skeleton, folder: Path, threshold: float = 0.0
+    entries: Any,
+    people: People,
+    skeleton: Skeleton,
+    folder: Path,
+    threshold: float = 0.0,
+    category_id: int = 1,
 ) -> People:
     file = folder / "boxes.json"
     file.write_text(entries if isinstance(entries, str) else json.dumps(entries))
     images = people.image_paths[0].parent
     table = read_table(people.annotations, skeleton)
-    return read_detections(file, table.images, images, skeleton, threshold)
+    return read_detections(file, table.images, images, skeleton, threshold, category_id)
 
 
 def labeled_boxes(people: People) -> Records:
@@ -77,6 +82,18 @@ def test_detections_are_ordered_by_image(
     assert found.annotation_ids.tolist() == [1, 4, 0]
     assert found.box_scores is not None and found.box_scores.tolist() == [0.9, 0.3, 0.5]
     assert found.neighbors.tolist() == [1, 0, -1]
+
+
+def test_boxes_are_of_the_category_that_the_annotations_have(
+    five_people: People, five: Skeleton, tmp_path: Path
+) -> None:
+    entries = [box(1), box(2, category_id=3), box(1, category_id=4)]
+    found = detected(entries, five_people, five, tmp_path, category_id=3)
+    assert found.annotation_ids.tolist() == [1]
+    # A detector of one category numbers it 1.
+    assert len(detected([box(1), box(2)], five_people, five, tmp_path, category_id=3)) == 2
+    with pytest.raises(InputError, match=r"boxes of people \(category_id 5\)"):
+        detected(entries, five_people, five, tmp_path, category_id=5)
 
 
 def test_detected_box_is_clipped_like_a_labeled_one(
