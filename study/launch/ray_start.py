@@ -38,6 +38,9 @@ MAX_SOCKET_PATH = 107
 """Longest path of a Unix socket on Linux, in bytes."""
 _WANTED = "RAY_ADDRESS must be host:port of a cluster's head, such as 10.0.0.1:6379, or auto"
 _CHANGE = "change it, or unset it to run on this machine alone"
+_TOKEN = (
+    "the cluster's token in RAY_AUTH_TOKEN, in the file RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+)
 ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 """A call that every Ray head answers."""
 
@@ -92,16 +95,22 @@ def ray_started(display: Display) -> Iterator[None]:
             else:
                 _join_cluster(address)
     except Exception as error:
-        done = "started" if address == LOCAL else f"joined at RAY_ADDRESS={address}"
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise InputError(
-            f"Ray could not be {done}: {lines[0] if lines else type(error).__name__} (its logs "
-            f"are in {ray_folder_of_machine() / 'session_latest' / 'logs'})"
-        ) from error
+        text = str(error.__cause__ or error) or type(error).__name__
+        raise InputError(_failure(address, text.strip().splitlines()[0])) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _failure(address: str, reason: str) -> str:
+    if address != LOCAL:
+        return (
+            f"the Ray cluster at RAY_ADDRESS={address} could not be joined from this machine, "
+            f"which must be one of its nodes: {reason}"
+        )
+    logs = ray_folder_of_machine() / "session_latest" / "logs"
+    return f"Ray could not be started: {reason} (its logs are in {logs})"
 
 
 def _start_ray(home: Path) -> None:
@@ -235,7 +244,17 @@ def check_cluster(address: str) -> None:
             f"a Ray cluster must run at RAY_ADDRESS, {got}, where nothing answers "
             f"({reason.lower()}); start the cluster, or {_CHANGE}"
         ) from error
-    if os.environ.get("RAY_USE_TLS", "0") in ("", "0") and not is_ray_head(host, port):
+    token = cluster_token(ray_address())
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return
+    answer = head_answer(host, port, token)
+    if answer == grpc.StatusCode.UNAUTHENTICATED:
+        sent = "another token" if token else "no token, or not RAY_AUTH_MODE=token"
+        raise InputError(
+            f"the Ray cluster at RAY_ADDRESS={address} wants its token, got {sent}; set "
+            f"RAY_AUTH_MODE=token and {_TOKEN}"
+        )
+    if answer != grpc.StatusCode.OK:
         raise InputError(f"{_WANTED}, {got}, where no Ray head answers; {_CHANGE}")
 
 
@@ -271,16 +290,38 @@ def parse_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def is_ray_head(host: str, port: int) -> bool:
-    """Return whether the head of a Ray cluster, and no other server, answers at this port."""
+def head_answer(host: str, port: int, token: str | None) -> grpc.StatusCode:
+    """Return how the server at this port answers a call to the head of a Ray cluster.
+
+    Args:
+        token: token of the cluster, if one is to be sent.
+    """
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    metadata = [("authorization", f"Bearer {token}")] if token else []
     with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
-            channel.unary_unary(ALIVE)(b"", timeout=CONNECT_S)
+            channel.unary_unary(ALIVE)(b"", timeout=CONNECT_S, metadata=metadata)
         except grpc.RpcError as error:
-            # A head that wants a token is one; Ray itself then reports a missing token.
-            return error.code() in (
-                grpc.StatusCode.UNAUTHENTICATED,
-                grpc.StatusCode.PERMISSION_DENIED,
-            )
-    return True
+            return error.code()
+    return grpc.StatusCode.OK
+
+
+def cluster_token(address: str) -> str | None:
+    """Return the token that Ray sends to the cluster at RAY_ADDRESS, or None.
+
+    Raises:
+        InputError: RAY_AUTH_MODE is token, and there is none.
+    """
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if not (mode or "").lower() == "token" and not (mode is None and address == AUTO):
+        return None
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    _check_token_file()
+    home = os.path.expanduser("~/.ray/auth_token")
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or home)
+    if file.is_file() and (token := file.read_text().strip()):
+        return token
+    if mode is None:
+        return None
+    raise InputError(f"RAY_AUTH_MODE=token needs {_TOKEN}, got none")

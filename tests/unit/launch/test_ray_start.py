@@ -31,6 +31,7 @@ from study.launch.ray_start import (
 VARIABLES = (
     "HOME",
     "RAY_ADDRESS",
+    "RAY_AUTH_MODE",
     "RAY_AUTH_TOKEN",
     "RAY_AUTH_TOKEN_PATH",
     "RAY_TMPDIR",
@@ -57,9 +58,19 @@ def silent() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def start_grpc(method: str) -> tuple[grpc.Server, int]:
-    """Start a server that answers this method alone; return it and its port."""
-    answer = grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
+def start_grpc(method: str, token: str | None = None) -> tuple[grpc.Server, int]:
+    """Start a server that answers this method alone; return it and its port.
+
+    Args:
+        token: if given, calls without it are refused.
+    """
+
+    def reply(request: bytes, context: grpc.ServicerContext) -> bytes:
+        if token and ("authorization", f"Bearer {token}") not in context.invocation_metadata():
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "")
+        return b""
+
+    answer = grpc.unary_unary_rpc_method_handler(reply)
     service, name = method.strip("/").split("/")
     server = grpc.server(ThreadPoolExecutor(1))
     server.add_generic_rpc_handlers(
@@ -151,6 +162,52 @@ def test_ray_head_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
         check_ray_start()
     finally:
         head.stop(None)
+
+
+def test_cluster_that_wants_a_token_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / ".ray" / "auth_token"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    head, port = start_grpc(ray_start.ALIVE, token="secret")
+    try:
+        monkeypatch.setenv("RAY_ADDRESS", f"{HOST}:{port}")
+        with pytest.raises(InputError, match="wants its token, got no token"):
+            check_ray_start()
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        with pytest.raises(InputError, match=r"RAY_AUTH_MODE=token needs .*, got none"):
+            check_ray_start()
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "other")
+        with pytest.raises(InputError, match="wants its token, got another token"):
+            check_ray_start()
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+        file.parent.mkdir()
+        file.write_text("secret\n")
+        check_ray_start()
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file.rename(tmp_path / "token")))
+        check_ray_start()
+    finally:
+        head.stop(None)
+
+
+def test_cluster_that_can_not_be_joined_ends_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(**options: object) -> None:
+        try:
+            raise RuntimeError("No node of this machine.\nmore")
+        except RuntimeError as cause:
+            raise ConnectionError("Failed to connect") from cause
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray, "init", fail)
+    with (
+        pytest.raises(
+            InputError, match=r"RAY_ADDRESS=10\.0.* its nodes: No node of this machine\.$"
+        ),
+        ray_started(Display("none")),
+    ):
+        pass
 
 
 def test_auto_without_a_cluster_is_refused(
