@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from study.deploy.detector import Detector
 from study.deploy.drawing import draw_poses
-from study.deploy.estimation import clip_to_image, estimate, load_estimator
-from study.deploy.inputs import RESULTS
+from study.deploy.estimation import clip_to_image, estimate, fills_image, load_estimator
+from study.deploy.inputs import RESULTS, warn
 from study.deploy.outputs import Outputs
 from study.deploy.person_boxes import PersonBoxes
 from study.errors import InputError
@@ -120,6 +120,7 @@ def predict_video(
         )
     estimator, skeleton = load_estimator(export, device)
     outputs.make_folder()
+    doubtful: list[int] = []
 
     def find(number: int, image: Image) -> FramePoses:
         people = PersonBoxes(number, None, np.ones(1))
@@ -127,6 +128,8 @@ def predict_video(
             people = detector.people(image, number)
         boxes, scores = clip_to_image(file, image, people)
         keypoints_image, joint_scores = estimate(estimator, skeleton, image, boxes)
+        if people.boxes is None and not fills_image(keypoints_image, joint_scores, image):
+            doubtful.append(number)
         ids = np.full(len(boxes), number)
         rows = to_detections(keypoints_image, joint_scores, ids, scores)
         return FramePoses(
@@ -135,13 +138,20 @@ def predict_video(
         )
 
     try:
-        return find_poses(video, results, drawn, find, progress)
+        found = find_poses(video, results, drawn, find, progress)
     except OSError as error:
         if is_full_disk(error):
             raise
         raise InputError(
             f"--out must be a folder to write to, got {outputs.out} ({error})"
         ) from None
+    if doubtful:
+        warn(
+            f"in {len(doubtful)} of {found.num_frames} frames of {file} the pose is unsure or "
+            "small: without --detector each frame is taken as one person who fills it; give a "
+            "person detector by --detector"
+        )
+    return found
 
 
 def open_video(path: Path) -> Video:

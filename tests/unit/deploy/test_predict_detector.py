@@ -166,9 +166,14 @@ def test_frames_of_a_video_get_the_poses_of_their_images(
     assert (drawn.size, drawn.fps, drawn.num_frames) == ((HEIGHT, WIDTH), 5, FRAMES)
 
 
-def test_frame_without_a_detector_is_one_person(export: Path, clip: Path, tmp_path: Path) -> None:
+def test_frame_without_a_detector_is_one_person(
+    export: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = run(export, tmp_path, "--video", clip)
     assert [row["image_id"] for row in rows] == list(range(FRAMES))
+    # The network was not trained, so it is sure of no joint.
+    warning = capsys.readouterr().err
+    assert f"in {FRAMES} of {FRAMES} frames of {clip} the pose is unsure or small" in warning
 
 
 def test_cut_off_video_is_named_and_its_frames_are_written(
