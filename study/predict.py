@@ -21,19 +21,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from study.config.typed_paths import typed_path
 from study.deploy.detector import FAMILIES, THRESHOLD, Detector, DetectorOptions, open_detector
 from study.deploy.drawing import draw_poses
-from study.deploy.estimation import (
-    choose_device,
-    clip_to_image,
-    estimate,
-    fills_image,
-    load_estimator,
-)
+from study.deploy.estimation import choose_device, estimate, find_poses_of, load_estimator
 from study.deploy.given_poses import read_poses
 from study.deploy.inputs import RESULTS, GivenImage, find_images, first_names, read_given, warn
 from study.deploy.outputs import Outputs, check_targets, listed
@@ -42,7 +35,6 @@ from study.deploy.video import predict_video
 from study.display import Display, escape_unprintable
 from study.errors import InputError
 from study.interrupts import ends_in_one_line
-from study.metrics import to_detections
 from study.storage.files import is_full_disk
 
 EXPLANATION = """\
@@ -116,17 +108,13 @@ def predict(
         else:
             if detector is not None:
                 found = detector.people(pixels, found.image_id)
-            boxes, scores = clip_to_image(image.path, pixels, found)
-            if not len(boxes):
+            poses = find_poses_of(found, pixels, image.path, estimator, skeleton)
+            if not poses.rows:
                 empty.append(image.name)
-            keypoints_image, joint_scores = estimate(estimator, skeleton, pixels, boxes)
-            if found.boxes is None and not fills_image(keypoints_image, joint_scores, pixels):
+            if poses.is_doubtful:
                 doubtful.append(image.name)
-            ids = np.full(len(boxes), found.image_id)
-            rows = to_detections(keypoints_image, joint_scores, ids, scores)
-            detections += [{**row, "file_name": image.name} for row in rows]
-            drawn = draw_poses(pixels, keypoints_image, joint_scores, boxes, scores, skeleton)
-            outputs.draw(image, drawn)
+            detections += [{**row, "file_name": image.name} for row in poses.rows]
+            outputs.draw(image, poses.drawn)
         progress(done, len(people))
     outputs.write(detections, len(people))
     if doubtful:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +17,11 @@ from models.refined_pose import RefinedPose
 from models.skeleton import Skeleton
 from study.data.annotations import SCORED_JOINT, clip_boxes
 from study.data.crops import apply_affine, image_to_crop_affine, invert_affine, warp
+from study.deploy.drawing import draw_poses
 from study.deploy.inputs import warn
 from study.deploy.person_boxes import PersonBoxes
 from study.errors import InputError
+from study.metrics import to_detections
 
 BATCH_SIZE = 64
 SMALL = 0.4
@@ -27,6 +30,40 @@ SMALL = 0.4
 With MoveNet Lightning, these are 57 % of 35 COCO images of several people, 76 % of 51 without any,
 and of images of one person 2 % (94 crops of COCO) to 7 % (250 of LSPET), none with a good pose.
 """
+
+
+class ImagePoses(NamedTuple):
+    """The poses of the people in an image."""
+
+    rows: list[dict[str, Any]]
+    """COCO results."""
+    drawn: NDArray[np.uint8]
+    """The image with its poses, (H, W, 3) RGB."""
+    is_doubtful: bool
+    """Whether the image is taken as one person, but the pose is unsure or small."""
+
+
+def find_poses_of(
+    people: PersonBoxes,
+    image: NDArray[np.uint8],
+    path: Path,
+    estimator: RefinedPose,
+    skeleton: Skeleton,
+) -> ImagePoses:
+    """Estimate and draw the poses of these people.
+
+    Args:
+        image: (H, W, 3) RGB.
+        path: the image's file, for warnings.
+    """
+    boxes, scores = clip_to_image(path, image, people)
+    keypoints_image, joint_scores = estimate(estimator, skeleton, image, boxes)
+    ids = np.full(len(boxes), people.image_id)
+    return ImagePoses(
+        to_detections(keypoints_image, joint_scores, ids, scores),
+        draw_poses(image, keypoints_image, joint_scores, boxes, scores, skeleton),
+        people.boxes is None and not fills_image(keypoints_image, joint_scores, image),
+    )
 
 
 def load_estimator(export: Path, device: torch.device) -> tuple[RefinedPose, Skeleton]:

@@ -20,13 +20,11 @@ import torch
 from numpy.typing import NDArray
 
 from study.deploy.detector import Detector
-from study.deploy.drawing import draw_poses
-from study.deploy.estimation import clip_to_image, estimate, fills_image, load_estimator
+from study.deploy.estimation import find_poses_of, load_estimator
 from study.deploy.inputs import RESULTS, warn
 from study.deploy.outputs import Outputs
 from study.deploy.person_boxes import PersonBoxes
 from study.errors import InputError
-from study.metrics import to_detections
 from study.storage.files import atomic_path, commit_file, is_full_disk, temp_path
 
 CODEC = "mp4v"
@@ -126,16 +124,10 @@ def predict_video(
         people = PersonBoxes(number, None, np.ones(1))
         if detector is not None:
             people = detector.people(image, number)
-        boxes, scores = clip_to_image(file, image, people)
-        keypoints_image, joint_scores = estimate(estimator, skeleton, image, boxes)
-        if people.boxes is None and not fills_image(keypoints_image, joint_scores, image):
+        poses = find_poses_of(people, image, file, estimator, skeleton)
+        if poses.is_doubtful:
             doubtful.append(number)
-        ids = np.full(len(boxes), number)
-        rows = to_detections(keypoints_image, joint_scores, ids, scores)
-        return FramePoses(
-            [{**row, "file_name": file.name} for row in rows],
-            draw_poses(image, keypoints_image, joint_scores, boxes, scores, skeleton),
-        )
+        return FramePoses([{**row, "file_name": file.name} for row in poses.rows], poses.drawn)
 
     try:
         found = find_poses(video, results, drawn, find, progress)

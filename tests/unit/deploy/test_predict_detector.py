@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from models.build import build_refined_pose
 from models.skeleton import SKELETONS, Skeleton
-from study.deploy import video
+from study.deploy import estimation, video
 from study.predict import main
 
 HEIGHT, WIDTH = 60, 100
@@ -195,7 +195,7 @@ def test_ctrl_c_names_the_frames_that_are_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    real, calls = video.estimate, []
+    real, calls = estimation.estimate, []
 
     def interrupted(*arguments: Any) -> Any:
         calls.append(1)
@@ -203,7 +203,7 @@ def test_ctrl_c_names_the_frames_that_are_written(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(video, "estimate", interrupted)
+    monkeypatch.setattr(estimation, "estimate", interrupted)
     error = refusal(export, "--video", clip, "--out", tmp_path / "out")
     assert "interrupted; the first 3 frames of" in error
     assert "3 poses in the first 3 frames, drawn and listed in" in capsys.readouterr().out
