@@ -42,7 +42,8 @@ from study.data.audit_notes import find_notes
 from study.data.categories import READING
 from study.data.image_files import TURNED_IMAGE
 from study.data.own_skeletons import skeleton_from_data
-from study.data.people import build_people, overlap
+from study.data.people import People, build_people, overlap
+from study.data.shared_people import SharedPerson, shared_people
 from study.data.skeleton_file import read_skeleton
 from study.data.survey import (
     Figures,
@@ -60,10 +61,13 @@ from study.display import Display, escape_unprintable
 from study.errors import InputError
 from study.interrupts import ends_in_one_line
 
-FAULTS, PEOPLE = "audit.parquet", "people.parquet"
+FAULTS, PEOPLE, SHARED = "audit.parquet", "people.parquet", "shared.parquet"
 UNUSABLE = "annotation file that cannot be used"
 COLUMNS = 6
 """Images in a row of the contact sheet."""
+REASONS = 5
+"""Reasons that a comparison prints, with an example of each."""
+Meter = Callable[[str], Callable[[int, int], None]]
 EXPLANATION = """\
 PATH is the folder of a data set, or one annotation file in the format of COCO or CrowdPose.
 These layouts are known:
@@ -79,14 +83,19 @@ and writes to FOLDER:
                    Left limbs are orange, right limbs blue, hidden joints are rings. Check that
                    each joint is where its name says.
 
+--compare A B lists the people of annotation file A who are in B, and those whose image is: by ids
+and boxes, and by the content of the images, whatever their names, formats and sizes are. It writes
+shared.parquet, one row per person of A.
+
 A fault stops a study, unless data.max_bad_fraction allows that many people to be left out. A note
 stops nothing: official files have crowd regions, people without joints, joints a little outside.
 
-exit status: 1 if there is a fault, otherwise 0
+exit status: 1 if there is a fault, or with --compare a person in both files; otherwise 0
 
 examples:
   python study/dataset.py /data/coco
   python study/dataset.py /data/crowdpose/json/crowdpose_train.json --out look
+  python study/dataset.py --compare mine_train.json mine_val.json
   python study/dataset.py mine.json --images images --skeleton coco
   python study/dataset.py horses.json --skeleton horse.yaml
 """
@@ -160,7 +169,7 @@ def _skeletons(
     if name in SKELETONS:
         skeleton = SKELETONS[name]
     elif name.endswith((".yaml", ".yml")):
-        skeleton = read_skeleton(Path(name), "--skeleton", notify)
+        skeleton = read_skeleton(typed_path(name), "--skeleton", notify)
     else:
         raise InputError(
             f"--skeleton must be {', '.join(SKELETONS)}, {FROM_DATA} or a .yaml file, got {name}"
@@ -263,6 +272,22 @@ def show(one: Survey, console: Console) -> None:
         console.print(f"notes, which stop nothing: {listed}", markup=False, soft_wrap=True)
 
 
+def shared_table(ours: People, theirs: People, shared: Sequence[SharedPerson]) -> pa.Table:
+    """Return the list as a table, a row per person."""
+    rows = [one.row for one in shared]
+    others = [one.other_row for one in shared]
+    ids = [None if row is None else int(theirs.annotation_ids[row]) for row in others]
+    columns = {
+        "annotation_id": pa.array(ours.annotation_ids[rows].tolist(), pa.int64()),
+        "image_id": pa.array(ours.image_ids[rows].tolist(), pa.int64()),
+        "image": pa.array([printable(str(ours.image_paths[row])) for row in rows], pa.string()),
+        "reason": pa.array([one.reason for one in shared], pa.string()),
+        "other_annotation_id": pa.array(ids, pa.int64()),
+        "other_image": pa.array([printable(str(one.other_image)) for one in shared], pa.string()),
+    }
+    return pa.table(columns)
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
@@ -272,7 +297,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "path", type=typed_path, metavar="PATH", help="folder of a data set, or an annotation file"
+        "path",
+        type=typed_path,
+        metavar="PATH",
+        nargs="?",
+        help="folder of a data set, or an annotation file",
+    )
+    parser.add_argument(
+        "--compare",
+        type=typed_path,
+        nargs=2,
+        metavar=("A", "B"),
+        help="list the people of annotation file A who are in B, in place of checking PATH",
     )
     parser.add_argument(
         "--images",
@@ -295,7 +331,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--out",
         type=typed_path,
         metavar="FOLDER",
-        help="folder to write to (default: audit-<name of PATH>)",
+        help="folder to write to (default: audit-<name of PATH>, compare-<A>-<B>)",
     )
     parser.add_argument(
         "--sheet",
@@ -309,6 +345,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--pictures", dest="sheet", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS
     )
     options = parser.parse_args(arguments)
+    if (options.path is None) == (options.compare is None):
+        parser.error("give either PATH or --compare A B")
     if options.sheet < 0:
         parser.error(f"--sheet must be at least 0, got {options.sheet}")
     if options.images is not None and not options.images.is_dir():
@@ -324,10 +362,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     display = Display("auto")
     try:
         skeleton_of = _skeletons(options.skeleton, options.category, display.notify)
-        files = annotation_files(options.path)
+        files = options.compare or annotation_files(options.path)
     except InputError as error:
         sys.exit(f"error: {error}")
-    out = options.out or Path(f"audit-{options.path.resolve().stem}")
+    names = [path.resolve().stem for path in options.compare or [options.path]]
+    out = options.out or Path("-".join(["compare" if options.compare else "audit", *names]))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -343,22 +382,74 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             for file in files
         ]
+        if options.compare:
+            comparison = compare(surveys, meter)
+    if options.compare:
+        has_faults, written = report_comparison(*comparison, display.console, out)
+    else:
+        has_faults, written = report(surveys, display.console, out, options.sheet)
+    print(f"written: {', '.join(map(str, written))}")
+    sys.exit(1 if has_faults else 0)
+
+
+def report(
+    surveys: Sequence[Survey], console: Console, out: Path, num_sheet_images: int
+) -> tuple[bool, list[Path]]:
+    """Print what was found and write it; return whether there is a fault, and the files."""
     shared = leaks(surveys)
     for one in surveys:
-        show(one, display.console)
+        show(one, console)
     if shared:
-        display.console.print("[bold red]faults of train and val together")
-        display.console.print(describe(shared), markup=False, soft_wrap=True)
+        console.print("[bold red]faults of train and val together")
+        console.print(describe(shared), markup=False, soft_wrap=True)
     faults = [fault for one in surveys for fault in one.faults] + shared
     written = [write_audit(out / FAULTS, faults)]
     if write_people(out / PEOPLE, surveys):
         written.append(out / PEOPLE)
     for one in surveys:
         sheet = out / f"{one.annotations.stem}.jpg"
-        if options.sheet and one.usable and write_sheet(sheet, one.usable, options.sheet):
+        if num_sheet_images and one.usable and write_sheet(sheet, one.usable, num_sheet_images):
             written.append(sheet)
-    print(f"written: {', '.join(map(str, written))}")
-    sys.exit(1 if any(not fault.is_warning for fault in faults) else 0)
+    return any(not fault.is_warning for fault in faults), written
+
+
+def compare(surveys: Sequence[Survey], meter: Meter) -> tuple[People, People, list[SharedPerson]]:
+    """Return the people of both files, and those of the first who are in the second.
+
+    Exit with status 1 if a file has no people that a study could use.
+    """
+    both: list[People] = []
+    for one in surveys:
+        if one.usable is None:
+            faults = [fault for fault in one.faults if not fault.is_warning]
+            sys.exit(f"error: no person of {one.annotations} can be used:\n{describe(faults)}")
+        usable = one.usable
+        both.append(build_people(usable.table, usable.image_folder, leave_out=usable.left_out))
+    ours, theirs = both
+    return ours, theirs, shared_people(ours, theirs, meter)
+
+
+def report_comparison(
+    ours: People, theirs: People, shared: Sequence[SharedPerson], console: Console, out: Path
+) -> tuple[bool, list[Path]]:
+    """Print and write the people of both files; return whether there are any, and the file."""
+    share = len(shared) / len(ours)
+    lines = [
+        f"{len(shared)} of {len(ours)} people in {ours.annotations} ({share:.1%}) are in "
+        f"{theirs.annotations}, or their image is"
+    ]
+    reasons = collections.Counter(one.reason for one in shared)
+    for reason, count in reasons.most_common(REASONS):
+        first = next(one for one in shared if one.reason == reason)
+        lines.append(
+            f"  {reason} ({count}): annotation {ours.annotation_ids[first.row]} in "
+            f"{ours.image_paths[first.row]}, there {first.other_image}"
+        )
+    if len(reasons) > REASONS:
+        lines.append(f"  and {len(reasons) - REASONS} other reasons")
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
+    write_parquet(out / SHARED, shared_table(ours, theirs, shared))
+    return bool(shared), [out / SHARED]
 
 
 if __name__ == "__main__":

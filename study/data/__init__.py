@@ -7,6 +7,7 @@ coordinates    boxes and joints in unmeant units
 audit          faults of a data set, listed
 audit_notes    oddities that stop nothing
 people         people of a file, split for a study
+shared_people  people of a file in another one
 coco_results   readers of COCO result lists
 image_files    image headers: size, damage, orientation
 crops          affines between image, stored and crop frames

@@ -130,6 +130,12 @@ def decode_image(data: bytes) -> NDArray[np.uint8] | str:
     return f"its {len(data)} bytes are not an image that can be decoded"
 
 
+def gray_thumbnail(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Return the gray levels of an image, BGR, averaged to (side, side) pixels."""
+    gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    return np.asarray(cv2.resize(gray, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
+
+
 def image_problem(image: Path, height: float = 0, width: float = 0) -> tuple[str, str] | None:
     """Return kind and detail of what is wrong with an image file; None if nothing is.
 

@@ -167,6 +167,23 @@ def split_people(people: People, fraction: float, seed: int) -> tuple[np.ndarray
 def overlap(train: People, val: People) -> list[Fault]:
     """List people of train who are in val too, or whose image is, as faults.
 
+    See ``same_people`` for the rule.
+    """
+    return [
+        Fault(
+            IN_BOTH,
+            train.annotations,
+            int(train.annotation_ids[row]),
+            int(train.image_ids[row]),
+            f"{reason} is in {val.annotations} too",
+        )
+        for row, (reason, _) in sorted(same_people(train, val).items())
+    ]
+
+
+def same_people(train: People, val: People) -> dict[int, tuple[str, int | None]]:
+    """Return why people of train are in val too, and their row there; None if their image is.
+
     Two people are the same if they have the same annotation id and box in an image of the same id
     or name (ids alone prove little: many data sets number each split from 1), or the same source,
     if both files name sources.
@@ -178,24 +195,18 @@ def overlap(train: People, val: People) -> list[Fault]:
     ]
     is_same = (train.image_ids[ours] == val.image_ids[theirs]) | np.array(names, bool)
     is_same &= (train.boxes[ours] == val.boxes[theirs]).all(axis=1)
-    reasons = dict.fromkeys(ours[is_same].tolist(), "the same person")
+    pairs = zip(ours[is_same].tolist(), theirs[is_same].tolist(), strict=True)
+    found: dict[int, tuple[str, int | None]] = {i: ("the same person", j) for i, j in pairs}
     if train.has_source and val.has_source:
-        for i in np.flatnonzero(np.isin(train.source_ids, val.source_ids)):
-            reasons.setdefault(int(i), f"source person {train.source_ids[i]}")
+        rows = {source: j for j, source in enumerate(val.source_ids.tolist())}
+        for i in np.flatnonzero(np.isin(train.source_ids, val.source_ids)).tolist():
+            source = int(train.source_ids[i])
+            found.setdefault(i, (f"source person {source}", rows[source]))
     images = set(val.image_paths)
-    for row, path in enumerate(train.image_paths):
+    for i, path in enumerate(train.image_paths):
         if path in images:
-            reasons.setdefault(row, f"the image {path}")
-    return [
-        Fault(
-            IN_BOTH,
-            train.annotations,
-            int(train.annotation_ids[i]),
-            int(train.image_ids[i]),
-            f"{reason} is in {val.annotations} too",
-        )
-        for i, reason in sorted(reasons.items())
-    ]
+            found.setdefault(i, (f"the image {path}", None))
+    return found
 
 
 def write_ground_truth(
