@@ -271,10 +271,11 @@ def _person_class(
         InputError: the file shows several classes and no person among them.
     """
     if options.person is not None:
-        if num_classes is not None and not 0 <= options.person < num_classes:
+        if options.person < 0 or (num_classes is not None and options.person >= num_classes):
+            count = "" if num_classes is None else f"{num_classes} "
             raise InputError(
-                f"--detector-class must be below the {num_classes} classes of {options.path}, got "
-                f"{options.person}"
+                f"--detector-class must be one of the {count}classes of {options.path}, counted "
+                f"from 0, got {options.person}"
             )
         return options.person
     has_words = any(not name.isdigit() for name in (names or {}).values())

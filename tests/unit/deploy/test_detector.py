@@ -422,7 +422,8 @@ def test_family_that_the_outputs_do_not_show_must_be_stated(tmp_path: Path) -> N
             None,
             r"2 classes \(cat, dog\); state .* --detector-class",
         ),
-        ({"num_classes": 20}, 20, "--detector-class must be below the 20 classes .*, got 20"),
+        ({"num_classes": 20}, 20, "must be one of the 20 classes of .*, counted from 0, got 20"),
+        ({"num_classes": 20}, -1, "must be one of the 20 classes of .*, counted from 0, got -1"),
     ],
 )
 def test_class_that_is_the_person_must_be_known(
