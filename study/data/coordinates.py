@@ -28,7 +28,7 @@ FAR_LARGER = 20
 AREA_RANGE = (0.01, 2)
 """Possible areas over that of the box; official: 0.24 to 0.82."""
 LEAST_JOINTS = 4
-"""Fewer labeled joints, of a skeleton that has few, do not show a person's extent."""
+"""Fewer labeled joints do not show a person's extent."""
 FEW, REACH = 20, 0.4
 """Of this many people, some box reaches beyond this share of its image's width or height."""
 FRACTION_JOINTS = "joints that look like fractions"
@@ -58,7 +58,9 @@ class _Extents:
 
     is_sound: NDArray[np.bool_]
     """Whether a used person has joints, a box and an image, (N,)."""
-    is_clear: NDArray[np.bool_]
+    has_extent: NDArray[np.bool_]
+    """Whether enough joints are labeled too, not all in a row, (N,)."""
+    has_half: NDArray[np.bool_]
     """Whether half of the joints are labeled too, so that their extent is the person's, (N,)."""
     joints: NDArray[np.float64]
     """Left, top, right, bottom of the labeled joints, (N, 4)."""
@@ -103,9 +105,11 @@ def _checks(table: AnnotationTable) -> list[tuple[Check, bool]]:
 
 
 def _all_checks(table: AnnotationTable, extents: _Extents) -> list[tuple[Check, bool]]:
-    sound, clear = extents.is_sound, extents.is_clear
+    sound = extents.is_sound
     found = [_counted(check, sound) for check in _fraction_checks(table, extents)]
-    found += [_counted(check, clear, sound) for check in _order_checks(table, extents)]
+    found += [
+        _counted(check, extents.has_extent, sound) for check in _order_checks(table, extents)
+    ]
     is_named = np.zeros_like(sound)
     for (_, mask, _), is_often in found:
         is_named |= mask & is_often
@@ -124,7 +128,7 @@ def _all_checks(table: AnnotationTable, extents: _Extents) -> list[tuple[Check, 
     return [
         *found,
         _counted((NOT_IN_BOX, _is_outside(table) & ~is_named, places), sound),
-        _counted((FAR_LARGER_BOX, is_larger & ~is_named, places), clear),
+        _counted((FAR_LARGER_BOX, is_larger & ~is_named, places), extents.has_half),
         _counted((OTHER_AREA, is_other_area & ~is_named, area), sound),
     ]
 
@@ -165,13 +169,13 @@ def _measure(table: AnnotationTable) -> _Extents:
     is_sound = table.is_used & (table.image_rows >= 0) & (counts > 0)
     is_sound &= np.isfinite(points).all(axis=(1, 2)) & (table.boxes[:, 2:] > 0).all(axis=1)
     is_sound &= (sizes > LARGEST_FRACTION).all(axis=1)
+    has_extent = is_sound & (counts >= LEAST_JOINTS) & (stop > start).all(axis=1)
     joints = np.where(is_sound[:, None], np.concatenate([start, stop], axis=1), 0)
     boxes = np.where(is_sound[:, None], table.boxes, 0)
     return _Extents(
         is_sound=is_sound,
-        is_clear=is_sound
-        & (counts >= np.maximum(labeled.shape[1] / 2, LEAST_JOINTS))
-        & (stop > start).all(axis=1),
+        has_extent=has_extent,
+        has_half=has_extent & (2 * counts >= labeled.shape[1]),
         joints=joints,
         boxes=boxes,
         image_sizes=np.where(is_sound[:, None], sizes, 1),

@@ -295,6 +295,15 @@ def test_official_files_have_no_such_fault(shared: Path, name: str) -> None:
     assert wrong == {CORNERS: real.num_people}
 
 
+def test_upper_bodies_show_the_order_too(table: AnnotationTable) -> None:
+    keypoints = table.keypoints.copy()
+    keypoints[:, 11:] = 0  # hips and legs are not labeled
+    keypoints[:, :5] = 0  # nor is the head
+    upper = dataclasses.replace(table, keypoints=keypoints)
+    assert found(upper) == {}
+    assert found(changed(upper, box=corners))[CORNERS] > 10
+
+
 def test_two_joints_do_not_show_where_a_person_is(table: AnnotationTable) -> None:
     eye = table.keypoints[:, 1:2]
     keypoints = np.concatenate([eye, eye + np.where(eye[..., 2:] > 0, (1, 1, 0), 0)], axis=1)
