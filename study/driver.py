@@ -26,7 +26,7 @@ from study.config.schema import MIX, STUDENT, StudyConfig
 from study.config.study_paths import check_paths, with_absolute_paths
 from study.config.typed_paths import typed_path
 from study.data.augmentation import MIN_HALF_BODY_JOINTS
-from study.data.own_skeletons import check_kept, own_skeletons
+from study.data.own_skeletons import kept_settings, own_skeletons
 from study.data.skeleton_file import to_plain
 from study.display import Display, teacher_line, teacher_panel
 from study.dry_run.report import show_plan
@@ -121,10 +121,9 @@ def _check(config: StudyConfig) -> _Study:
     check_paths(config, absolute, display.notify)
     folder = Path(absolute.storage) / config.name
     _check_writable(folder)
-    check_settings(config, folder)
-    check_older_studies(absolute.search.warm_start, folder)
     skeletons = own_skeletons(absolute.data, absolute.teacher, display.notify)
-    check_kept(skeletons, folder)
+    check_settings(config, folder, kept_settings(skeletons, folder))
+    check_older_studies(absolute.search.warm_start, folder)
     resolved = resolve(absolute, skeletons)
     _check_skeleton(absolute, space, resolved.skeleton, display.notify)
     return _Study(

@@ -213,20 +213,22 @@ def kept_skeletons(folder: Path) -> dict[str, Skeleton]:
     """
     kept = read_settings(folder).get(SKELETONS_KEY) or {}
     where = f"{SKELETONS_KEY} of {settings_file(folder)}"
+    if not isinstance(kept, dict):
+        raise InputError(f"{where} must map settings to skeletons, got other content; restore it")
     return {
         setting: skeleton_of_content(content, where, setting, lambda text: None)
         for setting, content in kept.items()
     }
 
 
-def check_kept(own: Mapping[str, Skeleton], folder: Path) -> None:
-    """Check that the study in this folder began with these skeletons; none yet passes.
+def kept_settings(own: Mapping[str, Skeleton], folder: Path) -> set[str]:
+    """Return the settings whose skeletons are those with which the study in this folder began.
 
     Raises:
         InputError: a skeleton has changed; the message names what.
     """
     if not settings_file(folder).exists():
-        return
+        return set()
     kept = kept_skeletons(folder)
     for setting, skeleton in own.items():
         before = kept.get(setting)
@@ -239,3 +241,4 @@ def check_kept(own: Mapping[str, Skeleton], folder: Path) -> None:
             f"{', '.join(changed)}; restore the file from '{SKELETONS_KEY}' in "
             f"{settings_file(folder).name}, or start a study of the new one with name=..."
         )
+    return own.keys() & kept.keys()

@@ -6,7 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,13 @@ SKELETONS_KEY = "skeletons"
 """Key of the content of the skeletons that are not built in."""
 
 
-def check_settings(config: StudyConfig, folder: Path) -> None:
+def check_settings(config: StudyConfig, folder: Path, same: Collection[str] = ()) -> None:
     """Check that a study in this folder was started with these settings.
 
     Settings in ``MAY_CHANGE`` may differ; a folder without ``study.yaml`` passes.
+
+    Args:
+        same: settings that name a file of the same content, wherever it is now.
 
     Raises:
         InputError: another setting differs; the message lists all that do.
@@ -42,7 +45,7 @@ def check_settings(config: StudyConfig, folder: Path) -> None:
     differing = [
         f"  {path}: {old.get(path)} in the study, {new.get(path)} now"
         for path in sorted({*old, *new})
-        if old.get(path) != new.get(path) and path not in MAY_CHANGE
+        if old.get(path) != new.get(path) and path not in (*MAY_CHANGE, *same)
     ]
     if differing:
         raise InputError(

@@ -118,6 +118,9 @@ def test_changed_skeleton_is_refused(study: Path, data: Path) -> None:
         run_here(study, *settings(data))
     file.write_text(yaml.safe_dump(HORSE))
     run_here(study, *settings(data))  # it is finished
+    moved = file.rename(data / "moved.yaml")
+    run_here(study, *settings(data), f"data.skeleton={moved}")
+    moved.rename(file)
 
 
 def test_export_needs_no_file_and_draws_its_own_joints(study: Path, data: Path) -> None:

@@ -16,8 +16,8 @@ from study.config.derived import Resolved, resolve
 from study.config.schema import StudyConfig
 from study.data import own_skeletons as module
 from study.data.own_skeletons import (
-    check_kept,
     identity_of,
+    kept_settings,
     kept_skeletons,
     own_skeletons,
     read_categories,
@@ -248,13 +248,16 @@ def test_study_keeps_its_skeletons_without_their_files(tmp_path: Path) -> None:
 def test_study_is_refused_after_its_skeleton_changed(tmp_path: Path) -> None:
     file = skeleton_file(tmp_path, "two.yaml", ["nose", "tail"])
     config, folder = study_of(tmp_path, f"data.skeleton={file}"), tmp_path / "studies" / "own"
-    check_kept(own_of(config), folder)  # it has not begun
+    assert kept_settings(own_of(config), folder) == set()  # it has not begun
     kept = {setting: to_plain(skeleton) for setting, skeleton in own_of(config).items()}
     write_settings(config, folder, "data", "teacher", {}, kept)
-    check_kept(own_of(config), folder)
+    moved = skeleton_file(tmp_path, "moved.yaml", ["nose", "tail"])
+    for path in (file, moved):
+        own = own_of(study_of(tmp_path, f"data.skeleton={path}"))
+        assert kept_settings(own, folder) == {"data.skeleton"}
     skeleton_file(tmp_path, "two.yaml", ["nose", "tail"], "edges: [[nose, tail]]\n")
     with pytest.raises(InputError, match=r"data.skeleton must have the content .* other edges;"):
-        check_kept(own_of(config), folder)
+        kept_settings(own_of(config), folder)
 
 
 def test_crowdpose_is_no_skeleton_of_one_s_own(tmp_path: Path) -> None:
