@@ -154,3 +154,20 @@ def test_structure_loss_without_limbs_is_refused_before_any_data_are_read(
         more = [f"data.skeleton={tmp_path / file}", "data.train.annotations=none.json"]
         with pytest.raises(InputError, match=f"{fault}.*search_space=poses"):
             run_here(tmp_path / NAME, *settings(data), *more, f"distill.structure.kind={kind}")
+
+
+def test_what_a_skeleton_turns_off_is_said_once(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    joints = [f"{side}_rib_{number}" for number in range(10) for side in ("left", "right")]
+    edges = [[0, 1], [1, 2]]
+    for upper, halves in (({}, 1), ({"upper_body": joints[:6]}, 0)):
+        content = {"joints": joints, "edges": edges, "oks_sigmas": 0.05, **upper}
+        (tmp_path / "ribs.yaml").write_text(yaml.safe_dump(content))
+        more = [f"data.skeleton={tmp_path / 'ribs.yaml'}", "data.train.annotations=none.json"]
+        with pytest.raises(InputError, match="the annotation file must exist"):
+            run_here(tmp_path / NAME, *settings(data), *more, "refine.start=jitter")
+        printed = " ".join(capsys.readouterr().out.split())
+        assert printed.count("half_body is off, since the skeleton has no upper_body") == halves
+        assert printed.count("swaps are resolved for the first 8 flip_pairs") == 1
+        assert printed.count("left_rib_0/right_rib_0") == 1
