@@ -21,9 +21,10 @@ _at_kill: list[Callable[[], None]] = []
 def ends_in_one_line(hint: str = AGAIN) -> Iterator[None]:
     """Exit with the hint instead of a traceback: on Ctrl-C with status 1, on KILLS with 128 + n.
 
-    Ctrl-C is a KeyboardInterrupt in the block, which cleans up. KILLS end the process and its
-    children at once: batch systems send them to Ray's processes too, and Ray itself exits its
-    driver soon after them. A signal that the parent ignores, as ``nohup`` does, stays ignored.
+    Ctrl-C is a KeyboardInterrupt in the block, which cleans up; one that is raised again with a
+    text replaces the hint. KILLS end the process and its children at once: batch systems send
+    them to Ray's processes too, and Ray itself exits its driver soon after them. A signal that the
+    parent ignores, as ``nohup`` does, stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -38,7 +39,7 @@ def ends_in_one_line(hint: str = AGAIN) -> Iterator[None]:
         if not isinstance(error, KeyboardInterrupt) and signal.SIGINT not in seen:
             raise
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C adds no traceback
-        sys.exit(hint)
+        sys.exit(str(error) if isinstance(error, KeyboardInterrupt) and error.args else hint)
 
 
 @contextlib.contextmanager

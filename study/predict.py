@@ -34,7 +34,7 @@ from study.deploy.person_boxes import PersonBoxes, find_people
 from study.deploy.video import predict_video
 from study.display import Display, escape_unprintable
 from study.errors import InputError
-from study.interrupts import ends_in_one_line
+from study.interrupts import AGAIN, ends_in_one_line
 from study.storage.files import is_full_disk
 
 EXPLANATION = """\
@@ -254,7 +254,7 @@ def run_video(
     frames = f"the first {number} frames" if found.is_stopped else f"{number} frames"
     print(f"{found.num_poses} poses in {frames}, drawn and listed in {outputs.out}")
     if found.is_stopped:
-        return f"interrupted; the first {number} frames of {file} are written"
+        raise KeyboardInterrupt(f"interrupted; the first {number} frames of {file} are written")
     if found.is_cut_off:
         return (
             f"{file} is cut off or damaged, only {number} frames could be read; they are written. "
@@ -320,10 +320,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         missing = run(options)
     except InputError as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(
-            f"interrupted; {out / RESULTS} was not written, run the same command again to write it"
-        )
+    except KeyboardInterrupt as error:
+        unwritten = f"{AGAIN}, since {out / RESULTS} was not written"
+        raise KeyboardInterrupt(*error.args or (unwritten,)) from None
     except OSError as error:
         if is_full_disk(error):
             sys.exit(
