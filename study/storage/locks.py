@@ -76,6 +76,12 @@ def _refusal(lock: TextIO, notify: Notify, waiting: str | None) -> str | None:
             raise Held from None
         notify(waiting)
         fcntl.flock(lock, fcntl.LOCK_EX)
+    except PermissionError as error:
+        # What Windows' network disks return if a process of another machine holds the lock.
+        raise Held(
+            f"{lock.name} can't be locked ({error.strerror}): another machine runs this study, or "
+            "the disk refuses locks; wait for it, or change storage to a folder of another disk"
+        ) from None
     except OSError as error:
         return error.strerror
     return None

@@ -15,7 +15,10 @@ from typing import Any
 
 import pytest
 
+from study.display import Display
+from study.driver import _locked
 from study.errors import InputError
+from study.search.stage import open_study
 from study.storage import locks
 from study.storage.files import sync
 from study.storage.locks import Held, check_file_system, hold_lock
@@ -99,6 +102,43 @@ def test_second_owner_is_refused_without_locks(
         pass
     assert len(notes) == 2 and f"{tmp_path} is on a file system without locks (" in notes[0]
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_refused_permission_may_be_the_lock_of_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", refuse(errno.EACCES))
+    with pytest.raises(Held, match=r"another machine runs this study, or the disk refuses locks"):
+        with hold_lock(tmp_path / ".lock"):
+            pass
+
+
+def test_driver_says_who_holds_the_lock(no_locks: None, tmp_path: Path) -> None:
+    def start() -> None:
+        with _locked(tmp_path / ".lock", Display("none")):
+            pass
+
+    with hold_lock(tmp_path / ".lock"):
+        with pytest.raises(
+            InputError, match=f"one driver at a time, and another one runs {tmp_path}"
+        ):
+            start()
+    (tmp_path / ".lock.owner").write_text("{}")
+    with pytest.raises(
+        InputError, match=f"without locks, .* delete {tmp_path}/.lock.owner and run"
+    ):
+        start()
+    (tmp_path / ".lock.owner").unlink()
+    start()
+
+
+def test_journal_needs_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "symlink", refuse(errno.EPERM))
+    monkeypatch.setattr(os, "link", refuse(errno.EPERM))
+    (tmp_path / "optuna.journal").touch()
+    study = open_study(tmp_path, "linkless")
+    study.tell(study.ask(), 0.5)
+    assert [trial.value for trial in open_study(tmp_path, "linkless").trials] == [0.5]
 
 
 def test_process_of_this_machine_that_lives_keeps_the_lock(
