@@ -347,6 +347,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if (options.path is None) == (options.compare is None):
         parser.error("give either PATH or --compare A B")
+    for file in options.compare or []:
+        if not file.is_file():
+            kind = "a folder" if file.is_dir() else "no such file"
+            parser.error(f"--compare takes two annotation files, got {kind}: {file}")
     if options.sheet < 0:
         parser.error(f"--sheet must be at least 0, got {options.sheet}")
     if options.images is not None and not options.images.is_dir():

@@ -29,6 +29,8 @@ NO_FLUSH_ERRORS = (
     errno.EPERM,
 )
 """Errors of a file system that can't flush a file or a folder."""
+NO_REPLACE_ERRORS = (errno.EEXIST, errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP)
+"""Errors of a file system that can't rename a file over another one."""
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 FULL_DISK_MESSAGES = tuple(os.strerror(number) for number in FULL_DISK_ERRORS)
 
@@ -61,9 +63,24 @@ def temp_path(file: Path) -> Path:
 
 
 def commit_file(temporary: Path, file: Path) -> None:
-    """Flush a temporary file to the disk, then rename it to ``file``."""
+    """Flush a temporary file to the disk, then rename it to ``file``.
+
+    On a disk that refuses to rename over an existing file, that one is renamed first.
+    """
     sync(temporary)
-    temporary.replace(file)
+    try:
+        temporary.replace(file)
+    except OSError as error:
+        if error.errno not in NO_REPLACE_ERRORS or not file.is_file():
+            raise
+        old = temporary.with_name(f"{temporary.name}.old")
+        file.replace(old)
+        try:
+            temporary.replace(file)
+        except OSError:
+            old.replace(file)
+            raise
+        old.unlink()
 
 
 def remove_stale_temps(file: Path) -> None:

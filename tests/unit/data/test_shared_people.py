@@ -196,3 +196,15 @@ def test_command_takes_either_a_path_or_two_files(
         main(arguments)
     assert ended.value.code == 2
     assert "give either PATH or --compare A B" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["data", "nothing.json"])
+def test_command_compares_files_alone(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    with pytest.raises(SystemExit) as ended:
+        main(["--compare", str(tmp_path / name), str(tmp_path / name)])
+    kind = "a folder" if name == "data" else "no such file"
+    assert ended.value.code == 2
+    assert f"takes two annotation files, got {kind}: {tmp_path}/{name}" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -56,6 +57,32 @@ def test_content_is_flushed_before_the_file_is_renamed(
     monkeypatch.setattr(os, "replace", noted_replace)
     write_atomic(tmp_path / "file.txt", "text")
     assert order == ["flush", "rename"]
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_file_is_replaced_where_renaming_over_it_is_refused(
+    is_broken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, replace, refused = tmp_path / "file", os.replace, 0
+    file.write_text("old")
+
+    def never_over(source: Path, target: Path) -> None:
+        nonlocal refused
+        is_new = Path(source).read_text() == "new"
+        if Path(target).exists() or (is_broken and is_new):
+            refused += 1
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", never_over)
+    if is_broken:
+        with pytest.raises(PermissionError):
+            write_atomic(file, "new")
+    else:
+        write_atomic(file, "new")
+    assert refused == 1 + is_broken
+    assert file.read_text() == ("old" if is_broken else "new")
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_temporary_name_is_hidden_and_of_this_process(tmp_path: Path) -> None:
