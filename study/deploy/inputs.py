@@ -126,6 +126,8 @@ def read_given(image: GivenImage, size: tuple[float, float] = (0, 0)) -> NDArray
         raise InputError(problem[1])
     try:
         return read_image(image.path)
+    except InputError as error:  # damage between the header and the end
+        raise InputError(str(error).removeprefix(f"{image.path}: ")) from None
     except OSError as error:
         raise InputError(f"it cannot be read: {error.strerror}") from None
     except MemoryError:

@@ -116,6 +116,15 @@ def pipe(file: Path) -> None:
     os.mkfifo(file)
 
 
+def test_damage_within_a_file_is_named_once(photos: Path) -> None:
+    stored = cv2.imencode(".png", np.random.RandomState(0).randint(0, 256, (40, 40, 3)))[1]
+    content = stored.tobytes()
+    (photos / "4.png").write_bytes(content[:900] + bytes(300) + content[1200:])
+    found, error = run(photos)
+    assert found is not None and len(found) == 3
+    assert error.count("4.png") == 1 and "must be a complete image" in error
+
+
 @pytest.mark.parametrize("option", ["", "--boxes", "--poses"])
 @pytest.mark.parametrize("damage", [cut_off, empty, text, dangling_link, circle_of_links, pipe])
 def test_unreadable_image_is_listed_and_the_others_are_written(
