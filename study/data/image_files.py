@@ -185,7 +185,7 @@ def _png_header(file: BinaryIO) -> Header | None:
             first = file.read(length)
             size = int.from_bytes(first[4:8], "big"), int.from_bytes(first[:4], "big")
         elif kind == PNG_EXIF:
-            orientation = _png_orientation(file.read(length))
+            orientation = _png_orientation(start + file.read(length + 4))
             break
         elif kind == PNG_END:
             break
@@ -207,6 +207,8 @@ def _jpeg_header(file: BinaryIO) -> Header | None:
         elif marker == SCAN:
             orientation = _jpeg_orientation(segments) if segments else UPRIGHT
             return Header(*size, orientation) if all(size) else None
+        elif length < 2:  # a segment contains its length
+            return None
         elif marker in FRAMES or marker == APP1:
             segment = file.read(length - 2)
             if marker != APP1:
@@ -262,20 +264,24 @@ def _jpeg_orientation(segments: Sequence[bytes]) -> int:
     return _sample_orientation(plain[:2] + b"".join(segments) + plain[2:])
 
 
-def _png_orientation(exif: bytes) -> int:
+def _png_orientation(chunk: bytes) -> int:
     plain = _sample(".png")
     place = plain.index(PNG_DATA) - 4
-    check = zlib.crc32(PNG_EXIF + exif).to_bytes(4, "big")
-    chunk = len(exif).to_bytes(4, "big") + PNG_EXIF + exif + check
     return _sample_orientation(plain[:place] + chunk + plain[place:])
+
+
+def _tiff_orientation(data: bytes) -> int:
+    """Return the orientation of TIFF tags, which are those of EXIF data too."""
+    check = zlib.crc32(PNG_EXIF + data).to_bytes(4, "big")
+    return _png_orientation(len(data).to_bytes(4, "big") + PNG_EXIF + data + check)
 
 
 def _decoded_header(data: bytes, image: NDArray[np.uint8]) -> Header:
     """Return the header of an image that is neither JPEG nor PNG from its decoded pixels."""
     height, width = image.shape[:2]
     orientation = UPRIGHT
-    if data[:4] in TIFF:  # its tags are those of EXIF data
-        orientation = _png_orientation(data)
+    if data[:4] in TIFF:
+        orientation = _tiff_orientation(data)
     elif data[8:12] == b"WEBP" and b"EXIF" in data:
         orientation = _orientation_from(data, image)
     return Header(*((width, height) if orientation >= SIDEWAYS else (height, width)), orientation)

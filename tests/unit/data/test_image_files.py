@@ -157,6 +157,7 @@ VARIANTS = {
     "cut off": turned(6).replace(exif(6), exif(6)[:14].ljust(len(exif(6)), b"\xff")),
     "PNG, after the pixels": turned_png(6, b"IEND"),
     "PNG, unknown value": turned_png(0),
+    "PNG, wrong check sum": turned_png(6).replace(chunk(b"eXIf", exif(6))[-4:], b"\0\1\2\3"),
 }
 
 
@@ -168,6 +169,18 @@ def test_header_of_unusual_metadata_has_the_decoder_s_size(tmp_path: Path, varia
         header = read_header(content)
     assert header is not None
     assert header.size_as_read() == read_image(file).shape[:2]
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_segment_shorter_than_its_length_is_a_broken_header(tmp_path: Path, length: int) -> None:
+    file = tmp_path / "a.jpg"
+    plain = encoded(".jpg")
+    file.write_bytes(plain[:2] + b"\xff\xe1" + length.to_bytes(2, "big") + plain[2:])
+    with file.open("rb") as content:
+        assert read_header(content) is None
+    problem = image_problem(file, HEIGHT, WIDTH)
+    assert problem is None or problem[0] == BROKEN_IMAGE
+    assert (problem is None) == (not isinstance(decode_image(file.read_bytes()), str))
 
 
 def test_size_of_a_turned_square_says_nothing(tmp_path: Path) -> None:
