@@ -27,7 +27,7 @@ from study.config.schema import StudyConfig
 from study.errors import InputError
 from study.storage.paths import TARGETS
 from study.teachers.adapters import TeacherSpec, check_teacher, open_teacher
-from study.teachers.identity import teacher_folder
+from study.teachers.identity import teacher_folder, training_folder
 from study.teachers.make import make_teacher
 from study.teachers.vitpose import VitPose
 from study.training.losses import joint_relation
@@ -204,7 +204,8 @@ def test_all_people_have_targets_with_and_without_training(
         assert [row["epoch"] for row in rows] == [epochs] and "val_ap" in rows[0]
         assert len(targets) == data.num_people[0] and targets.known.all()
         assert targets.relation is not None
-        assert (folder / "epochs").exists() == bool(epochs)  # pretrained weights are not copied
+        training = training_folder(spec_of(changed), data)
+        assert (training / "epochs").exists() == bool(epochs)  # given weights are not copied
 
 
 def test_no_image_library_is_loaded() -> None:
