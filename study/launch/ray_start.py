@@ -11,6 +11,7 @@ import datetime
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 import tempfile
@@ -36,6 +37,8 @@ CONNECT_S = 15.0
 """Seconds that a cluster has to accept a connection, and as many to answer."""
 MAX_SOCKET_PATH = 107
 """Longest path of a Unix socket on Linux, in bytes."""
+MIN_FREE = 50_000_000
+"""Bytes that Ray's logs and sockets need."""
 _WANTED = "RAY_ADDRESS must be host:port of a cluster's head, such as 10.0.0.1:6379, or auto"
 _CHANGE = "change it, or unset it to run on this machine alone"
 _TOKEN = (
@@ -167,8 +170,11 @@ def check_ray_folder() -> None:
     got = f"got {name}={folder}" if os.environ.get(name) else f"got the default, {folder}"
     now = f"{datetime.datetime.now():session_%Y-%m-%d_%H-%M-%S_%f}_{os.getpid()}"
     path = os.path.join(folder, "ray", now, "sockets", "plasma_store")
-    if not os.path.isabs(folder):
-        raise InputError(f"Ray's temporary folder must be an absolute path, {got}; change {name}")
+    if not os.path.isabs(folder) or not folder.isascii():
+        raise InputError(
+            f"Ray's temporary folder must be an absolute path without other letters than ASCII, "
+            f"{got}; set RAY_TMPDIR to another folder"
+        )
     if (excess := len(os.fsencode(path)) - MAX_SOCKET_PATH) > 0:
         longest = len(os.fsencode(folder)) - excess
         raise InputError(
@@ -183,11 +189,17 @@ def check_ray_folder() -> None:
             Path(new, "file").write_bytes(bytes(4096))
             with socket.socket(socket.AF_UNIX) as unix:
                 unix.bind(os.path.join(new, "s"))
+            free = shutil.disk_usage(new).free
     except OSError as error:
         raise InputError(
             f"Ray needs a temporary folder that files and sockets can be written to, {got} "
             f"({error.strerror or error}); set RAY_TMPDIR to another folder"
         ) from error
+    if free < MIN_FREE:
+        raise InputError(
+            f"Ray's temporary folder needs {MIN_FREE / 1e6:.0f} MB, {got}, which has "
+            f"{free / 1e6:.0f} MB left; free some, or set RAY_TMPDIR to another folder"
+        )
 
 
 def can_keep_token() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import grpc
 import pytest
@@ -256,7 +258,12 @@ def test_temporary_folder_is_as_long_as_ray_accepts(
 
 @pytest.mark.parametrize(
     ("folder", "message"),
-    [("jobs", "absolute path"), ("/dev/null", "can be written to"), ("/proc/1/x", "written to")],
+    [
+        ("jobs", "absolute path"),
+        ("/tmp/b\u00fcro", "ASCII"),
+        ("/dev/null", "can be written to"),
+        ("/proc/1/x", "written to"),
+    ],
 )
 def test_unusable_temporary_folder_is_refused(
     folder: str, message: str, monkeypatch: pytest.MonkeyPatch
@@ -272,6 +279,12 @@ def test_full_temporary_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(InputError, match=r"got the default, /tmp \(No space left on device\)"):
+        check_ray_start()
+
+
+def test_nearly_full_temporary_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Mock(free=49_000_000))
+    with pytest.raises(InputError, match=r"needs 50 MB, got the default, /tmp, which has 49 MB"):
         check_ray_start()
 
 
