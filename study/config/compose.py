@@ -62,6 +62,11 @@ def compose(overrides: Sequence[str] = ()) -> StudyConfig:
         InputError: a key is unknown, or a value has the wrong type or is impossible.
     """
     groups = {group: group_names(group) for group in ("data", "plan")}
+    for override in overrides:
+        if any("\ud800" <= letter <= "\udfff" for letter in override):
+            raise InputError(
+                f"a setting must be UTF-8 text, got {override!a}; rename its file or folder"
+            )
     overrides = [_readable(_renamed(override)) for override in overrides]
     for override in overrides:
         if fault := fault_in(override, _schema(), groups):

@@ -337,3 +337,9 @@ def another_value(path: str) -> Any:
     """Return a possible value of this setting other than its default."""
     default = value_at(compose(), path)
     return default + 3 if isinstance(default, int) else default / 2
+
+
+def test_setting_with_bytes_that_are_no_text_is_refused() -> None:
+    match = r"must be UTF-8 text, got 'data\.root=/data/\\udcff'; rename"
+    with pytest.raises(InputError, match=match):
+        compose(["data.root=/data/\udcff"])
