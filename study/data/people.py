@@ -280,7 +280,7 @@ def _annotation_records(table: AnnotationTable, rows: np.ndarray) -> list[dict[s
         "image_id": table.image_ids[rows],
         "category_id": np.where(table.category_ids[rows] < 0, PERSON_ID, table.category_ids[rows]),
         "iscrowd": table.is_crowd[rows].astype(int),
-        "num_keypoints": np.where((given >= 0) & is_read, given, counts),
+        "num_keypoints": np.where((given >= 0) & (counts > 0), given, counts),
         "area": np.where(has_area, areas, AREA_OF_BOX * boxes[:, 2] * boxes[:, 3]),
         "bbox": boxes,
         "keypoints": keypoints.reshape(len(rows), -1),

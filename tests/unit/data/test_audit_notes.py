@@ -130,6 +130,7 @@ def test_missing_image_that_no_file_resembles_is_missing(
     (fault,) = audited(lambda d: d["images"][0].update(file_name="other.jpg"))
     assert (fault.kind, fault.detail) == (MISSING_IMAGE, "there is no such file")
     assert not has_similar_file(tmp_path / "images", "other.jpg")
+    assert not has_similar_file(tmp_path / "images", "too long for a disk" * 20)
 
 
 def repeat_first(document: Document) -> None:

@@ -94,3 +94,17 @@ def test_real_files_are_read_as_the_standard_library_does(shared: Path) -> None:
     found = list(read_records(file))
     for key in LISTS:
         assert [value for name, value in found if name == key] == whole[key]
+
+
+def test_file_that_may_not_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.json"
+    file.write_text("{}")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match=r"can be read, got 'Permission denied' for .*a\.json"):
+        list(read_records(file))

@@ -370,6 +370,8 @@ def test_ground_truth_keeps_all_annotations_of_its_images(tmp_path: Path) -> Non
         {"iscrowd": True},
         {"category_id": None},
         {"image_id": 2.0, "id": 3.0},
+        {"num_keypoints": 5},
+        {"num_keypoints": None},
     ],
 )
 def test_ground_truth_of_a_skipped_person_is_numbers_alone(
@@ -393,6 +395,14 @@ def test_ground_truth_of_a_skipped_person_is_numbers_alone(
 def as_found(truth: dict[str, Any]) -> dict[str, Any]:
     """The pose that a perfect estimator finds."""
     return {key: truth[key] for key in ("image_id", "keypoints")} | {"score": 0.5}
+
+
+def test_count_of_the_file_decides_who_is_evaluated(tmp_path: Path) -> None:
+    people = [person(2, 2), person(3, 2, num_keypoints=0), person(4, 2, num_keypoints=3)]
+    table = read_table(write(tmp_path / "a.json", people), FIVE)
+    write_ground_truth(table, np.array([2]), tmp_path / "b.json")
+    written = json.loads((tmp_path / "b.json").read_text())["annotations"]
+    assert [one["num_keypoints"] for one in written] == [5, 0, 3]
 
 
 @pytest.mark.parametrize("box", [None, [None] * 4, [1, 2, 3], ["1"] * 4, [float("nan")] * 4])
