@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,8 +99,9 @@ def ray_started(display: Display) -> Iterator[None]:
             else:
                 _join_cluster(address)
     except Exception as error:
-        text = str(error.__cause__ or error) or type(error).__name__
-        raise InputError(_failure(address, text.strip().splitlines()[0])) from error
+        text = str(error.__cause__ or error).strip() or type(error).__name__
+        reason = textwrap.shorten(text.partition("Traceback")[0] or text, 300, placeholder=" ...")
+        raise InputError(_failure(address, reason)) from error
     try:
         yield
     finally:

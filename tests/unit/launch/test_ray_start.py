@@ -197,7 +197,7 @@ def test_cluster_that_can_not_be_joined_ends_in_one_sentence(
 ) -> None:
     def fail(**options: object) -> None:
         try:
-            raise RuntimeError("No node of this machine.\nmore")
+            raise RuntimeError("Version mismatch:\n    Ray: 2.60.0\n    Python: 3.12.1")
         except RuntimeError as cause:
             raise ConnectionError("Failed to connect") from cause
 
@@ -205,7 +205,8 @@ def test_cluster_that_can_not_be_joined_ends_in_one_sentence(
     monkeypatch.setattr(ray, "init", fail)
     with (
         pytest.raises(
-            InputError, match=r"RAY_ADDRESS=10\.0.* its nodes: No node of this machine\.$"
+            InputError,
+            match=r"RAY_ADDRESS=10\.0.* its nodes: Version mismatch: Ray: 2.60.0 Python: 3.12.1$",
         ),
         ray_started(Display("none")),
     ):
