@@ -36,6 +36,8 @@ VERSION = 5
 """Raise it when the teacher's training, or what is stored of it, changes."""
 EARLIER_VERSION = 4
 """The version whose names held all settings of the teacher; its teachers are used again."""
+OF_FOLDER = ("config.json", "adapter_config.json", "*.index.json", "*.safetensors")
+"""Files that decide the weights of a folder; others, such as a README, do not."""
 SHARDS = ".safetensors.index.json"
 """End of the name of a file that lists the shards of weights."""
 
@@ -167,7 +169,7 @@ def _files_of(model: ModelConfig) -> Iterator[Path]:
     """Yield the files that decide the weights: a single one, or all parts of several."""
     path = Path(model.init)
     if path.is_dir():
-        listed = [*sorted(path.glob("*.json")), *sorted(path.glob("*.safetensors"))]
+        listed = [file for pattern in OF_FOLDER for file in sorted(path.glob(pattern))]
         shards = {path / name for file in listed for name in _shards(file)}
         yield from (*listed, *sorted(shards - {*listed}))
     elif model.name == ONNX:

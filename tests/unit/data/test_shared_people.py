@@ -13,12 +13,14 @@ import pytest
 from numpy.typing import NDArray
 
 from models.skeleton import COCO
+from study.data import shared_people as module
 from study.data.annotations import read_table
 from study.data.people import People, build_people
 from study.data.shared_people import (
     SAME_BYTES,
     SAME_CONTENT,
     SAME_FILE,
+    SharedPerson,
     shared_people,
 )
 from study.dataset import main, shared_table
@@ -119,6 +121,25 @@ def test_different_images_are_not_the_same(tmp_path: Path) -> None:
     ]
     ours, theirs = map(people_of, files)
     assert shared_people(ours, theirs, lambda name: lambda done, total: None) == []
+
+
+def test_frames_of_a_fixed_camera_are_not_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = []
+    for left in (40, 66):
+        frame = scene(3)
+        frame[100:150, left : left + 24] = 250 - scene(4)[100:150, 40:64] // 2  # who moves
+        frames.append(encoded(frame))
+    ours = people_of(write_file(tmp_path, "a", {"0.jpg": frames[0]}, first=1))
+    theirs = people_of(write_file(tmp_path, "b", {"1.jpg": frames[1]}, first=10))
+
+    def found() -> list[SharedPerson]:
+        return shared_people(ours, theirs, lambda name: lambda done, total: None)
+
+    assert found() == []
+    monkeypatch.setattr(module, "MAX_DIFFERENCE", 10.0)
+    assert [one.reason for one in found()] == [SAME_CONTENT]  # as a whole they are alike
 
 
 def test_plain_images_are_not_taken_for_one(tmp_path: Path) -> None:

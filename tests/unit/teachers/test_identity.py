@@ -260,7 +260,7 @@ def test_every_file_of_a_folder_of_weights_counts(
 ) -> None:
     index = "model.safetensors.index.json"
     shards = ["model-1.safetensors", "model-2.safetensors", "more/model-3.safetensors"]
-    write(tmp_path, "config.json", "README.md", *shards)
+    write(tmp_path, "config.json", "README.md", "preprocessor_config.json", *shards)
     (tmp_path / index).write_text(json.dumps({"weight_map": dict(enumerate(shards))}))
     model = with_values(
         mini_config, {"teacher.name": "vitpose", "teacher.init": str(tmp_path)}
@@ -272,7 +272,8 @@ def test_every_file_of_a_folder_of_weights_counts(
         after = weights_of(model)
         assert after != before
         write(tmp_path, name)
-    (tmp_path / "README.md").write_text("other")
+    for name in ("README.md", "preprocessor_config.json"):
+        (tmp_path / name).write_text("other")
     assert weights_of(model) == before
     (tmp_path / shards[2]).unlink()
     with pytest.raises(InputError, match=r"must be complete, got no file .*model-3\.safetensors"):
