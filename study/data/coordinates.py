@@ -29,7 +29,7 @@ AREA_RANGE = (0.01, 2)
 """Possible areas over that of the box; official: 0.24 to 0.82."""
 LEAST_JOINTS = 4
 """Fewer labeled joints do not show a person's extent."""
-FEW, REACH = 20, 0.4
+FEW, REACH = 20, 0.55
 """Of this many people, some box reaches beyond this share of its image's width or height."""
 FRACTION_JOINTS = "joints that look like fractions"
 FRACTION_BOX = "box that looks like fractions"

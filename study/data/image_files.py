@@ -12,6 +12,7 @@ import functools
 import io
 import sys
 import unicodedata
+import urllib.parse
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -97,6 +98,9 @@ def _similar_names(name: str) -> Iterator[tuple[str, str]]:
     yield "with / for \\", slashed
     last = PurePosixPath(slashed).name
     yield "without its folder", last
+    yield "without blanks around it", last.strip()
+    yield "without % signs", urllib.parse.unquote(slashed)
+    yield "without % signs", urllib.parse.unquote(last)
     for inside in (slashed, last):
         stem = inside.removesuffix(PurePosixPath(inside).suffix)
         for suffix in (".jpg", ".JPG", ".jpeg", ".JPEG", ".png", ".PNG"):

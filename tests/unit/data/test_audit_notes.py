@@ -104,6 +104,8 @@ def test_fault_names_the_one_person(
         ("D:\\data\\b.jpg", "b.jpg", "without its folder"),
         ("/home/me/data/b.jpg", "b.jpg", "without its folder"),
         ("http://host/b.jpg", "b.jpg", "without its folder"),
+        ("b.jpg ", "b.jpg", "without blanks around it"),
+        ("/data/upload/1/a%20b.jpg", "a b.jpg", "without % signs"),
         ("b.jpg", "b.JPG", "with another ending"),
         ("images\\b.jpg", "b.png", "with another ending"),
     ],

@@ -158,7 +158,14 @@ def test_fraction_boxes_are_not_called_empty_too(table: AnnotationTable) -> None
     assert found(changed(table, box=lambda b, s: b * 0)) == {ZERO_BOX: 58}
 
 
-@pytest.mark.parametrize("scale", [100, 200])
+def test_pixels_of_smaller_images_are_found(table: AnnotationTable) -> None:
+    half = changed(table, box=lambda b, s: b / 2, joints=lambda p, b, s: p / 2)
+    assert found(half)[OTHER_SCALE] == 1
+    most = changed(table, box=lambda b, s: b * 0.8, joints=lambda p, b, s: p * 0.8)
+    assert OTHER_SCALE not in found(most)
+
+
+@pytest.mark.parametrize("scale", [100, 500])
 def test_percent_of_the_image_is_found(table: AnnotationTable, scale: float) -> None:
     percent = changed(
         table,
@@ -166,7 +173,7 @@ def test_percent_of_the_image_is_found(table: AnnotationTable, scale: float) -> 
         joints=lambda points, box, size: scale * points / size,
     )
     fault = annotation_faults(percent)[0]
-    is_small = scale < 0.4 * table.image_sizes[table.is_used].min()
+    is_small = scale < 0.5 * table.image_sizes[table.is_used].min()
     assert (fault.kind == OTHER_SCALE) == is_small
     if is_small:
         assert fault.annotation_id is None and "none of 58 that reaches beyond" in fault.detail
