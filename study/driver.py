@@ -97,6 +97,8 @@ def run_study(config: StudyConfig) -> Path:
     study = _check(config)
     display, folder = study.display, study.folder
     if config.plan_only:
+        with report_full_disk(folder):
+            check_file_system(_nearest_folder(folder), "storage")
         _check_files(study)
         show_plan(study.typed, study.space, folder, display.notify, study.skeletons)
         return folder
@@ -178,13 +180,18 @@ def _check_skeleton(
         )
 
 
+def _nearest_folder(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
 def _check_writable(folder: Path) -> None:
     """Check that the study's folder can be created and written to.
 
     Raises:
         InputError: a folder above it is missing rights, or is a file.
     """
-    first = next(path for path in (folder, *folder.parents) if path.exists())
+    first = _nearest_folder(folder)
     if not first.is_dir() or not os.access(first, os.W_OK | os.X_OK):
         fault = "can't be written to" if first.is_dir() else "is no folder"
         raise InputError(
