@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import yaml
 
 from models.skeleton import Skeleton
 from models.swap_resolver import MAX_PAIRS
@@ -24,7 +25,7 @@ from study.config.compose import config_paths, value_at, with_values
 from study.config.derived import Resolved, resolve
 from study.config.schema import MIX, STUDENT, StudyConfig
 from study.config.study_paths import check_paths, with_absolute_paths
-from study.config.typed_paths import typed_path
+from study.config.typed_paths import is_path, typed_path
 from study.data.augmentation import MIN_HALF_BODY_JOINTS
 from study.data.own_skeletons import kept_settings, own_skeletons
 from study.data.skeleton_file import to_plain
@@ -47,7 +48,7 @@ from study.launch.tune_adapter import run_trials
 from study.search.owner import StudyOwner
 from study.search.staged import staged_faults, with_parent
 from study.search.warm_start import check_older_studies, check_warm_start
-from study.storage.files import is_full_disk, report_full_disk
+from study.storage.files import fingerprint, is_full_disk, report_full_disk
 from study.storage.locks import Held, check_file_system, hold_lock
 from study.storage.paths import TARGETS, audit_folder, lock_file, table_folder
 from study.storage.study_file import check_contents, check_settings, write_settings
@@ -236,7 +237,12 @@ def _check_files(study: _Study) -> None:
 
 
 def _contents(study: _Study) -> dict[str, str]:
-    return file_contents(study.teacher, study.config.student, study.config.refine)
+    """Return fingerprints of all files that a setting names, by the setting."""
+    contents = file_contents(study.teacher, study.config.student, study.config.refine)
+    space = study.config.search_space
+    if is_path("search_space", space):  # without its comments
+        contents["search_space"] = fingerprint(yaml.safe_load(Path(space).read_text()))
+    return contents
 
 
 def _is_finished(study: _Study) -> bool:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from study.cache.teacher_store import open_teacher_store
 from study.config.compose import with_values
 from study.config.derived import resolve
 from study.config.schema import StudyConfig
+from study.driver import _contents
 from study.errors import InputError
 from study.storage.checkpoint import Row
 from study.storage.paths import TARGETS, cached_teacher, teacher_epochs
@@ -316,3 +318,19 @@ def test_files_of_all_settings_have_a_fingerprint(
         after = contents()
         assert {key for key in before if after[key] != before[key]} == {setting}
         write(tmp_path, name)
+
+
+def test_search_space_counts_without_its_comments(
+    mini_config: StudyConfig, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.yaml"
+    config = with_values(mini_config, {"search_space": str(file)})
+    study: Any = SimpleNamespace(teacher=spec_of(config), config=config)
+    found = []
+    for text in ("a: 1", "# more\na:   1", "a: 2"):
+        file.write_text(text)
+        found.append(_contents(study))
+    assert list(found[0]) == ["search_space"]
+    assert found[0] == found[1] != found[2]
+    study.config = with_values(config, {"search_space": "joint"})
+    assert _contents(study) == {}
