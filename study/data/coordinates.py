@@ -47,8 +47,7 @@ ORDERS = {
 """Orders of a box's corners: how they are written, and places of left, top, right, bottom."""
 CENTERED = "box that looks like a center and a size"
 Check = tuple[str, NDArray[np.bool_], Callable[[int], str]]
-
-
+"""Kind, whether each annotation has it (N,), and the detail of annotation i."""
 _Text = Callable[[int], str]
 
 

@@ -64,7 +64,14 @@ def test_ctrl_c_cleans_up_if_it_ended_the_process_while_the_packages_loaded() ->
 
 @pytest.mark.parametrize("number", STATUS)
 def test_other_signals_end_a_command_with_its_hint_at_once(number: int) -> None:
-    assert stopped(number, number, signal.SIGTERM) == (STATUS[number], [], [HINT])
+    assert stopped(number, number) == (STATUS[number], [], [HINT])
+
+
+def test_two_signals_at_once_end_a_command_with_one_hint() -> None:
+    status, output, errors = stopped(signal.SIGHUP, signal.SIGTERM)
+    # The system runs the handler of the second one first if both wait for the process.
+    assert status in STATUS.values()
+    assert (output, errors) == ([], [HINT])
 
 
 def test_sigterm_ends_a_command_whose_main_thread_is_busy() -> None:
