@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
@@ -22,6 +22,14 @@ from study.data.coco_json import load_document
 from study.errors import InputError
 
 OKS_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+
+
+class _Evaluation(NamedTuple):
+    """The library's evaluation, in which images have numbers in the order of their ids."""
+
+    library: Any
+    numbers: dict[int, int]
+    """Number of each image id; the library confuses ids above 2 ** 53."""
 
 
 def to_detections(
@@ -249,14 +257,15 @@ def _evaluation(
     detections: Sequence[dict[str, Any]],
     sigmas: Sequence[float],
     kind: Kind,
-) -> Any:
+) -> _Evaluation:
     """Set up the library's evaluation on copies of the records, since it writes into them."""
-    unknown = {found["image_id"] for found in detections} - {i["id"] for i in document["images"]}
-    if unknown:
+    known = {image["id"] for image in document["images"]}
+    if unknown := {found["image_id"] for found in detections} - known:
         raise InputError(
             "detections must be of images of the ground truth, got image ids "
             f"{sorted(unknown)[:5]}; change data.{{train,val}}.annotations or the detections"
         )
+    numbers = {image_id: n for n, image_id in enumerate(sorted(known), start=1)}
     rows = np.array([found["keypoints"] for found in detections])
     corners = rows.reshape(len(detections), len(sigmas), 3)[:, :, :2]
     areas = np.ptp(corners, axis=1).prod(axis=1).tolist()
@@ -264,10 +273,20 @@ def _evaluation(
         {**found, "id": number, "category_id": PERSON_ID, "area": area}
         for number, (found, area) in enumerate(zip(detections, areas, strict=True), start=1)
     ]
-    truth = [dict(annotation) for annotation in document["annotations"]]
+    images = [{**image, "id": numbers[image["id"]]} for image in document["images"]]
+
+    def as_read(people: Sequence[dict[str, Any]]) -> COCO:
+        own = [
+            {**person, "image_id": numbers[person["image_id"]]}
+            for person in people
+            if person["image_id"] in known
+        ]
+        read = {**document, "images": images, "annotations": own}
+        return COCO(read, print_function=_print_nothing)
+
     evaluation = COCOeval_faster(
-        COCO({**document, "annotations": truth}, print_function=_print_nothing),
-        COCO({**document, "annotations": records}, print_function=_print_nothing),
+        as_read(document["annotations"]),
+        as_read(records),
         "keypoints" if kind == "coco" else "keypoints_crowd",
         print_function=_print_nothing,
         kpt_oks_sigmas=list(sigmas),
@@ -276,15 +295,16 @@ def _evaluation(
     evaluation.params.catIds = [PERSON_ID]
     # The slow part; it is the same for every group of images.
     evaluation.computeOks = functools.cache(evaluation.computeOks)
-    return evaluation
+    return _Evaluation(evaluation, numbers)
 
 
-def _accumulate(evaluation: Any, image_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def _accumulate(evaluation: _Evaluation, image_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Return precision (T, R, areas) and recall (T, areas) of images, -1 if no person counts."""
-    evaluation.params.imgIds = image_ids
-    evaluation.evaluate()
-    evaluation.accumulate()
-    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
+    library, numbers = evaluation
+    library.params.imgIds = [numbers[image_id] for image_id in image_ids]
+    library.evaluate()
+    library.accumulate()
+    precision, recall = library.eval["precision"], library.eval["recall"]
     return precision[:, :, 0, :, -1], recall[:, 0, :, -1]
 
 

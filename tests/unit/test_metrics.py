@@ -235,6 +235,27 @@ def test_ids_from_zero_and_other_category_numbers_change_no_figure(tmp_path: Pat
     assert average_precision(path, detections, FIVE, "coco") == expected
 
 
+def test_neighboring_image_ids_above_two_to_the_53_change_no_figure(tmp_path: Path) -> None:
+    path, detections = made_up(tmp_path, FIVE)
+    expected = average_precision(path, detections, FIVE, "coco")
+    document = json.loads(path.read_text())
+    for image in document["images"]:
+        image["id"] += 2**60
+    for record in (*document["annotations"], *detections):
+        record["image_id"] += 2**60
+    path.write_text(json.dumps(document))
+    assert average_precision(path, detections, FIVE, "coco") == expected
+
+
+def test_annotation_without_its_image_changes_no_figure(tmp_path: Path) -> None:
+    path, detections = made_up(tmp_path, FIVE)
+    expected = average_precision(path, detections, FIVE, "coco")
+    document = json.loads(path.read_text())
+    document["annotations"].append({**document["annotations"][0], "image_id": 999})
+    path.write_text(json.dumps(document))
+    assert average_precision(path, detections, FIVE, "coco") == expected
+
+
 def test_file_with_the_fewest_keys_is_evaluated_alike(tmp_path: Path) -> None:
     path, detections = made_up(tmp_path, FIVE)
     expected = average_precision(path, detections, FIVE, "crowdpose")
