@@ -22,6 +22,7 @@ from study.data.coco_results import (
     check_entry,
     entry_error,
     read_results,
+    require_pixels,
     skeleton_of,
 )
 from study.data.crops import apply_affine
@@ -35,6 +36,19 @@ MIN_IOU = 0.3
 
 The box of a pose's joints is smaller than the person's box, so a correct one may have much less
 than the usual 0.5."""
+MIN_MATCHED = 0.3
+"""Least share of the people and predictions of an image that must pair by their boxes.
+
+Correct files had 0.89 to 0.96, and those of other images up to 0.42 where people fill them."""
+MANY_PAIRS = 20
+"""Possible pairs from which on that share is required."""
+BEYOND_BOX = 0.25
+"""Share of a box's size by which correct joints may lie outside, on each side."""
+MAX_OUTSIDE = 0.25
+"""Largest share of people with most of their sure joints farther outside; correct files had
+0.001, and poses relative to their boxes 0.44 to 0.92."""
+MANY_PEOPLE = 5
+"""People from which on that share is bounded."""
 NOBODY = -1
 START = "refine.start"
 STARTS_VERSION = 1
@@ -72,9 +86,11 @@ class Predictions:
         for place, entry in enumerate(entries):
             check_entry(path, place, entry, required)
         self.path = path
+        self.setting = setting
         self.skeleton = skeleton
         rows = np.array([entry["keypoints"] for entry in entries], float)
         rows = rows.reshape(len(entries), skeleton.num_joints, 3)
+        require_pixels(path, rows)
         self.keypoints_image: NDArray[np.float64] = rows[..., :2]
         """In image pixels, (P, K, 2)."""
         self.confidence: NDArray[np.float64] = rows[..., 2].clip(0, 1)
@@ -101,15 +117,27 @@ class Predictions:
         are paired by the IoU of their boxes: the best pair first, of equal pairs the higher score
         first, each person and each prediction once. A prediction without ``bbox`` has the box of
         the joints that score above 0.2, or of all joints if none does.
+
+        Raises:
+            InputError: few of the possible pairs overlap, or many people have most sure joints
+                outside their boxes.
         """
-        matched = np.full(len(store), NOBODY)
         if self.annotation_ids is not None:
             places = {int(number): place for place, number in enumerate(self.annotation_ids)}
             found = [places.get(int(number), NOBODY) for number in store.annotation_ids]
-            return np.array(found, np.int64)
+            matched = np.array(found, np.int64)
+        else:
+            matched = self._match_boxes(store)
+        self._require_in_boxes(store, matched)
+        return matched
+
+    def _match_boxes(self, store: CropStore) -> NDArray[np.int64]:
+        matched = np.full(len(store), NOBODY)
+        possible = 0
         predicted = _by_image(self.image_ids)
         for image, ours in _by_image(store.image_ids).items():
             theirs = predicted.get(image, np.empty(0, np.int64))
+            possible += min(len(ours), len(theirs))
             overlaps = box_iou(store.boxes_image[ours][:, None], self.boxes[theirs])
             scores = np.broadcast_to(self.scores[theirs], overlaps.shape)
             taken: set[int] = set()
@@ -121,7 +149,32 @@ class Predictions:
                 if matched[person] == NOBODY and prediction not in taken:
                     matched[person] = prediction
                     taken.add(prediction)
+        found = int((matched != NOBODY).sum())
+        if possible >= MANY_PAIRS and 0 < found < MIN_MATCHED * possible:
+            raise InputError(
+                f"{self.setting} must hold poses that overlap the boxes of the people in their "
+                f"images, got {found} that do of {possible} in {self.path}; write x and y in "
+                "pixels of the whole image, and its image_id as in data.train.annotations"
+            )
         return matched
+
+    def _require_in_boxes(self, store: CropStore, matched: NDArray[np.int64]) -> None:
+        people = np.flatnonzero(matched != NOBODY)
+        boxes, poses = store.boxes_image[people, None], self.keypoints_image[matched[people]]
+        is_sure = self.confidence[matched[people]] > SCORED_JOINT  # (P, K)
+        margin = BEYOND_BOX * boxes[..., 2:]
+        low, high = boxes[..., :2] - margin, boxes[..., :2] + boxes[..., 2:] + margin
+        is_outside = is_sure & ((poses < low) | (poses > high)).any(axis=-1)
+        num_sure = is_sure.sum(axis=1)
+        num_outside = int((2 * is_outside.sum(axis=1) > num_sure).sum())
+        num_people = int((num_sure > 0).sum())
+        if num_people >= MANY_PEOPLE and num_outside > MAX_OUTSIDE * num_people:
+            raise InputError(
+                f"{self.setting} must hold poses within the boxes of their people, got "
+                f"{num_outside} of {num_people} people with most joints outside in {self.path}; "
+                "write x and y in pixels of the whole image, not of a box or crop, and its "
+                "annotation_id as in data.train.annotations"
+            )
 
     def modes(
         self, store: CropStore, matched: NDArray[np.int64], num_modes: int, skeleton: Skeleton

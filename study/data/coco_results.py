@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.skeleton import SKELETONS, Skeleton, shared_joints
 from study.data.annotations import AREA_OF_BOX, LARGEST, PERSON_ID, ImageTable, clip_boxes
@@ -24,6 +25,10 @@ from study.storage.files import write_atomic
 DETECTIONS = "data.val.detections"
 LARGEST_NUMBER = 1e9
 """Coordinates and scores must be below it."""
+LARGEST_FRACTION = 1.5
+"""Largest fraction of an image's size that a method may give to a joint beyond its edge."""
+MOST = 0.95
+"""Share of joints of a fraction's size from which on all are taken for fractions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +154,25 @@ def _keypoint_fault(keypoints: Any, required: EntryFormat) -> str | None:
         f"keypoints must be {3 * num_joints} finite numbers, x, y and a score for each of "
         f"{num_joints} joints ({required.skeleton_source}: {required.skeleton.name}), got {found}"
     )
+
+
+def require_pixels(path: Path, keypoints: NDArray[np.float64]) -> None:
+    """Check that poses are not all in fractions of the image.
+
+    Args:
+        keypoints: x, y and score of the joints of all poses, in any shape.
+
+    Raises:
+        InputError: nearly every joint with a score has x and y of a fraction's size.
+    """
+    joints = keypoints.reshape(-1, 3)
+    given = joints[joints[:, :2].any(axis=1) & (joints[:, 2] > 0), :2]
+    is_fraction = (np.abs(given) <= LARGEST_FRACTION).all(axis=1)
+    if len(given) and is_fraction.mean() >= MOST:
+        raise InputError(
+            f"{path} must have joints in pixels, got fractions of the image, like "
+            f"{given[is_fraction][0].tolist()}; multiply them by the image's width and height"
+        )
 
 
 def skeleton_of(entry: Any, ours: Skeleton) -> Skeleton | None:

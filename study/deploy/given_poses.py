@@ -25,6 +25,7 @@ from study.data.coco_results import (
     check_entry,
     entry_error,
     read_results,
+    require_pixels,
     skeleton_of,
 )
 from study.deploy.image_records import MATCHING, match_images
@@ -162,7 +163,8 @@ def read_poses(file: Path, images: Sequence[GivenImage], ours: Skeleton) -> Give
             f"{file} must have a pose in at least one of the {len(images)} images, got none, "
             f"the first being {images[0].name}; {MATCHING}"
         )
-    _require_pixels(file, entries, [place for found in places.values() for place in found])
+    found = [entries[place]["keypoints"] for listed in places.values() for place in listed]
+    require_pixels(file, np.array(found, float))
     if empty := [image.name for image in images if image not in places]:
         warn(f"{file} has no pose in {first_names(empty)}; left out")
     if others := len(posed) - sum(map(len, places.values())):
@@ -171,18 +173,6 @@ def read_poses(file: Path, images: Sequence[GivenImage], ours: Skeleton) -> Give
         warn(f"{file}: {others} entries are of categories without joints; kept as they are")
     sizes = {image: records[image].size for image in places}
     return GivenPoses(file, list(entries), places, theirs, ours, sizes)
-
-
-def _require_pixels(file: Path, entries: Sequence[dict[str, Any]], places: Sequence[int]) -> None:
-    joints = np.concatenate(
-        [np.reshape(np.asarray(entries[place]["keypoints"], float), (-1, 3)) for place in places]
-    )
-    given = joints[joints[:, :2].any(axis=1) & (joints[:, 2] > 0), :2]
-    if len(given) and (np.abs(given) <= 1).all():
-        raise InputError(
-            f"{file} must have joints in pixels, got fractions of the image, like "
-            f"{given[0].tolist()}; multiply them by the image's width and height"
-        )
 
 
 def _check_poses(

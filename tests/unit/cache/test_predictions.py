@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from models.skeleton import COCO, CROWDPOSE, Skeleton
+from study.cache import predictions
 from study.cache.crop_store import CropStore
 from study.cache.predictions import NOBODY, START, Predictions
 from study.data.crops import apply_affine, invert_affine
@@ -97,8 +98,7 @@ def test_unsure_joints_do_not_count_for_a_predictions_box(
 ) -> None:
     entry = entries_of(five_people)[0]
     entry["keypoints"][12:15] = [1e4, 1e4, 0.2]  # far out, and no more than 0.2
-    predictions = read([entry], tmp_path, five)
-    assert predictions.match(five_store)[0] == 0
+    assert read([entry], tmp_path, five).match(five_store)[0] == 0
     unsure = {**entry, "keypoints": [*np.ravel([[3, 4, 0.1], [13, 24, 0]] * 3)[:15].tolist()]}
     assert read([unsure], tmp_path, five).boxes.tolist() == [
         [3, 4, 10, 20]
@@ -124,16 +124,16 @@ def test_poses_are_stored_unchanged_and_other_joints_have_height_0(
     entries = entries_of(five_people)[:2]
     entries[0]["keypoints"][5] = 0.0
     entries[0]["keypoints"][8] = 2.0  # COCO's flag for a visible joint
-    predictions = read(entries, tmp_path, five)
+    given = read(entries, tmp_path, five)
     matched = np.full(13, NOBODY)
     matched[[6, 0]] = [0, 1]
-    modes = predictions.modes(five_store, matched, 3, five)
+    modes = given.modes(five_store, matched, 3, five)
     known = modes[:, :, 0, 2] > 0
     assert modes.shape == (13, 5, 3, 4)
     restored = apply_affine(
         modes[[6], :, 0, :2].astype(float), invert_affine(five_store.image_to_stored[[6]])
     )
-    np.testing.assert_allclose(restored[0], predictions.keypoints_image[0], atol=1e-3)
+    np.testing.assert_allclose(restored[0], given.keypoints_image[0], atol=1e-3)
     np.testing.assert_allclose(modes[6, :, 0, 2], [0.75, 0, 1, 0.75, 0.75])
     assert known[6].tolist() == [1, 0, 1, 1, 1] and known[0].tolist() == [1] * 5
     assert known.sum() == 9 and (modes[..., 1:, 2] == 0).all() and (modes[..., 3] == 1).all()
@@ -206,6 +206,61 @@ def test_poses_to_start_from_must_share_a_joint(
     (tmp_path / "poses.json").write_text(json.dumps(entries))
     with pytest.raises(InputError, match=r"entries of 17 joints \(coco\).*those of five are 5"):
         Predictions(tmp_path / "poses.json", five, START)
+
+
+def moved(entry: dict[str, Any], factor: Any = 1.0, offset: Any = (0, 0)) -> dict[str, Any]:
+    """Return the entry with x and y times the factor, less the offset."""
+    joints = np.reshape(entry["keypoints"], (-1, 3))
+    joints[:, :2] = joints[:, :2] * factor - offset
+    return {**entry, "keypoints": joints.ravel().tolist()}
+
+
+@pytest.mark.parametrize("setting", ["teacher.init", START])
+def test_fractions_of_the_image_are_refused_though_some_lie_beyond_it(
+    setting: str, five_people: People, five: Skeleton, tmp_path: Path
+) -> None:
+    entries = [moved(entry, 1 / np.array([120, 100])) for entry in entries_of(five_people)]
+    entries[3]["keypoints"][0] = 1.1
+    (tmp_path / "poses.json").write_text(json.dumps(entries))
+    with pytest.raises(InputError, match=r"must have joints in pixels, got fractions .* multiply"):
+        Predictions(tmp_path / "poses.json", five, setting)
+
+
+@pytest.mark.parametrize("key", ["bbox", "annotation_id"])
+def test_joints_counted_from_elsewhere_are_refused(
+    key: str, five_people: People, five_store: CropStore, five: Skeleton, tmp_path: Path
+) -> None:
+    values = {
+        "bbox": five_people.boxes.tolist(),
+        "annotation_id": five_store.annotation_ids.tolist(),
+    }[key]
+    right = [
+        {**entry, key: value} for entry, value in zip(entries_of(five_people), values, strict=True)
+    ]
+    wrong = [moved(entry, offset=(80, 80)) for entry in right]
+    with pytest.raises(InputError, match=r"got 13 of 13 people with most joints outside"):
+        read(wrong, tmp_path, five).match(five_store)
+    matched = read([*wrong[:3], *right[3:]], tmp_path, five).match(five_store)
+    assert matched.tolist() == list(range(13))  # a few may be wrong
+
+
+def test_poses_that_overlap_few_people_of_their_images_are_refused(
+    five_people: People,
+    five_store: CropStore,
+    five: Skeleton,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(predictions, "MANY_PAIRS", 13)
+    right = entries_of(five_people)
+    wrong = [moved(entry, offset=(200, 200)) for entry in right]
+    with pytest.raises(InputError, match=r"got 3 that do of 13 in .*pixels of the whole image"):
+        read([*right[:3], *wrong[3:]], tmp_path, five).match(five_store)
+    found = read([*right[:4], *wrong[4:]], tmp_path, five).match(five_store) != NOBODY
+    assert found.sum() == 4
+    # poses of a few people of the images are no fault
+    found = read(right[:3], tmp_path, five).match(five_store) != NOBODY
+    assert found.sum() == 3
 
 
 def test_file_without_a_list_of_predictions_is_refused(five: Skeleton, tmp_path: Path) -> None:
