@@ -10,6 +10,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from study.config.schema import (
@@ -36,6 +37,7 @@ from study.config.schema import (
     TENSORBOARD,
     VITPOSE,
 )
+from study.config.typed_paths import FROM_HERE, IN_ROOT, LIST
 
 SKELETONS = ("coco", "crowdpose")
 """Names of the skeletons that are built in."""
@@ -161,6 +163,7 @@ def faults(values: Mapping[str, Any]) -> list[str]:
         *_impossible_refiner(values),
         *_impossible_movenet(values),
         *_impossible_place(values),
+        *_impossible_paths(values),
         *_impossible_plan(values),
         *_impossible_logs(values),
         *search_faults(values),
@@ -405,6 +408,22 @@ def _impossible_place(values: Mapping[str, Any]) -> Iterable[str]:
             "storage must be a folder that every node can write to, "
             f"got storage={storage}; mount the bucket and give its path"
         )
+
+
+def _impossible_paths(values: Mapping[str, Any]) -> Iterable[str]:
+    given = [(setting, values[setting]) for setting in (*FROM_HERE, *IN_ROOT)]
+    given += [(LIST, path) for path in values[LIST]]
+    for setting, value in given:
+        has_own_rule = setting in ("storage", "data.store")
+        is_in_storage = str(value).startswith(f"{values['storage']}/")
+        if "://" in str(value) and not has_own_rule and not is_in_storage:
+            yield (
+                f"{setting} must be a path of this machine, got {setting}={value}; mount the "
+                "bucket, or copy its files, and give the path here without ://"
+            )
+    splits = [values[setting] or "/" for setting in IN_ROOT]
+    if not values["data.root"] and not all(Path(path).is_absolute() for path in splits):
+        yield "data.root must be the folder of the data, got data.root=, which is empty; set it"
 
 
 def search_faults(values: Mapping[str, Any]) -> Iterable[str]:

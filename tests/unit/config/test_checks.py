@@ -221,6 +221,11 @@ def test_every_number_has_a_bound(config: StudyConfig) -> None:
         ({"log": ["wandb"]}, "log must name any of tensorboard, mlflow, .*got log=[wandb]"),
         ({"log": ["mlflow", "mlflow"]}, "each once, got log=[mlflow,mlflow]"),
         ({"storage": "s3://bucket/x"}, "storage must be a folder .*mount the bucket"),
+        ({"data.root": "s3://bucket/coco"}, "data.root must be a path of this machine.*mount"),
+        ({"teacher.init": "file:///w.pth"}, "teacher.init must be a path of .* without ://"),
+        ({"data.val.images": "gs://b/val"}, "data.val.images must be a path of this machine"),
+        ({"search.warm_start": ["s3://b/s"]}, "search.warm_start must be .* got .*=s3://b/s;"),
+        ({"data.root": ""}, "data.root must be the folder .*, which is empty; set it"),
     ],
 )
 def test_error_for_impossible_values_states_the_rule(
@@ -229,6 +234,18 @@ def test_error_for_impossible_values_states_the_rule(
     assert re.search(message.replace("[", r"\["), fault_of(config, values))
     with pytest.raises(InputError, match=r"^impossible settings:\n  "):
         with_values(config, values)
+
+
+def test_storage_in_a_bucket_is_one_fault_though_the_drawn_people_are_in_it() -> None:
+    with pytest.raises(InputError) as error:
+        compose(["storage=s3://bucket/x"])
+    assert str(error.value).count("must be") == 1
+
+
+def test_root_may_be_empty_if_all_paths_of_the_data_are_absolute(config: StudyConfig) -> None:
+    splits = ("data.train.annotations", "data.train.images", "data.val.annotations")
+    absolute = {setting: "/x" for setting in (*splits, "data.val.images")}
+    assert faults_of(config, {"data.root": "", **absolute}) == []
 
 
 def test_teacher_of_other_joints_and_another_size_may_be_used_untrained(
