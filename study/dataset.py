@@ -38,8 +38,7 @@ from study.data.audit import (
     write_audit,
     write_parquet,
 )
-from study.data.audit_notes import find_notes
-from study.data.categories import READING
+from study.data.audit_notes import IN_FULL, find_notes
 from study.data.image_files import TURNED_IMAGE
 from study.data.own_skeletons import skeleton_from_data
 from study.data.people import People, build_people, overlap
@@ -255,7 +254,7 @@ def show(one: Survey, console: Console) -> None:
         console.print(counts_table(figures), bars_table(figures))
         console.print(joints_table(figures, skeleton))
     for note in one.faults:
-        if note.kind in READING:
+        if note.kind in IN_FULL and note.is_warning and note.annotation_id is None:
             console.print(f"{note.kind}: {note.detail}", markup=False, soft_wrap=True)
     turned = [fault for fault in one.faults if fault.kind == TURNED_IMAGE]
     if turned:

@@ -18,8 +18,8 @@ from study.data.audit import (
     run_checks,
     skipped_checks,
 )
-from study.data.categories import LEFT_OUT, naming_notes
-from study.data.coordinates import coordinate_notes
+from study.data.categories import LEFT_OUT, READING, naming_notes
+from study.data.coordinates import KEPT, coordinate_notes, kept_note
 
 CROWD = "crowd region"
 NO_LABELS = "person without labeled joints"
@@ -31,6 +31,8 @@ BLANK = "unlabeled joint without coordinates"
 NO_BOX = "person who is skipped and has no box"
 SAME_IMAGE = "image under several ids"
 NO_CROWD_INDEX = "image without crowdIndex"
+IN_FULL = (*READING, KEPT)
+"""Kinds of notes about a whole file, which are shown in full."""
 
 
 def find_notes(table: AnnotationTable) -> list[Fault]:
@@ -50,6 +52,8 @@ def reading_notes(table: AnnotationTable) -> list[Fault]:
         more = f" and {len(numbers) - EXAMPLES} more" if len(numbers) > EXAMPLES else ""
         kept = f"people are of {table.category.name}"
         found.append((LEFT_OUT, f"{', '.join(others)}{more} are left out, {kept}"))
+    if detail := kept_note(table):
+        found.append((KEPT, detail))
     return [Fault(kind, table.path, None, None, detail, True) for kind, detail in found]
 
 

@@ -39,6 +39,7 @@ NOT_IN_BOX = "joints outside their person's box"
 FAR_LARGER_BOX = "box far larger than its joints"
 OTHER_AREA = "area that does not fit the box"
 OTHER_SCALE = "people at the top left of all images"
+KEPT = "joints with coordinates and visibility 0"
 ORDERS = {
     "box that looks like two corners": ("x1, y1, x2, y2", (0, 1, 2, 3)),
     "box that looks like x1, x2, y1, y2": ("x1, x2, y1, y2", (0, 2, 1, 3)),
@@ -78,7 +79,7 @@ def coordinate_checks(table: AnnotationTable) -> list[Check]:
 
 def coordinate_notes(table: AnnotationTable) -> list[Check]:
     """Return the kinds that only few people have, which are oddities."""
-    odd = (NOT_IN_BOX, OTHER_AREA)
+    odd = (NOT_IN_BOX, OTHER_AREA, KEPT)
     return [c for c, is_often in _checks(table) if c[0] in odd and not is_often]
 
 
@@ -95,6 +96,45 @@ def other_scale(table: AnnotationTable) -> str | None:
         f"reaches beyond {right:.2g} of its image's width and {bottom:.2g} of its height; they "
         "may be in percent, or in pixels of smaller images"
     )
+
+
+def kept_note(table: AnnotationTable) -> str | None:
+    """Describe how joints of visibility 0 with coordinates are read; None if few people have them.
+
+    Some annotation tools write coordinates of all joints, so that nothing tells which are meant.
+    """
+    (_, mask, _), is_fault = _kept_check(table)
+    if is_fault or not is_common(int(mask.sum()), table.num_people):
+        return None
+    return (
+        f"{mask.sum()} of {table.num_people} people have them; they are read as not labeled; if "
+        "they are hidden joints, write visibility 1"
+    )
+
+
+def _kept_check(table: AnnotationTable) -> tuple[Check, bool]:
+    """Check who has joints in the image that visibility 0 leaves unlabeled.
+
+    They are lost labels if the file writes 0, 0 for what is not labeled, or one of the other
+    visibilities never.
+    """
+    points, visibility = table.keypoints[:, :, :2], table.keypoints[:, :, 2]
+    is_zero = (visibility == 0) & table.is_used[:, None]
+    sizes = table.image_sizes[:, None, ::-1]
+    is_kept = is_zero & ((points > 0) & (points <= sizes)).all(axis=2)
+    mask = is_kept.any(axis=1)
+    num_unlabeled = int((is_zero & (points == 0).all(axis=2)).any(axis=1).sum())
+    present = visibility[table.is_used]
+    is_lost = is_common(num_unlabeled, table.num_people)
+    is_lost |= not ((present == 1).any() and (present == 2).any())
+
+    def text(i: int) -> str:
+        return (
+            f"visibility 0 means not labeled, but {is_kept[i].sum()} such joints have "
+            "coordinates; write 2 for visible joints, 1 for hidden ones, and 0, 0, 0 for others"
+        )
+
+    return (KEPT, mask, text), is_lost and is_common(int(mask.sum()), table.num_people)
 
 
 def _checks(table: AnnotationTable) -> list[tuple[Check, bool]]:
@@ -129,6 +169,7 @@ def _all_checks(table: AnnotationTable, extents: _Extents) -> list[tuple[Check, 
         _counted((NOT_IN_BOX, _is_outside(table) & ~is_named, places), sound),
         _counted((FAR_LARGER_BOX, is_larger & ~is_named, places), extents.has_half),
         _counted((OTHER_AREA, is_other_area & ~is_named, area), sound),
+        _kept_check(table),
     ]
 
 

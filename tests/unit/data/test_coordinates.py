@@ -33,6 +33,7 @@ from study.data.coordinates import (
     FAR_LARGER_BOX,
     FRACTION_BOX,
     FRACTION_JOINTS,
+    KEPT,
     NOT_IN_BOX,
     OTHER_AREA,
     OTHER_SCALE,
@@ -250,6 +251,41 @@ def test_missing_joints_labeled_at_the_origin_are_named_as_such(
     odd = dataclasses.replace(table, keypoints=one)
     assert found(odd) == {}
     assert [note.kind for note in find_notes(odd)].count(AT_ORIGIN) == 1
+
+
+def with_visibility(table: AnnotationTable, new: list[int]) -> AnnotationTable:
+    """The table with visibility 0, 1, 2 exchanged for these; unlabeled joints are at 0, 0."""
+    keypoints = table.keypoints.copy()
+    keypoints[..., 2] = np.array(new)[keypoints[..., 2].astype(int)]
+    is_seen = (keypoints[..., 2] > 0).any(axis=1)
+    return dataclasses.replace(table, keypoints=keypoints, is_used=table.is_used & is_seen)
+
+
+@pytest.mark.parametrize("new", [[0, 0, 2], [0, 0, 1], [0, 1, 0]])
+def test_labels_lost_to_visibility_0_are_a_fault(table: AnnotationTable, new: list[int]) -> None:
+    wrong = with_visibility(table, new)
+    is_lost = (table.keypoints[..., 2] > 0) & (wrong.keypoints[..., 2] == 0)
+    lost = is_lost[wrong.is_used].any(axis=1).sum()
+    assert lost > 10 and found(wrong)[KEPT] == lost
+    (fault, *_) = [one for one in annotation_faults(wrong) if one.kind == KEPT]
+    assert "such joints have coordinates; write 2 for visible joints, 1 for hid" in fault.detail
+
+
+def test_coordinates_of_all_joints_are_a_note_if_all_visibilities_occur(
+    table: AnnotationTable,
+) -> None:
+    keypoints = table.keypoints.copy()
+    places = (
+        table.boxes[:, None, :2] + table.boxes[:, None, 2:] * np.linspace(0.4, 0.6, 17)[:, None]
+    )
+    keypoints[..., :2] = np.where(keypoints[..., 2:] == 0, places, keypoints[..., :2])
+    kept = dataclasses.replace(table, keypoints=keypoints)
+    assert found(kept) == {}
+    (note,) = [n for n in find_notes(kept) if n.kind == KEPT and n.annotation_id is None]
+    num_people = (table.keypoints[table.is_used, :, 2] == 0).any(axis=1).sum()
+    assert note.is_warning and note.detail.startswith(f"{num_people} of 58 people have them; ")
+    kept.keypoints[..., 2] = np.minimum(kept.keypoints[..., 2], 1)  # only 0 and 1
+    assert found(kept) == {KEPT: num_people}
 
 
 @pytest.mark.parametrize(
