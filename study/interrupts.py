@@ -15,6 +15,8 @@ KILLS = (signal.SIGTERM, signal.SIGHUP)
 SHOW_CURSOR = "\n\x1b[?25h"
 """Ends a live display that is cut off on a terminal."""
 _at_kill: list[Callable[[], None]] = []
+_seen: list[int] = []
+"""Signals that the command got so far."""
 
 
 @contextlib.contextmanager
@@ -31,15 +33,21 @@ def ends_in_one_line(hint: str = AGAIN) -> Iterator[None]:
         return
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as while the packages load
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    seen: list[int] = []
+    _seen.clear()
     try:
-        with _signals_watched(hint, seen):
+        with _signals_watched(hint):
             yield
     except BaseException as error:
-        if not isinstance(error, KeyboardInterrupt) and signal.SIGINT not in seen:
+        if not isinstance(error, KeyboardInterrupt) and signal.SIGINT not in _seen:
             raise
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C adds no traceback
         sys.exit(str(error) if isinstance(error, KeyboardInterrupt) and error.args else hint)
+
+
+def raise_if_interrupted() -> None:
+    """Raise KeyboardInterrupt if Ctrl-C was pressed in this command and a library handled it."""
+    if signal.SIGINT in _seen:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -53,8 +61,8 @@ def run_if_killed(action: Callable[[], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals_watched(hint: str, seen: list[int]) -> Iterator[None]:
-    """Exit on KILLS, and append every signal to ``seen``."""
+def _signals_watched(hint: str) -> Iterator[None]:
+    """Exit on KILLS, and append every signal to ``_seen``."""
     before = {number: signal.getsignal(number) for number in KILLS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
@@ -64,7 +72,7 @@ def _signals_watched(hint: str, seen: list[int]) -> Iterator[None]:
     # Python's own handlers run only when the main thread is between two bytecodes, which it is
     # not while it waits for Ray. The number of a signal is written to this pipe at once.
     old_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    watch = threading.Thread(target=_watch_signals, args=(reader, seen, hint), daemon=True)
+    watch = threading.Thread(target=_watch_signals, args=(reader, hint), daemon=True)
     watch.start()
     try:
         yield
@@ -81,10 +89,10 @@ def _leave_to_thread(number: int, frame: object) -> None:
     """Handle a signal whose number ``_watch_signals`` reads."""
 
 
-def _watch_signals(reader: int, seen: list[int], hint: str) -> None:
+def _watch_signals(reader: int, hint: str) -> None:
     while received := os.read(reader, 1):
         number = received[0]
-        seen.append(number)
+        _seen.append(number)
         if number in KILLS:
             _exit_now(number, hint)
 

@@ -29,6 +29,7 @@ import search_spaces
 import study
 from study.display import Display
 from study.errors import InputError
+from study.interrupts import kill_descendants
 
 LOCAL = "local"
 """Address of a new Ray on this machine."""
@@ -102,6 +103,9 @@ def ray_started(display: Display) -> Iterator[None]:
         text = str(error.__cause__ or error).strip() or type(error).__name__
         reason = textwrap.shorten(text.partition("Traceback")[0] or text, 300, placeholder=" ...")
         raise InputError(_failure(address, reason)) from error
+    except KeyboardInterrupt:
+        kill_descendants(os.getpid())  # of a Ray that is started halfway
+        raise
     try:
         yield
     finally:

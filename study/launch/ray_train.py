@@ -27,7 +27,7 @@ from study.workers import Workers, configure_process
 def interruptible() -> Iterator[None]:
     """Raise KeyboardInterrupt on Ctrl-C in the block, and restore the handler after it.
 
-    Ray Train's handler exits with status 0, and stays installed after the training.
+    Ray Train's handler exits with status 0. It and Tune's stay installed after the training.
     """
     handler = signal.getsignal(signal.SIGINT)
     try:

@@ -15,9 +15,10 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from study.display import Display, epochs_done, trials_line, trials_panel
+from study.interrupts import raise_if_interrupted
 from study.launch.context import StudyContext
 from study.launch.jobs import HEAD_SHARE
-from study.launch.ray_train import release_placement_group
+from study.launch.ray_train import interruptible, release_placement_group
 from study.launch.trials import inline_trial, job_name, train_trial
 from study.storage.paths import ray_storage
 
@@ -91,6 +92,9 @@ def run_trials(
     Returns:
         Number of trials that did not end because Tune handed them back; the next call resumes
         them.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed.
     """
     settings = context.config.trial
     before = {"epochs_before": epochs_done(ray.get(owner.status.remote()))}
@@ -118,10 +122,12 @@ def run_trials(
             failure_config=tune.FailureConfig(max_failures=settings.max_failures),
         ),
     )
-    with display.watching(
+    watching = display.watching(
         lambda: ray.get(owner.status.remote()) | before,
         trials_panel,
         trials_line,
-    ):
+    )
+    with interruptible(), watching:
         tuner.fit()
+        raise_if_interrupted()
     return searcher.num_handed_back

@@ -62,6 +62,13 @@ def test_ctrl_c_cleans_up_if_it_ended_the_process_while_the_packages_loaded() ->
     assert stopped(signal.SIGINT, before=default) == (1, ["clean"], [HINT])
 
 
+def test_ctrl_c_that_a_library_handled_ends_a_command_later() -> None:
+    library = "signal.signal(signal.SIGINT, lambda *_: None)"
+    wait = "time.sleep(0.4); interrupts.raise_if_interrupted()"
+    assert stopped(signal.SIGINT, start=library, wait=wait) == (1, ["clean"], [HINT])
+    assert stopped(start=library, wait=wait) == (0, ["clean"], [])
+
+
 @pytest.mark.parametrize("number", STATUS)
 def test_other_signals_end_a_command_with_its_hint_at_once(number: int) -> None:
     assert stopped(number, number) == (STATUS[number], [], [HINT])
