@@ -55,6 +55,8 @@ def match_images(
         _require_own_ids(results, records, matched)
     else:
         matched = _match_numbers(results, images)
+    if matched:
+        _warn_of_other_ids(results, {record.id for record in records or matched.values()})
     if turned := [
         image.name for image, record in matched.items() if _may_be_turned(image, record)
     ]:
@@ -63,6 +65,17 @@ def match_images(
             f"coordinates in {results.path} must fit the upright image"
         )
     return matched
+
+
+def _warn_of_other_ids(results: ResultFile, known: set[int]) -> None:
+    """Warn of entries whose image_id is none of the known ones."""
+    ids = [int(entry["image_id"]) for entry in results.entries]
+    if others := [number for number in ids if number not in known]:
+        shown = first_names([str(number) for number in sorted(set(others))])
+        warn(
+            f"{len(others)} of {len(ids)} entries of {results.path} are of none of the images by "
+            f"their image_id ({shown})"
+        )
 
 
 def _may_be_turned(image: GivenImage, record: ImageRecord) -> bool:
@@ -219,7 +232,13 @@ def _require_own_ids(
 def _match_numbers(
     results: ResultFile, images: Sequence[GivenImage]
 ) -> dict[GivenImage, ImageRecord]:
+    """Match by the number that the name of an image ends in.
+
+    Raises:
+        InputError: two images have the number of an entry, or the numbers count from 0.
+    """
     named = {int(entry["image_id"]) for entry in results.entries}
+    _refuse_places(results, named, images)
     ending: dict[int, list[GivenImage]] = collections.defaultdict(list)
     for image in images:
         if (number := number_of(image)) in named and number is not None:
@@ -233,6 +252,20 @@ def _match_numbers(
                 "its images"
             )
     return {image: ImageRecord(number, image.name) for number, (image,) in ending.items()}
+
+
+def _refuse_places(results: ResultFile, named: set[int], images: Sequence[GivenImage]) -> None:
+    """Raise if the ids seem to be the places of the images, from 0, but their names have no 0."""
+    numbers = {number for image in images if (number := number_of(image)) is not None}
+    if 0 not in named or 0 in numbers or not numbers:
+        return
+    if named <= {number - 1 for number in numbers} or named <= set(range(len(images))):
+        raise InputError(
+            f"an image_id of {results.path} must be the number that an image's name ends in, got "
+            f"{first_names([str(number) for number in sorted(named)])} for images from number "
+            f"{min(numbers)} on, which seem to count from 0; correct them, or add to each entry "
+            "the file_name of its image"
+        )
 
 
 def _parts(name: str) -> tuple[str, ...]:

@@ -80,14 +80,16 @@ def read_boxes(file: Path, images: Sequence[GivenImage]) -> dict[GivenImage, Per
         file: a COCO annotation file or COCO detection results, matched by ``match_images``.
 
     Raises:
-        InputError: the file is neither, has a broken entry, may mean two images, or has no box
-            for these images.
+        InputError: the file is neither, has a broken entry, may mean two images, counts images or
+            categories from 0, or has no box for these images.
     """
     wanted = "a COCO annotation file or a list of COCO detection results"
     results = read_results(file, "--boxes", wanted, accepts_annotations=True)
     listed = listed_categories(results)
     categories = _person_categories(file, listed)
     check_all_ids(results, listed)
+    if not listed:
+        _refuse_class_0(results)
     records = match_images(results, images)
     known = {record.id for record in records.values()}
     others: collections.Counter[int] = collections.Counter()
@@ -230,6 +232,16 @@ def _person_categories(file: Path, categories: Sequence[dict[str, Any]]) -> set[
         )
     warn(f"{file} has the category {names[0]!r} alone, which is taken for people")
     return {int(categories[0]["id"])}
+
+
+def _refuse_class_0(results: ResultFile) -> None:
+    """Raise if an entry has category 0: if classes count from 0, COCO's 1 is no person."""
+    if number := sum(entry.get("category_id") == 0 for entry in results.entries):
+        raise InputError(
+            f"a person's category_id in {results.path} must be {PERSON_ID}, as COCO counts, got "
+            f"{number} entries with 0, as of classes that count from 0; change the category_id "
+            f"of people to {PERSON_ID} and of others to another number"
+        )
 
 
 def _category_fault(category: Any) -> str | None:

@@ -58,6 +58,44 @@ def test_two_images_that_end_in_one_number_are_refused(first: str, second: str) 
     assert ids(listed(2), given) == {}
 
 
+@pytest.mark.parametrize("numbers", [(0, 1, 2, 3), (0, 2), (0,)])
+def test_ids_that_count_images_from_0_are_refused(numbers: tuple[int, ...]) -> None:
+    given = images("frame_0001.jpg", "frame_0002.jpg", "frame_0003.jpg", "frame_0004.jpg")
+    message = r"must be the number .* got 0.* for images from number 1 on, which seem to count"
+    for results in (listed(*numbers), ResultFile(FILE, listed(*numbers).entries, {"images": []})):
+        with pytest.raises(InputError, match=message):
+            match_images(results, given)
+
+
+def test_every_tenth_frame_may_be_counted_from_0_too() -> None:
+    given = images("1.jpg", "11.jpg", "21.jpg")
+    for numbers in ((0, 10, 20), (0, 1, 2)):
+        with pytest.raises(InputError, match="seem to count from 0"):
+            match_images(listed(*numbers), given)
+
+
+def test_id_0_is_an_image_of_number_0_or_of_another_set(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert ids(listed(0, 1), images("0.jpg", "1.jpg")) == {"0.jpg": 0, "1.jpg": 1}
+    assert capsys.readouterr().err == ""
+    assert ids(listed(0, 1, 7, 7), images("1.jpg", "2.jpg")) == {"1.jpg": 1}
+    assert "3 of 4 entries of boxes.json are of none of the images" in capsys.readouterr().err
+
+
+def test_entries_of_no_image_are_counted_with_their_first_ids(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    match_images(listed(1, 30, 9, 30, 2), images("1.jpg", "2.jpg"))
+    assert "3 of 5 entries of boxes.json are of none of the images by their image_id (9, 30)" in (
+        capsys.readouterr().err
+    )
+    unlisted = annotations((1, "1.jpg"), (2, "2.jpg"))
+    unlisted.entries.extend({"image_id": number} for number in (1, 2, 5))
+    match_images(unlisted, images("1.jpg"))  # image 2 is not given, image 5 does not exist
+    assert "1 of 3 entries of boxes.json" in capsys.readouterr().err
+
+
 def test_results_that_name_their_images_are_matched_by_the_names() -> None:
     """As predict.py writes them: ids are places in the list if names have no numbers."""
     given = images("a_2.jpg", "b.jpg", "cam1_0001.jpg", "cam2_0001.jpg")

@@ -110,8 +110,19 @@ def test_category_may_be_absent_if_the_file_has_only_people(tmp_path: Path) -> N
 
 
 def test_file_with_other_categories_alone_is_refused_with_them(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"got none.* category_id is 1, got 0\)"):
-        read(tmp_path, entry(category_id=0))
+    with pytest.raises(InputError, match=r"got none.* category_id is 1, got 3\)"):
+        read(tmp_path, entry(category_id=3))
+
+
+def test_results_with_a_category_0_are_refused_unless_the_file_names_its_categories(
+    tmp_path: Path,
+) -> None:
+    for others in ([], [entry()]):
+        with pytest.raises(InputError, match="must be 1, as COCO counts, got 1 entries with 0"):
+            read(tmp_path, entry(category_id=0), *others)
+    named = [{"id": 0, "name": "person"}, DOG]
+    boxes = [entry(category_id=0, bbox=[5, 2, 30, 40]), entry()]
+    assert read(tmp_path, *boxes, categories=named) == [5]
 
 
 def test_crowd_regions_are_skipped_if_they_are_marked_plainly(tmp_path: Path) -> None:
