@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.skeleton import Skeleton
+from study.cache.detected_people import require_labeled
 from study.config.schema import DataConfig, SplitConfig
 from study.config.typed_paths import needs_root
 from study.data.annotations import PERSON_ID, ImageTable, read_table
@@ -217,6 +218,7 @@ def _detected(
         split.detection_threshold,
         PERSON_ID if category.id is None else category.id,
     )
+    require_labeled(found, val)
     num_images = len(np.unique(found.image_ids))
     notify(f"{len(found)} boxes in {num_images} images of val from {split.detections}")
     return found
