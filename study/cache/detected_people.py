@@ -25,11 +25,12 @@ GOOD_SHARE = 0.6
 MIN_SHARE = 0.1
 """Least share of people to find. Files of detectors had at least 0.75, boxes of half the size at
 most 0.01, those of other images at most 0.21."""
-MANY_PEOPLE = 20
+MANY_PEOPLE = 10
 """Labeled people in images with boxes from which on that share is required."""
 CLEAR_PEOPLE = 8
 CLEAR_RATIO = 1.4
-"""Another reading is believed if it finds so many people, and so many times those of the usual."""
+"""Another reading is believed if it finds at least CLEAR_PEOPLE, and CLEAR_RATIO times those that
+the usual one finds."""
 
 
 def _corners(boxes: Boxes) -> Boxes:
