@@ -19,7 +19,7 @@ from study.data.audit import (
     skipped_checks,
 )
 from study.data.categories import LEFT_OUT, READING, naming_notes
-from study.data.coordinates import KEPT, coordinate_notes, kept_note
+from study.data.coordinates import KEPT, coordinate_notes, kept_note, upside_down_note
 
 CROWD = "crowd region"
 NO_LABELS = "person without labeled joints"
@@ -31,7 +31,8 @@ BLANK = "unlabeled joint without coordinates"
 NO_BOX = "person who is skipped and has no box"
 SAME_IMAGE = "image under several ids"
 NO_CROWD_INDEX = "image without crowdIndex"
-IN_FULL = (*READING, KEPT)
+UPSIDE_DOWN = "people upside down"
+IN_FULL = (*READING, KEPT, UPSIDE_DOWN)
 """Kinds of notes about a whole file, which are shown in full."""
 
 
@@ -54,6 +55,8 @@ def reading_notes(table: AnnotationTable) -> list[Fault]:
         found.append((LEFT_OUT, f"{', '.join(others)}{more} are left out, {kept}"))
     if detail := kept_note(table):
         found.append((KEPT, detail))
+    if detail := upside_down_note(table):
+        found.append((UPSIDE_DOWN, detail))
     return [Fault(kind, table.path, None, None, detail, True) for kind, detail in found]
 
 

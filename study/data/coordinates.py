@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from models.joint_names import split_side
 from study.data.annotations import AnnotationTable
 
 COMMON = 0.05
@@ -40,6 +41,11 @@ FAR_LARGER_BOX = "box far larger than its joints"
 OTHER_AREA = "area that does not fit the box"
 OTHER_SCALE = "people at the top left of all images"
 KEPT = "joints with coordinates and visibility 0"
+FROM_BELOW = "y that looks counted from the bottom"
+UPPER, LOWER = {"nose", "head", "shoulder"}, {"hip", "knee", "ankle"}
+"""Words in the names of joints that are above and below in most people."""
+MOST_UPRIGHT = 0.8
+"""Share of people who are upside down that nobody's data have; gymnasts: 0.33, others: 0.004."""
 ORDERS = {
     "box that looks like two corners": ("x1, y1, x2, y2", (0, 1, 2, 3)),
     "box that looks like x1, x2, y1, y2": ("x1, x2, y1, y2", (0, 2, 1, 3)),
@@ -137,6 +143,49 @@ def _kept_check(table: AnnotationTable) -> tuple[Check, bool]:
     return (KEPT, mask, text), is_lost and is_common(int(mask.sum()), table.num_people)
 
 
+def upside_down_note(table: AnnotationTable) -> str | None:
+    """Describe how many people are upside down if more than half are, and not nearly all."""
+    (_, among, _), is_fault = _upside_down_check(table)
+    count, total = int(_is_upside_down(table).sum()), int(among.sum())
+    if is_fault or total < FEW or 2 * count <= total:
+        return None
+    return f"{count} of {total} people are upside down; if they are not, count y from the top"
+
+
+def _upside_down_check(table: AnnotationTable) -> tuple[Check, bool]:
+    """Check whether nearly all people are upside down; then all who show it have the fault."""
+    upper, lower = _heights(table)
+    among = np.isfinite(upper) & np.isfinite(lower)
+    count, total = int(_is_upside_down(table).sum()), int(among.sum())
+
+    def text(i: int) -> str:
+        return (
+            f"head and shoulders are at y {upper[i]:g}, hips and legs at y {lower[i]:g}; {count} "
+            f"of {total} people are upside down; y must be counted from the top of the image"
+        )
+
+    return (FROM_BELOW, among, text), total >= FEW and count > MOST_UPRIGHT * total
+
+
+def _is_upside_down(table: AnnotationTable) -> NDArray[np.bool_]:
+    upper, lower = _heights(table)
+    return np.asarray(upper > lower)  # False if one is NaN
+
+
+def _heights(table: AnnotationTable) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean y of head and shoulders, and of hips and legs; NaN if unlabeled, (N,)."""
+    words = [set(split_side(joint)[1].split()) for joint in table.skeleton.joints]
+    means = []
+    for part in (UPPER, LOWER):
+        joints = table.keypoints[:, [bool(part & found) for found in words]]
+        labeled = (joints[:, :, 2] > 0) & (joints[:, :, :2] > 0).any(axis=2)
+        labeled &= table.is_used[:, None]
+        total = np.where(labeled, joints[:, :, 1], 0).sum(axis=1)
+        counts = labeled.sum(axis=1)
+        means.append(np.where(counts > 0, total / np.maximum(counts, 1), np.nan))
+    return means[0], means[1]
+
+
 def _checks(table: AnnotationTable) -> list[tuple[Check, bool]]:
     """Return each kind, and whether it is common among the people who can have it."""
     with np.errstate(over="ignore", invalid="ignore"):  # numbers near the largest
@@ -170,6 +219,7 @@ def _all_checks(table: AnnotationTable, extents: _Extents) -> list[tuple[Check, 
         _counted((FAR_LARGER_BOX, is_larger & ~is_named, places), extents.has_half),
         _counted((OTHER_AREA, is_other_area & ~is_named, area), sound),
         _kept_check(table),
+        _upside_down_check(table),
     ]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.skeleton import COCO, CROWDPOSE
+from models.skeleton import COCO, CROWDPOSE, Skeleton
 from study.data.annotations import AnnotationTable, clip_boxes, read_table
 from study.data.audit import (
     AT_ORIGIN,
@@ -26,13 +26,14 @@ from study.data.audit import (
     require_few_faults,
     require_people,
 )
-from study.data.audit_notes import find_notes
+from study.data.audit_notes import UPSIDE_DOWN, find_notes
 from study.data.coordinates import (
     CENTERED,
     EXCHANGED,
     FAR_LARGER_BOX,
     FRACTION_BOX,
     FRACTION_JOINTS,
+    FROM_BELOW,
     KEPT,
     NOT_IN_BOX,
     OTHER_AREA,
@@ -253,6 +254,41 @@ def test_missing_joints_labeled_at_the_origin_are_named_as_such(
     assert [note.kind for note in find_notes(odd)].count(AT_ORIGIN) == 1
 
 
+def turned_over(table: AnnotationTable, is_turned: NDArray[np.bool_]) -> AnnotationTable:
+    """The table with y of these people (N,) counted from the bottom of the image."""
+    height = table.image_sizes[:, :1]
+
+    def box(box: Numbers, size: Numbers) -> Numbers:
+        below = np.stack([box[:, 0], height[:, 0] - box[:, 1] - box[:, 3], *box.T[2:]], axis=1)
+        return np.where(is_turned[:, None], below, box)
+
+    turned = changed(table, box=box)
+    y = np.where(is_turned[:, None], height - table.keypoints[..., 1], table.keypoints[..., 1])
+    turned.keypoints[..., 1] = np.where(table.keypoints[..., 2] > 0, y, 0)
+    return turned
+
+
+def test_y_counted_from_the_bottom_is_a_fault(table: AnnotationTable) -> None:
+    turned = turned_over(table, np.ones(len(table.ids), bool))
+    assert found(turned) == {FROM_BELOW: 47}  # the others show head or legs alone
+    (fault, *_) = annotation_faults(turned)
+    assert "; 47 of 47 people are upside down; y must be counted from the top" in fault.detail
+    few = np.flatnonzero(table.is_used)[:15]
+    is_used = np.isin(np.arange(len(table.ids)), few)
+    assert found(dataclasses.replace(turned, is_used=is_used)) == {}
+    other = dataclasses.replace(table.skeleton, joints=tuple("abcdefghijklmnopq"))
+    assert FROM_BELOW not in found(dataclasses.replace(turned, skeleton=other))
+
+
+def test_people_half_of_whom_are_upside_down_are_a_note(table: AnnotationTable) -> None:
+    shows = np.flatnonzero(table.is_used & (table.keypoints[:, 11:, 2] > 0).any(axis=1))
+    turned = turned_over(table, np.isin(np.arange(len(table.ids)), shows[:30]))
+    assert found(turned) == {}
+    (note,) = [note for note in find_notes(turned) if note.kind == UPSIDE_DOWN]
+    assert note.detail.startswith("30 of 47 people are upside down; ")
+    assert UPSIDE_DOWN not in {note.kind for note in find_notes(table)}
+
+
 def with_visibility(table: AnnotationTable, new: list[int]) -> AnnotationTable:
     """The table with visibility 0, 1, 2 exchanged for these; unlabeled joints are at 0, 0."""
     keypoints = table.keypoints.copy()
@@ -350,6 +386,7 @@ def test_upper_bodies_show_the_order_too(table: AnnotationTable) -> None:
 def test_two_joints_do_not_show_where_a_person_is(table: AnnotationTable) -> None:
     eye = table.keypoints[:, 1:2]
     keypoints = np.concatenate([eye, eye + np.where(eye[..., 2:] > 0, (1, 1, 0), 0)], axis=1)
-    eyes = dataclasses.replace(table, keypoints=keypoints)
+    two = Skeleton("eyes", ("left_eye", "right_eye"), (), ((0, 1),), (0.1,) * 2, ())
+    eyes = dataclasses.replace(table, keypoints=keypoints, skeleton=two)
     assert (eyes.boxes[eyes.is_used, 2:] > 20 * 2**0.5).any()
     assert [kind for kind, _, _ in coordinate_checks(eyes)] == []
