@@ -11,6 +11,7 @@ import getpass
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,37 @@ from study.storage.locks import hold_lock
 INDEX = "people.arrow"
 """Index of a store; it lists the parts and is written last."""
 
+ANSWER_S = 30.0
+"""Longest wait for the first answer of a bucket, in seconds; Google's client tries for minutes."""
+
 
 def check_bucket(url: str) -> None:
     """Check that the bucket exists and can be listed.
 
     Raises:
-        InputError: the bucket is missing, or access is denied.
+        InputError: the bucket is missing, access is denied, or no answer comes in ANSWER_S.
     """
+    errors: list[Exception] = []
+
+    def find() -> None:
+        try:
+            _find_bucket(url)
+        except Exception as error:
+            errors.append(error)
+
+    finding = threading.Thread(target=find, daemon=True)
+    finding.start()
+    finding.join(ANSWER_S)
+    if finding.is_alive():
+        raise InputError(
+            f"data.store must be a bucket that this machine can reach, got data.store={url}, "
+            f"which does not answer in {ANSWER_S:g} s; check the network and the credentials"
+        )
+    if errors:
+        raise errors[0]
+
+
+def _find_bucket(url: str) -> None:
     with _explained(url):
         files, path = fs.FileSystem.from_uri(url)
         bucket = path.split("/")[0]

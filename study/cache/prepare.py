@@ -97,6 +97,7 @@ def prepare_data(
         InputError: the data have faults; the message names files and annotations.
     """
     if resolved.crops_url is not None:
+        notify("checking the bucket of data.store ...")
         check_bucket(resolved.crops_url)
     _require_folder(resolved.crops_folder)
     if data.kind == "drawn":

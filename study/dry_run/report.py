@@ -87,6 +87,7 @@ def show_plan(
     spec = teacher_spec(config, resolved)
     data, search = config.data, config.search
     if resolved.crops_url is not None:
+        notify("checking the bucket of data.store ...")
         check_bucket(resolved.crops_url)
     with tempfile.TemporaryDirectory(prefix="plan-") as scratch:
         exists = data.kind != "drawn" or _is_drawn(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import threading
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -211,6 +212,15 @@ def test_missing_bucket_is_refused(url: str, endpoint: str) -> None:
 def test_incomplete_address_is_refused() -> None:
     with pytest.raises(InputError, match=r"data\.store=s3://"):
         check_bucket("s3://")
+
+
+def test_bucket_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(crop_bucket, "ANSWER_S", 0.05)
+    monkeypatch.setattr(crop_bucket, "_find_bucket", lambda url: answered.wait(60))
+    with pytest.raises(InputError, match=r"data\.store=gs://far, which does not answer"):
+        check_bucket("gs://far")
+    answered.set()
 
 
 def test_refused_credentials_are_reported_before_any_file_is_made(
