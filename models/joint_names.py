@@ -34,6 +34,8 @@ abbreviations are last, since the first that fits is taken."""
 UNSPACED = re.compile(f"(left|right|l|r)?((?:{'|'.join(PLACES)})+)(left|right|l|r)?")
 CAPITALS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 """Places in a name like ``RightAnkle`` or ``RPaw`` where a word begins."""
+NUMBER = re.compile(r"^\W*\d+[\W_]*|[\W_]*\d+\W*$")
+"""A number before or after a name, like those of ``0: nose``, ``nose_1`` and ``nose (1)``."""
 WORDS = re.compile(r"[^\W_]+")
 Key = tuple[str, str]
 """Side and place of a joint, in a form that is equal for names that mean the same."""
@@ -87,6 +89,11 @@ def split_side(name: str) -> tuple[str, str]:
     if len(sides) != 1 or not place:
         return "", " ".join(words)
     return sides.pop(), " ".join(place)
+
+
+def without_number(name: str) -> str:
+    """Return the name without a number before or after it; a number alone stays."""
+    return NUMBER.sub("", name) or name
 
 
 def _split(token: str) -> list[str]:

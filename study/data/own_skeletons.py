@@ -125,7 +125,7 @@ def skeleton_from_data(
     content = {
         "name": FROM_DATA,
         "joints": [joint.strip() if isinstance(joint, str) else joint for joint in joints],
-        "edges": _limbs(chosen.get("skeleton"), len(joints), where, notify),
+        "edges": _limbs(chosen.get("skeleton"), joints, where, notify),
     }
     skeleton = skeleton_of_content(content, where, FROM_DATA, notify)
     for known in SKELETONS.values():
@@ -134,10 +134,11 @@ def skeleton_from_data(
     return skeleton
 
 
-def _limbs(value: Any, num_joints: int, where: str, notify: Notify) -> list[list[int]]:
+def _limbs(value: Any, joints: list[Any], where: str, notify: Notify) -> list[list[int]]:
     """Return a category's limbs by joints from 0, each once; COCO counts its joints from 1."""
     if not value:
         return []
+    num_joints = len(joints)
     is_pairs = isinstance(value, list) and all(
         isinstance(pair, list) and len(pair) == 2 and all(type(end) is int for end in pair)
         for pair in value
@@ -151,6 +152,13 @@ def _limbs(value: Any, num_joints: int, where: str, notify: Notify) -> list[list
         )
     if first == 0:
         notify(f"note: {where} counts the joints of its 'skeleton' from 0, not from 1; read so")
+    elif num_joints not in numbers:
+        start, end = (joints[number - 1] for number in value[0])
+        notify(
+            f"note: {where} does not show whether its 'skeleton' counts the joints from 1 or 0; "
+            f"read from 1, so its first limb is {start}-{end}; if that is wrong, write a skeleton "
+            "file with edges"
+        )
     limbs = {frozenset(pair): [end - first for end in pair] for pair in value}
     return list(limbs.values())
 

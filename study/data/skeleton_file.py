@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from models.joint_names import LEFT, RIGHT, split_side
+from models.joint_names import LEFT, RIGHT, split_side, without_number
 from models.skeleton import Skeleton
 from study.errors import InputError
 
@@ -95,11 +95,12 @@ def skeleton_of_content(content: Any, where: str, name: str, notify: Notify) -> 
         raise InputError(f"{where}: name must be text, got {_brief(name)}")
     joints = _joints(content.get("joints"), where)
     edges = _pairs(content.get("edges"), "edges", joints, where)
-    by_name = pairs_by_name(joints)
+    by_name = pairs_by_name(joints) or pairs_by_name([*map(without_number, joints)])
     pairs = _pairs(content.get("flip_pairs"), "flip_pairs", joints, where)
     check_each_once(pairs, joints, where)
     if content.get("flip_pairs") is None:
         pairs = by_name
+        _require_partners(joints, pairs, where)
         notify(f"note: {where} has no flip_pairs; {pairs_text(joints, pairs)}")
     elif lacking := [pair for pair in by_name if set(pair) not in map(set, pairs)]:
         notify(
@@ -173,6 +174,17 @@ def pairs_by_name(joints: Sequence[str]) -> Pairs:
         for rest, left in places[LEFT].items()
         if len(left) == len(right := places[RIGHT].get(rest, [])) == 1
     )
+
+
+def _require_partners(joints: Sequence[str], pairs: Pairs, where: str) -> None:
+    """Check that there are pairs if the names have both sides."""
+    sides = {split_side(without_number(joint))[0]: joint for joint in joints[::-1]}
+    if not pairs and LEFT in sides and RIGHT in sides:
+        raise InputError(
+            f"{where}: flip_pairs must be given if the names of left and right joints do not "
+            f"differ in the side alone, got names like {sides[LEFT]} and {sides[RIGHT]}; list the "
+            "pairs as flip_pairs in a skeleton file, or [] if a mirrored image exchanges none"
+        )
 
 
 def _index(joint: Any, joints: Sequence[str], at: str) -> int:
@@ -275,7 +287,10 @@ def first_names(names: Sequence[str]) -> str:
 def pairs_text(joints: Sequence[str], pairs: Pairs) -> str:
     """Describe the left-right pairs that follow from the names."""
     if not pairs:
-        return "by their names no joint is left or right, and a mirrored image exchanges none"
+        return (
+            "no two names have the words left and right, so a mirrored image exchanges no joints; "
+            "if it should, list the pairs as flip_pairs in a skeleton file"
+        )
     return f"by their names the left-right pairs are {_named(joints, pairs)}"
 
 

@@ -75,6 +75,18 @@ def test_limbs_counted_from_zero_are_read_so_with_a_note(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("limbs", "is_noted"), [([[2, 1], [3, 4]], True), ([[2, 1], [4, 5]], False)]
+)
+def test_limbs_that_may_count_from_zero_are_named_as_read(
+    limbs: list[list[int]], is_noted: bool, tmp_path: Path
+) -> None:
+    skeleton, notes = from_data(tmp_path, skeleton=limbs)
+    assert skeleton.edges[0] == (1, 0)
+    text = "read from 1, so its first limb is left_ear-nose; if that is wrong, write a skeleton"
+    assert any(text in note for note in notes) == is_noted
+
+
+@pytest.mark.parametrize(
     "limbs", [[[1, 6]], [[0, 5]], [[1, 2, 3]], [["nose", "tail"]], [[-1, 2]], 7]
 )
 def test_limbs_that_are_no_pairs_of_joints_are_refused(tmp_path: Path, limbs: Any) -> None:

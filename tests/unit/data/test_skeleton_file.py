@@ -64,7 +64,7 @@ def test_left_right_pairs_follow_from_the_names(
     assert len(left) == {5: 1, 21: 0, 133: 8 + 3 + 21}[len(joints)]
     assert found == {frozenset((joint, joint.replace("left_", "right_"))) for joint in left}
     assert len(notes) == 1 and "has no flip_pairs" in notes[0]
-    assert ("no joint is left or right" in notes[0]) == (not left)
+    assert ("exchanges no joints" in notes[0]) == (not left)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,42 @@ def test_left_right_pairs_follow_from_the_names(
 def test_pairs_are_found_in_other_spellings(tmp_path: Path, left: str, right: str) -> None:
     skeleton, _ = read(tmp_path, {"joints": ["nose", right, left]})
     assert skeleton.flip_pairs == ((2, 1),)
+
+
+@pytest.mark.parametrize(
+    "joints",
+    [
+        ["0:nose", "1:left_eye", "2:right_eye"],
+        ["0_nose", "1_left_eye", "2_right_eye"],
+        ["nose_1", "left_eye_2", "right_eye_3"],
+        ["nose (1)", "left eye (2)", "right eye (3)"],
+        ["01nose", "02leftEye", "03rightEye"],
+    ],
+)
+def test_pairs_are_found_among_numbered_names(tmp_path: Path, joints: list[str]) -> None:
+    skeleton, notes = read(tmp_path, {"joints": joints})
+    assert skeleton.flip_pairs == ((1, 2),) and skeleton.joints == tuple(joints)
+    assert f"the left-right pairs are {joints[1]}/{joints[2]}" in notes[0]
+
+
+def test_sides_without_any_pair_need_flip_pairs(tmp_path: Path) -> None:
+    joints = ["nose", "left_eye", "left_ear", "right_oeil"]
+    with pytest.raises(InputError, match=r"flip_pairs must be given.*left_eye and right_oeil"):
+        read(tmp_path, {"joints": joints})
+    assert read(tmp_path, {"joints": joints, "flip_pairs": []})[0].flip_pairs == ()
+    pairs = [["left_eye", "right_oeil"]]
+    assert read(tmp_path, {"joints": joints, "flip_pairs": pairs})[0].flip_pairs == ((1, 3),)
+    fingers = ["left_thumb_1", "left_thumb_2", "right_thumb_3", "right_thumb_4"]
+    with pytest.raises(InputError, match="flip_pairs must be given"):  # 1 with 3, or with 4?
+        read(tmp_path, {"joints": fingers})
+
+
+def test_names_without_a_side_are_said_to_have_none(tmp_path: Path) -> None:
+    for joints in (["nez", "oeil_gauche", "oeil_droit"], ["left_thumb", "left_palm"]):
+        skeleton, notes = read(tmp_path, {"joints": joints})
+        assert skeleton.flip_pairs == ()
+        assert "no two names have the words left and right" in notes[0]
+        assert "list the pairs as flip_pairs in a skeleton file" in notes[0]
 
 
 def test_no_pairs_stay_none_with_a_note_if_names_have_some(tmp_path: Path) -> None:
