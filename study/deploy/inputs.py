@@ -26,6 +26,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """Endings of the files in a folder that count as images."""
 RESULTS = "keypoints.json"
 """Result list, written beside the drawn images."""
+DARK = 16
+"""An image is almost black below this value, as 10 or 12 bits in 16 are when they become 8."""
 SHOWN_NAMES = 5
 """Names that a message lists."""
 
@@ -111,7 +113,7 @@ def _visible_files(folder: Path, out: Path, problems: Problems) -> Iterator[Path
 
 
 def read_given(image: GivenImage, size: tuple[float, float] = (0, 0)) -> NDArray[np.uint8]:
-    """Read an image as (H, W, 3) RGB, turned upright by its EXIF tag.
+    """Read an image as (H, W, 3) RGB, turned upright by its EXIF tag; warn if it is almost black.
 
     Args:
         size: height and width by the file of boxes or poses; 0 for any.
@@ -125,13 +127,19 @@ def read_given(image: GivenImage, size: tuple[float, float] = (0, 0)) -> NDArray
     if problem is not None and problem[0] != TURNED_IMAGE:
         raise InputError(problem[1])
     try:
-        return read_image(image.path)
+        pixels = read_image(image.path)
     except InputError as error:  # damage between the header and the end
         raise InputError(str(error).removeprefix(f"{image.path}: ")) from None
     except OSError as error:
         raise InputError(f"it cannot be read: {error.strerror}") from None
     except MemoryError:
         raise InputError("it does not fit into memory; make it smaller") from None
+    if (brightest := int(pixels.max())) < DARK:
+        warn(
+            f"{image.name} is almost black, its brightest value is {brightest} of 255; 16-bit "
+            "images must use the whole range, 0 to 65535"
+        )
+    return pixels
 
 
 def header_of(image: GivenImage) -> Header | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from models.skeleton import COCO, CROWDPOSE
 from study.deploy.given_poses import GivenPoses
-from study.deploy.inputs import GivenImage, find_images, number_of
+from study.deploy.inputs import GivenImage, find_images, number_of, read_given
 from study.deploy.model_card import model_card
 from study.deploy.outputs import check_targets, drawn_file
 from study.deploy.person_boxes import whole_images
@@ -109,6 +110,17 @@ def test_an_image_has_the_number_of_its_name_or_its_place(images: list[Path]) ->
     counted = whole_images([given(image) for image in images])
     assert [person.image_id for person in counted.values()] == [1, 2]
     assert all(person.boxes is None for person in numbered.values())
+
+
+def test_16_bit_image_that_uses_few_of_its_bits_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 4096, (8, 8, 3), dtype=np.uint16)
+    for name, pixels in (("12-bit.png", noise), ("16-bit.png", noise * 16)):
+        assert cv2.imwrite(str(tmp_path / name), pixels)
+        read_given(given(tmp_path / name))
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "12-bit.png is almost black, its brightest value is 15 of 255; 16-bit" in warning
 
 
 def test_given_joints_are_paired_by_name_and_their_scores_clipped() -> None:
