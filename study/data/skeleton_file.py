@@ -25,6 +25,8 @@ UNIFORM_SIGMA = 0.05
 0.025) and largest (hips, 0.107). An error of a tenth of the root of the area costs 0.4 of OKS."""
 MAX_SIGMA = 1.0
 """With a larger one every pose in the person's box would count as right."""
+LARGE_SIGMA = 0.15
+"""With a larger one a note is given; COCO's largest is 0.107."""
 SHOWN = 4
 """Joints or pairs that a message lists."""
 Notify = Callable[[str], None]
@@ -111,12 +113,19 @@ def skeleton_of_content(content: Any, where: str, name: str, notify: Notify) -> 
         notify(f"note: {where} has no edges; IGP-GCN moves each joint alone")
     if content.get("oks_sigmas") is None:
         notify(f"note: {where} has no oks_sigmas; {sigma_text()}")
+    sigmas = _sigmas(content.get("oks_sigmas"), joints, where)
+    if max(sigmas) > LARGE_SIGMA:
+        notify(
+            f"note: {where} has oks_sigmas of up to {max(sigmas):g}, while COCO's largest is "
+            "0.107, so OKS and AP will be high; pycocotools lists sigmas times 10: divide "
+            "those by 10"
+        )
     return Skeleton(
         name=name.strip(),
         joints=joints,
         edges=edges,
         flip_pairs=pairs,
-        oks_sigmas=_sigmas(content.get("oks_sigmas"), joints, where),
+        oks_sigmas=sigmas,
         upper_body=_upper_body(content.get("upper_body"), joints, where),
     )
 

@@ -154,6 +154,15 @@ def test_one_sigma_is_that_of_all_joints_and_none_is_the_uniform_one(tmp_path: P
     assert "no oks_sigmas; each joint has 0.05" in notes[0]
 
 
+def test_sigmas_of_pycocotools_before_division_are_noted(tmp_path: Path) -> None:
+    times_10 = [0.26, 0.35, 0.35, 0.79, 0.62]
+    skeleton, (note,) = read(tmp_path, HORSE | {"oks_sigmas": times_10})
+    assert skeleton.oks_sigmas == tuple(times_10)
+    assert "oks_sigmas of up to 0.79, while COCO's largest is 0.107" in note
+    assert "divide those by 10" in note
+    assert read(tmp_path, HORSE | {"oks_sigmas": 0.15})[1] == []
+
+
 def test_file_without_limbs_is_read_with_a_note(tmp_path: Path) -> None:
     for edges in ([], None):
         skeleton, notes = read(tmp_path, HORSE | {"edges": edges})
