@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -23,6 +24,8 @@ _seen: list[int] = []
 def ends_in_one_line(hint: str = AGAIN) -> Iterator[None]:
     """Exit with the hint instead of a traceback: on Ctrl-C with status 1, on KILLS with 128 + n.
 
+    A command whose output can't be written ends in one line, too.
+
     Ctrl-C is a KeyboardInterrupt in the block, which cleans up; one that is raised again with a
     text replaces the hint. KILLS end the process and its children at once: batch systems send
     them to Ray's processes too, and Ray itself exits its driver soon after them. A signal that the
@@ -35,7 +38,7 @@ def ends_in_one_line(hint: str = AGAIN) -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     _seen.clear()
     try:
-        with _signals_watched(hint):
+        with _signals_watched(hint), _unwritten_output_explained():
             yield
     except BaseException as error:
         if not isinstance(error, KeyboardInterrupt) and signal.SIGINT not in _seen:
@@ -48,6 +51,37 @@ def raise_if_interrupted() -> None:
     """Raise KeyboardInterrupt if Ctrl-C was pressed in this command and a library handled it."""
     if signal.SIGINT in _seen:
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _unwritten_output_explained() -> Iterator[None]:
+    """Exit with one sentence if stdout can't be written: its disk is full, its reader has gone."""
+    try:
+        yield
+        if sys.stdout:
+            sys.stdout.flush()
+    except (OSError, SystemExit) as error:
+        fault = _fault_of_stdout(b"\n" if isinstance(error, OSError) else b"")
+        if fault is None:
+            raise
+        # Python would write the rest once more when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        own = error.code if isinstance(error, SystemExit) else None
+        more = f"\n{own}" if isinstance(own, str) else ""
+        sys.exit(f"error: the output can't be written: {fault}; send it elsewhere{more}")
+
+
+def _fault_of_stdout(probe: bytes) -> str | None:
+    """Return why what was printed, and then the probe, can't be written; None if it can."""
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+            os.write(sys.stdout.fileno(), probe)
+    except io.UnsupportedOperation:  # no file
+        return None
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 @contextlib.contextmanager

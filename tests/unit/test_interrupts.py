@@ -102,6 +102,26 @@ def test_ignored_signals_stay_ignored() -> None:
     assert stopped(*signals, before=ignored) == (143, [], [HINT])
 
 
+@pytest.mark.parametrize(
+    "block", ["print('x')", "print('x' * 100_000)", "print('x'); sys.exit(0)"]
+)
+def test_output_to_a_full_disk_ends_a_command_in_one_line(block: str) -> None:
+    code = f"import sys; from study import interrupts\nwith interrupts.ends_in_one_line(): {block}"
+    command = [sys.executable, "-c", code]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 1
+    wanted = "error: the output can't be written: No space left on device; send it elsewhere"
+    assert ended.stderr.splitlines() == [wanted]
+
+
+def test_other_errors_of_files_and_exits_pass() -> None:
+    with pytest.raises(FileNotFoundError), ends_in_one_line():
+        raise FileNotFoundError
+    with pytest.raises(SystemExit, match="7"), ends_in_one_line():
+        sys.exit(7)
+
+
 def test_errors_after_ctrl_c_are_not_shown() -> None:
     handler = "signal.signal(signal.SIGINT, lambda number, frame: 1 / 0)"
     assert stopped(signal.SIGINT, start=handler) == (1, ["clean"], [HINT])
