@@ -1,6 +1,13 @@
 """Search for the best student and refiner: data, training, search, validation."""
 
 import os
+import sys
+
+# Checked before torch is imported, which ends the process otherwise.
+try:
+    os.getcwd()
+except FileNotFoundError:
+    sys.exit("error: the working folder must exist, but was deleted; change to another one by cd")
 
 # Ray reads both when ray.tune is first imported. By default Tune prints its own tables, and ends
 # the whole study if a trial fails before its first report.

@@ -13,6 +13,8 @@ HERE = os.path.dirname(os.path.realpath(__file__))
 if os.path.isfile(os.path.join(HERE, "__init__.py")):
     # In a checkout, replace study/ on the path by the root: names of its files would hide others.
     sys.path[0] = os.path.dirname(HERE)
+import study  # noqa: F401  (checks the working folder before torch is imported)
+
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the packages load
 

@@ -115,6 +115,20 @@ def test_output_to_a_full_disk_ends_a_command_in_one_line(block: str) -> None:
     assert ended.stderr.splitlines() == [wanted]
 
 
+@pytest.mark.parametrize("command", ["analyze", "dataset", "export", "predict", "tune"])
+def test_deleted_working_folder_ends_every_command_in_one_line(
+    command: str, tmp_path: Path
+) -> None:
+    run = 'rmdir "$PWD" && exec "$@"'
+    program = [sys.executable, str(ROOT / "study" / f"{command}.py")]
+    ended = subprocess.run(
+        ["sh", "-c", run, "sh", *program], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: the working folder must exist, but was deleted;")
+    assert len(ended.stderr.splitlines()) == 1
+
+
 def test_other_errors_of_files_and_exits_pass() -> None:
     with pytest.raises(FileNotFoundError), ends_in_one_line():
         raise FileNotFoundError
