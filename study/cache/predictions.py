@@ -47,6 +47,8 @@ BEYOND_BOX = 0.25
 MAX_OUTSIDE = 0.25
 """Largest share of people with most of their sure joints farther outside; correct files had
 0.001, and poses relative to their boxes 0.44 to 0.92."""
+AT_ORIGIN = 0.01
+"""Joints so near to 0, 0, in px, are placeholders of unlabeled ones and don't count."""
 MANY_PEOPLE = 5
 """People from which on that share is bounded."""
 NOBODY = -1
@@ -161,7 +163,8 @@ class Predictions:
     def _require_in_boxes(self, store: CropStore, matched: NDArray[np.int64]) -> None:
         people = np.flatnonzero(matched != NOBODY)
         boxes, poses = store.boxes_image[people, None], self.keypoints_image[matched[people]]
-        is_sure = self.confidence[matched[people]] > SCORED_JOINT  # (P, K)
+        is_placed = (np.abs(poses) > AT_ORIGIN).any(axis=-1)
+        is_sure = is_placed & (self.confidence[matched[people]] > SCORED_JOINT)  # (P, K)
         margin = BEYOND_BOX * boxes[..., 2:]
         low, high = boxes[..., :2] - margin, boxes[..., :2] + boxes[..., 2:] + margin
         is_outside = is_sure & ((poses < low) | (poses > high)).any(axis=-1)

@@ -244,6 +244,23 @@ def test_joints_counted_from_elsewhere_are_refused(
     assert matched.tolist() == list(range(13))  # a few may be wrong
 
 
+def test_joints_at_0_0_do_not_count_as_outside(
+    five_people: People, five_store: CropStore, five: Skeleton, tmp_path: Path
+) -> None:
+    for joint, is_fault in ((0.0, False), (-300.0, True)):
+        entries = []
+        numbers = five_store.annotation_ids.tolist()
+        for entry, number in zip(entries_of(five_people), numbers, strict=True):
+            keypoints = [*entry["keypoints"][:6], *[joint, joint, 0.75] * 3]
+            entries.append({**entry, "annotation_id": number, "keypoints": keypoints})
+        given = read(entries, tmp_path, five)
+        if is_fault:
+            with pytest.raises(InputError, match="13 of 13 people with most joints outside"):
+                given.match(five_store)
+        else:
+            assert given.match(five_store).tolist() == list(range(13))
+
+
 def test_poses_that_overlap_few_people_of_their_images_are_refused(
     five_people: People,
     five_store: CropStore,
