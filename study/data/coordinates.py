@@ -41,6 +41,10 @@ FAR_LARGER_BOX = "box far larger than its joints"
 OTHER_AREA = "area that does not fit the box"
 OTHER_SCALE = "people at the top left of all images"
 KEPT = "joints with coordinates and visibility 0"
+SAME_BOX = "people of one image in the same box"
+SAME_PLACE = "joints at one place"
+LEAST_ALIKE, ALIKE = 3, 0.1
+"""So many joints, and this share of the skeleton's, are not at one place; official: at most 2."""
 FROM_BELOW = "y that looks counted from the bottom"
 UPPER, LOWER = {"nose", "head", "shoulder"}, {"hip", "knee", "ankle"}
 """Words in the names of joints that are above and below in most people."""
@@ -85,7 +89,7 @@ def coordinate_checks(table: AnnotationTable) -> list[Check]:
 
 def coordinate_notes(table: AnnotationTable) -> list[Check]:
     """Return the kinds that only few people have, which are oddities."""
-    odd = (NOT_IN_BOX, OTHER_AREA, KEPT)
+    odd = (NOT_IN_BOX, OTHER_AREA, KEPT, SAME_BOX, SAME_PLACE)
     return [c for c, is_often in _checks(table) if c[0] in odd and not is_often]
 
 
@@ -218,6 +222,8 @@ def _all_checks(table: AnnotationTable, extents: _Extents) -> list[tuple[Check, 
         _counted((NOT_IN_BOX, _is_outside(table) & ~is_named, places), sound),
         _counted((FAR_LARGER_BOX, is_larger & ~is_named, places), extents.has_half),
         _counted((OTHER_AREA, is_other_area & ~is_named, area), sound),
+        _same_box_check(table),
+        _counted(_same_place_check(table), sound),
         _kept_check(table),
         _upside_down_check(table),
     ]
@@ -328,6 +334,50 @@ def _order_checks(table: AnnotationTable, extents: _Extents) -> list[Check]:
     texts[CENTERED] = as_order("center x, center y, width, height")
     texts |= {EXCHANGED: exchanged, RELATIVE_JOINTS: relative}
     return [(kind, is_better & (best == n), texts[kind]) for n, kind in enumerate(read)]
+
+
+def _same_box_check(table: AnnotationTable) -> tuple[Check, bool]:
+    """Check who shares the box with people of the same image who have other joints."""
+    has_image = table.is_used & (table.image_rows >= 0)
+    rows = np.flatnonzero(has_image & (table.boxes[:, 2:] > 0).all(axis=1))
+    keys = np.column_stack([table.image_rows[rows], table.boxes[rows]])
+    _, groups, counts = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+    groups = groups.reshape(-1)
+    poses: dict[int, set[bytes]] = {}
+    for row, group in zip(rows.tolist(), groups.tolist(), strict=True):
+        if counts[group] > 1:
+            poses.setdefault(group, set()).add(table.keypoints[row].tobytes())
+    sizes = np.zeros(len(table.ids), np.int64)
+    sizes[rows] = [len(poses.get(group, ())) for group in groups.tolist()]
+
+    def text(i: int) -> str:
+        return (
+            f"{sizes[i]} people of image {table.image_ids[i]} have the box "
+            f"{_numbers(table.boxes[i])}; write each person's own"
+        )
+
+    num_surplus = sum(len(alike) - 1 for alike in poses.values())
+    return (SAME_BOX, sizes > 1, text), is_common(num_surplus, table.num_people)
+
+
+def _same_place_check(table: AnnotationTable) -> Check:
+    """Check who has several labeled joints at one place other than 0, 0."""
+    points = table.keypoints[:, :, :2]
+    is_labeled = (table.keypoints[:, :, 2] > 0) & (points > 0).any(axis=2)
+    places = np.where(is_labeled, points[:, :, 0] + 1j * points[:, :, 1], np.nan)
+    places = np.sort(places, axis=1)  # NaN, which equals nothing, is last
+    span = max(LEAST_ALIKE, int(np.ceil(ALIKE * places.shape[1]))) - 1
+    is_alike = places[:, span:] == places[:, : max(places.shape[1] - span, 0)]
+
+    def text(i: int) -> str:
+        place = places[i, span:][is_alike[i]][0]
+        count = np.count_nonzero(places[i] == place)
+        return (
+            f"{count} labeled joints are at {place.real:g}, {place.imag:g}; write 0, 0, 0 for "
+            "joints that are not labeled"
+        )
+
+    return (SAME_PLACE, is_alike.any(axis=1), text)
 
 
 def _is_outside(table: AnnotationTable) -> NDArray[np.bool_]:

@@ -39,6 +39,8 @@ from study.data.coordinates import (
     OTHER_AREA,
     OTHER_SCALE,
     RELATIVE_JOINTS,
+    SAME_BOX,
+    SAME_PLACE,
     coordinate_checks,
 )
 from study.errors import InputError
@@ -252,6 +254,43 @@ def test_missing_joints_labeled_at_the_origin_are_named_as_such(
     odd = dataclasses.replace(table, keypoints=one)
     assert found(odd) == {}
     assert [note.kind for note in find_notes(odd)].count(AT_ORIGIN) == 1
+
+
+def test_one_box_for_several_people_is_a_fault_of_many(table: AnnotationTable) -> None:
+    whole = changed(table, box=lambda box, size: np.concatenate([0 * size, size], axis=1))
+    images = table.image_ids[table.is_used].tolist()
+    num_alike = sum(images.count(image) > 1 for image in images)
+    assert num_alike > 20 and found(whole)[SAME_BOX] == num_alike
+    details = [f.detail for f in annotation_faults(whole) if f.kind == SAME_BOX]
+    assert details[0].endswith("; write each person's own")
+    assert int(details[0].split()[0]) == images.count(int(details[0].split()[4]))
+    same = dataclasses.replace(
+        whole, keypoints=np.broadcast_to(whole.keypoints[0], (len(whole.ids), 17, 3))
+    )
+    assert SAME_BOX not in found(same)  # annotated twice, which is a note
+
+
+@pytest.mark.parametrize(("count", "is_fault"), [(3, True), (2, False)])
+def test_joints_at_one_place_are_a_fault(
+    table: AnnotationTable, count: int, is_fault: bool
+) -> None:
+    keypoints = table.keypoints.copy()
+    keypoints[:, 14 : 14 + count, :2] = table.boxes[:, None, :2] + 0.5
+    keypoints[:, 14 : 14 + count, 2] = 1
+    wrong = dataclasses.replace(table, keypoints=keypoints)
+    assert found(wrong) == ({SAME_PLACE: 58} if is_fault else {})
+    if is_fault:
+        (fault, *_) = annotation_faults(wrong)
+        x, y = table.boxes[table.is_used][0, :2] + 0.5
+        assert fault.detail.startswith(f"3 labeled joints are at {x:g}, {y:g}; write 0, 0, 0")
+    one = np.where(
+        np.arange(len(table.ids))[:, None, None] == np.flatnonzero(table.is_used)[0],
+        keypoints,
+        table.keypoints,
+    )
+    odd = dataclasses.replace(table, keypoints=one)
+    assert found(odd) == {}
+    assert [note.kind for note in find_notes(odd)].count(SAME_PLACE) == is_fault
 
 
 def turned_over(table: AnnotationTable, is_turned: NDArray[np.bool_]) -> AnnotationTable:
