@@ -17,6 +17,7 @@ from study.data import audit_notes as module
 from study.data.annotations import read_table
 from study.data.audit import (
     AT_ORIGIN,
+    NO_SIZE,
     OTHER_CATEGORY,
     SCHEMA,
     WRONG_AREA,
@@ -181,7 +182,11 @@ def test_image_without_a_size_is_a_fault(
     audited: Callable[..., list[Fault]], value: float
 ) -> None:
     found = audited(lambda d: d["images"][0].update(height=value))
-    assert {fault.annotation_id for fault in found if not fault.is_warning} == {11}
+    faults = [fault for fault in found if not fault.is_warning]
+    assert {fault.annotation_id for fault in faults} == {11}
+    assert [fault.kind for fault in faults][:1] == [NO_SIZE]
+    assert f"must have its height and width in pixels, got {value:g} and 60" in faults[0].detail
+    assert {fault.kind for fault in faults} <= {NO_SIZE, OTHER_SIZE}
 
 
 def test_official_crowdpose_has_notes_alone(shared: Path) -> None:
