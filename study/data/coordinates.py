@@ -44,7 +44,7 @@ KEPT = "joints with coordinates and visibility 0"
 SAME_BOX = "people of one image in the same box"
 SAME_PLACE = "joints at one place"
 LEAST_ALIKE, ALIKE = 3, 0.1
-"""This number of joints, and this share of the skeleton's, are not at one place; official: at most 2."""
+"""This number and share of the skeleton's joints are not at one place; official: at most 2."""
 FROM_BELOW = "y that looks counted from the bottom"
 UPPER, LOWER = {"nose", "head", "shoulder"}, {"hip", "knee", "ankle"}
 """Words in the names of joints that are above and below in most people."""
