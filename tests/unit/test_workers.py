@@ -49,7 +49,7 @@ def trial_in(folder: Path) -> Trial:
     description = json.loads((folder / "trial.json").read_text())
     sigmas = (description["sigma"],) * 17
     SKELETONS["easy"] = dataclasses.replace(COCO, name="easy", oks_sigmas=sigmas)
-    checks.CHOICES["data.skeleton"] = ("coco", "easy")
+    checks.SKELETONS = ("coco", "easy")
     config = from_plain(description["config"])
     fields = {**description["data"], "num_people": tuple(description["data"]["num_people"])}
     prepared = PreparedData(**fields)
