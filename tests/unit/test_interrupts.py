@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,16 @@ with interrupts.ends_in_one_line("{HINT}"):
 STATUS = {signal.SIGTERM: 143, signal.SIGHUP: 129}
 BUSY = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
 """Keeps the main thread in C for minutes, where it runs no handler."""
+
+
+@pytest.fixture(autouse=True)
+def default_handlers() -> Iterator[None]:
+    """Handle signals as a terminal's commands do, even if the tests' parent ignores some."""
+    defaults = {signal.SIGINT: signal.default_int_handler} | dict.fromkeys(STATUS, signal.SIG_DFL)
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def stopped(
