@@ -103,6 +103,7 @@ def run_here(study: Path, *more: str) -> None:
     run_study(compose([*SETTINGS, f"storage={study.parent}", f"name={study.name}", *more]))
 
 
+@pytest.mark.slow
 def test_trials_and_joints_are_those_of_the_skeleton(study: Path) -> None:
     trials = read_trials(study).to_pylist()
     assert [trial["state"] for trial in trials] == ["COMPLETE", "COMPLETE"]
@@ -111,6 +112,7 @@ def test_trials_and_joints_are_those_of_the_skeleton(study: Path) -> None:
     assert list(dict.fromkeys(row["joint"] for row in rows)) == HORSE["joints"]
 
 
+@pytest.mark.slow
 def test_changed_skeleton_is_refused(study: Path, data: Path) -> None:
     file = data / "horse.yaml"
     file.write_text(yaml.safe_dump(HORSE | {"oks_sigmas": 0.5}))
@@ -123,6 +125,7 @@ def test_changed_skeleton_is_refused(study: Path, data: Path) -> None:
     moved.rename(file)
 
 
+@pytest.mark.slow
 def test_export_needs_no_file_and_draws_its_own_joints(study: Path, data: Path) -> None:
     (data / "horse.yaml").unlink()
     export_study(study, None, Display("none"), is_refined=True)
@@ -156,7 +159,7 @@ def test_structure_loss_without_limbs_is_refused_before_any_data_are_read(
             run_here(tmp_path / NAME, *settings(data), *more, f"distill.structure.kind={kind}")
 
 
-def test_what_a_skeleton_turns_off_is_said_once(
+def test_each_thing_that_a_skeleton_turns_off_is_one_note(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     joints = [f"{side}_rib_{number}" for number in range(10) for side in ("left", "right")]
