@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -224,49 +225,53 @@ def test_detections_of_an_unknown_image_are_refused(tmp_path: Path) -> None:
         average_precision(path, detections, FIVE, "coco")
 
 
-def test_ids_from_zero_and_other_category_numbers_change_no_figure(tmp_path: Path) -> None:
-    path, detections = made_up(tmp_path, FIVE)
-    expected = average_precision(path, detections, FIVE, "coco")
+def assert_same_figures(
+    folder: Path, change: Callable[[dict[str, Any], Records], None], kind: Kind = "coco"
+) -> None:
+    """Check that a change of the ground truth and its detections changes no figure."""
+    path, detections = made_up(folder, FIVE)
+    expected = average_precision(path, detections, FIVE, kind)
     document = json.loads(path.read_text())
-    for number, annotation in enumerate(document["annotations"]):
-        annotation.update(id=number, category_id=0)
-    document["categories"] = [{"id": 0, "name": "person"}]
+    change(document, detections)
     path.write_text(json.dumps(document))
-    assert average_precision(path, detections, FIVE, "coco") == expected
+    assert average_precision(path, detections, FIVE, kind) == expected
+
+
+def test_ids_from_zero_and_other_category_numbers_change_no_figure(tmp_path: Path) -> None:
+    def change(document: dict[str, Any], detections: Records) -> None:
+        for number, annotation in enumerate(document["annotations"]):
+            annotation.update(id=number, category_id=0)
+        document["categories"] = [{"id": 0, "name": "person"}]
+
+    assert_same_figures(tmp_path, change)
 
 
 def test_neighboring_image_ids_above_two_to_the_53_change_no_figure(tmp_path: Path) -> None:
-    path, detections = made_up(tmp_path, FIVE)
-    expected = average_precision(path, detections, FIVE, "coco")
-    document = json.loads(path.read_text())
-    for image in document["images"]:
-        image["id"] += 2**60
-    for record in (*document["annotations"], *detections):
-        record["image_id"] += 2**60
-    path.write_text(json.dumps(document))
-    assert average_precision(path, detections, FIVE, "coco") == expected
+    def change(document: dict[str, Any], detections: Records) -> None:
+        for image in document["images"]:
+            image["id"] += 2**60
+        for record in (*document["annotations"], *detections):
+            record["image_id"] += 2**60
+
+    assert_same_figures(tmp_path, change)
 
 
 def test_annotation_without_its_image_changes_no_figure(tmp_path: Path) -> None:
-    path, detections = made_up(tmp_path, FIVE)
-    expected = average_precision(path, detections, FIVE, "coco")
-    document = json.loads(path.read_text())
-    document["annotations"].append({**document["annotations"][0], "image_id": 999})
-    path.write_text(json.dumps(document))
-    assert average_precision(path, detections, FIVE, "coco") == expected
+    def change(document: dict[str, Any], detections: Records) -> None:
+        document["annotations"].append({**document["annotations"][0], "image_id": 999})
+
+    assert_same_figures(tmp_path, change)
 
 
 def test_file_with_the_fewest_keys_is_evaluated_alike(tmp_path: Path) -> None:
-    path, detections = made_up(tmp_path, FIVE)
-    expected = average_precision(path, detections, FIVE, "crowdpose")
-    document = json.loads(path.read_text())
-    for annotation in document["annotations"]:
-        for key in ("area", "iscrowd", "num_keypoints", "category_id"):
-            del annotation[key]
-    document["annotations"].append({"id": 99, "image_id": 1})  # a person without labels
-    del document["categories"]
-    path.write_text(json.dumps(document))
-    assert average_precision(path, detections, FIVE, "crowdpose") == expected
+    def change(document: dict[str, Any], detections: Records) -> None:
+        for annotation in document["annotations"]:
+            for key in ("area", "iscrowd", "num_keypoints", "category_id"):
+                del annotation[key]
+        document["annotations"].append({"id": 99, "image_id": 1})  # a person without labels
+        del document["categories"]
+
+    assert_same_figures(tmp_path, change, "crowdpose")
 
 
 def test_evaluation_prints_nothing_and_leaves_its_input_unchanged(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from study.cache.detected_people import best_overlaps, require_labeled
+from study.cache.detected_people import GOOD_IOU, best_overlaps, require_labeled
 from study.data.people import People
 from study.errors import InputError
 
@@ -71,6 +71,8 @@ def test_boxes_of_a_detector_pass_though_it_misses_many(labeled: People, tmp_pat
     shaken = labeled.boxes + np.random.RandomState(1).uniform(-6, 6, labeled.boxes.shape)
     require_labeled(detected(shaken, labeled.image_ids, labeled, tmp_path), labeled)
     few = np.where(np.arange(len(shaken))[:, None] % 4 == 0, shaken, shaken / 2)  # finds 8 of 30
+    overlaps = best_overlaps(few, labeled.image_ids, np.ones(len(few)), labeled)
+    assert np.count_nonzero(overlaps >= GOOD_IOU) == 8
     require_labeled(detected(few, labeled.image_ids, labeled, tmp_path), labeled)
     part = slice(0, 6)  # boxes of three images alone
     require_labeled(detected(shaken[part], labeled.image_ids[part], labeled, tmp_path), labeled)

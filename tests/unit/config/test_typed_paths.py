@@ -117,7 +117,9 @@ def test_path_of_windows_is_refused_by_its_setting(override: str) -> None:
 def test_file_whose_name_has_a_backslash_is_used(tmp_path: Path) -> None:
     (tmp_path / "a\\b").mkdir()
     config = compose(["data=coco", f"data.root='{tmp_path}/a\\b'"])
-    check_paths(config, with_absolute_paths(config), print)
+    absolute = with_absolute_paths(config)
+    check_paths(config, absolute, print)
+    assert absolute.data.root == f"{tmp_path}/a\\b"
 
 
 def test_folder_of_the_data_is_needed_for_relative_paths_alone() -> None:

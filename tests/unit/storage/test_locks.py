@@ -79,14 +79,19 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-def test_second_owner_is_refused(tmp_path: Path) -> None:
+def notes_of_two_owners(lock: Path) -> list[str]:
+    """Check that a second owner is refused until the first ends; return what both report."""
     notes: list[str] = []
-    with hold_lock(tmp_path / ".lock", notes.append):
-        with pytest.raises(Held, match=r"^$"), hold_lock(tmp_path / ".lock"):
+    with hold_lock(lock, notes.append):
+        with pytest.raises(Held, match=r"^$"), hold_lock(lock):
             pass
-    with hold_lock(tmp_path / ".lock", notes.append):
+    with hold_lock(lock, notes.append):
         pass
-    assert notes == []
+    return notes
+
+
+def test_second_owner_is_refused(tmp_path: Path) -> None:
+    assert notes_of_two_owners(tmp_path / ".lock") == []
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
@@ -94,12 +99,7 @@ def test_second_owner_is_refused_without_locks(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", refuse(number))
-    notes: list[str] = []
-    with hold_lock(tmp_path / ".lock", notes.append):
-        with pytest.raises(Held, match=r"^$"), hold_lock(tmp_path / ".lock"):
-            pass
-    with hold_lock(tmp_path / ".lock", notes.append):
-        pass
+    notes = notes_of_two_owners(tmp_path / ".lock")
     assert len(notes) == 2 and f"{tmp_path} is on a file system without locks (" in notes[0]
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 

@@ -85,7 +85,9 @@ def test_changed_file_of_a_setting_is_refused(tmp_path: Path) -> None:
 
 
 def test_study_of_a_version_that_recorded_no_files_passes(tmp_path: Path) -> None:
-    write_settings(compose(), tmp_path, "data", "teacher-1", {})
+    write_settings(compose(), tmp_path, "data", "teacher-1", {"teacher.init": "0"})
+    with pytest.raises(InputError, match=r"teacher\.init"):
+        check_contents(tmp_path, {"teacher.init": "1"})
     file = settings_file(tmp_path)
     content = OmegaConf.load(file)
     del content["files"]
